@@ -1,0 +1,240 @@
+"""Members on disk: `DIR/<architecture>/<member>/`, an Orbax checkpoint beside `member.json`."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from lensjax.data.preprocess import Preparation
+from lensjax.errors import LensjaxError, UsageError
+from lensjax.models import registry
+
+LEARNED = (nnx.Param, nnx.BatchStat)
+State = dict[str, Any]
+"""The parameters and batch statistics of one member: arrays by dotted name."""
+
+
+@dataclass(frozen=True)
+class MemberInfo:
+    """What `member.json` says: all that is needed to apply the member as it was trained."""
+
+    architecture: str
+    preparation: Preparation
+    dropout: float
+    block_dropout: float = 0.0
+    weights_sha256: str = ""
+    calibration: dict[str, float] = field(
+        default_factory=lambda: {"slope": 1.0, "intercept": 0.0, "brier": 0.25}
+    )
+    metrics: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        """Returns the network of this member, with weights newly drawn from `rngs`."""
+        return registry.create(
+            self.architecture,
+            bands=len(self.preparation.bands),
+            input_size=self.preparation.input_size,
+            dropout=self.dropout,
+            block_dropout=self.block_dropout,
+            rngs=rngs,
+        )
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trained network. `validation` holds id, label, logit (n,) of its validation objects."""
+
+    info: MemberInfo
+    state: State
+    validation: dict[str, np.ndarray] | None = None
+
+
+def state_of(model: nnx.Module) -> State:
+    """Returns the parameters and batch statistics of `model` as arrays by dotted name."""
+    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model, LEARNED)))
+    return {_dotted(path): leaf for path, leaf in leaves}
+
+
+def nnx_state(model: nnx.Module, state: State) -> nnx.State:
+    """Returns `state` in the form that `nnx.merge` takes with the graph of `model`.
+
+    The arrays may carry further leading axes (members). `model` may be abstract.
+    """
+    learned = nnx.state(model, LEARNED)
+    values = jax.tree_util.tree_map_with_path(
+        lambda path, _: state[_dotted(path)], nnx.to_pure_dict(learned)
+    )
+    nnx.replace_by_pure_dict(learned, values)
+    return learned
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def save_member(folder: Path, member: Member) -> MemberInfo:
+    """Writes `member` to `folder`, whole or not at all, and returns its info with the hash."""
+    host_state = jax.tree.map(np.asarray, member.state)
+    info = dataclasses.replace(member.info, weights_sha256=weights_sha256(host_state))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((partial / "weights").absolute(), host_state)
+        if member.validation is not None:
+            np.savez(partial / "validation.npz", allow_pickle=False, **member.validation)
+        (partial / "member.json").write_text(json.dumps(_to_json(info), indent=2) + "\n")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return info
+
+
+def load_member(folder: Path) -> Member:
+    """Returns the member in `folder`.
+
+    Raises LensjaxError where a file is missing or damaged, or where names, shapes or types of the
+    weights are not those of the architecture; all differences are named together.
+    """
+    info = read_info(folder)
+    wanted = jax.eval_shape(lambda: state_of(info.build(nnx.Rngs(0))))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            path = (folder / "weights").absolute()
+            stored = checkpointer.metadata(path).item_metadata.tree
+            _compare(folder, wanted, stored)
+            state = checkpointer.restore(path, _on_host(wanted))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise LensjaxError(
+            f"the weights of {folder} cannot be read ({type(error).__name__}: {error}); "
+            "train or import the member again"
+        ) from error
+    state = jax.tree.map(np.asarray, state)
+    if weights_sha256(state) != info.weights_sha256:
+        raise LensjaxError(f"the weights of {folder} are not those that member.json names (sha256)")
+    return Member(info, state, _read_validation(folder))
+
+
+def find_members(checkpoints: Path, ensemble: str) -> dict[str, Path]:
+    """Returns the folders of the members that `ensemble` names, by column name, in its order.
+
+    `ensemble` is `resnet18,vit_b16` or `resnet18:4,vit_b16:2`; an architecture without a number
+    takes all that are found. Raises UsageError where an architecture is unknown, or has no members
+    or too few.
+    """
+    found: dict[str, Path] = {}
+    for architecture, count in parse_ensemble(ensemble).items():
+        folders = sorted(
+            (path.parent for path in (checkpoints / architecture).glob("*/member.json")),
+            key=lambda path: [
+                int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)
+            ],
+        )
+        if not folders or len(folders) < (count or 1):
+            held = f"holds {len(folders)} of {count}" if folders else "holds no"
+            raise UsageError(
+                f"{checkpoints} {held} {architecture} members (wanted {checkpoints}/{architecture}/"
+                "<member>/member.json); train some with scripts/train.py, import some with "
+                "scripts/import_weights.py, or use --checkpoints demo"
+            )
+        folders = folders[:count]
+        names = (
+            [architecture]
+            if len(folders) == 1
+            else [f"{architecture}.{index}" for index in range(len(folders))]
+        )
+        found |= dict(zip(names, folders, strict=True))
+    return found
+
+
+def parse_ensemble(ensemble: str) -> dict[str, int | None]:
+    """Returns the number of members (None: all) by architecture name, from `resnet18:4,vit_b16`."""
+    wanted: dict[str, int | None] = {}
+    for part in ensemble.split(","):
+        name, _, count = part.strip().partition(":")
+        architecture = registry.resolve(name).name
+        if count and not (count.isdigit() and int(count) > 0):
+            raise UsageError(
+                f"--ensemble: '{part.strip()}' wants a positive number after the colon"
+            )
+        if architecture in wanted:
+            raise UsageError(f"--ensemble names {architecture} twice; write {architecture}:2")
+        wanted[architecture] = int(count) if count else None
+    return wanted
+
+
+def weights_sha256(state: State) -> str:
+    """Returns the SHA-256 of all arrays of `state` with their names, shapes and types."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(state.items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def _compare(folder: Path, wanted: State, stored: Mapping[str, Any]) -> None:
+    """Raises LensjaxError naming every array that is missing, unknown or of another shape or type."""
+
+    def described(state: Mapping[str, Any]) -> dict[str, str]:
+        return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in state.items()}
+
+    want, have = described(wanted), described(stored)
+    differences = [f"{name} is missing" for name in sorted(want.keys() - have.keys())]
+    differences += [f"{name} is unknown" for name in sorted(have.keys() - want.keys())]
+    differences += [
+        f"{name} is {have[name]}, wanted {want[name]}"
+        for name in sorted(want.keys() & have.keys())
+        if want[name] != have[name]
+    ]
+    if differences:
+        raise LensjaxError(f"{folder} does not fit its architecture: " + "; ".join(differences))
+
+
+def read_info(folder: Path) -> MemberInfo:
+    """Returns what `member.json` in `folder` says. Raises LensjaxError where it cannot be read."""
+    try:
+        content = json.loads((folder / "member.json").read_text())
+        content["preparation"] = Preparation.from_json(content["preparation"])
+        return MemberInfo(**content)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise LensjaxError(
+            f"{folder}/member.json cannot be read ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _to_json(info: MemberInfo) -> dict[str, Any]:
+    return dataclasses.asdict(info) | {"preparation": info.preparation.to_json()}
+
+
+def _read_validation(folder: Path) -> dict[str, np.ndarray] | None:
+    path = folder / "validation.npz"
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in ("id", "label", "logit")}
+
+
+def _on_host(state: State) -> State:
+    """Returns the abstract `state` with every array placed on the first CPU device."""
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    return {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
+        for name, leaf in state.items()
+    }

@@ -1,0 +1,55 @@
+"""scripts/evaluate.py: compares predictions with labels: metrics with intervals, and figures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from lensjax import config, metrics, results
+from lensjax.errors import UsageError
+from lensjax.files import make_folder
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Options of scripts/evaluate.py."""
+
+    predictions: Annotated[Path | None, "output folder of scripts/infer.py"] = None
+    labels: Annotated[Path | None, "CSV, Parquet, FITS or .npz with id and label"] = None
+    output: Annotated[Path | None, "folder of metrics.json and figures (default: PREDICTIONS)"] = None
+    bootstrap: Annotated[int, "resamples of the 95 % intervals"] = 1000
+    seed: Annotated[int, "seed of the resampling"] = 0
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluates what `argv` names and prints the metrics."""
+    print(evaluate(config.parse(EvaluateConfig, argv, description=__doc__.split(": ", 1)[1])))
+
+
+def evaluate(options: EvaluateConfig) -> str:
+    """Returns the metrics as text; writes metrics.json and the figures.
+
+    Raises UsageError where predictions and labels cannot be read or share no id.
+    """
+    if options.predictions is None or options.labels is None:
+        raise UsageError("--predictions and --labels are both needed")
+    predictions = results.read_predictions(options.predictions)
+    matched = results.match(predictions, results.read_labels(options.labels))
+    found = {
+        name: metrics.evaluate(
+            values, matched.labels, bootstrap=options.bootstrap, seed=options.seed
+        )
+        for name, values in predictions.probabilities.items()
+    }
+    folder = options.output or options.predictions
+    make_folder(folder)
+    counts = {
+        "predictions_without_label": matched.without_label,
+        "labels_without_prediction": matched.without_prediction,
+    }
+    results.write_json(folder / "metrics.json", counts | {name: m.to_json() for name, m in found.items()})
+    from lensjax import report
+
+    figures = report.write_figures(folder, report.Scored(predictions.probabilities, matched.labels))
+    said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+    return "\n".join([metrics.table(found), "", said, *map(str, figures)])

@@ -1,0 +1,305 @@
+"""scripts/infer.py: scores cutouts with an ensemble, writes the catalogue and its pictures."""
+
+import dataclasses
+import hashlib
+import itertools
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+from astropy.table import Table
+
+from lensjax import checkpoint, config, metrics, results, runtime
+from lensjax.checkpoint import Member
+from lensjax.commands import demo
+from lensjax.data import loader
+from lensjax.data.catalog import Source, open_source
+from lensjax.data.preprocess import Fit
+from lensjax.ensemble import predict
+from lensjax.ensemble.fuse import Fusion, Scores
+from lensjax.ensemble.predict import Inputs, Precision
+from lensjax.ensemble.stack import Ensemble, stack
+from lensjax.errors import UsageError
+from lensjax.files import make_folder
+from lensjax.metrics import Metrics
+from lensjax.resume import Columns, PartialScores
+
+DEMO = Path("demo")
+PARTS = ".scores"
+
+
+@dataclass(frozen=True)
+class InferConfig:
+    """Options of scripts/infer.py."""
+
+    ensemble: Annotated[str, "architectures, comma separated; resnet18:4 takes four members"] = (
+        "resnet18,vit_b16"
+    )
+    checkpoints: Annotated[Path, "folder of the members; demo: the demonstration's"] = Path(
+        "checkpoints"
+    )
+    data: Annotated[str | None, "folder, catalogue, stack, FITS or {band} template; without it "
+                    "the demonstration runs"] = None
+    bands: Annotated[str | None, "bands that the files hold: i,r,g or g=EXTENSION,..."] = None
+    pixel_scale: Annotated[float | None, "arcsec/pixel, where the files do not say"] = None
+    fit: Annotated[Fit, "how cutouts of another size are brought to the member's"] = "auto"
+    output: Annotated[Path, "folder of the results"] = Path("results")
+    batch_size: Annotated[int, "cutouts a step"] = 128
+    mc_samples: Annotated[int, "Monte Carlo dropout samples; 1: dropout off"] = 10
+    fusion: Annotated[Fusion, "how members become one score"] = "stacked"
+    precision: Annotated[Precision, "of the networks' arithmetic"] = "float32"
+    batch_parallel: Annotated[bool, "all members and samples in one step, not one by one"] = True
+    seed: Annotated[int, "seed of the dropout masks"] = 0
+    resume: Annotated[bool, "go on where a killed run of the same settings stopped"] = True
+    top: Annotated[int, "candidates in the mosaic and the report"] = 48
+    smoke: Annotated[bool, "shrink the demonstration to about a minute"] = False
+
+
+def main(argv: Sequence[str]) -> None:
+    """Carries out `argv` and prints the metrics and where the results lie."""
+    options = config.parse(
+        InferConfig,
+        argv,
+        description=__doc__.split(": ", 1)[1],
+        spellings={"models": "ensemble"},
+    )
+    runtime.keep_compilations()
+    _check(options)
+    if options.data is None or options.checkpoints == DEMO:
+        print(demo.announce(options.ensemble, options.smoke), flush=True)
+        prepared = demo.prepare(options.ensemble, options.smoke)
+        options = dataclasses.replace(
+            options,
+            checkpoints=prepared.members,
+            data=options.data or str(prepared.held_back),
+        )
+    print(infer(options).summary(options.output))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did: the content of run.json, and metrics by score where labels were given."""
+
+    run: dict[str, Any]
+    metrics: Mapping[str, Metrics]
+
+    def summary(self, output: Path) -> str:
+        """Returns the lines that a user reads at the end."""
+        counts = f"{self.run['scored']} scored + {self.run['rejected']} rejected"
+        lines = [f"{counts} = {self.run['given']} given; {self.run['data']}"]
+        if self.metrics:
+            lines += ["", metrics.table(self.metrics), ""]
+        names = ("candidates.csv", "mosaic.png", "report.html")
+        lines += [f"{output / name}" for name in names if (output / name).exists()]
+        return "\n".join(lines)
+
+
+def infer(options: InferConfig) -> Outcome:
+    """Scores all cutouts of `options.data`, writes `options.output`, and returns the Outcome.
+
+    Raises UsageError for options that cannot be carried out, LensjaxError where the run fails.
+    """
+    folders = checkpoint.find_members(options.checkpoints, options.ensemble)
+    members = {name: checkpoint.load_member(folder) for name, folder in folders.items()}
+    ensemble = stack(members)
+    source = open_source(
+        str(options.data),
+        needed=_shared_bands(members),
+        bands=options.bands,
+        pixel_scale=options.pixel_scale,
+    )
+    make_folder(options.output)
+    parts = PartialScores(
+        options.output / PARTS, _fingerprint(options, members, source), options.resume
+    )
+    timing = score(options, ensemble, source, parts)
+    outcome = write(options, members, ensemble, source, parts.columns(), timing)
+    parts.remove()
+    return outcome
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How fast the scoring was; `images_per_second` leaves out the batch that compiled."""
+
+    compile_seconds: float | None
+    images_per_second: float | None
+    resumed_from: int
+
+
+def score(
+    options: InferConfig, ensemble: Ensemble, source: Source, parts: PartialScores
+) -> Timing:
+    """Adds the scores of the cutouts that `parts` does not have yet, and returns the Timing.
+
+    The scores of a batch are fetched while the next one computes.
+    """
+    settings = {"samples": options.mc_samples, "precision": options.precision}
+    weights = predict.place_weights(ensemble, seed=options.seed, **settings)
+    make = predict.ensemble_step if options.batch_parallel else predict.one_by_one_step
+    step = make(ensemble, fusion=options.fusion, **settings)
+    start = parts.rows
+    batches = loader.batches(
+        source,
+        ensemble.preparations,
+        how=options.fit,
+        batch_size=options.batch_size,
+        start=start,
+    )
+    compile_seconds, steady_since, steady_rows = None, 0.0, 0
+    pending: tuple[loader.Batch, Scores] | None = None
+    with runtime.progress("scoring", len(source) - start, "cutouts") as advance:
+        for batch in itertools.chain(batches, [None]):
+            launched = None
+            if batch is not None:
+                inputs = Inputs(batch.images, batch.level, batch.scale)
+                began = time.perf_counter()
+                launched = (batch, step(weights, inputs))
+                compile_seconds = compile_seconds or time.perf_counter() - began
+            if pending is not None:
+                parts.add(_columns(ensemble, *pending))
+                advance(pending[0].count)
+                steady_rows += pending[0].count if steady_since else 0
+                steady_since = steady_since or time.perf_counter()
+            pending = launched
+    elapsed = time.perf_counter() - steady_since
+    return Timing(compile_seconds, steady_rows / elapsed if steady_rows else None, start)
+
+
+def _columns(ensemble: Ensemble, batch: loader.Batch, scores: Scores) -> Columns:
+    """Returns the rows of a batch, one array (count,) per column, NaN where unreadable."""
+    host = jax.device_get(scores)._asdict()
+    member_logits, member_probs = host.pop("member_logits"), host.pop("member_probs")
+    for index, name in enumerate(ensemble.names):
+        host[f"{name}_logits"], host[f"{name}_probs"] = member_logits[index], member_probs[index]
+    rows = slice(0, batch.count)
+    readable = batch.readable[rows]
+    columns = {name: np.where(readable, values[rows], np.nan) for name, values in host.items()}
+    return columns | {
+        "readable": readable,
+        "reasons": np.array(batch.reasons[rows], np.str_),
+        "ra": batch.ra[rows],
+        "dec": batch.dec[rows],
+        "masked": batch.masked[rows],
+        "action": np.array(batch.actions[0][rows], np.str_),
+    }
+
+
+def write(
+    options: InferConfig,
+    members: Mapping[str, Member],
+    ensemble: Ensemble,
+    source: Source,
+    columns: Columns,
+    timing: Timing,
+) -> Outcome:
+    """Writes the output directory from `columns`, the scores in input order."""
+    readable, reasons = columns["readable"], columns["reasons"]
+    scores = {name: columns[name] for name in results.SCORES}
+    of_members = {
+        name: {"logits": columns[f"{name}_logits"], "probs": columns[f"{name}_probs"]}
+        for name in ensemble.names
+    }
+    table = source.table.copy(copy_data=False)
+    table["ra"], table["dec"] = columns["ra"], columns["dec"]
+    candidates = results.write_outputs(
+        options.output, table, scores, of_members, readable, reasons
+    )
+    found = _metrics(source, scores["probability"], of_members)
+    record = {
+        "config": dataclasses.asdict(options),
+        "members": [
+            {
+                "name": name,
+                "architecture": member.info.architecture,
+                "weights_sha256": member.info.weights_sha256,
+                "fusion_weight": float(ensemble.knowledge.weight[ensemble.names.index(name)]),
+            }
+            for name, member in members.items()
+        ],
+        "fusion_weights_from": ensemble.knowledge_from,
+        "data": source.description,
+        "fitted": dict(Counter(columns["action"][readable].tolist())),
+        "masked_pixels": int(columns["masked"].sum()),
+        "versions": runtime.versions(),
+        "devices": runtime.devices(),
+        "given": len(source),
+        "scored": int(readable.sum()),
+        "rejected": int((~readable).sum()),
+        **dataclasses.asdict(timing),
+        "metrics": {name: metric.to_json() for name, metric in found.items()},
+    }
+    # Pictures last: drawing takes memory of its own, and the catalogue is what must not be lost.
+    record["peak_memory_bytes"] = runtime.peak_memory_bytes()
+    results.write_json(options.output / "run.json", record)
+    best = results.ranking(scores, readable)[: options.top]
+    draw(options, source, best, candidates, record, reasons, found)
+    return Outcome(record, found)
+
+
+def draw(
+    options: InferConfig,
+    source: Source,
+    best: np.ndarray,
+    candidates: Table,
+    record: Mapping[str, Any],
+    reasons: np.ndarray,
+    found: Mapping[str, Metrics],
+) -> None:
+    """Writes mosaic.png and report.html; the cutouts of the rows in `best` are read once more."""
+    from lensjax import report
+
+    pictures = [report.colour(source[row].image, source.bands) for row in best]
+    report.write_mosaic(options.output / "mosaic.png", pictures, candidates)
+    report.write_report(
+        options.output,
+        candidates=candidates,
+        pictures=pictures,
+        run=record,
+        reasons=reasons.tolist(),
+        metrics=found,
+    )
+
+
+def _check(options: InferConfig) -> None:
+    """Raises UsageError for numbers that make no sense."""
+    for name in ("batch_size", "mc_samples", "top"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
+
+
+def _shared_bands(members: Mapping[str, Member]) -> tuple[str, ...]:
+    """Returns every band that some member sees, in the order in which members name them."""
+    return tuple(dict.fromkeys(b for m in members.values() for b in m.info.preparation.bands))
+
+
+def _fingerprint(
+    options: InferConfig, members: Mapping[str, Member], source: Source
+) -> dict[str, Any]:
+    """Returns what a run must share with a killed one to go on from its scores."""
+    kept = ("bands", "pixel_scale", "fit", "mc_samples", "fusion", "precision", "seed")
+    ids = hashlib.sha256("\n".join(map(str, source.table["id"])).encode()).hexdigest()
+    return {name: getattr(options, name) for name in kept} | {
+        "data": str(Path(str(options.data)).absolute()),
+        "ids_sha256": ids,
+        "members": {name: member.info.weights_sha256 for name, member in members.items()},
+    }
+
+
+def _metrics(
+    source: Source, probability: np.ndarray, of_members: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, Metrics]:
+    """Returns the metrics of each member and of the ensemble, none without labels of both kinds."""
+    if "label" not in source.table.colnames:
+        return {}
+    label = np.asarray(source.table["label"])
+    if not {0, 1} <= set(label.tolist()):
+        return {}
+    probabilities = {name: member["probs"] for name, member in of_members.items()}
+    probabilities["ensemble"] = probability
+    return {name: metrics.evaluate(values, label) for name, values in probabilities.items()}

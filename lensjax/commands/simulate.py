@@ -1,0 +1,145 @@
+"""scripts/simulate.py: makes ray-traced lenses and look-alikes, split into training and test."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pyarrow
+import pyarrow.csv
+
+from lensjax import config, runtime
+from lensjax.data import loader
+from lensjax.data.catalog import open_source
+from lensjax.data.preprocess import Preparation
+from lensjax.data.splits import held_back
+from lensjax.errors import UsageError
+from lensjax.files import make_folder, replacing
+from lensjax.sky.render import Sky, simulate
+from lensjax.sky.stamps import read_stamps
+from lensjax.sky.survey import SURVEYS, Survey
+
+
+@dataclass(frozen=True)
+class SimulateConfig:
+    """Options of scripts/simulate.py."""
+
+    output: Annotated[Path | None, "folder for train.npz, test.npz, truth.csv, preview.png"] = None
+    survey: Annotated[str, f"whose bands, seeing and depth: {', '.join(SURVEYS)}"] = "decam"
+    size: Annotated[int | None, "pixels across (default: the survey's own)"] = None
+    count: Annotated[int, "cutouts in all"] = 8000
+    lens_fraction: Annotated[float, "share that are lenses"] = 0.5
+    test_fraction: Annotated[float, "share of the galaxies that go to test.npz"] = 0.2
+    backgrounds: Annotated[str | None, "real cutouts, as --data of infer.py, to put arcs into"] = None
+    bands: Annotated[str | None, "bands that the backgrounds' files hold"] = None
+    pixel_scale: Annotated[float | None, "arcsec/pixel of the backgrounds"] = None
+    sources: Annotated[Path | None, "FITS or .npy of galaxy stamps that serve as sources"] = None
+    sources_pixel_scale: Annotated[float, "arcsec/pixel of the stamps"] = 0.03
+    seed: Annotated[int, "seed of everything that is drawn"] = 0
+
+
+def main(argv: Sequence[str]) -> None:
+    """Simulates what `argv` asks for and prints where it lies."""
+    options = config.parse(SimulateConfig, argv, description=__doc__.split(": ", 1)[1])
+    runtime.keep_compilations()
+    print(simulate_survey(options))
+
+
+def simulate_survey(options: SimulateConfig) -> str:
+    """Writes the simulated sky to OUTPUT and returns a line about it.
+
+    All cutouts of one galaxy stand on one side of the split. truth.csv is written last: where it
+    is, all is. Raises UsageError for options that do not fit.
+    """
+    if options.output is None:
+        raise UsageError("--output is missing: name a folder for the simulated sky")
+    survey = _survey(options)
+    make_folder(options.output)
+    stamps = None if options.sources is None else read_stamps(options.sources)
+    with runtime.progress("simulating", options.count, "cutouts") as advance:
+        sky = simulate(
+            survey,
+            count=options.count,
+            lens_fraction=options.lens_fraction,
+            seed=options.seed,
+            backgrounds=_backgrounds(options, survey),
+            sources=stamps,
+            sources_pixel_scale=None if stamps is None else options.sources_pixel_scale,
+            progress=advance,
+        )
+    test = held_back(sky.truth["group"], options.test_fraction, "test")
+    for name, rows in (("train", ~test), ("test", test)):
+        _write_stack(options.output / f"{name}.npz", survey, sky, rows)
+    _write_preview(options.output / "preview.png", survey, sky)
+    _write_truth(options.output / "truth.csv", sky, test)
+    lenses = int(sky.truth["label"].sum())
+    return (
+        f"{options.output}: {lenses} lenses and {options.count - lenses} others as {survey.name} "
+        f"sees them; {int((~test).sum())} in train.npz, {int(test.sum())} in test.npz"
+    )
+
+
+def _survey(options: SimulateConfig) -> Survey:
+    if options.survey not in SURVEYS:
+        raise UsageError(f"--survey {options.survey} is not known: choose {', '.join(SURVEYS)}")
+    survey = SURVEYS[options.survey]
+    return dataclasses.replace(survey, size=options.size or survey.size)
+
+
+def _backgrounds(options: SimulateConfig, survey: Survey) -> np.ndarray | None:
+    """Returns the real cutouts (n, size, size, band) on the survey's grid, None without any."""
+    if options.backgrounds is None:
+        return None
+    source = open_source(
+        options.backgrounds,
+        needed=survey.bands,
+        bands=options.bands,
+        pixel_scale=options.pixel_scale,
+    )
+    bands = len(survey.bands)
+    plain = Preparation(
+        bands=survey.bands,
+        input_size=survey.size,
+        pixel_scale=survey.pixel_scale,
+        stretch="none",
+        softening=1.0,
+        mean=(0.0,) * bands,
+        std=(1.0,) * bands,
+    )
+    read = loader.batches(source, (plain,), how="auto", batch_size=64)
+    images = np.concatenate([batch.images[0][: batch.count][batch.readable[: batch.count]]
+                             for batch in read])
+    if not len(images):
+        raise UsageError(f"--backgrounds {options.backgrounds}: none of the cutouts can be read")
+    return images
+
+
+def _write_stack(path: Path, survey: Survey, sky: Sky, rows: np.ndarray) -> None:
+    arrays = {name: values[rows] for name, values in sky.truth.items()}
+    arrays |= {"bands": np.array(survey.bands), "pixel_scale": np.array(survey.pixel_scale)}
+    with replacing(path, sky.images[rows].nbytes) as file:
+        np.savez(file, allow_pickle=False, images=sky.images[rows], **arrays)
+
+
+def _write_truth(path: Path, sky: Sky, test: np.ndarray) -> None:
+    columns = sky.truth | {"split": np.where(test, "test", "train")}
+    with replacing(path, sum(values.nbytes for values in columns.values())) as file:
+        pyarrow.csv.write_csv(pyarrow.table(columns), file)
+
+
+def _write_preview(path: Path, survey: Survey, sky: Sky, columns: int = 12) -> None:
+    """Writes a picture with a row of examples for lenses and for each kind of look-alike."""
+    from PIL import Image
+
+    from lensjax.report import colour
+
+    kinds = list(dict.fromkeys(["lens", *sorted(set(sky.truth["kind"].tolist()))]))
+    sheet = Image.new("RGB", (columns * survey.size, len(kinds) * survey.size))
+    for row, kind in enumerate(kinds):
+        for column, index in enumerate(np.flatnonzero(sky.truth["kind"] == kind)[:columns]):
+            tile = Image.fromarray(colour(sky.images[index], survey.bands))
+            sheet.paste(tile, (column * survey.size, row * survey.size))
+    with replacing(path, sheet.width * sheet.height) as file:
+        sheet.save(file, "PNG")

@@ -1,0 +1,324 @@
+"""Turns a cutout into what a member looks at: its size, its pixel scale, its brightness scale.
+
+The geometry is done on the host by the threads that read; the stretch is part of the compiled
+step, so that it costs no host time and the device gets plain pixels.
+"""
+
+import math
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage, sparse
+
+from lensjax.data.readers import Cutout, Plane, Unreadable
+from lensjax.errors import UsageError
+
+Stretch = Literal["asinh", "none"]
+Fit = Literal["auto", "resample", "resize", "crop"]
+STRETCHES = get_args(Stretch)
+WAYS_TO_FIT = get_args(Fit)
+
+# Pixel scales count as equal where the grids part by less than this many pixels at the edge.
+SAME_GRID = 0.25
+
+# The noise cannot be told from less than one grey level of an eight-bit picture.
+NOISE_FLOOR = 1.0 / 256.0
+
+# A standard deviation from a median absolute deviation, for normal noise.
+_SIGMA_PER_MAD = 1.4826
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How a member wants its cutouts.
+
+    `input_size` in pixels, `pixel_scale` in arcsec per pixel (None: any), `stretch` one of
+    `asinh` and `none`, `softening` in units of the noise, `mean` and `std` per band of the
+    stretched pixels. Raises `UsageError` where these do not fit each other.
+    """
+
+    bands: tuple[str, ...]
+    input_size: int
+    pixel_scale: float | None
+    stretch: str
+    softening: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.stretch not in STRETCHES:
+            raise UsageError(f"stretch {self.stretch!r} is not known: {' or '.join(STRETCHES)}")
+        if not self.bands or not len(self.bands) == len(self.mean) == len(self.std):
+            raise UsageError(
+                f"{len(self.bands)} bands with {len(self.mean)} means and {len(self.std)} "
+                "standard deviations: give one of each a band"
+            )
+        lengths = (self.input_size, self.softening, *self.std, self.pixel_scale or 1.0)
+        if not all(math.isfinite(length) and length > 0 for length in lengths):
+            raise UsageError(
+                "input size, pixel scale, softening and standard deviations must be above zero: "
+                f"{self}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON has them: a dict of strings, numbers and lists."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Preparation":
+        """The preparation that `to_json` wrote. Raises `UsageError` for other fields than its."""
+        names = {field.name for field in fields(cls)}
+        if set(values) != names:
+            odd = ", ".join(sorted(set(values) ^ names))
+            raise UsageError(f"a preparation has the fields {', '.join(names)}; check {odd}")
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **lists})
+
+
+class Fitted(NamedTuple):
+    """A cutout on a member's grid.
+
+    `image`: (S, S, band) float32 without NaN. `action`: `as is`, `cropped`, `padded`,
+    `resampled` or `resized`. `inside`: the rows and columns that hold sky of the cutout; what is
+    outside of them holds the background level.
+    """
+
+    image: np.ndarray
+    action: str
+    inside: tuple[slice, slice]
+
+
+def fit(cutout: Cutout, preparation: Preparation, how: str = "auto") -> Fitted:
+    """The cutout about its centre on the member's grid of S by S pixels.
+
+    `resample` brings it to the member's pixel scale, `resize` its shorter side to S pixels,
+    `crop` leaves the pixels as they are and cuts or pads; `auto` resamples where both pixel
+    scales are known and else resizes. Pixel values are surface brightness: a uniform sky keeps
+    its value. Shrinking averages over the pixels that become one. Where the scales agree nothing
+    is interpolated: blurring would change the noise that the member was trained on, whereas a
+    centre off by half a pixel (odd cut from even) would not. Masked pixels get the mean of their
+    neighbours, or the background level where most of these are masked too.
+
+    Raises `Unreadable` where `resample` is asked and the cutout's pixel scale is not known, or
+    the cutout is smaller than a pixel of the member; `UsageError` where `resample` is asked and
+    the member's pixel scale is not known, or `how` is none of the above.
+    """
+    if how not in WAYS_TO_FIT:
+        raise UsageError(f"--fit {how} is not known: choose from {', '.join(WAYS_TO_FIT)}")
+    if how == "resample" and preparation.pixel_scale is None:
+        raise UsageError("--fit resample: this member has no pixel scale; take resize or crop")
+    if how == "resample" and cutout.pixel_scale is None:
+        raise Unreadable("pixel scale not known: give --pixel-scale, or --fit resize or crop")
+    size, (height, width) = preparation.input_size, cutout.image.shape[:2]
+    background = background_level(cutout.image)
+    image = fill_masked(cutout.image, background)
+    if how == "crop":
+        ratio, action = 1.0, "cropped"
+    elif how != "resize" and preparation.pixel_scale and cutout.pixel_scale:
+        ratio, action = preparation.pixel_scale / cutout.pixel_scale, "resampled"
+    else:
+        ratio, action = min(height, width) / size, "resized"
+    if abs(ratio - 1.0) * size / 2 >= SAME_GRID:
+        inside = _covered(height, size, ratio), _covered(width, size, ratio)
+        if any(axis.start == axis.stop for axis in inside):
+            raise Unreadable(f"{width}x{height} pixels are less than one pixel of the member")
+        return Fitted(resample(image, ratio, (size, size), background), action, inside)
+    if (height, width) == (size, size):
+        return Fitted(np.ascontiguousarray(image), "as is", (slice(0, size), slice(0, size)))
+    cut, inside = _crop(image, size, background)
+    return Fitted(cut, "padded" if min(height, width) < size else "cropped", inside)
+
+
+def join(planes: list[Plane]) -> Cutout:
+    """One cutout of planes of the same sky; where their grids differ, all on the finest.
+
+    Raises `Unreadable` where sizes differ and the pixel scales are not known, or where no band
+    has a valid pixel.
+    """
+    if all(np.isnan(plane.pixels).all() for plane in planes):
+        raise Unreadable("no valid pixel")
+    scales = [plane.sky.pixel_scale for plane in planes]
+    shapes = [plane.pixels.shape for plane in planes]
+    known = [scale for scale in scales if scale is not None]
+    first = planes[0].sky
+    if len(set(shapes)) == 1 and (not known or max(known) < 1.01 * min(known)):
+        image = np.stack([plane.pixels for plane in planes], axis=-1)
+        return Cutout(image, known[0] if known else None, first.ra, first.dec)
+    if len(known) < len(scales):
+        sizes = ", ".join(f"{width}x{height}" for height, width in shapes)
+        raise Unreadable(f"bands differ in size ({sizes}) and their pixel scales are not known")
+    finest = int(np.argmin(known))
+    aligned = [
+        _resample_masked(plane.pixels, known[finest] / scale, shapes[finest])
+        for plane, scale in zip(planes, known, strict=True)
+    ]
+    return Cutout(np.stack(aligned, axis=-1), known[finest], first.ra, first.dec)
+
+
+def _resample_masked(pixels: np.ndarray, ratio: float, shape: tuple[int, int]) -> np.ndarray:
+    """As `resample` for one plane (height, width), NaN where the old pixels are masked."""
+    image = pixels[..., np.newaxis]
+    share = resample(np.isfinite(image).astype(np.float32), ratio, shape, 0.0)
+    filled = fill_masked(image, background_level(image))
+    return np.where(share >= 0.5, resample(filled, ratio, shape, np.nan), np.nan)[..., 0]
+
+
+def background_level(image: np.ndarray) -> np.ndarray:
+    """(band,) float32: the median of the valid pixels at the border, an eighth of the side wide.
+
+    Where a band has none there, the median of all its valid pixels; zero where it has none.
+    """
+    height, width, bands = image.shape
+    rows, columns = max(1, height // 8), max(1, width // 8)
+    strips = (
+        image[:rows],
+        image[-rows:],
+        image[rows:-rows, :columns],
+        image[rows:-rows, -columns:],
+    )
+    border = np.concatenate([strip.reshape(-1, bands) for strip in strips])
+    levels = np.zeros(bands, np.float32)
+    for band in range(bands):
+        for pixels in (border[:, band], image[..., band].reshape(-1)):
+            valid = pixels[np.isfinite(pixels)]
+            if valid.size:
+                levels[band] = np.median(valid)
+                break
+    return levels
+
+
+def fill_masked(image: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """(height, width, band) float32 without NaN; the image itself where it has none.
+
+    A masked pixel gets the mean of the valid ones among its 5 by 5 neighbours where these are
+    at least half, else the background level (band,) of its band.
+    """
+    valid = np.isfinite(image)
+    if valid.all():
+        return image
+    box = (5, 5, 1)
+    share = ndimage.uniform_filter(valid.astype(np.float64), box, mode="constant")
+    known = np.where(valid, image, 0.0).astype(np.float64)
+    total = ndimage.uniform_filter(known, box, mode="constant")
+    bridged = np.divide(total, share, out=np.zeros_like(total), where=share >= 0.5)
+    level = np.broadcast_to(background.reshape(1, 1, -1), image.shape)
+    return np.where(valid, image, np.where(share >= 0.5, bridged, level)).astype(np.float32)
+
+
+def resample(
+    image: np.ndarray, ratio: float, shape: tuple[int, int], outside: np.ndarray | float
+) -> np.ndarray:
+    """(shape[0], shape[1], band) float32: the image about its centre on another grid.
+
+    `ratio` is the new pixel's side over the old one's; `outside` the value of pixels whose
+    centre lies off the image, (band,) or one number. Linear interpolation, by a triangle as wide
+    as the larger of both pixels, so that shrinking averages: the `linear` method of
+    `jax.image.scale_and_translate` with antialiasing.
+    """
+    height, width, bands = image.shape
+    first_row, rows = _weights(height, shape[0], ratio)
+    first_column, columns = _weights(width, shape[1], ratio)
+    # Only the part that the new grid sees: a huge cutout costs no more than a small one.
+    seen = image[first_row:, first_column:][: rows.shape[1], : columns.shape[1]]
+    # Sparse products, since a new pixel sees few old ones, and since a BLAS that starts threads of
+    # its own in each of the reading threads slows all of them down.
+    by_rows = (rows @ seen.reshape(rows.shape[1], -1)).reshape(shape[0], -1, bands)
+    swapped = by_rows.transpose(1, 0, 2).reshape(columns.shape[1], -1)
+    result = (columns @ swapped).reshape(shape[1], shape[0], bands).transpose(1, 0, 2)
+    covered = _covered(height, shape[0], ratio), _covered(width, shape[1], ratio)
+    full = np.broadcast_to(np.asarray(outside, np.float32), (*shape, bands)).copy()
+    full[covered] = result[covered]
+    return full
+
+
+def level_and_scale(image: np.ndarray, preparation: Preparation) -> tuple[np.ndarray, np.ndarray]:
+    """Level and noise of an image (height, width, band), each (band,) float32, for `stretch`.
+
+    Per band the median and 1.4826 times the median absolute deviation, and no less noise than a
+    256th of what the 99.5th percentile (or, in an emptier picture, the maximum) rises above the
+    level: the sky of an eight-bit picture is clipped to black and has no deviation at all. Both
+    scale with the flux, so that the stretched image does not depend on its unit. 0 and 1 for the
+    stretch `none`.
+    """
+    bands = image.shape[-1]
+    if preparation.stretch == "none":
+        return np.zeros(bands, np.float32), np.ones(bands, np.float32)
+    pixels = np.ascontiguousarray(image.reshape(-1, bands).T)
+    level = np.median(pixels, axis=1)
+    noise = _SIGMA_PER_MAD * np.median(np.abs(pixels - level[:, np.newaxis]), axis=1)
+    bright = np.percentile(pixels, 99.5, axis=1) - level
+    height = np.where(bright > 0, bright, pixels.max(axis=1) - level)
+    scale = np.maximum(noise, NOISE_FLOOR * height)
+    return level.astype(np.float32), np.where(scale > 0, scale, 1.0).astype(np.float32)
+
+
+def stretch(
+    images: jax.Array, level: jax.Array, scale: jax.Array, preparation: Preparation
+) -> jax.Array:
+    """Stretched and normalised images (batch, S, S, band) float32, from the same shape.
+
+    `asinh`: arcsinh((image - level) / (softening * scale)), which is linear in the noise and
+    logarithmic in the bright cores, after Lupton et al. 2004 (PASP 116, 133); then, as for
+    `none`, (x - mean) / std per band. `level` and `scale`: (batch, band), of `level_and_scale`.
+    """
+    x = images.astype(jnp.float32)
+    if preparation.stretch == "asinh":
+        signal = (x - level[:, None, None, :]) / scale[:, None, None, :]
+        x = jnp.arcsinh(signal / preparation.softening)
+    mean = jnp.asarray(preparation.mean, jnp.float32).reshape(1, 1, 1, -1)
+    std = jnp.asarray(preparation.std, jnp.float32).reshape(1, 1, 1, -1)
+    return (x - mean) / std
+
+
+def _crop(
+    image: np.ndarray, size: int, background: np.ndarray
+) -> tuple[np.ndarray, tuple[slice, slice]]:
+    """The centre of the image, (size, size, band), padded with the background level."""
+    result = np.broadcast_to(background.reshape(1, 1, -1), (size, size, image.shape[2])).copy()
+    source, target = zip(*(_centred(length, size) for length in image.shape[:2]), strict=True)
+    result[target] = image[source]
+    return result, target
+
+
+def _centred(length: int, size: int) -> tuple[slice, slice]:
+    """The part of an axis to take and where to put it, both about the centre."""
+    common = min(length, size)
+    start, place = (length - common) // 2, (size - common) // 2
+    return slice(start, start + common), slice(place, place + common)
+
+
+def _centres(length: int, size: int, ratio: float) -> np.ndarray:
+    """Where the centres of `size` new pixels lie on an axis of `length` old pixels."""
+    return (np.arange(size) - (size - 1) / 2) * ratio + (length - 1) / 2
+
+
+def _covered(length: int, size: int, ratio: float) -> slice:
+    """The new pixels whose centre lies on the old axis."""
+    centres = _centres(length, size, ratio)
+    inside = np.flatnonzero((centres >= -0.5) & (centres <= length - 0.5))
+    return slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, 0)
+
+
+# A matrix takes at most a few hundred KiB; data sets have few different sizes.
+@lru_cache(maxsize=64)
+def _weights(length: int, size: int, ratio: float) -> tuple[int, sparse.csr_array]:
+    """First old pixel seen, and the weights (size, seen) float32 of old pixels in each new one.
+
+    A row sums to one; where the centre of the new pixel lies off the old axis it means nothing.
+    """
+    centres = _centres(length, size, ratio)
+    reach = max(ratio, 1.0)
+    first = max(0, math.floor(centres[0] - reach))
+    last = min(length - 1, math.ceil(centres[-1] + reach))
+    pixels = np.arange(first, last + 1)
+    distance = np.abs(centres[:, np.newaxis] - pixels[np.newaxis, :]) / reach
+    weights = np.maximum(0.0, 1.0 - distance)
+    total = weights.sum(axis=1, keepdims=True)
+    return first, sparse.csr_array((weights / np.maximum(total, 1e-12)).astype(np.float32))

@@ -1,0 +1,210 @@
+"""Reads a catalogue of cutouts: CSV, Parquet or a FITS table, every column as it is."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+from astropy.io import fits
+from astropy.table import Column, MaskedColumn, Table
+
+from lensjax.data.readers import FITS_SUFFIXES, has_suffix
+from lensjax.errors import UsageError
+
+PARQUET_SUFFIXES = (".parquet", ".pq")
+TABLE_SUFFIXES = (".csv", *PARQUET_SUFFIXES)
+
+KNOWN_COLUMNS = ("id", "ra", "dec", "path", "label", "group")
+PATH_COLUMNS = ("path", "filepath", "filename")
+
+UNKNOWN_LABEL = -1
+_LABELS = {
+    1: frozenset(["lens", "lenses", "lensed", "positive", "positives", "true", "yes"]),
+    0: frozenset(
+        ["nonlens", "nonlenses", "notlens", "nolens", "negative", "negatives", "false", "no"]
+    ),
+    UNKNOWN_LABEL: frozenset(["", "none", "null", "unknown", "unlabelled", "unlabeled"]),
+}
+
+
+def read_table(path: Path) -> Table:
+    """The table of a catalogue file, columns and values as the file has them.
+
+    A column of a CSV file becomes numbers only where each of its values is written back the same
+    (identifiers) or is a decimal number; `007` stays text. Raises `UsageError` for a file that
+    cannot be read as a table and for a column that occurs twice.
+    """
+    try:
+        if has_suffix(path, FITS_SUFFIXES):
+            return _fits_table(path)
+        is_parquet = has_suffix(path, PARQUET_SUFFIXES)
+        arrow = pa.parquet.read_table(path) if is_parquet else _csv(path)
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{path} cannot be read as a table: {reason}") from error
+    repeated = sorted({name for name in arrow.column_names if arrow.column_names.count(name) > 1})
+    if repeated:
+        raise UsageError(f"{path} has the column {repeated[0]} more than once: rename one")
+    table = Table()
+    for name in arrow.column_names:
+        table[name] = _column(arrow[name], name)
+    return table
+
+
+def has_table(path: Path) -> bool:
+    """True where a FITS file holds a table and no image before it."""
+    try:
+        with fits.open(path, memmap=False) as hdus:
+            for hdu in hdus:
+                if isinstance(hdu, fits.BinTableHDU | fits.TableHDU):
+                    return True
+                if len(hdu.shape) > 0:
+                    return False
+    # A broken file is no table; what is wrong with it is said by the reader of images.
+    except Exception:
+        return False
+    return False
+
+
+def standardise(table: Table, source: str) -> Table:
+    """The table with its known columns under their own names, and checked.
+
+    `path` (also called `filepath` or `filename`), `id`, `ra`, `dec`, `label` and `group` are
+    found without regard to case. `ra`, `dec`: float64 degrees, NaN where unknown. `label`: int64,
+    1 a lens, 0 none, -1 unknown. `id`, `group` and all other columns stay as they are. Raises
+    `UsageError` that names the `source` where a column holds what it cannot hold.
+    """
+    result = table.copy(copy_data=False)
+    for known in KNOWN_COLUMNS:
+        spellings = PATH_COLUMNS if known == "path" else (known,)
+        name = _first_spelling(result.colnames, spellings)
+        if name is not None and name != known:
+            result.rename_column(name, known)
+    for name in ("ra", "dec"):
+        if name in result.colnames:
+            result[name] = _degrees(result[name], name, source)
+    if "label" in result.colnames:
+        result["label"] = label_column(result["label"], source)
+    return result
+
+
+def label_of(value: Any) -> int | None:
+    """1 (lens), 0 (not a lens) or -1 (unknown) by a label's text; None for any other text."""
+    text = str(value).strip().lower()
+    try:
+        number = float(text)
+    except ValueError:
+        word = re.sub(r"[\s_-]+", "", text)
+        return next((label for label, words in _LABELS.items() if word in words), None)
+    if np.isnan(number) or number < 0:
+        return UNKNOWN_LABEL
+    return {0.0: 0, 1.0: 1}.get(number)
+
+
+def label_column(values: Iterable[Any], source: str) -> np.ndarray:
+    """(row,) int64 labels of any spelling. Raises `UsageError` for what is not a binary label."""
+    array = np.ma.filled(np.ma.asarray(values).astype(object), "")
+    meaning = {value: label_of(value) for value in set(array.tolist())}
+    odd = sorted(str(value) for value, label in meaning.items() if label is None)
+    if odd:
+        raise UsageError(
+            f"column label of {source} holds {odd[0]!r}: write 1 or lens, 0 or nonlens, or leave "
+            "it empty; another kind of grade goes under another column name"
+        )
+    return np.array([meaning[value] for value in array.tolist()], np.int64)
+
+
+def _first_spelling(columns: list[str], spellings: tuple[str, ...]) -> str | None:
+    """The first of the columns that has one of the names, as they are before any case."""
+    for spelling in spellings:
+        if spelling in columns:
+            return spelling
+        for column in columns:
+            if column.strip().lower() == spelling:
+                return column
+    return None
+
+
+def _degrees(column: Column, name: str, source: str) -> np.ndarray:
+    """(row,) float64 of a column of numbers, NaN where it is empty."""
+    try:
+        values = np.ma.asarray(column)
+        if values.dtype.kind in "OU":
+            filled = np.ma.filled(values.astype(object), "nan")
+            return np.array([float(str(value).strip() or "nan") for value in filled], np.float64)
+        return np.ma.filled(values.astype(np.float64), np.nan)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"column {name} of {source} is not in decimal degrees: {error}") from error
+
+
+def _fits_table(path: Path) -> Table:
+    table = Table.read(path, format="fits", memmap=False)
+    table.convert_bytestring_to_unicode()
+    table.meta.clear()
+    return table
+
+
+def _csv(path: Path) -> pa.Table:
+    header = pa.csv.open_csv(path).schema.names
+    text = pa.csv.read_csv(
+        path,
+        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pa.csv.ConvertOptions(
+            column_types={name: pa.string() for name in header},
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            null_values=[""],
+        ),
+    )
+    columns = [_numbers(column.combine_chunks(), name) for name, column in _items(text)]
+    return pa.Table.from_arrays(columns, names=text.column_names)
+
+
+def _items(table: pa.Table) -> Iterable[tuple[str, pa.ChunkedArray]]:
+    return zip(table.column_names, table.columns, strict=True)
+
+
+def _numbers(text: pa.Array, name: str) -> pa.Array:
+    """A column of text as integers or floats where nothing is lost, else as it is."""
+    if text.null_count == len(text):
+        return text
+    try:
+        integers = pc.cast(text, pa.int64())
+        if pc.all(pc.equal(pc.cast(integers, pa.string()), text)).as_py():
+            return integers
+    except pa.ArrowInvalid:
+        pass
+    decimal = pc.all(pc.match_substring_regex(text, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"))
+    leading_zero = pc.any(pc.match_substring_regex(text, r"^[+-]?0\d"))
+    whole = pc.all(pc.match_substring_regex(text, r"^[+-]?\d+$"))
+    if name.lower() == "id" or not decimal.as_py() or leading_zero.as_py() or whole.as_py():
+        return text
+    return pc.cast(text, pa.float64())
+
+
+def _column(values: pa.ChunkedArray, name: str) -> Column:
+    """An astropy column; missing values are masked, so that integers stay integers."""
+    array = values.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_decimal(array.type):
+        array = pc.cast(array, pa.float64())
+    missing = array.is_null().to_numpy(zero_copy_only=False)
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        data = np.array(pc.fill_null(array, "").to_pylist(), dtype=str)
+    elif pa.types.is_integer(array.type) or pa.types.is_boolean(array.type):
+        data = pc.fill_null(array, False if pa.types.is_boolean(array.type) else 0).to_numpy(
+            zero_copy_only=False
+        )
+    elif pa.types.is_floating(array.type):
+        return Column(pc.fill_null(array, np.nan).to_numpy(zero_copy_only=False), name=name)
+    else:
+        data = array.to_numpy(zero_copy_only=False)
+    return MaskedColumn(data, mask=missing, name=name) if missing.any() else Column(data, name=name)

@@ -1,0 +1,84 @@
+"""What validation data say of members: calibration of each, weights of all. Host side, float64."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+RIDGE = 1.0
+"""Pull of stacking weights towards their mean, in nats per unit squared: with few validation
+objects members are weighed alike, with hundreds the data decide."""
+
+
+def log_loss(logits: np.ndarray, targets: np.ndarray) -> float:
+    """Returns the summed binary cross entropy, in nats, of log-odds (n,) against targets in 0..1."""
+    return float(np.sum(np.logaddexp(0.0, logits) - targets * logits))
+
+
+def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Returns (slope, intercept) such that slope * logit + intercept are calibrated log-odds.
+
+    Maximum likelihood with the targets of Platt (1999, section 2.2), (n1 + 1) / (n1 + 2) and
+    1 / (n0 + 2), which keep the slope finite where the classes are separable.
+    Raises ValueError unless both classes are there.
+    """
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels, bool)
+    positives, negatives = int(labels.sum()), int((~labels).sum())
+    if not positives or not negatives:
+        raise ValueError("calibration needs lenses and non-lenses")
+    targets = np.where(labels, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    centre, spread = logits.mean(), max(logits.std(), 1e-12)
+    standard = (logits - centre) / spread
+    (slope, intercept), _ = _logistic(standard[None], targets, ridge=0.0)
+    return slope / spread, intercept - slope * centre / spread
+
+
+def stacking(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
+    """Returns weights (member,) and bias of the stacked log-odds bias + weights @ logits.
+
+    logits: (member, n) calibrated log-odds on validation data, labels: (n,).
+    Non-negative logistic regression with a ridge towards equal weights.
+    """
+    coefficients, _ = _logistic(np.asarray(logits, np.float64), np.asarray(labels, float), RIDGE)
+    return coefficients[:-1], float(coefficients[-1])
+
+
+def equal_weights(members: int) -> np.ndarray:
+    """Returns stacking weights (member,) where validation data are missing: the mean log-odds."""
+    return np.full(members, 1.0 / members)
+
+
+def shared_labels(validations: Sequence[dict[str, np.ndarray]]) -> np.ndarray | None:
+    """Returns the labels (n,) if all members were validated on the same objects, else None."""
+    first = validations[0]
+    same = all(
+        np.array_equal(first["id"], other["id"]) and np.array_equal(first["label"], other["label"])
+        for other in validations
+    )
+    return first["label"] if same else None
+
+
+def _logistic(logits: np.ndarray, targets: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
+    """Returns the coefficients (feature + 1,), the bias last, and the loss that they reach."""
+    features = np.vstack([logits, np.ones(logits.shape[1])])
+
+    def objective(coefficients: np.ndarray) -> tuple[float, np.ndarray]:
+        fitted = coefficients @ features
+        from_mean = coefficients[:-1] - coefficients[:-1].mean()
+        loss = log_loss(fitted, targets) + ridge * from_mean @ from_mean
+        gradient = features @ (expit(fitted) - targets)
+        gradient[:-1] += 2 * ridge * from_mean
+        return loss, gradient
+
+    start = np.append(equal_weights(len(logits)), 0.0)
+    bounds = [(0.0, None)] * len(logits) + [(None, None)]
+    found = minimize(
+        objective,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 2000},
+    )
+    return found.x, float(found.fun)

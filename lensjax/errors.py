@@ -1,0 +1,13 @@
+"""What a user is told when something cannot go on: one line, and an exit status."""
+
+
+class LensjaxError(Exception):
+    """A run that failed. The message is one line: what is wrong, where, what to do."""
+
+    status = 1
+
+
+class UsageError(LensjaxError):
+    """A command that cannot be carried out as it was given."""
+
+    status = 2

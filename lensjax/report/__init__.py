@@ -1,0 +1,10 @@
+"""What people look at after a run: the mosaic, the figures, the page.
+
+Imports matplotlib: import it where something is about to be drawn, not at start-up.
+"""
+
+from lensjax.report.figures import Scored, write_figures
+from lensjax.report.page import write_report
+from lensjax.report.pictures import colour, write_mosaic
+
+__all__ = ["Scored", "colour", "write_figures", "write_mosaic", "write_report"]

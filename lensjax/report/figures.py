@@ -1,0 +1,260 @@
+"""Figures of a run: what the ranking finds, what the probabilities are worth, how sure they are."""
+
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
+
+from lensjax import metrics
+from lensjax.files import replacing
+
+Array = NDArray[Any]
+
+LENS, OTHER, MAIN = "#e0734a", "#4f86c6", "#2f9e82"
+MEMBERS = ("#4f86c6", "#b58a2c", "#a06cc4", "#c9587a", "#5c9a3f", "#8a8f9c")
+POINTS = 4000  # drawn of each class: more would only cover each other
+INK = "#7a8090"
+_STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lensjax",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.18,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.4,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the figures show: `probabilities` (N,) of each score by name, the ensemble's first,
+    `logit` and `logit_std` (N,) of the ensemble where known, `labels` (N,) where known."""
+
+    probabilities: Mapping[str, Array]
+    labels: Array | None = None
+    logit: Array | None = None
+    logit_std: Array | None = None
+
+    @property
+    def fused(self) -> Array:
+        return np.asarray(next(iter(self.probabilities.values())), float)
+
+    @property
+    def classes(self) -> Array:
+        """(N,) int8: 1 lens, 0 other, -1 unknown."""
+        if self.labels is None:
+            return np.full(self.fused.size, -1, np.int8)
+        return metrics.lens_or_unknown(self.labels)
+
+    @property
+    def both_classes(self) -> bool:
+        return {0, 1} <= set(self.classes[~np.isnan(self.fused)].tolist())
+
+
+def draw(scored: Scored) -> dict[str, Figure]:
+    """The figures that these scores allow, by file name: those of ranking and calibration need
+    both classes, that of uncertainty the logits."""
+    wanted: dict[str, Callable[[Figure, Scored], None]] = {"scores": _scores}
+    if scored.logit is not None and scored.logit_std is not None:
+        wanted["uncertainty"] = _uncertainty
+    if scored.both_classes:
+        wanted = {
+            "roc": _roc,
+            "precision_recall": _precision_recall,
+            "reliability": _reliability,
+        } | wanted
+    if not np.isfinite(scored.fused).any():
+        return {}
+    figures = {}
+    with matplotlib.rc_context(_STYLE):
+        for name, paint in wanted.items():
+            figure = Figure(figsize=(4.8, 3.5), layout="constrained")
+            FigureCanvasAgg(figure)
+            paint(figure, scored)
+            figures[name] = figure
+    return figures
+
+
+def write_figures(folder: str | os.PathLike[str], scored: Scored) -> list[Path]:
+    """Write each figure as a PNG on white in `folder`; returns the paths.
+
+    Raises LensjaxError where they cannot be written.
+    """
+    paths = []
+    for name, figure in draw(scored).items():
+        paths.append(Path(folder) / f"{name}.png")
+        with matplotlib.rc_context(_STYLE), replacing(paths[-1], 2**17) as file:
+            figure.savefig(file, format="png", dpi=160, facecolor="white")
+    return paths
+
+
+def as_svg(figure: Figure) -> str:
+    """An <svg> element for a page: no background, in the page's font, its ink the page's text."""
+    text = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    svg = text.getvalue()
+    # Inside a page the element needs no name spaces, takes its size from the page, and shares
+    # ids and style rules with the other figures.
+    head, body = svg[svg.index("<svg") :].split(">", 1)
+    head = re.sub(r' (xmlns(:\w+)?|width|height|version)="[^"]*"', "", head)
+    body = re.sub(r"<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub(r' id="\w[\w.]*_\d+"', "", body)
+    return f"{head}>{body}".replace(INK, "currentColor").strip()
+
+
+def _curves(
+    axes: Axes, scored: Scored, legend: Literal["lower left", "lower right"]
+) -> Iterator[tuple[str, Array, dict[str, Any]]]:
+    """Name, probabilities and line style of each score, the ensemble's last, on top.
+
+    Exhausted, it places the legend, the ensemble first.
+    """
+    names = list(scored.probabilities)
+    for name in names[1:] + names[:1]:
+        first = name == names[0]
+        tone = MAIN if first else MEMBERS[(names.index(name) - 1) % len(MEMBERS)]
+        style = {"color": tone, "linewidth": 2.4 if first else 1.1, "alpha": 1 if first else 0.8}
+        yield name.replace("$", r"\$"), np.asarray(scored.probabilities[name]), style
+    handles, texts = axes.get_legend_handles_labels()
+    axes.legend(handles[-1:] + handles[:-1], texts[-1:] + texts[:-1], loc=legend)
+
+
+def _roc(figure: Figure, scored: Scored) -> None:
+    axes = figure.subplots()
+    others = int(((scored.classes == 0) & ~np.isnan(scored.fused)).sum())
+    floor = 0.5 / others
+    for name, probabilities, style in _curves(axes, scored, "lower right"):
+        false_rate, true_rate = metrics.roc_curve(probabilities, scored.classes)
+        if false_rate.size:
+            area = metrics.auroc(probabilities, scored.classes)
+            axes.plot(
+                np.maximum(false_rate, floor),
+                true_rate,
+                drawstyle="steps-post",
+                label=f"{name}  {area:.4f}",
+                **style,
+            )
+    for count in (1, 10):
+        if count < others:
+            axes.axvline(count / others, color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
+            axes.annotate(
+                f" {count} false",
+                (count / others, 1.02),
+                xycoords=("data", "axes fraction"),
+                fontsize=8,
+                ha="center",
+            )
+    axes.set_xscale("log")
+    axes.set(xlim=(floor, 1), ylim=(0, 1.02), xlabel="false-positive rate")
+    axes.set_ylabel("lenses found")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def _precision_recall(figure: Figure, scored: Scored) -> None:
+    axes = figure.subplots()
+    known = scored.classes[(scored.classes >= 0) & ~np.isnan(scored.fused)]
+    axes.axhline(known.mean(), color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
+    for name, probabilities, style in _curves(axes, scored, "lower left"):
+        recall, precision = metrics.precision_recall_curve(probabilities, scored.classes)
+        if recall.size:
+            area = np.sum(np.diff(recall, prepend=0) * precision)
+            axes.plot(
+                recall, precision, drawstyle="steps-pre", label=f"{name}  {area:.4f}", **style
+            )
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="lenses found (recall)")
+    axes.set_ylabel("purity (precision)")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _reliability(figure: Figure, scored: Scored) -> None:
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
+    table = metrics.reliability(scored.fused, scored.classes)
+    filled = table.count > 0
+    share, count = table.lens_fraction[filled], table.count[filled]
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
+    axes.errorbar(
+        table.mean_probability[filled],
+        share,
+        yerr=np.sqrt(share * (1 - share) / count),
+        color=MAIN,
+        marker="o",
+        markersize=5,
+        elinewidth=1,
+        linewidth=1.6,
+    )
+    axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="fraction of lenses")
+    middles, width = (table.edges[1:] + table.edges[:-1]) / 2, table.edges[1]
+    counts.bar(middles[filled], count, width=0.86 * width, color=MAIN, alpha=0.55, log=True)
+    counts.set(xlabel="probability", ylabel="objects", ylim=(0.7, None))
+    counts.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    counts.grid(axis="x", visible=False)
+
+
+def _by_class(scored: Scored) -> Iterator[tuple[str, str, Array]]:
+    """Name, colour and rows of each class that has scored objects."""
+    scores, classes = scored.fused, scored.classes
+    names = {0: ("not lenses", OTHER), -1: ("not labelled", INK), 1: ("lenses", LENS)}
+    if scored.labels is None or (classes < 0).all():
+        names[-1] = ("all", MAIN)
+    for value, (name, tone) in names.items():
+        rows = np.flatnonzero((classes == value) & ~np.isnan(scores))
+        if rows.size:
+            yield f"{name} ({rows.size:,})", tone, rows
+
+
+def _scores(figure: Figure, scored: Scored) -> None:
+    axes = figure.subplots()
+    for name, tone, rows in _by_class(scored):
+        axes.hist(
+            scored.fused[rows],
+            bins=np.linspace(0, 1, 41).tolist(),
+            color=tone,
+            alpha=0.5,
+            label=name,
+        )
+    axes.set_yscale("log")
+    axes.set(xlim=(0, 1), ylim=(0.7, None), xlabel="probability", ylabel="objects")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.legend()
+
+
+def _uncertainty(figure: Figure, scored: Scored) -> None:
+    axes = figure.subplots()
+    logit, spread = np.asarray(scored.logit, float), np.asarray(scored.logit_std, float)
+    rng = np.random.default_rng(0)
+    for name, tone, rows in _by_class(scored):
+        drawn = rows if rows.size <= POINTS else rng.choice(rows, POINTS, replace=False)
+        axes.scatter(
+            logit[drawn], spread[drawn], s=9, color=tone, alpha=0.55, linewidths=0, label=name,
+            rasterized=True,
+        )  # fmt: skip
+    axes.set(xlabel="logit of the ensemble", ylabel="standard deviation of the logit")
+    axes.set_ylim(bottom=0)
+    axes.legend()

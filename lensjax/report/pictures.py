@@ -1,0 +1,238 @@
+"""Cutouts as people look at them: colour composites, and the mosaic of the best."""
+
+import os
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from astropy.table import Table
+from astropy.visualization import make_lupton_rgb
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from lensjax.files import replacing
+
+Array = NDArray[Any]
+
+# Effective wavelengths, in nm. Red, green and blue are the channels of a finished picture.
+WAVELENGTHS = {
+    "fuv": 154, "nuv": 231, "u": 360, "b": 440, "g": 480, "v": 550, "r": 620, "vis": 715,
+    "i": 760, "z": 890, "y": 1000, "j": 1250, "h": 1650, "k": 2180, "ks": 2160, "w1": 3350,
+    "w2": 4600, "blue": 450, "green": 530, "red": 650,
+}  # fmt: skip
+SOFTENING = 8.0  # Q of Lupton et al.: how far the bright end is compressed
+SKY_LEVEL = 0.06  # brightness at which one standard deviation of the sky is shown
+PEAK_LEVEL = 60.0  # the same of the peak before it is compressed, where the sky has no noise
+BALANCE = 0.75  # 0 leaves the fluxes of the bands as they are, 1 makes the central galaxy grey
+
+BACKGROUND, PANEL, INK, DIM = "#0b0d12", "#151922", "#e8ebf2", "#8b93a7"
+CONFIDENT, DOUBTFUL = (94, 214, 176), (122, 132, 156)
+
+
+def wavelength(band: str) -> float:
+    """Effective wavelength of a band in nm, NaN where the name is not known.
+
+    Survey prefixes are left aside (`des_g`, `NIR_Y`); `F814W` is read as 814 nm, and `F160W`, below
+    200, as the near infrared in tens of nm.
+    """
+    name = re.split(r"[^a-z0-9]+", band.strip().lower())[-1]
+    if found := re.fullmatch(r"f(\d{3})(w|m|n|lp|x|w2)", name):
+        number = int(found[1])
+        return number * (10.0 if number < 200 else 1.0)
+    return float(WAVELENGTHS.get(name, np.nan))
+
+
+def colour(image: Array, bands: Sequence[str]) -> Array:
+    """(H, W, 3) uint8 composite of `image` (H, W, band), redder bands in red.
+
+    The arcsinh scaling of Lupton et al. (2004, PASP 116, 133), which keeps colours where it
+    compresses brightness, set by the sky's noise and the peak of the central half of this image.
+    Two bands make red and blue, their mean green; more than three are averaged in three groups of
+    neighbours weighted by depth, the bluest group the smallest: arcs are bluer than their lenses.
+    Bands of unknown wavelength are taken as red first. NaN is sky. 8-bit pictures are shown as
+    they are.
+    """
+    image = np.asarray(image)
+    image = image[:, :, None] if image.ndim == 2 else image
+    order = _red_first(bands, image.shape[2])
+    groups = _groups(len(order))
+    if _is_picture(image):
+        levels = np.nan_to_num(image[:, :, order])
+        return np.stack([levels[:, :, group].mean(axis=2) for group in groups], 2).astype(np.uint8)
+    flux, noise = map(np.array, zip(*(_balanced(image[:, :, band]) for band in order), strict=True))
+    weights = [noise[group] ** -2.0 for group in groups]
+    planes = [
+        np.average(flux[group], axis=0, weights=weight)
+        for group, weight in zip(groups, weights, strict=True)
+    ]
+    sky = np.sqrt(sum(1 / weight.sum() for weight in weights)) / 3
+    peak = np.percentile(_central(np.mean(planes, axis=0)), 99.5)
+    unit = max(sky / SKY_LEVEL, peak / PEAK_LEVEL)
+    red, green, blue = (plane / unit for plane in planes)
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0/0 where all three are exactly sky
+        return make_lupton_rgb(red, green, blue, minimum=0, stretch=1.0, Q=SOFTENING)
+
+
+def write_mosaic(
+    path: str | os.PathLike[str], pictures: Sequence[Array], candidates: Table, *, columns: int = 8
+) -> None:
+    """Write a PNG of the best cutouts, each with its rank, id, probability and uncertainty.
+
+    `pictures` are n images (H, W, 3), uint8 or float in 0..1, of the first n rows of
+    `candidates` (see `results.candidate_table`). Raises LensjaxError where it cannot be written.
+    """
+    shown = min(len(pictures), len(candidates))
+    side, gap, head, foot = 176, 14, 58, 50
+    columns = max(min(columns, shown), 4)
+    rows = max(-(-shown // columns), 1)
+    width = gap + columns * (side + gap)
+    height = head + rows * (side + foot + gap) + gap
+    sheet = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((gap, 18), "Lens candidates", INK, _font(20, bold=True))
+    note = f"best {shown} of {len(candidates):,}" if shown else "no cutout was scored"
+    draw.text((width - gap, 22), note, DIM, _font(15), anchor="ra")
+    for k in range(shown):
+        left = gap + k % columns * (side + gap)
+        top = head + k // columns * (side + foot + gap)
+        _tile(sheet, (left, top, side, foot), pictures[k], candidates[k])
+    with replacing(Path(path), width * height) as file:
+        sheet.save(file, format="PNG", optimize=True)
+
+
+def score_text(logit: float, logit_std: float, probability: float) -> tuple[str, str]:
+    """A probability and its uncertainty with as many digits as say how far from certain it is.
+
+    The uncertainty is half the range of probability that one standard deviation of the logit to
+    either side spans; empty where it is not known.
+    """
+    if not np.isfinite(probability):
+        return "–", ""
+    rest = max(min(probability, 1 - probability), 1e-5)
+    digits = int(np.clip(np.ceil(-np.log10(rest)) + 1, 3, 5))
+    limit = 10.0**-digits
+    if probability > 1 - limit / 2:
+        text = f">{1 - limit:.{digits}f}"
+    elif probability < limit / 2:
+        text = f"<{limit:.{digits}f}"
+    else:
+        text = f"{probability:.{digits}f}"
+    spread = uncertainty(logit, logit_std)
+    if not np.isfinite(spread):
+        return text, ""
+    return text, f"± {spread:.{digits}f}" if spread >= limit / 2 else f"± <{limit:.{digits}f}"
+
+
+def uncertainty(logit: Any, logit_std: Any) -> Any:
+    """Half the width in probability of one standard deviation of the logit to either side."""
+    return (_sigmoid(logit + logit_std) - _sigmoid(logit - logit_std)) / 2
+
+
+def as_bytes(picture: Array) -> Array:
+    """(H, W, 3) uint8 of a picture that is uint8, or float in 0..1 (NaN is black)."""
+    picture = np.asarray(picture)
+    if picture.dtype == np.uint8:
+        return picture
+    return np.round(np.clip(np.nan_to_num(picture), 0, 1) * 255).astype(np.uint8)
+
+
+def _tile(sheet: Image.Image, place: tuple[int, int, int, int], picture: Array, row: Any) -> None:
+    left, top, side, foot = place
+    draw = ImageDraw.Draw(sheet)
+    box = (left, top, left + side - 1, top + side + foot - 1)
+    draw.rounded_rectangle(box, radius=7, fill=PANEL)
+    image = Image.fromarray(as_bytes(picture)).resize((side, side), Image.Resampling.BICUBIC)
+    corners = Image.new("L", (side, side + foot), 0)
+    ImageDraw.Draw(corners).rounded_rectangle((0, 0, side - 1, side + foot - 1), 7, fill=255)
+    sheet.paste(image, (left, top), corners.crop((0, 0, side, side)))
+
+    badge = f"{row['rank']}"
+    end = left + 13 + draw.textlength(badge, _font(12, bold=True))
+    draw.rounded_rectangle((left + 5, top + 5, end, top + 22), 4, fill=BACKGROUND)
+    draw.text((left + 9, top + 13.5), badge, INK, _font(12, bold=True), anchor="lm")
+
+    probability, logit, spread = (float(row[k]) for k in ("probability", "logit", "logit_std"))
+    value, error = score_text(logit, spread, probability)
+    draw.text((left + 9, top + side + 17), value, INK, _font(16, bold=True), anchor="lm")
+    draw.text((left + side - 9, top + side + 18), error, DIM, _font(12), anchor="rm")
+    label = _shortened(str(row["id"]), side - 18, _font(11))
+    draw.text((left + 9, top + side + 37), label, DIM, _font(11), anchor="lm")
+    share = float(np.nan_to_num(probability))
+    tone = tuple(
+        round(share * a + (1 - share) * b) for a, b in zip(CONFIDENT, DOUBTFUL, strict=True)
+    )
+    draw.rectangle((left, top + side, left + round(share * (side - 1)), top + side + 2), fill=tone)
+
+
+def _shortened(text: str, width: float, font: Any) -> str:
+    """The text on one line of at most `width` pixels, its middle left out where it is longer."""
+    text = " ".join(text.split())
+    if font.getlength(text) <= width:
+        return text
+    keep = len(text)
+    while keep > 2 and font.getlength(_middle_out(text, keep)) > width:
+        keep -= 1
+    return _middle_out(text, keep)
+
+
+def _middle_out(text: str, keep: int) -> str:
+    return f"{text[: keep // 2]}…{text[len(text) - (keep - keep // 2) + 1 :]}"
+
+
+@cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)
+
+
+def _red_first(bands: Sequence[str], count: int) -> list[int]:
+    """Channels by falling wavelength, as they come where a wavelength is not known."""
+    known = [wavelength(band) for band in bands]
+    if len(known) != count or np.isnan(known).any():
+        return list(range(count))
+    return sorted(range(count), key=lambda band: -known[band])
+
+
+def _groups(count: int) -> list[list[int]]:
+    """Which of `count` planes, red first, make up red, green and blue."""
+    if count < 3:
+        return [[0], list(range(count)), [count - 1]]
+    return [group.tolist() for group in np.array_split(np.arange(count), 3)]
+
+
+def _is_picture(image: Array) -> bool:
+    """Whether these are the 8-bit levels of a finished picture, whatever type holds them."""
+    if image.dtype == np.uint8:
+        return True
+    values = image[np.isfinite(image)]
+    if not values.size or values.min() < 0 or not 64 <= values.max() <= 255:
+        return False
+    return bool((values == np.round(values)).all())
+
+
+def _balanced(plane: Array) -> tuple[Array, float]:
+    """A band above its sky with its noise, in units that even out the fluxes of the bands."""
+    finite = plane[np.isfinite(plane)].astype(float)
+    if not finite.size:
+        return np.zeros(plane.shape), 1.0
+    sky = np.median(finite)
+    # what lies below the sky is noise alone; what lies above holds the galaxies as well
+    noise = 1.4826 * np.median(sky - finite[finite <= sky])
+    flux = np.where(np.isfinite(plane), plane - sky, 0.0)
+    peak = np.percentile(_central(flux), 99.5)
+    noise = max(noise, 1e-4 * peak) or 1.0
+    scale = max(peak, 5 * noise) ** BALANCE
+    return flux / scale, noise / scale
+
+
+def _central(plane: Array) -> Array:
+    height, width = plane.shape
+    return plane[height // 4 : height - height // 4, width // 4 : width - width // 4]
+
+
+def _sigmoid(x: Any) -> Any:
+    return 0.5 * (1 + np.tanh(0.5 * np.asarray(x, float)))

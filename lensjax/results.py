@@ -1,0 +1,424 @@
+"""What a run leaves behind: the ranked catalogue, the scores by input row, the rejects, the record.
+
+Every file appears whole or not at all: it is written beside its place and then moved there.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from astropy.io import fits
+from astropy.table import Column, MaskedColumn, Table
+from numpy.typing import NDArray
+
+from lensjax.data.tables import read_table, standardise
+from lensjax.errors import UsageError
+from lensjax.files import replacing
+
+SCORES = (
+    "probability",
+    "logit",
+    "logit_std",
+    "total_entropy",
+    "aleatoric_entropy",
+    "mutual_information",
+)
+THRESHOLD = 0.5  # probability from which `ensemble_preds` says lens
+
+Array = NDArray[Any]
+Scores = Mapping[str, Array]
+Members = Mapping[str, Mapping[str, Array]]
+
+
+def write_outputs(
+    folder: str | os.PathLike[str],
+    catalogue: Table,
+    scores: Scores,
+    members: Members,
+    readable: Array,
+    reasons: Sequence[str] | Array,
+) -> Table:
+    """Write the catalogue, the predictions and the rejects; returns the ranked candidates.
+
+    `catalogue` has N rows in input order, `scores` (see `SCORES`) and the `logits` and `probs` of
+    each of `members` are (N,), `readable` is (N,) bool, `reasons` (N,) says why a row is not.
+    """
+    table = candidate_table(catalogue, scores, members, readable)
+    write_candidates(folder, table)
+    write_predictions(folder, catalogue, scores, members, readable)
+    write_rejects(folder, catalogue, readable, reasons)
+    return table
+
+
+def ranking(scores: Scores, readable: Array) -> Array:
+    """The input rows (readable,) of the readable cutouts, best first.
+
+    Ties in probability go by logit (float32 probabilities saturate before logits do), then by
+    input order.
+    """
+    rows = np.flatnonzero(readable)
+    return rows[np.lexsort((-scores["logit"][rows], -scores["probability"][rows]))]
+
+
+def candidate_table(catalogue: Table, scores: Scores, members: Members, readable: Array) -> Table:
+    """The readable rows, best first: rank, id, position, scores, members, then carried columns.
+
+    Carried columns whose names differ from ours at most in case, which FITS does not
+    tell apart, get the suffix `_input`. Texts come as str, columns with gaps as MaskedColumn.
+    """
+    rows = ranking(scores, readable)
+    table = Table({"rank": np.arange(1, rows.size + 1)})
+    for name in ("id", "ra", "dec"):
+        table[name] = _plain(catalogue[name][rows])
+    for name in SCORES:
+        table[name] = np.asarray(scores[name])[rows]
+    for name, outputs in members.items():
+        table[f"{name}_probability"] = np.asarray(outputs["probs"])[rows]
+    taken = {name.lower() for name in table.colnames}
+    for name in catalogue.colnames:
+        if name in ("id", "ra", "dec"):
+            continue
+        free = name
+        while free.lower() in taken:
+            free += "_input"
+        taken.add(free.lower())
+        table[free] = _plain(catalogue[name][rows])
+    return table
+
+
+def write_candidates(folder: str | os.PathLike[str], table: Table) -> None:
+    """Write candidates.parquet, candidates.csv and candidates.fits, all holding the same rows.
+
+    Gaps are nulls in Parquet, empty fields in CSV, TNULL, NaN or blank in FITS, whose texts are
+    UTF-8. A column of vectors is a list in Parquet, a vector in FITS, and a JSON array in CSV.
+    """
+    size = sum(table[name].nbytes for name in table.colnames)
+    arrow = pa.table({name: _to_arrow(table[name]) for name in table.colnames})
+    with replacing(Path(folder) / "candidates.parquet", size) as file:
+        pyarrow.parquet.write_table(arrow.replace_schema_metadata(_text_lengths(table)), file)
+    with replacing(Path(folder) / "candidates.csv", 2 * size) as file:
+        file.write(_csv_line(table.colnames))
+        columns = {name: _to_csv(table[name], arrow[name]) for name in table.colnames}
+        unheaded = pyarrow.csv.WriteOptions(include_header=False)
+        pyarrow.csv.write_csv(pa.table(columns), file, unheaded)
+    with replacing(Path(folder) / "candidates.fits", size) as file:
+        plain = Table([_to_fits(table[name]) for name in table.colnames], copy=False)
+        binary = fits.table_to_hdu(plain, name="CANDIDATES")
+        fits.HDUList([fits.PrimaryHDU(), binary]).writeto(file)
+
+
+def write_predictions(
+    folder: str | os.PathLike[str],
+    catalogue: Table,
+    scores: Scores,
+    members: Members,
+    readable: Array,
+) -> None:
+    """Write predictions.npz: (N,) arrays in input order, readable without pickle.
+
+    `id`, `path` where the catalogue has it, `ensemble_logits`, `ensemble_probs`, `ensemble_preds`
+    (int8: 1 from a probability of 0.5 on, 0 below), `<member>_logits`, `<member>_probs`. A row
+    that could not be read is NaN, and -1 in `ensemble_preds`.
+    """
+    readable = np.asarray(readable, bool)
+
+    def scored(values: Array) -> Array:
+        values = np.asarray(values)
+        return np.where(readable, values, values.dtype.type(np.nan))
+
+    probability = scored(scores["probability"])
+    arrays = {
+        "ensemble_logits": scored(scores["logit"]),
+        "ensemble_probs": probability,
+        "ensemble_preds": np.where(np.isnan(probability), -1, probability >= THRESHOLD).astype(
+            np.int8
+        ),
+    }
+    for name, outputs in members.items():
+        arrays[f"{name}_logits"] = scored(outputs["logits"])
+        arrays[f"{name}_probs"] = scored(outputs["probs"])
+    for name in ("id", "path"):
+        if name in catalogue.colnames:
+            arrays[name] = _filled(_plain(catalogue[name]))
+    size = sum(array.nbytes for array in arrays.values())
+    with replacing(Path(folder) / "predictions.npz", size) as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def write_rejects(
+    folder: str | os.PathLike[str],
+    catalogue: Table,
+    readable: Array,
+    reasons: Sequence[str] | Array,
+) -> None:
+    """Write rejects.csv: `path,id,reason` of each unreadable row; the header alone without any."""
+    rows = np.flatnonzero(~np.asarray(readable, bool)).tolist()
+    ids = _filled(_plain(catalogue["id"][rows]))
+    paths = (
+        _filled(_plain(catalogue["path"][rows]))
+        if "path" in catalogue.colnames
+        else np.full(len(rows), "")
+    )
+    lines = [_csv_line(("path", "id", "reason"))]
+    lines += [
+        _csv_line((path, id_, reasons[row]))
+        for path, id_, row in zip(paths, ids, rows, strict=True)
+    ]
+    content = b"".join(lines)
+    with replacing(Path(folder) / "rejects.csv", len(content)) as file:
+        file.write(content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write strict JSON, in which NaN and infinities are null."""
+    text = json.dumps(to_json(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with replacing(path, len(text)) as file:
+        file.write(text.encode())
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Scores of N cutouts in input order: `ids` (N,), `paths` (N,) where the run knew them, and
+    `probabilities` (N,) of the `ensemble` and of each member, NaN where unreadable."""
+
+    ids: Array
+    paths: Array | None
+    probabilities: dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """Labels brought to the order of the predictions.
+
+    `labels` (N,) int8: 1 lens, 0 other, -1 unknown; `without_label` of the predictions found no
+    row, and `without_prediction` rows of the labels found no prediction.
+    """
+
+    labels: Array
+    without_label: int
+    without_prediction: int
+
+
+def read_predictions(folder: str | os.PathLike[str]) -> Predictions:
+    """The predictions.npz of a run's folder (or the file itself). UsageError where it is none."""
+    path = Path(folder)
+    path = path / "predictions.npz" if path.is_dir() else path
+    arrays = _read_npz(path)
+    missing = {"id", "ensemble_probs"} - arrays.keys()
+    if missing:
+        raise UsageError(f"{path} lacks {' and '.join(sorted(missing))}: give the folder of a run")
+    members = [name for name in arrays if name.endswith("_probs") and name != "ensemble_probs"]
+    probabilities = {
+        name.removesuffix("_probs"): arrays[name] for name in ("ensemble_probs", *members)
+    }
+    return Predictions(arrays["id"], arrays.get("path"), probabilities)
+
+
+def read_labels(file: str | os.PathLike[str]) -> Table:
+    """The columns `id`, `path` (those that the file has) and `label` of CSV, Parquet, FITS or NPZ.
+
+    `label` comes as int: 1 lens, 0 other, -1 unknown. An NPZ without `id` is numbered from 0 by
+    row. Raises UsageError for a file that cannot be read, or lacks the columns.
+    """
+    path = Path(file)
+    if path.suffix.lower() == ".npz":
+        arrays = _read_npz(path)
+        table = Table({name: arrays[name] for name in ("id", "path", "label") if name in arrays})
+        if "id" not in arrays and "label" in arrays:
+            table["id"] = np.arange(len(table))
+    else:
+        table = read_table(path)
+    table = standardise(table, str(path))
+    keys = [name for name in ("id", "path") if name in table.colnames]
+    if "label" not in table.colnames or not keys:
+        raise UsageError(
+            f"{path} has the columns {', '.join(table.colnames)}: "
+            "labels need `label`, and `id` or `path`"
+        )
+    columns = {name: _filled(_plain(table[name])) for name in keys}
+    return Table(columns | {"label": np.asarray(table["label"])})
+
+
+def match(predictions: Predictions, labels: Table) -> Match:
+    """The label of each prediction, found by id, or by path where the labels have no id.
+
+    An id counts as the same number or text whatever its type: 7, 7.0, "7" and, against a number,
+    "007". Raises UsageError where nothing matches, or where one id has two labels.
+    """
+    by = "id" if "id" in labels.colnames else "path"
+    ours = predictions.ids if by == "id" else predictions.paths
+    if ours is None:
+        raise UsageError("the predictions know no paths: give labels with an `id` column")
+    mine, theirs = _comparable(np.asarray(ours), np.asarray(labels[by]))
+    keys, first, place = np.unique(theirs, return_index=True, return_inverse=True)
+    given = np.asarray(labels["label"])
+    disagreeing = given != given[first][place]
+    if disagreeing.any():
+        raise UsageError(f"{by} {theirs[disagreeing][0]} has two labels: keep one of them")
+    found = np.isin(mine, keys)
+    if not found.any():
+        raise UsageError(
+            f"no {by} of the labels ({_example(theirs)}) is one of the predictions "
+            f"({_example(mine)}): are they of the same data?"
+        )
+    row = first[np.minimum(np.searchsorted(keys, mine), keys.size - 1)]
+    return Match(
+        labels=np.where(found, given[row], -1).astype(np.int8),
+        without_label=int((~found).sum()),
+        without_prediction=int((~np.isin(theirs, mine)).sum()),
+    )
+
+
+def _plain(column: Column) -> Column:
+    """The column as numbers, bools or str of native byte order, its gaps masked."""
+    data = np.ma.getdata(np.asanyarray(column))
+    gaps = np.ma.getmaskarray(np.ma.asarray(column))
+    if data.dtype.kind == "O":
+        gaps = gaps | np.array([value is None for value in data], bool)
+        present = [value for value in data if value is not None]
+        data = _unboxed(present, data, gaps)
+    if data.dtype.kind == "S":
+        data = np.char.decode(data, "utf-8", "replace")
+    elif data.dtype.kind not in "biufU":
+        data = data.astype(str)
+    data = data.astype(data.dtype.newbyteorder("="), copy=False)
+    gap_free = not gaps.any()
+    made = Column(data) if gap_free else MaskedColumn(data, mask=gaps)
+    made.name, made.unit = column.name, column.unit
+    return made
+
+
+def _unboxed(present: list[Any], data: Array, gaps: Array) -> Array:
+    """Objects as an array of one plain type, or else as their texts."""
+    kinds = {type(value) for value in present}
+    plain = len(kinds) == 1 and issubclass(kinds.pop(), (bool, int, float, np.generic))
+    values = np.array(present if plain else [_text(value) for value in present])
+    if values.dtype.kind not in "biufU":  # integers beyond 64 bits, or nothing but gaps
+        values = np.array([_text(value) for value in present], dtype="U")
+    filled = np.zeros(data.shape, values.dtype if present else "U1")
+    filled[~gaps] = values
+    return filled
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _filled(column: Column) -> Array:
+    """The column as an array; gaps are NaN, or empty text. Integers with gaps become text."""
+    if not isinstance(column, MaskedColumn):
+        return np.asarray(column)
+    if column.dtype.kind == "f":
+        return np.asarray(column.filled(np.nan))
+    texts = np.ma.getdata(column).astype(str)
+    return np.where(np.ma.getmaskarray(column), "", texts)
+
+
+def _to_arrow(column: Column) -> pa.Array:
+    data, gaps = np.ma.getdata(np.asanyarray(column)), np.ma.getmaskarray(np.ma.asarray(column))
+    if data.ndim == 1:
+        return pa.array(data, mask=gaps if gaps.any() else None)
+    values = pa.array(data.ravel(), mask=gaps.ravel() if gaps.any() else None)
+    for length in reversed(data.shape[1:]):
+        values = pa.FixedSizeListArray.from_arrays(values, length)
+    return values
+
+
+def _text_lengths(table: Table) -> dict[str, str]:
+    """Schema metadata by which astropy reads texts with nulls, and without guessing their width."""
+    return {
+        f"table::len::{name}": str(max(table[name].dtype.itemsize // 4, 1))
+        for name in table.colnames
+        if table[name].dtype.kind == "U"
+    }
+
+
+def _to_csv(column: Column, arrow: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    if column.ndim > 1:
+        return pa.array([json.dumps(to_json(row)) for row in np.ma.asarray(column).tolist()])
+    if column.dtype.kind == "b":
+        return arrow.cast(pa.int8())  # 1 and 0 equal True and False; the words come back as text
+    if column.dtype.kind == "f":
+        # digits of a double: the value is the same, bit for bit, to readers that know only doubles
+        return arrow.cast(pa.float64())
+    return arrow
+
+
+def _to_fits(column: Column) -> Column:
+    """The column in a type that FITS has, with a null value that no row holds."""
+    data, gaps = np.ma.getdata(np.asanyarray(column)), np.ma.getmaskarray(np.ma.asarray(column))
+    kind, masked = data.dtype.kind, bool(gaps.any())
+    null: Any = None
+    if kind == "U":
+        encoded = np.char.encode(np.where(gaps, "", data), "utf-8")
+        data = encoded.astype(f"S{max(encoded.dtype.itemsize, 1)}")
+    elif kind == "f":
+        data = np.where(gaps, np.nan, data).astype(np.result_type(data.dtype, np.float32))
+    elif masked or data.dtype == np.int8:
+        data = data.astype(np.int64 if kind in "iu" else np.int16)
+        null = np.iinfo(data.dtype).min
+    made = Column(data) if null is None else MaskedColumn(data, mask=gaps, fill_value=null)
+    made.name, made.unit = column.name, column.unit
+    return made
+
+
+def _csv_line(values: Sequence[Any]) -> bytes:
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue().encode("utf-8", "replace")
+
+
+def to_json(value: Any) -> Any:
+    """The value in the types of JSON, numbers that JSON lacks as None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_json(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | bool | int) else str(value)
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no plain NPZ file"
+        raise UsageError(f"cannot read {path}: {reason}") from error
+
+
+def _comparable(mine: Array, theirs: Array) -> tuple[Array, Array]:
+    """Both keys as integers where one of them is and the other can be, else both as text."""
+    if "i" in mine.dtype.kind + theirs.dtype.kind or "u" in mine.dtype.kind + theirs.dtype.kind:
+        with np.errstate(invalid="ignore"):
+            try:
+                whole = mine.astype(np.int64), theirs.astype(np.int64)
+            except (ValueError, OverflowError):
+                return mine.astype(str), theirs.astype(str)
+        fractions = [
+            keys
+            for keys, ints in zip((mine, theirs), whole, strict=True)
+            if keys.dtype.kind == "f" and (keys != ints).any()
+        ]
+        if not fractions:
+            return whole
+    return mine.astype(str), theirs.astype(str)
+
+
+def _example(keys: Array) -> str:
+    return f"{keys[0]!s}, ..." if keys.size else "none"

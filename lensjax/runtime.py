@@ -1,0 +1,132 @@
+"""The machine that a run is on: its cache folder, devices, memory, and what a user sees meanwhile."""
+
+import contextlib
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+LOG_INTERVAL_SECONDS = 10.0
+LOG_INTERVAL_BATCHES = 10
+
+
+def cache_folder() -> Path:
+    """Returns the folder that outlives runs: `$LENSJAX_CACHE`, or the user's cache folder."""
+    named = os.environ.get("LENSJAX_CACHE")
+    user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(named) if named else Path(user_cache) / "lensjax"
+
+
+def keep_compilations() -> None:
+    """Turns on the persistent compilation cache. Call before anything is compiled."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions that a result depends on, by package."""
+    packages = ("lensjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def devices() -> list[str]:
+    """Returns the kind of each device that JAX computes on."""
+    return [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
+
+
+def peak_memory_bytes() -> int:
+    """Returns the largest resident memory that this process has had, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    """Yields `advance(count, **shown)`, which shows rate, time left and the values in `shown`.
+
+    A bar on a terminal; elsewhere a log line when both ten batches and ten seconds have passed,
+    and one at the end.
+    """
+    console = Console(stderr=True)
+    with contextlib.ExitStack() as stack:
+        if console.is_terminal:
+            yield _bar(stack, console, what, total, unit)
+        else:
+            log = _Log(what, total, unit)
+            yield log.advance
+            log.write()
+
+
+def _bar(
+    stack: contextlib.ExitStack, console: Console, what: str, total: int, unit: str
+) -> Callable[..., None]:
+    """Returns the `advance` of a progress bar that lives as long as `stack`."""
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[shown]}"),
+    )
+    bar = stack.enter_context(Progress(*columns, console=console))
+    task = bar.add_task(what, total=total, rate="", shown="")
+    start = time.perf_counter()
+
+    def advance(count: int, **shown: Any) -> None:
+        done = bar.tasks[0].completed + count
+        rate = done / max(time.perf_counter() - start, 1e-9)
+        bar.update(task, advance=count, rate=f"{rate:.0f} {unit}/s", shown=_describe(shown))
+
+    return advance
+
+
+class _Log:
+    """Progress as log lines."""
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.start = self.written = time.perf_counter()
+        self.done = self.batches = 0
+        self.shown: dict[str, Any] = {}
+
+    def advance(self, count: int, **shown: Any) -> None:
+        self.done, self.batches, self.shown = self.done + count, self.batches + 1, shown
+        waited = time.perf_counter() - self.written
+        if self.batches >= LOG_INTERVAL_BATCHES and waited >= LOG_INTERVAL_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        self.written, self.batches = time.perf_counter(), 0
+        elapsed = self.written - self.start
+        rate = self.done / max(elapsed, 1e-9)
+        left = (self.total - self.done) / rate if self.done else 0.0
+        print(
+            f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.0f}/s, {elapsed:.0f} s"
+            f" gone, {left:.0f} s left {_describe(self.shown)}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _describe(shown: dict[str, Any]) -> str:
+    return " ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in shown.items()
+    )

@@ -1,0 +1,56 @@
+"""Stamps of real galaxies, made fit to serve as lensed sources."""
+
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+
+from lensjax.errors import UsageError
+
+SIDE = 128
+NOISE_CUT = 3.0
+"""Pixels below this many noise sigmas are taken as sky: a lens would stretch noise into arcs."""
+
+
+def read_stamps(path: Path) -> np.ndarray:
+    """Returns stamps (n, 128, 128) float32, sky removed, nonnegative, each of sum one.
+
+    `path` is a FITS file with a stamp in each image extension, as the COSMOS galaxies of GalSim are
+    kept, or an .npy stack (n, height, width). Raises UsageError where it holds none.
+    """
+    try:
+        stamps = [prepare_stamp(stamp) for stamp in _planes(path)]
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"--sources {path} cannot be read: {error}") from error
+    bright = [stamp / stamp.sum() for stamp in stamps if stamp.sum() > 0]
+    if not bright:
+        raise UsageError(f"--sources {path} holds no stamp (image extensions, or an .npy stack)")
+    return np.stack(bright).astype(np.float32)
+
+
+def prepare_stamp(stamp: np.ndarray) -> np.ndarray:
+    """Returns (128, 128) float64: sky level taken off, sky pixels zero, cut or padded about the
+    centre. Level and noise are the median and 1.4826 MAD of the outermost pixels."""
+    stamp = np.nan_to_num(np.asarray(stamp, np.float64))
+    edge = np.concatenate([stamp[0], stamp[-1], stamp[:, 0], stamp[:, -1]])
+    level = np.median(edge)
+    noise = 1.4826 * np.median(np.abs(edge - level))
+    light = np.where(stamp - level > NOISE_CUT * noise, stamp - level, 0.0)
+    for axis in (0, 1):
+        excess = light.shape[axis] - SIDE
+        start = max(excess // 2, 0)
+        light = np.take(light, np.arange(start, start + min(SIDE, light.shape[axis])), axis)
+        before = max(-excess // 2, 0)
+        widths = [(0, 0), (0, 0)]
+        widths[axis] = (before, SIDE - light.shape[axis] - before)
+        light = np.pad(light, widths)
+    return light
+
+
+def _planes(path: Path) -> list[np.ndarray]:
+    if path.suffix == ".npy":
+        stack = np.load(path, allow_pickle=False)
+        return list(stack) if stack.ndim == 3 else []
+    with fits.open(path, memmap=False) as hdus:
+        images = [hdu.data for hdu in hdus if getattr(hdu, "is_image", False)]
+    return [image for image in images if image is not None and image.ndim == 2]

@@ -1,0 +1,90 @@
+"""Labelled cutouts in memory, split so that no object stands in both training and validation."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from lensjax import runtime
+from lensjax.data import loader
+from lensjax.data.catalog import Source
+from lensjax.data.preprocess import Preparation, stretch
+from lensjax.data.splits import held_back
+from lensjax.errors import UsageError
+
+READING_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Prepared cutouts: `arrays` holds images (n, S, S, band) float32, level and scale (n, band),
+    and label (n,) float32; `id` and `group` (n,) say which objects they are."""
+
+    preparation: Preparation
+    arrays: dict[str, np.ndarray]
+    id: np.ndarray
+    group: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def take(self, rows: np.ndarray) -> "Labelled":
+        """Returns the chosen rows, by index or mask."""
+        arrays = {name: values[rows] for name, values in self.arrays.items()}
+        return Labelled(self.preparation, arrays, self.id[rows], self.group[rows])
+
+
+def read_labelled(source: Source, preparation: Preparation, fit: str) -> Labelled:
+    """Returns the readable cutouts of `source` that have a label, their pixels normalised.
+
+    Objects without a `group` are groups of their own. Raises UsageError without labels.
+    """
+    label = _labels(source)
+    parts: list[tuple[np.ndarray, ...]] = []
+    with runtime.progress("reading", len(source), "cutouts") as advance:
+        for batch in loader.batches(source, (preparation,), how=fit, batch_size=READING_BATCH):
+            kept = np.flatnonzero(batch.readable[: batch.count])
+            columns = (batch.images[0], batch.level[0], batch.scale[0], batch.rows)
+            parts.append(tuple(values[kept] for values in columns))
+            advance(batch.count)
+    images, level, scale, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
+    arrays = {"images": images, "level": level, "scale": scale, "label": label[rows]}
+    ids = np.asarray(source.table["id"])[rows]
+    grouped = "group" in source.table.colnames
+    group = np.asarray(source.table["group"])[rows] if grouped else ids
+    data = Labelled(preparation, arrays, ids, group).take(np.isin(arrays["label"], (0.0, 1.0)))
+    return dataclasses.replace(data, preparation=measure_normalisation(data))
+
+
+def split(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
+    """Returns the training and the validation part, whole groups in either.
+
+    Raises UsageError where a part lacks a class.
+    """
+    chosen = held_back(data.group, fraction, "validation")
+    training, validation = data.take(~chosen), data.take(chosen)
+    for name, part in (("training", training), ("validation", validation)):
+        if len(np.unique(part.arrays["label"])) < 2:
+            raise UsageError(f"the {name} data ({len(part)} cutouts) need lenses and non-lenses")
+    return training, validation
+
+
+def measure_normalisation(data: Labelled) -> Preparation:
+    """Returns the preparation of `data` with the mean and the standard deviation, per band, of its
+    stretched pixels, over at most 1024 cutouts."""
+    bands = len(data.preparation.bands)
+    plain = dataclasses.replace(data.preparation, mean=(0.0,) * bands, std=(1.0,) * bands)
+    arrays = [data.arrays[name][:1024] for name in ("images", "level", "scale")]
+    stretched = np.asarray(stretch(*arrays, plain), np.float64)
+    mean, std = stretched.mean((0, 1, 2)), np.maximum(stretched.std((0, 1, 2)), 1e-6)
+    return dataclasses.replace(plain, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+
+def _labels(source: Source) -> np.ndarray:
+    """Returns the labels (n,) float32: 1 a lens, 0 none, anything else unknown."""
+    if "label" not in source.table.colnames:
+        raise UsageError(
+            "the training data carry no labels; give a catalogue with a `label` column, an .npz "
+            "with `label`, or class folders (lens/, nonlens/)"
+        )
+    return np.asarray(source.table["label"], np.float32)

@@ -1,0 +1,292 @@
+"""Geometry against jax.image and closed forms, brightness against its invariances."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lensjax.data.preprocess import (
+    Preparation,
+    background_level,
+    fill_masked,
+    fit,
+    join,
+    level_and_scale,
+    resample,
+    stretch,
+)
+from lensjax.data.readers import Cutout, Plane, Sky, Unreadable
+from lensjax.errors import UsageError
+
+rng = np.random.default_rng(1)
+
+
+def preparation(size=16, scale=0.2, bands=("g", "r"), stretch="asinh", mean=0.0, std=1.0):
+    count = len(bands)
+    return Preparation(bands, size, scale, stretch, 3.0, (mean,) * count, (std,) * count)
+
+
+def noise(height, width, bands=2):
+    return rng.normal(size=(height, width, bands)).astype(np.float32)
+
+
+def gaussian(size, scale, sigma, bands=1):
+    """Surface brightness of a round Gaussian of unit flux; `scale` and `sigma` in arcsec."""
+    x = (np.arange(size) - (size - 1) / 2) * scale
+    profile = np.exp(-(x**2) / (2 * sigma**2)) / np.sqrt(2 * np.pi) / sigma
+    image = profile[:, None] * profile[None, :]
+    return np.repeat(image[..., None], bands, axis=-1).astype(np.float32)
+
+
+def test_json_round_trip():
+    made = Preparation(("g", "r"), 64, 0.263, "asinh", 3.0, (0.1, 0.2), (1.0, 2.0))
+    assert Preparation.from_json(json.loads(json.dumps(made.to_json()))) == made
+    with pytest.raises(UsageError, match="check colour"):
+        Preparation.from_json({**made.to_json(), "colour": 1})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stretch": "log"},
+        {"bands": []},
+        {"mean": [0.0]},
+        {"std": [0.0, 1.0]},
+        {"input_size": 0},
+        {"softening": float("nan")},
+        {"pixel_scale": -1.0},
+    ],
+)
+def test_preparations_that_make_no_sense_are_refused(change):
+    with pytest.raises(UsageError):
+        Preparation.from_json({**preparation().to_json(), **change})
+
+
+@pytest.mark.parametrize("shape", [(20, 31), (9, 12)])
+@pytest.mark.parametrize("ratio", [0.3, 1.0, 1.9, 3.7])
+def test_resample_is_scale_and_translate(shape, ratio):
+    image, out = noise(*shape, 3), (16, 13)
+    translation = [o / 2 - n / (2 * ratio) for n, o in zip(shape, out, strict=True)]
+    expected = jax.image.scale_and_translate(
+        jnp.asarray(image),
+        (*out, 3),
+        (0, 1),
+        jnp.full(2, 1 / ratio),
+        jnp.asarray(translation),
+        method="linear",
+        antialias=True,
+    )
+    result = resample(image, ratio, out, 0.0)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, atol=2e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    st.integers(1, 20),
+    st.floats(0.1, 8.0),
+    st.floats(-1e6, 1e6, width=32),
+)
+def test_a_uniform_sky_keeps_its_brightness(shape, size, ratio, sky):
+    image = np.full((*shape, 1), sky, np.float32)
+    result = resample(image, ratio, (size, size), np.float32(sky))
+    np.testing.assert_allclose(result, sky, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 24), st.integers(1, 24), st.booleans())
+def test_the_same_grid_is_cut_and_padded_without_interpolation(height, width, tight):
+    image = noise(height, width)
+    size = min(height, width) if tight else 24
+    result = fit(Cutout(image, 0.2), preparation(size), "auto")
+    rows, columns = result.inside
+    assert set(np.unique(result.image[result.inside])) <= set(np.unique(image))
+    assert rows.stop - rows.start == min(height, size)
+    top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
+    np.testing.assert_array_equal(
+        result.image[result.inside], image[top : top + size, left : left + size]
+    )
+
+
+def test_what_was_done_is_said():
+    image = noise(16, 16)
+    for size, scale, how, action in [
+        (16, 0.2, "auto", "as is"),
+        (10, 0.2, "auto", "cropped"),
+        (20, 0.2, "auto", "padded"),
+        (16, 0.4, "auto", "resampled"),
+        (16, None, "auto", "as is"),
+        (8, None, "auto", "resized"),
+        (8, 0.4, "resize", "resized"),
+        (8, 0.4, "crop", "cropped"),
+        (16, 0.4, "crop", "as is"),
+    ]:
+        result = fit(Cutout(image, 0.2), preparation(size, scale), how)
+        assert (result.action, result.image.shape) == (action, (size, size, 2))
+    assert fit(Cutout(image, None), preparation(8, 0.2), "auto").action == "resized"
+
+
+def test_nearly_the_same_scale_is_not_interpolated():
+    image = noise(16, 16)
+    result = fit(Cutout(image, 0.2 * (1 + 1e-4)), preparation(16, 0.2), "auto")
+    np.testing.assert_array_equal(result.image, image)
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.2, 0.5])
+def test_flux_and_centre_of_a_galaxy_survive_resampling(scale):
+    image = gaussian(101, 0.1, 1.2)
+    size = round(10.1 / scale)
+    result = fit(Cutout(image, 0.1), preparation(size, scale, ("g",)), "auto").image[..., 0]
+    assert result.sum() * scale**2 == pytest.approx(1.0, rel=2e-3)
+    offset = (np.arange(size) - (size - 1) / 2) * scale
+    assert abs((result.sum(axis=0) * offset).sum() / result.sum()) < 1e-4
+    # Averaging over a triangle widens by a sixth of its squared half width on each axis.
+    variance = (result.sum(axis=0) * offset**2).sum() / result.sum()
+    assert variance == pytest.approx(1.2**2 + (scale**2 / 6 if scale > 0.1 else 0), rel=0.02)
+
+
+def test_the_outside_is_background_and_is_told_apart():
+    image = noise(10, 10) + np.array([5.0, -5.0], np.float32).reshape(1, 1, 2)
+    level = background_level(image)
+    for how, scale in (("crop", None), ("resample", 0.4)):
+        result = fit(Cutout(image, 0.2), preparation(20, scale), how)
+        outside = np.ones((20, 20), bool)
+        outside[result.inside] = False
+        assert outside.any() and not outside[10, 10]
+        np.testing.assert_array_equal(
+            result.image[outside], np.broadcast_to(level, (outside.sum(), 2))
+        )
+
+
+def test_a_huge_cutout_is_read_only_where_it_is_seen():
+    image = np.full((500, 500, 1), np.nan, np.float32)
+    image[240:260, 240:260] = gaussian(20, 0.2, 0.8)
+    seen = resample(image, 1.5, (8, 8), 0.0)
+    np.testing.assert_allclose(seen, resample(image[240:260, 240:260], 1.5, (8, 8), 0.0), rtol=1e-6)
+
+
+def test_sides_of_unequal_length_keep_the_shape_of_a_galaxy():
+    image = gaussian(41, 0.2, 0.8)[:, 5:-5]
+    result = fit(Cutout(image), preparation(20, None, ("g",)), "auto").image[..., 0]
+    np.testing.assert_allclose(result, result.T, atol=1e-4)
+
+
+def test_masked_pixels_are_bridged_or_set_to_the_background():
+    image = gaussian(32, 0.2, 1.5) + 3
+    spoilt = image.copy()
+    spoilt[16, 14] = spoilt[3, 3] = np.nan
+    spoilt[:, 25:] = np.nan
+    filled = fill_masked(spoilt, background_level(spoilt))
+    assert np.isfinite(filled).all()
+    np.testing.assert_array_equal(filled[np.isfinite(spoilt)], spoilt[np.isfinite(spoilt)])
+    assert filled[16, 14, 0] == pytest.approx(image[16, 14, 0], rel=0.01)
+    np.testing.assert_allclose(filled[:, 28:], 3.0, atol=0.01)
+    whole = noise(4, 4)
+    assert fill_masked(whole, background_level(whole)) is whole
+
+
+def test_background_of_bands_with_few_valid_pixels():
+    image = np.full((8, 8, 3), np.nan, np.float32)
+    image[4, 4, 0] = 7.0
+    image[0, 0, 1] = 5.0
+    np.testing.assert_array_equal(background_level(image), [7.0, 5.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("how", "cutout_scale", "scale", "error"),
+    [
+        ("stretch", 0.2, 0.2, UsageError),
+        ("resample", 0.2, None, UsageError),
+        ("resample", None, 0.2, Unreadable),
+        ("resample", 0.001, 1.0, Unreadable),
+    ],
+)
+def test_what_cannot_be_fitted(how, cutout_scale, scale, error):
+    with pytest.raises(error):
+        fit(Cutout(noise(8, 8), cutout_scale), preparation(8, scale), how)
+
+
+def test_bands_of_different_grids_are_joined_on_the_finest():
+    fine = Plane(gaussian(61, 0.1, 1.0)[..., 0], Sky(0.1, 10.0, -3.0))
+    coarse_pixels = gaussian(21, 0.3, 1.0)[..., 0]
+    coarse_pixels[0, :] = np.nan
+    cutout = join([Plane(coarse_pixels, Sky(0.3, 11.0, -4.0)), fine])
+    assert cutout.pixel_scale == 0.1 and (cutout.ra, cutout.dec) == (11.0, -4.0)
+    assert cutout.image.shape == (61, 61, 2)
+    np.testing.assert_array_equal(cutout.image[..., 1], fine.pixels)
+    np.testing.assert_allclose(
+        cutout.image[10:-10, 10:-10, 0], fine.pixels[10:-10, 10:-10], atol=5e-3
+    )
+    assert np.isnan(cutout.image[0, :, 0]).all() and np.isfinite(cutout.image[5:, :, 0]).all()
+
+
+def test_bands_of_different_size_and_unknown_scale_are_refused():
+    with pytest.raises(Unreadable, match="6x5, 7x7"):
+        join([Plane(np.zeros((5, 6), np.float32)), Plane(np.zeros((7, 7), np.float32))])
+    with pytest.raises(Unreadable, match="no valid pixel"):
+        join([Plane(np.full((3, 3), np.nan, np.float32))] * 2)
+
+
+def stretched(image, prepared):
+    level, scale = level_and_scale(image, prepared)
+    assert level.dtype == scale.dtype == np.float32
+    return np.asarray(stretch(image[None], level[None], scale[None], prepared))[0]
+
+
+def test_level_and_scale_of_normal_noise():
+    image = np.stack([rng.normal(5, 2, (200, 200)), rng.normal(-1, 0.1, (200, 200))], axis=-1)
+    level, scale = level_and_scale(image.astype(np.float32), preparation())
+    np.testing.assert_allclose(level, [5.0, -1.0], atol=0.05)
+    np.testing.assert_allclose(scale, [2.0, 0.1], rtol=0.03)
+
+
+def test_stretch_against_its_formula():
+    image = noise(12, 12) * 4 + 100
+    prepared = preparation(mean=0.3, std=2.0)
+    median = np.median(image.astype(np.float64), axis=(0, 1), keepdims=True)
+    sigma = 1.4826 * np.median(abs(image - median), axis=(0, 1), keepdims=True)
+    expected = (np.arcsinh((image - median) / (3.0 * sigma)) - 0.3) / 2.0
+    np.testing.assert_allclose(stretched(image, prepared), expected, atol=2e-5)
+
+
+def test_no_stretch_leaves_pixels_to_the_normalisation():
+    image = noise(6, 6)
+    prepared = preparation(stretch="none", mean=1.0, std=2.0)
+    np.testing.assert_allclose(stretched(image, prepared), (image - 1) / 2, rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(-14, 9), st.floats(-3, 3))
+def test_the_unit_of_flux_does_not_matter(exponent, sky):
+    image = noise(16, 16) + np.float32(sky)
+    image[6:10, 6:10] += 50
+    factor = np.float32(10.0**exponent)
+    np.testing.assert_allclose(
+        stretched(image * factor, preparation()), stretched(image, preparation()), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("picture", ["clipped", "point", "flat"])
+def test_a_sky_without_noise_gives_finite_contrast(picture):
+    image = np.zeros((32, 32, 2), np.float32)
+    if picture == "clipped":
+        image[10:20, 10:20] = 255.0
+    elif picture == "point":
+        image[16, 16] = 255.0
+    result = stretched(image, preparation())
+    assert np.isfinite(result).all()
+    assert result.max() == pytest.approx(0 if picture == "flat" else np.arcsinh(256 / 3), rel=1e-5)
+    np.testing.assert_array_equal(result, stretched(image * 2, preparation()))
+
+
+def test_stretch_compiles_without_implicit_broadcasts():
+    prepared = preparation()
+    with jax.numpy_rank_promotion("raise"):
+        jitted = jax.jit(lambda images, level, scale: stretch(images, level, scale, prepared))
+        result = jitted(jnp.ones((3, 16, 16, 2)), jnp.zeros((3, 2)), jnp.ones((3, 2)))
+    assert result.shape == (3, 16, 16, 2) and result.dtype == jnp.float32

@@ -1,0 +1,115 @@
+"""Catalogues keep what they hold: identifiers to the last digit, text as it is."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from astropy.table import MaskedColumn, Table
+
+from lensjax.data.tables import has_table, label_column, label_of, read_table, standardise
+from lensjax.errors import UsageError
+
+LARGE = 2**53 + 1
+
+
+def csv(tmp_path, text):
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    return read_table(tmp_path / "a.csv")
+
+
+def test_identifiers_stay_untouched(tmp_path):
+    assert csv(tmp_path, f"id,path\n{LARGE},a\n-3,b\n")["id"].tolist() == [LARGE, -3]
+    assert csv(tmp_path, "id,path\n007,a\n8,b\n")["id"].tolist() == ["007", "8"]
+    assert csv(tmp_path, 'id,path\n"J12, α\nβ",a\n1e5,b\n')["id"].tolist() == ["J12, α\nβ", "1e5"]
+    assert csv(tmp_path, "id,path\n1.50,a\n2.0,b\n")["id"].tolist() == ["1.50", "2.0"]
+    assert csv(tmp_path, f"id,path\n{2**64},a\n")["id"].tolist() == [str(2**64)]
+
+
+def test_numbers_text_and_gaps_of_a_csv(tmp_path):
+    table = csv(tmp_path, "\ufeffn,x,s,tile\r\n1,1.5,a,0012\r\n,,,0013\r\n3,-2e3,NA,0014\r\n")
+    assert table.colnames == ["n", "x", "s", "tile"]
+    assert table["n"].dtype == np.int64 and table["n"].mask.tolist() == [False, True, False]
+    np.testing.assert_array_equal(table["x"], [1.5, np.nan, -2000.0])
+    assert table["s"][2] == "NA" and table["s"].mask[1]
+    assert table["tile"].tolist() == ["0012", "0013", "0014"]
+
+
+def test_parquet_keeps_types(tmp_path):
+    columns = {
+        "id": pa.array([LARGE, None, 3]),
+        "name": pa.array(["a", None, "γ"]).dictionary_encode(),
+        "flag": pa.array([True, False, True]),
+        "mag": pa.array([20.5, None, 22.0], pa.float32()),
+        "fluxes": pa.array([[1.0], [2.0, 3.0], []]),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    table = read_table(tmp_path / "a.parquet")
+    assert table["id"][0] == LARGE and table["id"].mask.tolist() == [False, True, False]
+    assert table["name"][2] == "γ" and table["flag"].tolist() == [True, False, True]
+    assert table["mag"].dtype == np.float32 and np.isnan(table["mag"][1])
+    assert len(table["fluxes"][1]) == 2
+
+
+def test_fits_table_keeps_types(tmp_path):
+    made = Table({"ID": [LARGE, 5], "filename": ["a.fits", "b.fits"], "v": np.ones((2, 3))})
+    made.write(tmp_path / "a.fits")
+    table = read_table(tmp_path / "a.fits")
+    assert table["ID"].tolist() == [LARGE, 5] and table["v"].shape == (2, 3)
+    assert table["filename"].tolist() == ["a.fits", "b.fits"]
+    assert has_table(tmp_path / "a.fits") and not has_table(tmp_path / "none.fits")
+
+
+def test_known_columns_are_found_in_any_case_and_checked():
+    table = Table({"FilePath": ["a"], "RA": ["10.5"], "Dec": [-3], "ID": ["x"], "Label": ["Lens"]})
+    table["filename"], table["path_length"] = ["n"], [1]
+    result = standardise(table, "cat")
+    assert set(result.colnames) == {"path", "ra", "dec", "id", "label", "filename", "path_length"}
+    assert (result["ra"][0], result["dec"][0], result["label"][0]) == (10.5, -3.0, 1)
+    assert table.colnames[0] == "FilePath"
+
+
+def test_missing_positions_are_nan():
+    table = Table({"ra": MaskedColumn([1.0, 2.0], mask=[False, True]), "dec": ["", "4"]})
+    result = standardise(table, "cat")
+    np.testing.assert_array_equal(result["ra"], [1.0, np.nan])
+    np.testing.assert_array_equal(result["dec"], [np.nan, 4.0])
+    with pytest.raises(UsageError, match="ra of cat is not in decimal degrees"):
+        standardise(Table({"ra": ["12:34:56"]}), "cat")
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        *[(text, 1) for text in (1, 1.0, True, "1", "Lens", "lenses", "POSITIVE", " true ")],
+        *[(text, 0) for text in (0, "0.0", False, "nonlens", "non-lens", "Non_Lenses", "negative")],
+        *[(text, -1) for text in ("", -1, "-99", float("nan"), "unknown", None)],
+        *[(text, None) for text in ("A", 2, 0.5, "galaxies", "candidates_2024")],
+    ],
+)
+def test_labels_by_their_text(text, label):
+    assert label_of(text) == label
+
+
+def test_label_columns():
+    labels = label_column(MaskedColumn([1, 0, 1], mask=[False, False, True]), "cat")
+    assert labels.tolist() == [1, 0, -1] and labels.dtype == np.int64
+    with pytest.raises(UsageError, match="label of cat holds 'B'.*another column name"):
+        label_column(["lens", "B"], "cat")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b""),
+        ("a.csv", b"path,id\na\n"),
+        ("a.csv", "path\n\xe9\n".encode("latin-1")),
+        ("a.csv", b"path,path\na,b\n"),
+        ("a.parquet", b"PAR1 and no more"),
+        ("a.fits", b"SIMPLE"),
+    ],
+)
+def test_files_that_are_no_tables(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=name) as caught:
+        read_table(tmp_path / name)
+    assert "\n" not in str(caught.value)

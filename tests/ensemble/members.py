@@ -1,0 +1,35 @@
+"""Small members with random weights, for tests."""
+
+import dataclasses
+
+import numpy as np
+from flax import nnx
+
+from lensjax.checkpoint import Member, MemberInfo, state_of, weights_sha256
+from lensjax.data.preprocess import Preparation
+
+PREPARATION = Preparation(
+    bands=("g", "r"),
+    input_size=32,
+    pixel_scale=0.2,
+    stretch="asinh",
+    softening=2.0,
+    mean=(0.3, 0.4),
+    std=(1.5, 2.0),
+)
+
+
+def random_member(architecture: str, seed: int, preparation: Preparation = PREPARATION) -> Member:
+    """Returns a member with all its weights random, the last layer's too: logits differ from 0."""
+    info = MemberInfo(architecture, preparation, dropout=0.2)
+    shapes = nnx.eval_shape(lambda: info.build(nnx.Rngs(0)))
+    rng = np.random.default_rng(seed)
+    state = {name: _draw(rng, name, leaf.shape) for name, leaf in state_of(shapes).items()}
+    return Member(dataclasses.replace(info, weights_sha256=weights_sha256(state)), state)
+
+
+def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    noise = rng.standard_normal(shape).astype(np.float32)
+    if name.endswith("kernel"):
+        return noise * np.float32(np.sqrt(2.0 / np.prod(shape[:-1][-3:])))
+    return 1 + 0.1 * np.abs(noise) if name.endswith(("scale", "var")) else 0.1 * noise

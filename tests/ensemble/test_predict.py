@@ -1,0 +1,140 @@
+"""The compiled step against members evaluated alone, one cutout and one sample at a time."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from lensjax.checkpoint import Member, nnx_state
+from lensjax.data.preprocess import stretch
+from lensjax.ensemble import predict
+from lensjax.ensemble.predict import Inputs
+from lensjax.ensemble.stack import member_keys, stack
+from tests.ensemble.members import PREPARATION, random_member
+
+SAMPLES, SEED = 3, 11
+
+
+@pytest.fixture(scope="module")
+def members() -> dict[str, Member]:
+    return {
+        "resnet18.0": random_member("resnet18", 0),
+        "vit_s16": random_member("vit_s16", 1),
+        "resnet18.1": random_member("resnet18", 2),
+    }
+
+
+def inputs(count: int) -> Inputs:
+    rng = np.random.default_rng(3)
+    images = rng.normal(5.0, 2.0, (count, 32, 32, 2)).astype(np.float32)
+    level = np.full((count, 2), 5.0, np.float32)
+    scale = rng.uniform(0.5, 2.0, (count, 2)).astype(np.float32)
+    return Inputs((images,), (level,), (scale,))
+
+
+def rows(batch: Inputs, chosen: np.ndarray) -> Inputs:
+    return jax.tree.map(lambda leaf: leaf[chosen], batch)
+
+
+def scores(members, batch, samples=SAMPLES, make=predict.ensemble_step, fusion="mean_prob"):
+    ensemble = stack(members)
+    weights = predict.place_weights(ensemble, seed=SEED, samples=samples, precision="float32")
+    step = make(ensemble, samples=samples, fusion=fusion, precision="float32")
+    return ensemble, step(weights, batch)
+
+
+def plain_model(member: Member) -> nnx.Module:
+    model = nnx.eval_shape(lambda: member.info.build(nnx.Rngs(0)))
+    return nnx.merge(nnx.graphdef(model), nnx_state(model, member.state))
+
+
+def looped_logits(member: Member, identity: np.ndarray, batch: Inputs) -> np.ndarray:
+    """Returns logits (sample, batch) of one member from single-cutout passes of the plain model."""
+    model = plain_model(member)
+    images = stretch(batch.images[0], batch.level[0], batch.scale[0], PREPARATION)
+    keys = member_keys(identity[None], SEED, SAMPLES)[0]
+    one = jax.jit(lambda image, key: model(image[None], rngs=nnx.Rngs(dropout=key))[0])
+    return np.array([[one(image, key) for image in images] for key in keys])
+
+
+def test_stacked_members_and_samples_equal_single_passes(members):
+    batch = inputs(4)
+    ensemble, found = scores(members, batch)
+    assert sorted(ensemble.names) == sorted(members)
+    for index, name in enumerate(ensemble.names):
+        looped = looped_logits(members[name], ensemble.identities[index], batch)
+        assert looped.std(axis=0).min() > 1e-4  # dropout is on
+        np.testing.assert_allclose(found.member_logits[index], looped.mean(0), atol=2e-5)
+
+
+def test_a_score_does_not_depend_on_neighbours_order_or_batch_size(members):
+    batch = inputs(6)
+    _, together = scores(members, batch)
+    order = np.array([4, 2, 0])
+    _, apart = scores(members, rows(batch, order))
+    np.testing.assert_allclose(apart.logit, np.asarray(together.logit)[order], atol=1e-5)
+    np.testing.assert_allclose(apart.logit_std, np.asarray(together.logit_std)[order], atol=1e-5)
+
+
+def test_a_member_scores_alike_in_any_company(members):
+    batch = inputs(3)
+    ensemble, together = scores(members, batch)
+    for name in members:
+        _, alone = scores({name: members[name]}, batch)
+        row = together.member_logits[ensemble.names.index(name)]
+        np.testing.assert_allclose(alone.member_logits[0], row, atol=1e-5)
+
+
+def test_members_and_samples_have_masks_of_their_own(members):
+    keys = member_keys(stack(members).identities, SEED, SAMPLES)
+    draws = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key)))(keys)
+    assert len(np.unique(np.asarray(draws))) == len(members) * SAMPLES
+
+
+def test_walking_the_members_one_by_one_gives_the_same_scores(members):
+    batch = inputs(3)
+    _, stepped = scores(members, batch)
+    _, walked = scores(members, batch, make=predict.one_by_one_step)
+    for name, values in stepped._asdict().items():
+        np.testing.assert_allclose(getattr(walked, name), values, atol=3e-5, err_msg=name)
+
+
+def test_one_sample_has_no_dropout(members):
+    batch = inputs(3)
+    _, one = scores({"a": members["vit_s16"]}, batch, samples=1)
+    model = plain_model(members["vit_s16"])
+    images = stretch(batch.images[0], batch.level[0], batch.scale[0], PREPARATION)
+    np.testing.assert_allclose(one.member_logits[0], model(images), atol=1e-5)
+    np.testing.assert_allclose(one.logit_std, 0.0, atol=1e-6)
+
+
+def test_one_compilation_and_one_dispatch_serve_all_batches(members):
+    ensemble = stack(members)
+    weights = predict.place_weights(ensemble, seed=SEED, samples=2, precision="float32")
+    step = predict.ensemble_step(ensemble, samples=2, fusion="stacked", precision="float32")
+    for _ in range(3):
+        step(weights, inputs(4))
+    assert step._cache_size() == 1
+
+
+def test_samples_repeat_the_head_only(members):
+    def flops(samples: int) -> float:
+        ensemble = stack(members)
+        weights = predict.place_weights(ensemble, seed=0, samples=samples, precision="float32")
+        step = predict.ensemble_step(
+            ensemble, samples=samples, fusion="stacked", precision="float32"
+        )
+        return step.lower(weights, inputs(4)).compile().cost_analysis()["flops"]
+
+    assert flops(10) < 1.05 * flops(1)
+
+
+def test_bfloat16_stays_near_float32(members):
+    batch, ensemble = inputs(4), stack(members)
+    found = []
+    for precision in ("float32", "bfloat16"):
+        weights = predict.place_weights(ensemble, seed=0, samples=1, precision=precision)
+        step = predict.ensemble_step(ensemble, samples=1, fusion="mean_prob", precision=precision)
+        found.append(np.asarray(step(weights, batch).logit))
+    np.testing.assert_allclose(found[1], found[0], atol=0.15)
+    assert np.abs(found[1] - found[0]).max() > 0

@@ -1,0 +1,79 @@
+"""The figures that the data allow are drawn, and hold what they say."""
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lensjax import metrics
+from lensjax.report import Scored, write_figures
+from lensjax.report.figures import as_svg, draw
+
+
+def scored(size: int = 300, labels: bool = True) -> Scored:
+    rng = np.random.default_rng(0)
+    truth = np.arange(size) % 5 == 0
+    logit = rng.normal(3.0 * truth - 2, 1.5)
+    noisy = logit + rng.normal(0, 1, size)
+    return Scored(
+        {"ensemble": 1 / (1 + np.exp(-logit)), "resnet18.0": 1 / (1 + np.exp(-noisy))},
+        truth.astype(float) if labels else None,
+        logit,
+        rng.random(size),
+    )
+
+
+ALL = ["roc", "precision_recall", "reliability", "scores", "uncertainty"]
+
+
+def test_all_figures_where_both_classes_are_known() -> None:
+    assert list(draw(scored())) == ALL
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (scored(labels=False), ["scores", "uncertainty"]),
+        (Scored({"ensemble": np.array([0.5])}), ["scores"]),
+        (Scored({"ensemble": np.array([0.5, np.nan])}, np.array([1, 0])), ["scores"]),
+        (Scored({"ensemble": np.array([])}), []),
+        (Scored({"ensemble": np.full(3, np.nan)}, np.array([1, 0, 1])), []),
+    ],
+)
+def test_what_the_data_do_not_allow_is_left_out(data: Scored, expected: list[str]) -> None:
+    assert list(draw(data)) == expected
+
+
+def test_roc_shows_the_curve_and_its_area() -> None:
+    data = scored()
+    (axes,) = draw(data)["roc"].axes
+    line = next(line for line in axes.lines if str(line.get_label()).startswith("ensemble"))
+    false_rate, true_rate = metrics.roc_curve(data.fused, data.classes)
+    np.testing.assert_allclose(line.get_ydata(), true_rate)
+    np.testing.assert_allclose(line.get_xdata()[false_rate > 0], false_rate[false_rate > 0])
+    assert str(line.get_label()).endswith(f"{metrics.auroc(data.fused, data.classes):.4f}")
+    assert axes.get_xscale() == "log"
+
+
+def test_files_are_pictures_on_white(tmp_path: Path) -> None:
+    paths = write_figures(tmp_path / "figures", scored())
+    assert [path.stem for path in paths] == ALL
+    for path in paths:
+        with Image.open(path) as image:
+            assert image.width > 600 and image.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_svg_stands_alone_in_a_page() -> None:
+    for figure in draw(scored()).values():
+        svg = as_svg(figure)
+        assert "http" not in svg and "currentColor" in svg and "<style" not in svg
+        element = ElementTree.fromstring(svg.replace("xlink:href", "href"))
+        assert element.tag == "svg" and "viewBox" in element.attrib
+        assert not {"width", "height"} & set(element.attrib)
+
+
+def test_names_that_look_like_formulas_are_only_names() -> None:
+    data = Scored({"a$b": np.array([0.1, 0.9]), "$\\frac": np.array([0.2, 0.8])}, np.array([0, 1]))
+    assert all("a$b" in as_svg(figure) for name, figure in draw(data).items() if name == "roc")

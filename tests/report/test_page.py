@@ -1,0 +1,152 @@
+"""The page is one file that says what was found, whatever the names in it."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.table import Table
+
+from lensjax.errors import LensjaxError
+from lensjax.metrics import evaluate
+from lensjax.report import write_report
+from lensjax.results import SCORES, candidate_table
+
+
+def report(folder: Path, size: int = 30, ids: list[str] | None = None, **changes) -> str:
+    rng = np.random.default_rng(0)
+    logit = rng.normal(size=size).astype(np.float32)
+    catalogue = (
+        Table(
+            {
+                "id": ids or [f"J{k:04d}" for k in range(size)],
+                "ra": rng.random(size) * 360,
+                "dec": np.full(size, np.nan),
+                "label": (rng.random(size) < 0.4).astype(np.int8),
+            }
+        )
+        if size
+        else Table(
+            {"id": np.empty(0, "U4"), "ra": np.empty(0), "dec": np.empty(0), "label": np.empty(0)}
+        )
+    )
+    scores = {name: np.full(size, 0.25, np.float32) for name in SCORES}
+    scores |= {"logit": logit, "probability": 1 / (1 + np.exp(-logit))}
+    members = {"resnet18": {"logits": logit, "probs": scores["probability"]}}
+    table = candidate_table(catalogue, scores, members, np.ones(size, bool))
+    run = {
+        "members": [{"name": "resnet18", "weights_sha256": "ab" * 32}],
+        "given": size + 2,
+        "scored": size,
+        "rejected": 2,
+        "images_per_second": 1234.5,
+        "config": {"data": "</script><b>"},
+        "loss": float("nan"),
+    }
+    options = {
+        "candidates": table,
+        "pictures": [np.zeros((8, 8, 3))] * min(size, 6),
+        "run": run,
+        "reasons": ["", "truncated <file>", "truncated <file>"],
+    } | changes
+    return write_report(folder, **options).read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "image", "use", "path", "rect", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("path", "image", "use", "rect"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+def test_page_is_well_formed_and_needs_nothing_from_outside(tmp_path: Path) -> None:
+    text = report(tmp_path)
+    page = Page(text)
+    assert page.open == []
+    assert "http:" not in text and "https:" not in text and "@import" not in text
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object")
+        for name in ("src", "href", "xlink:href"):
+            value = attributes.get(name) or "data:"
+            assert value.startswith(("data:", "#"))
+    assert page.count("svg") == 5
+    assert page.count("img") == 6
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_everything_is_said(tmp_path: Path) -> None:
+    text = "".join(Page(report(tmp_path)).words)
+    for said in ("resnet18", "ab" * 32, "32", "1,234", "truncated <file>", "J0007", "What was run"):
+        assert said in text, said
+
+
+def test_names_cannot_become_markup(tmp_path: Path) -> None:
+    ids = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{body} &amp; 'x'"]
+    page = Page(report(tmp_path, size=3, ids=ids))
+    assert page.count("script") == 1 and page.count("img") == 3
+    for name in ids:
+        assert name in "".join(page.words)
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_few_rows(tmp_path: Path, size: int) -> None:
+    page = Page(report(tmp_path, size=size))
+    assert page.open == [] and page.count("img") == size
+    assert ("No cutout could be scored." in page.words) == (size == 0)
+
+
+def test_metrics_are_shown_with_their_intervals(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(50) < 20
+    found = evaluate(np.clip(labels * 0.3 + 0.7 * rng.random(50), 0, 1), labels)
+    one_class = evaluate([0.5], [1])
+    text = report(tmp_path, metrics={"ensemble": found, "vit <b>": one_class})
+    shown = found.auroc
+    assert f"{shown.value:.4f}<small>{shown.low:.4f} – {shown.high:.4f}</small>" in text
+    assert "20 lenses, 30 others" in text and "vit &lt;b&gt;" in text
+    assert "nan" not in [word.strip().lower() for word in Page(text).words]
+
+
+def test_record_is_whole_and_strict(tmp_path: Path) -> None:
+    page = Page(report(tmp_path))
+    record = next(words for words in page.words if words.startswith("{\n"))
+    assert json.loads(record)["loss"] is None
+    assert json.loads(record)["config"] == {"data": "</script><b>"}
+
+
+def test_gaps_in_carried_labels(tmp_path: Path) -> None:
+    text = report(tmp_path)
+    assert 'class="lens">lens<' in text
+    table = Table({"rank": [1], "id": ["a"], "ra": [1.0], "dec": [2.0]})
+    for name in SCORES:
+        table[name] = [0.5]
+    table["label"] = np.ma.masked_array([1], mask=[True])
+    text = report(tmp_path, candidates=table, pictures=[np.zeros((4, 4, 3))])
+    assert 'class="lens">lens<' not in text and "1.00000 +2.00000" in text
+
+
+def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LensjaxError, match="cannot write"):
+        report(tmp_path / "file")

@@ -1,0 +1,146 @@
+"""Lensing against lenstronomy's numbers and against closed forms."""
+
+import json
+from pathlib import Path
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from scipy.integrate import quad
+
+from lensjax.sky.lensing import (
+    axis_ratio_and_angle,
+    ellipticity,
+    sersic,
+    sersic_amplitude,
+    shear_deflection,
+    sie_deflection,
+)
+
+
+@pytest.fixture(scope="module", params=["float64", "float32"])
+def computed(request, reference):
+    """Deflections and images of the twelve reference cases, and the reference itself."""
+    expected = np.load(Path(reference) / "sie_shear_sersic.npz")
+    cases = json.loads((Path(reference) / "sie_shear_sersic.json").read_text())
+    with jax.enable_x64(request.param == "float64"):
+        x, y = (jnp.asarray(expected[name], request.param) for name in "xy")
+        deflection, lensed, unlensed = [], [], []
+        for case in cases:
+            sie, shear = ({k: jnp.asarray(v, x.dtype) for k, v in p.items()} for p in case["lens"])
+            source = {k: jnp.asarray(v, x.dtype) for k, v in case["source"][0].items()}
+            sie_x, sie_y = sie_deflection(x, y, **sie)
+            shear_x, shear_y = shear_deflection(x, y, shear["gamma1"], shear["gamma2"])
+            deflection.append((sie_x + shear_x, sie_y + shear_y))
+            lensed.append(sersic(x - deflection[-1][0], y - deflection[-1][1], **source))
+            unlensed.append(sersic(x, y, **source))
+        images = {"lensed": np.array(lensed), "unlensed": np.array(unlensed)}
+        return request.param, np.array(deflection), images, expected
+
+
+def test_deflections_agree_with_lenstronomy(computed):
+    dtype, deflection, _, expected = computed
+    assert deflection.dtype == dtype
+    tolerance = {"float64": 1e-6, "float32": 1e-4}[dtype]
+    assert np.abs(deflection - expected["deflection"]).max() < tolerance
+
+
+@pytest.mark.parametrize("image", ["lensed", "unlensed"])
+def test_sersic_images_agree_with_lenstronomy(computed, image):
+    _, _, images, expected = computed
+    peak = expected[image].max(axis=(1, 2), keepdims=True)
+    assert np.abs((images[image] - expected[image]) / peak).max() < 1e-3
+
+
+@given(st.floats(0.2, 0.98), st.floats(-1.5, 1.5))
+@settings(max_examples=30, deadline=None)
+def test_ellipticity_comes_back(axis_ratio, angle):
+    e1, e2 = ellipticity(jnp.asarray(axis_ratio), jnp.asarray(angle))
+    found_ratio, found_angle = axis_ratio_and_angle(e1, e2)
+    assert found_ratio == pytest.approx(axis_ratio, abs=1e-5)
+    assert found_angle == pytest.approx(angle, abs=1e-3)
+
+
+def test_nearly_round_lens_becomes_isothermal_sphere():
+    x, y = jnp.asarray([0.3, -1.0, 2.0]), jnp.asarray([0.4, 0.1, -1.5])
+    radius = jnp.hypot(x, y)
+    for e1 in (0.0, 1e-7, 1e-5):
+        alpha_x, alpha_y = sie_deflection(x, y, 1.3, jnp.asarray(e1), jnp.zeros(()), 0.0, 0.0)
+        np.testing.assert_allclose(alpha_x, 1.3 * x / radius, atol=3e-5)
+        np.testing.assert_allclose(alpha_y, 1.3 * y / radius, atol=3e-5)
+
+
+@pytest.mark.parametrize("e1, e2", [(0.0, 0.0), (1e-9, 0.0), (1e-3, -1e-3), (0.2, 0.3)])
+@pytest.mark.parametrize("x, y", [(0.0, 0.0), (1e-6, 0.0), (0.0, 1.0), (0.7, -0.4)])
+def test_gradients_are_finite_everywhere(x, y, e1, e2):
+    def total(parameters):
+        x, y, theta_E, e1, e2, center_x, center_y = parameters
+        alpha_x, alpha_y = sie_deflection(x, y, theta_E, e1, e2, center_x, center_y)
+        light = sersic(x, y, 1.0, 0.3, 2.0, e1, e2, center_x, center_y)
+        return alpha_x + alpha_y + light
+
+    gradient = jax.grad(total)(jnp.asarray([x, y, 1.0, e1, e2, 0.0, 0.0]))
+    assert jnp.isfinite(gradient).all()
+
+
+def test_round_gradient_with_respect_to_ellipticity_is_right():
+    def alpha(e1, e2):
+        return sie_deflection(jnp.asarray(0.7), jnp.asarray(-0.4), 1.0, e1, e2, 0.0, 0.0)[0]
+
+    with jax.enable_x64(True):
+        zero, step = jnp.zeros(()), 1e-4
+        gradient = jax.grad(alpha, (0, 1))(zero, zero)
+        numerical = [
+            (alpha(zero + step, zero) - alpha(zero - step, zero)) / (2 * step),
+            (alpha(zero, zero + step) - alpha(zero, zero - step)) / (2 * step),
+        ]
+        np.testing.assert_allclose(gradient, numerical, atol=1e-3)
+
+
+def test_magnification_of_isothermal_ellipsoid():
+    """Without shear an isothermal lens has det(d beta / d theta) = 1 - 2 kappa, exactly."""
+    axis_ratio, angle, theta_E = 0.6, 0.8, 1.2
+    e1, e2 = ellipticity(jnp.asarray(axis_ratio), jnp.asarray(angle))
+
+    def source_position(position):
+        return position - jnp.stack(
+            sie_deflection(position[0], position[1], theta_E, e1, e2, 0.0, 0.0)
+        )
+
+    for x, y in [(0.5, 0.2), (1.5, -0.3), (-0.2, 2.0)]:
+        along = np.cos(angle) * x + np.sin(angle) * y
+        across = np.cos(angle) * y - np.sin(angle) * x
+        kappa = theta_E / (2 * np.sqrt(axis_ratio * along**2 + across**2 / axis_ratio))
+        jacobian = jax.jacfwd(source_position)(jnp.asarray([x, y]))
+        assert jnp.linalg.det(jacobian) == pytest.approx(1 - 2 * kappa, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "offset, expected", [(0.4, 2 / 0.4), (0.8, 2 / 0.8), (1.4, 1 + 1 / 1.4), (2.5, 1 + 1 / 2.5)]
+)
+def test_images_of_small_source_are_magnified_as_by_a_sphere(offset, expected):
+    """Total magnification behind a sphere: 2 / beta inside theta_E = 1, 1 + 1 / beta outside."""
+    axis = np.linspace(-4, 4, 1600, dtype=np.float32)
+    x, y = (jnp.asarray(grid) for grid in np.meshgrid(axis, axis))
+    zero = jnp.zeros(())
+    alpha_x, alpha_y = sie_deflection(x, y, 1.0, zero, zero, 0.0, 0.0)
+    # Of index 0.7 the profile has no cusp and hardly any wings.
+    shape = dict(R_sersic=0.04, n_sersic=0.7, e1=zero, e2=zero, center_x=offset, center_y=0.0)
+    light = sersic(x - alpha_x, y - alpha_y, sersic_amplitude(0.04, 0.7), **shape)
+    assert float(light.sum()) * (8 / 1599) ** 2 == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("n_sersic", [0.7, 1.0, 2.5, 4.0])
+def test_unit_amplitude_gives_unit_flux(n_sersic):
+    amp = float(sersic_amplitude(0.5, n_sersic))
+
+    def ring(radius):
+        light = sersic(jnp.asarray(radius), jnp.zeros(()), amp, 0.5, n_sersic, 0.0, 0.0, 0.0, 0.0)
+        return 2 * np.pi * radius * float(light)
+
+    total = quad(ring, 0, 2, limit=200, epsrel=1e-4)[0] + quad(ring, 2, 400, limit=200)[0]
+    assert total == pytest.approx(1, abs=5e-3)
+    assert quad(ring, 0, 0.5, limit=200, epsrel=1e-4)[0] == pytest.approx(0.5, abs=5e-3)

@@ -1,0 +1,244 @@
+"""Metrics against scikit-learn, loops over objects, and closed forms."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+
+from lensjax import metrics
+from lensjax.errors import UsageError
+
+
+def survey(seed: int, size: int = 200, levels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Scores that know something of the labels; with `levels`, so few values that many tie."""
+    rng = np.random.default_rng(seed)
+    labels = rng.random(size) < 0.3
+    labels[:2] = [True, False]
+    scores = 1 / (1 + np.exp(-rng.normal(labels * 1.5, 1.0)))
+    return (np.round(scores * levels) / levels if levels else scores), labels
+
+
+def looped_tpr(scores: np.ndarray, labels: np.ndarray, rank: int) -> float:
+    others = sorted(scores[labels == 0], reverse=True)
+    threshold = others[rank - 1] if rank <= len(others) else -math.inf
+    found = [score > threshold for score, label in zip(scores, labels, strict=True) if label == 1]
+    return sum(found) / len(found)
+
+
+def looped_calibration_error(scores: np.ndarray, labels: np.ndarray) -> float:
+    total = 0.0
+    for k in range(15):
+        inside = (scores >= k / 15) & ((scores < (k + 1) / 15) | (k == 14))
+        if inside.any():
+            total += inside.sum() * abs(scores[inside].mean() - labels[inside].mean())
+    return total / scores.size
+
+
+@pytest.mark.parametrize("levels", [None, 7, 1])
+@pytest.mark.parametrize("seed", range(4))
+def test_values_agree_with_scikit_learn_and_loops(seed: int, levels: int | None) -> None:
+    scores, labels = survey(seed, levels=levels)
+    found = metrics.evaluate(scores, labels, bootstrap=0)
+    expected = {
+        "auroc": sklearn_metrics.roc_auc_score(labels, scores),
+        "average_precision": sklearn_metrics.average_precision_score(labels, scores),
+        "tpr0": looped_tpr(scores, labels, 1),
+        "tpr10": looped_tpr(scores, labels, 10),
+        "expected_calibration_error": looped_calibration_error(scores, labels),
+        "log_loss": sklearn_metrics.log_loss(labels, scores),
+        "brier": sklearn_metrics.brier_score_loss(labels, scores),
+    }
+    values = {name: interval.value for name, interval in found.intervals().items()}
+    assert values == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert list(values) == list(expected)
+    assert (found.lenses, found.others) == (labels.sum(), (~labels).sum())
+
+
+@pytest.mark.parametrize("levels", [None, 5])
+def test_weighted_metrics_are_those_of_the_resampled_objects(levels: int | None) -> None:
+    scores, labels = survey(3, levels=levels)
+    ranked = metrics._Ranked.of(scores, labels)
+    lenses, others = -np.sort(-scores[labels]), -np.sort(-scores[~labels])
+    for lens_weights, other_weights in ranked.resample(25, np.random.default_rng(1)):
+        found = ranked.metrics(lens_weights, other_weights)
+        for row in range(25):
+            weights = np.concatenate([lens_weights[row], other_weights[row]])
+            both = np.concatenate([lenses, others])
+            truth = np.arange(both.size) < lenses.size
+            again = np.repeat(both, weights.astype(int))
+            again_truth = np.repeat(truth, weights.astype(int))
+            assert found[0, row] == pytest.approx(
+                sklearn_metrics.roc_auc_score(truth, both, sample_weight=weights)
+            )
+            assert found[1, row] == pytest.approx(
+                sklearn_metrics.average_precision_score(truth, both, sample_weight=weights)
+            )
+            assert found[2, row] == pytest.approx(looped_tpr(again, again_truth, 1))
+            assert found[3, row] == pytest.approx(looped_tpr(again, again_truth, 10))
+            assert found[4, row] == pytest.approx(looped_calibration_error(again, again_truth))
+            assert found[5, row] == pytest.approx(sklearn_metrics.log_loss(again_truth, again))
+
+
+def test_resamples_are_stratified_multinomial_draws() -> None:
+    scores, labels = survey(0, size=50)
+    ranked = metrics._Ranked.of(scores, labels)
+    draws = list(ranked.resample(4000, np.random.default_rng(0)))
+    lens_weights = np.concatenate([lens for lens, _ in draws])
+    assert lens_weights.shape == (4000, labels.sum())
+    assert (lens_weights.sum(axis=1) == labels.sum()).all()
+    assert lens_weights.mean(axis=0) == pytest.approx(1, abs=0.1)
+    assert lens_weights.var(axis=0) == pytest.approx(1 - 1 / labels.sum(), abs=0.15)
+
+
+def test_interval_of_the_auroc_has_the_width_of_hanley_and_mcneil() -> None:
+    scores, labels = survey(5, size=2000)
+    found = metrics.evaluate(scores, labels).auroc
+    area, lenses, others = found.value, labels.sum(), (~labels).sum()
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = (
+        area * (1 - area) + (lenses - 1) * (q1 - area**2) + (others - 1) * (q2 - area**2)
+    ) / (lenses * others)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.15)
+
+
+def test_perfect_and_worst_and_constant_scores() -> None:
+    labels = np.array([1] * 5 + [0] * 20)
+    perfect = metrics.evaluate(labels.astype(float), labels)
+    assert perfect.auroc == metrics.Interval(1, 1, 1)
+    assert perfect.tpr0 == metrics.Interval(1, 1, 1)
+    assert perfect.brier == metrics.Interval(0, 0, 0)
+    assert metrics.auroc(1.0 - labels, labels) == 0
+    constant = metrics.evaluate(np.full(25, 0.2), labels)
+    assert constant.auroc.value == 0.5
+    assert constant.average_precision.value == pytest.approx(0.2)
+    assert constant.tpr0.value == constant.tpr10.value == 0
+    assert constant.expected_calibration_error.value == pytest.approx(0)
+
+
+def test_tpr10_is_the_rate_before_the_tenth_false_positive() -> None:
+    # 100 others at 0.01, 0.02 ... 1.00: the tenth-ranked stands at 0.91
+    others = np.arange(1, 101) / 100
+    lenses = np.array([0.905, 0.91, 0.915, 1.0])
+    scores = np.concatenate([lenses, others])
+    labels = np.arange(scores.size) < 4
+    assert metrics.tpr_at(scores, labels, 10) == 2 / 4
+    assert metrics.tpr_at(scores, labels, 0) == 0  # the lens at 1.0 ties with an other
+    assert metrics.tpr_at(scores, labels, 1) == 0
+    assert metrics.tpr_at(scores, labels, 11) == 4 / 4
+    assert metrics.tpr_at(scores, labels, 1000) == 1
+
+
+def test_calibration_error_counts_both_ends() -> None:
+    assert metrics.expected_calibration_error([0.0, 0.0], [1, 1]) == 1
+    assert metrics.expected_calibration_error([1.0, 1.0], [0, 0]) == 1
+    assert metrics.expected_calibration_error([0.0, 0.0, 1.0], [0, 1, 1]) == pytest.approx(1 / 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 12).map(lambda k: k / 12), st.booleans()), min_size=1, max_size=40
+    )
+)
+def test_any_small_sample(sample: list[tuple[float, bool]]) -> None:
+    scores, labels = np.array([s for s, _ in sample]), np.array([y for _, y in sample])
+    found = metrics.evaluate(scores, labels, bootstrap=20)
+    assert found.expected_calibration_error.value == pytest.approx(
+        looped_calibration_error(scores, labels)
+    )
+    assert found.expected_calibration_error.value == pytest.approx(
+        metrics.expected_calibration_error(scores, labels)
+    )
+    both = labels.any() and not labels.all()
+    for interval in (found.auroc, found.average_precision, found.tpr0, found.tpr10):
+        assert math.isnan(interval.value) != both
+    if both:
+        assert found.auroc.value == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores))
+        assert metrics.tpr_at(scores, labels, 0) == found.tpr0.value
+        assert metrics.tpr_at(scores, labels, 10) == looped_tpr(scores, labels, 10)
+    for interval in found.intervals().values():
+        assert math.isnan(interval.value) or interval.low <= interval.value <= interval.high
+
+
+def test_unknown_labels_and_missing_scores_are_left_out_and_counted() -> None:
+    scores, labels = survey(1, size=60)
+    wide_scores = np.concatenate([scores, [0.9, 0.8, np.nan]])
+    wide_labels = np.concatenate([labels, [np.nan, -1, 1]])
+    found = metrics.evaluate(wide_scores, wide_labels)
+    plain = metrics.evaluate(scores, labels)
+    assert (found.unlabelled, found.unscored) == (2, 1)
+    assert found.intervals() == plain.intervals()
+    masked = np.ma.masked_array(np.append(labels, 0), mask=np.append(np.zeros(60, bool), True))
+    assert metrics.evaluate(np.append(scores, 0.5), masked).unlabelled == 1
+
+
+def test_nothing_at_all_is_nan_not_an_error() -> None:
+    found = metrics.evaluate([], [])
+    assert all(math.isnan(interval.value) for interval in found.intervals().values())
+    assert math.isnan(metrics.expected_calibration_error([], []))
+    assert metrics.roc_curve([], [])[0].size == 0
+
+
+def test_saturated_float32_probabilities_cost_a_finite_log_loss() -> None:
+    scores = np.array([1.0, 0.0, 1.0], np.float32)
+    found = metrics.evaluate(scores, [1, 0, 0], bootstrap=0)
+    assert found.log_loss.value == pytest.approx(sklearn_metrics.log_loss([1, 0, 0], scores))
+    assert math.isfinite(found.log_loss.value)
+
+
+def test_wrong_input_is_named() -> None:
+    with pytest.raises(UsageError, match="neither 1"):
+        metrics.evaluate([0.1, 0.2], [0, 2])
+    with pytest.raises(UsageError, match="outside 0..1"):
+        metrics.evaluate([0.1, 3.2], [0, 1])
+    with pytest.raises(UsageError, match="do not match"):
+        metrics.evaluate([0.1, 0.2], [0, 1, 1])
+
+
+def test_seed_decides_the_interval() -> None:
+    scores, labels = survey(2)
+    assert metrics.evaluate(scores, labels, seed=1) == metrics.evaluate(scores, labels, seed=1)
+    assert metrics.evaluate(scores, labels, seed=1) != metrics.evaluate(scores, labels, seed=2)
+
+
+def test_curves_hold_the_areas() -> None:
+    scores, labels = survey(6, levels=20)
+    false_rate, true_rate = metrics.roc_curve(scores, labels)
+    assert np.trapezoid(true_rate, false_rate) == pytest.approx(metrics.auroc(scores, labels))
+    recall, precision = metrics.precision_recall_curve(scores, labels)
+    area = np.sum(np.diff(recall, prepend=0) * precision)
+    found = metrics.evaluate(scores, labels, bootstrap=0).average_precision.value
+    assert area == pytest.approx(found)
+
+
+def test_reliability_counts_everything_once() -> None:
+    scores, labels = survey(7)
+    table = metrics.reliability(scores, labels)
+    assert table.count.sum() == scores.size
+    filled = table.count > 0
+    assert np.sum((table.lens_fraction * table.count)[filled]) == pytest.approx(labels.sum())
+    assert (table.mean_probability[filled] >= table.edges[:-1][filled]).all()
+
+
+def test_a_thousand_resamples_of_two_thousand_objects_are_quick() -> None:
+    scores, labels = survey(8, size=2000)
+    start = time.process_time()
+    found = metrics.evaluate(scores, labels)
+    assert found.resamples == 1000
+    assert time.process_time() - start < 2
+
+
+def test_large_tables_are_resampled_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, labels = survey(9, size=1000)
+    whole = metrics.evaluate(scores, labels, bootstrap=40).auroc
+    monkeypatch.setattr(metrics, "_WEIGHTS_IN_MEMORY", 3000)
+    drawn = list(metrics._Ranked.of(scores, labels).resample(40, np.random.default_rng(0)))
+    assert max(lens.size + other.size for lens, other in drawn) <= 3000
+    chunked = metrics.evaluate(scores, labels, bootstrap=40).auroc
+    assert chunked.high - chunked.low == pytest.approx(whole.high - whole.low, rel=0.5)
+    monkeypatch.setattr(metrics, "_WEIGHTS_IN_ALL", 10_000)
+    assert metrics.evaluate(scores, labels).resamples == 10

@@ -1,0 +1,380 @@
+"""The output files hold what was scored, whole, in every format, and come back as they went in."""
+
+import errno
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from astropy.table import Table
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lensjax import results
+from lensjax.errors import LensjaxError, UsageError
+
+TEXTS = ["a,b", 'say "x"', "two\nlines", "ünïcødé ☃", "plain", "=1+2", "<script>"]
+
+
+def run(size: int = 12, unreadable: tuple[int, ...] = (3, 7), **columns: object) -> dict:
+    """The arguments of write_outputs for a small catalogue of scored rows."""
+    rng = np.random.default_rng(0)
+    catalogue = Table(
+        {
+            "id": 2**53 + 1 + 2 * np.arange(size),
+            "ra": rng.random(size) * 360,
+            "dec": rng.random(size) * 180 - 90,
+            "path": [f"f/{row}.fits" for row in range(size)],
+        }
+    )
+    for name, values in columns.items():
+        catalogue[name] = values
+    scores = {name: rng.random(size).astype(np.float32) for name in results.SCORES}
+    members = {
+        name: {"logits": rng.normal(size=size).astype(np.float32), "probs": rng.random(size)}
+        for name in ("resnet18.0", "vit_b16")
+    }
+    readable = np.ones(size, bool)
+    readable[list(unreadable)] = False
+    reasons = np.where(readable, "", "truncated, or empty")
+    return {
+        "catalogue": catalogue,
+        "scores": scores,
+        "members": members,
+        "readable": readable,
+        "reasons": reasons,
+    }
+
+
+def ranked(job: dict) -> Table:
+    return results.candidate_table(*(job[key] for key in list(job)[:4]))
+
+
+def from_parquet(folder: Path) -> dict[str, list]:
+    return pyarrow.parquet.read_table(folder / "candidates.parquet").to_pydict()
+
+
+def from_fits(folder: Path) -> Table:
+    table = Table.read(folder / "candidates.fits")
+    table.convert_bytestring_to_unicode()
+    return table
+
+
+def test_columns_come_in_the_order_of_the_contract() -> None:
+    table = ranked(run(label=np.zeros(12), group=["a"] * 12))
+    assert table.colnames == [
+        "rank", "id", "ra", "dec", "probability", "logit", "logit_std", "total_entropy",
+        "aleatoric_entropy", "mutual_information", "resnet18.0_probability",
+        "vit_b16_probability", "path", "label", "group",
+    ]  # fmt: skip
+
+
+def test_best_first_and_every_readable_row_once() -> None:
+    job = run()
+    table = ranked(job)
+    assert list(table["rank"]) == list(range(1, 11))
+    assert (np.diff(table["probability"]) <= 0).all()
+    assert set(table["id"]) == set(job["catalogue"]["id"][job["readable"]])
+    row = {id_: k for k, id_ in enumerate(job["catalogue"]["id"])}
+    for line in table:
+        assert line["vit_b16_probability"] == job["members"]["vit_b16"]["probs"][row[line["id"]]]
+        assert line["path"] == job["catalogue"]["path"][row[line["id"]]]
+
+
+def test_ties_go_by_logit_and_then_by_input_order() -> None:
+    job = run(unreadable=())
+    job["scores"]["probability"][:] = 1
+    job["scores"]["logit"][:] = [20, 20, 25, 20, 20, 20, 30, 20, 20, 20, 20, np.nan]
+    order = (ranked(job)["id"] - 2**53) // 2
+    assert order.tolist() == [6, 2, 0, 1, 3, 4, 5, 7, 8, 9, 10, 11]
+
+
+def test_scores_that_are_nan_rank_last() -> None:
+    job = run(unreadable=())
+    job["scores"]["probability"][4] = np.nan
+    assert ranked(job)["id"][-1] == job["catalogue"]["id"][4]
+
+
+def test_clashing_columns_are_renamed_also_where_only_the_case_differs() -> None:
+    job = run(probability=np.arange(12.0), RANK=np.arange(12), logit_input=np.arange(12))
+    job["catalogue"]["logit"] = np.arange(12.0)
+    table = ranked(job)
+    assert table.colnames[-5:] == [
+        "path",
+        "probability_input",
+        "RANK_input",
+        "logit_input",
+        "logit_input_input",
+    ]
+    assert (table["probability"].dtype, table["probability_input"].dtype) == ("f4", "f8")
+
+
+def test_the_three_files_hold_the_same_table(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    texts = np.array((TEXTS * 2)[:12])
+    gaps = rng.random(12) < 0.4
+    job = run(
+        text=texts,
+        redshift=np.where(gaps, np.nan, rng.random(12)).astype(np.float32),
+        flag=rng.random(12) < 0.5,
+        small=rng.integers(0, 255, 12).astype(np.uint8),
+        big_endian=rng.random(12).astype(">f4"),
+        half=rng.random(12).astype(np.float16),
+        tiny=rng.integers(-9, 9, 12).astype(np.int8),
+        text_gaps=np.ma.masked_array(texts, gaps),
+        number_gaps=np.ma.masked_array(np.full(12, 999999), gaps),
+        float_gaps=np.ma.masked_array(rng.random(12), gaps),
+        flag_gaps=np.ma.masked_array(np.ones(12, bool), gaps),
+        byte_gaps=np.ma.masked_array(np.zeros(12, np.uint8), gaps),
+        none=np.array([None if gap else "x" for gap in gaps], object),
+        nothing=np.array([None] * 12, object),
+        raw=np.char.encode(texts, "utf-8"),
+    )
+    table = ranked(job)
+    results.write_candidates(tmp_path, table)
+    parquet, binary = from_parquet(tmp_path), from_fits(tmp_path)
+    text = Table.read(tmp_path / "candidates.csv", format="ascii.csv")
+    assert list(parquet) == text.colnames == binary.colnames == table.colnames
+    for name in table.colnames:
+        kind = table[name].dtype.kind
+        blank = {"f": math.nan, "U": ""}.get(kind)  # what a gap is where the format has no mask
+        for source in (table[name], parquet[name], text[name], binary[name]):
+            values = source if isinstance(source, list) else np.ma.asarray(source).tolist()
+            values = [blank if value is None else value for value in values]
+            if source is table[name]:
+                expected = np.array(values, "f8" if kind == "f" else object)
+            found = np.array(values, expected.dtype)
+            np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(width=32), min_size=2, max_size=8), st.data())
+def test_any_float_and_any_id_survive(tmp_path_factory, values: list[float], data) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    ids = data.draw(
+        st.lists(st.integers(-(2**63) + 1, 2**63 - 1), min_size=len(values), max_size=len(values))
+    )
+    job = run(size=len(values), unreadable=())
+    job["catalogue"]["id"] = np.array(ids, np.int64)
+    job["catalogue"]["carried"] = np.array(values, np.float32)
+    table = ranked(job)
+    results.write_candidates(folder, table)
+    text = Table.read(folder / "candidates.csv", format="ascii.csv")
+    for source in (text, from_fits(folder), Table(from_parquet(folder))):
+        np.testing.assert_array_equal(source["id"], table["id"])
+        found = np.ma.filled(np.ma.asarray(source["carried"], float), np.nan)
+        np.testing.assert_array_equal(found.astype(np.float32), np.asarray(table["carried"]))
+        np.testing.assert_array_equal(source["ra"], table["ra"])
+
+
+def test_vectors_are_kept(tmp_path: Path) -> None:
+    shapes, flux = np.arange(48).reshape(12, 2, 2), np.arange(36.0).reshape(12, 3)
+    table = ranked(run(flux=flux, shapes=shapes))
+    results.write_candidates(tmp_path, table)
+    np.testing.assert_array_equal(from_fits(tmp_path)["shapes"], table["shapes"])
+    np.testing.assert_array_equal(np.array(from_parquet(tmp_path)["shapes"]), table["shapes"])
+    text = Table.read(tmp_path / "candidates.csv", format="ascii.csv")
+    assert json.loads(text["flux"][0]) == table["flux"][0].tolist()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_few_or_no_rows(tmp_path: Path, size: int) -> None:
+    job = run(size=size, unreadable=(0,))
+    table = results.write_outputs(tmp_path, **job)
+    assert len(table) == size - 1
+    assert len(from_parquet(tmp_path)["id"]) == len(from_fits(tmp_path)) == size - 1
+    lines = (tmp_path / "candidates.csv").read_text().splitlines()
+    assert len(lines) == size and lines[0].startswith("rank,id,ra,dec,probability")
+
+
+def test_predictions_keep_the_order_of_the_input(tmp_path: Path) -> None:
+    job = run()
+    results.write_outputs(tmp_path, **job)
+    with np.load(tmp_path / "predictions.npz", allow_pickle=False) as file:
+        arrays = dict(file)
+    np.testing.assert_array_equal(arrays["id"], job["catalogue"]["id"])
+    expected = job["scores"]["probability"].copy()
+    expected[~job["readable"]] = np.nan
+    np.testing.assert_array_equal(arrays["ensemble_probs"], expected)
+    assert arrays["ensemble_probs"].dtype == np.float32
+    np.testing.assert_array_equal(
+        arrays["ensemble_preds"], np.where(np.isnan(expected), -1, expected >= 0.5)
+    )
+    readable = job["readable"]
+    for kind in ("logits", "probs"):
+        found = arrays[f"resnet18.0_{kind}"]
+        np.testing.assert_array_equal(found[readable], job["members"]["resnet18.0"][kind][readable])
+        assert np.isnan(found[~readable]).all()
+    assert set(arrays) == {
+        "id", "path", "ensemble_logits", "ensemble_probs", "ensemble_preds",
+        "resnet18.0_logits", "resnet18.0_probs", "vit_b16_logits", "vit_b16_probs",
+    }  # fmt: skip
+
+
+def test_object_ids_need_no_pickle(tmp_path: Path) -> None:
+    job = run(size=3, unreadable=())
+    job["catalogue"]["id"] = np.array(["a", 7, None], object)
+    results.write_outputs(tmp_path, **job)
+    assert results.read_predictions(tmp_path).ids.tolist() == ["a", "7", ""]
+
+
+def test_rejects_are_listed_with_their_reason(tmp_path: Path) -> None:
+    job = run()
+    job["catalogue"]["path"][3] = '"b",.fits'
+    results.write_outputs(tmp_path, **job)
+    table = Table.read(tmp_path / "rejects.csv", format="ascii.csv")
+    assert table.colnames == ["path", "id", "reason"]
+    assert table["id"].tolist() == job["catalogue"]["id"][[3, 7]].tolist()
+    assert table["path"].tolist() == ['"b",.fits', "f/7.fits"]
+    assert set(table["reason"]) == {"truncated, or empty"}
+
+
+def test_rejects_without_any_are_a_header(tmp_path: Path) -> None:
+    job = run(unreadable=())
+    job["catalogue"].remove_column("path")
+    results.write_outputs(tmp_path, **job)
+    assert (tmp_path / "rejects.csv").read_text() == "path,id,reason\n"
+
+
+def test_run_record_is_strict_json(tmp_path: Path) -> None:
+    record = {
+        "a": math.nan, "b": np.float32(0.5), "c": [np.int64(3), math.inf], "d": Path("x"),
+        "e": np.array([1.0, np.nan]), "f": True, "g": None, 7: results.Match(np.zeros(1), 2, 3),
+    }  # fmt: skip
+    results.write_json(Path(tmp_path) / "run.json", record)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found = json.loads((tmp_path / "run.json").read_text(), parse_constant=refuse)
+    assert found == {
+        "a": None, "b": 0.5, "c": [3, None], "d": "x", "e": [1.0, None], "f": True, "g": None,
+        "7": {"labels": [0.0], "without_label": 2, "without_prediction": 3},
+    }  # fmt: skip
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
+    job = run()
+    results.write_outputs(tmp_path, **job)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    table = ranked(run(size=5, unreadable=()))
+    writers = (
+        lambda: results.write_candidates(tmp_path, table),
+        lambda: results.write_predictions(tmp_path, *(job[key] for key in list(job)[:4])),
+        lambda: results.write_json(Path(tmp_path) / "run.json", {}),
+    )
+    for write in writers:
+        with pytest.raises(LensjaxError, match=r"no room left in .*MiB") as caught:
+            write()
+        assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LensjaxError, match="cannot write"):
+        results.write_json(tmp_path / "file" / "run.json", {})
+
+
+def test_predictions_come_back(tmp_path: Path) -> None:
+    results.write_outputs(tmp_path, **run())
+    found = results.read_predictions(tmp_path)
+    assert list(found.probabilities) == ["ensemble", "resnet18.0", "vit_b16"]
+    assert found.paths is not None and found.paths[0] == "f/0.fits"
+    assert np.isnan(found.probabilities["ensemble"][[3, 7]]).all()
+
+
+def test_no_predictions_is_wrong_use(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"predictions.npz"):
+        results.read_predictions(tmp_path)
+    np.savez(tmp_path / "other.npz", x=np.zeros(2))
+    with pytest.raises(UsageError, match="lacks ensemble_probs and id"):
+        results.read_predictions(tmp_path / "other.npz")
+    (tmp_path / "predictions.npz").write_bytes(b"nothing of the kind")
+    with pytest.raises(UsageError, match="no plain NPZ"):
+        results.read_predictions(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.parquet", "labels.fits", "labels.npz"])
+def test_labels_of_every_format(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    columns = {"id": np.array([5, 6, 7]), "label": np.array([1.0, np.nan, 0.0])}
+    if name.endswith("npz"):
+        np.savez(file, **columns)
+    elif name.endswith("parquet"):
+        pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    else:
+        Table(columns).write(file)
+    found = results.read_labels(file)
+    assert found["id"].tolist() == [5, 6, 7]
+    assert found["label"].tolist() == [1, -1, 0]
+
+
+def test_labels_with_gaps_and_words(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,label,other\nx.png,1,a\ny.png,,b\n")
+    assert results.read_labels(tmp_path / "a.csv")["label"].tolist() == [1, -1]
+    (tmp_path / "b.csv").write_text("id,label\n1,ring\n2,arc\n")
+    with pytest.raises(UsageError, match="b.csv"):
+        results.read_labels(tmp_path / "b.csv")
+    (tmp_path / "c.csv").write_text("id,class\n1,1\n")
+    with pytest.raises(UsageError, match="has the columns id, class"):
+        results.read_labels(tmp_path / "c.csv")
+    with pytest.raises(UsageError, match="none.csv"):
+        results.read_labels(tmp_path / "none.csv")
+
+
+def predictions(ids: object, paths: object = None) -> results.Predictions:
+    ids = np.array(ids)
+    return results.Predictions(
+        ids, None if paths is None else np.array(paths), {"ensemble": np.zeros(ids.size)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        ([3, 1, 2], [1, 2, 3]),
+        (["3", "1", "2"], [1, 2, 3]),
+        ([3, 1, 2], ["1", "2", "3"]),
+        ([3, 1, 2], [1.0, 2.0, 3.0]),
+        (["003", "001", "002"], [1, 2, 3]),
+        (["c", "a", "b"], ["a", "b", "c"]),
+        ([2**53 + 3, 2**53 + 1, 2**53 + 2], [str(2**53 + k) for k in (1, 2, 3)]),
+    ],
+)
+def test_labels_find_their_predictions_whatever_the_type(mine: list, theirs: list) -> None:
+    found = results.match(predictions(mine), Table({"id": theirs, "label": [1, 0, -1]}))
+    assert found.labels.tolist() == [-1, 1, 0]
+    assert (found.without_label, found.without_prediction) == (0, 0)
+
+
+def test_what_finds_no_partner_is_counted() -> None:
+    labels = Table({"id": ["a", "b", "x", "y"], "label": [1, 0, 1, 1]})
+    found = results.match(predictions(["b", "c", "a"]), labels)
+    assert found.labels.tolist() == [0, -1, 1]
+    assert (found.without_label, found.without_prediction) == (1, 2)
+
+
+def test_labels_by_path() -> None:
+    labels = Table({"path": ["d/a.png", "d/b.png"], "label": [1, 0]})
+    found = results.match(predictions([1, 2], ["d/b.png", "d/a.png"]), labels)
+    assert found.labels.tolist() == [0, 1]
+    with pytest.raises(UsageError, match="know no paths"):
+        results.match(predictions([1, 2]), labels)
+
+
+def test_labels_of_other_data_or_in_conflict_are_refused() -> None:
+    with pytest.raises(UsageError, match="no id of the labels"):
+        results.match(predictions([1, 2]), Table({"id": ["p", "q"], "label": [0, 1]}))
+    with pytest.raises(UsageError, match="id 1 has two labels"):
+        results.match(predictions([1, 2]), Table({"id": [1, 1], "label": [0, 1]}))
+    twice = results.match(predictions([1, 2]), Table({"id": [1, 1], "label": [1, 1]}))
+    assert twice.labels.tolist() == [1, -1]
