@@ -14,9 +14,6 @@ from lensjax.commands.simulate import SimulateConfig, simulate_survey
 from lensjax.commands.train import TrainConfig, train
 from lensjax.training.trainer import Recipe
 
-DEMO = Path("demo")
-
-
 @dataclass(frozen=True)
 class Demonstration:
     """What is simulated and how each kind of architecture is trained on it."""

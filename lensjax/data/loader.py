@@ -13,8 +13,8 @@ from lensjax.data.preprocess import Preparation, fit, level_and_scale
 from lensjax.data.readers import Cutout, Unreadable
 from lensjax.errors import UsageError
 
-# Decoding waits for the disk or for C code about as often as it holds the interpreter.
-THREADS_PER_CORE = 2
+# More threads than these wait for the interpreter rather than for the disk.
+MOST_THREADS = 8
 
 # Batches held ready beyond the one in use.
 BATCHES_AHEAD = 2
@@ -79,12 +79,12 @@ def batches(
     """The cutouts from row `start` on, in order, prepared in each of the given ways.
 
     `how` is one of `preprocess.WAYS_TO_FIT`. `threads` read and prepare ahead; 0: the calling
-    one does it all. By default twice as many as there are cores, 0 for arrays in memory. What
-    comes out does not depend on their number. Raises `UsageError` where a preparation asks for
+    one does it all. By default one a core, eight at most, and 0 for arrays in memory. What comes
+    out does not depend on their number. Raises `UsageError` where a preparation asks for
     bands that the source does not give.
     """
     if threads is None:
-        threads = 0 if source.in_memory else THREADS_PER_CORE * (os.cpu_count() or 1)
+        threads = 0 if source.in_memory else min(MOST_THREADS, os.cpu_count() or 1)
     channels = [_channels(source, preparation) for preparation in preparations]
     ra, dec = (np.asarray(source.table[name], np.float64) for name in ("ra", "dec"))
 
@@ -154,7 +154,9 @@ def _channels(source: Source, preparation: Preparation) -> list[int]:
 
 
 def _prepare(cutout: Cutout, preparation: Preparation, bands: list[int], how: str) -> _Prepared:
-    fitted = fit(replace(cutout, image=cutout.image[..., bands]), preparation, how)
+    if bands != list(range(cutout.image.shape[2])):
+        cutout = replace(cutout, image=cutout.image[..., bands])
+    fitted = fit(cutout, preparation, how)
     # Padding is no sky: it would hide the noise.
     level, scale = level_and_scale(fitted.image[fitted.inside], preparation)
     return _Prepared(fitted.image, level, scale, fitted.action)

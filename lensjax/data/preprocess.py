@@ -117,23 +117,29 @@ def fit(cutout: Cutout, preparation: Preparation, how: str = "auto") -> Fitted:
     if how == "resample" and cutout.pixel_scale is None:
         raise Unreadable("pixel scale not known: give --pixel-scale, or --fit resize or crop")
     size, (height, width) = preparation.input_size, cutout.image.shape[:2]
-    background = background_level(cutout.image)
-    image = fill_masked(cutout.image, background)
     if how == "crop":
         ratio, action = 1.0, "cropped"
     elif how != "resize" and preparation.pixel_scale and cutout.pixel_scale:
         ratio, action = preparation.pixel_scale / cutout.pixel_scale, "resampled"
     else:
         ratio, action = min(height, width) / size, "resized"
-    if abs(ratio - 1.0) * size / 2 >= SAME_GRID:
+    same_grid = abs(ratio - 1.0) * size / 2 < SAME_GRID
+    if same_grid:
+        inside = _centred(height, size)[1], _centred(width, size)[1]
+    else:
         inside = _covered(height, size, ratio), _covered(width, size, ratio)
-        if any(axis.start == axis.stop for axis in inside):
-            raise Unreadable(f"{width}x{height} pixels are less than one pixel of the member")
+    if any(axis.start == axis.stop for axis in inside):
+        raise Unreadable(f"{width}x{height} pixels are less than one pixel of the member")
+    image, background = cutout.image, np.zeros(cutout.image.shape[2], np.float32)
+    if inside != (slice(0, size), slice(0, size)) or not np.isfinite(image).all():
+        background = background_level(image)
+        image = fill_masked(image, background)
+    if not same_grid:
         return Fitted(resample(image, ratio, (size, size), background), action, inside)
     if (height, width) == (size, size):
-        return Fitted(np.ascontiguousarray(image), "as is", (slice(0, size), slice(0, size)))
-    cut, inside = _crop(image, size, background)
-    return Fitted(cut, "padded" if min(height, width) < size else "cropped", inside)
+        return Fitted(np.ascontiguousarray(image), "as is", inside)
+    action = "padded" if min(height, width) < size else "cropped"
+    return Fitted(_crop(image, size, background), action, inside)
 
 
 def join(planes: list[Plane]) -> Cutout:
@@ -250,13 +256,20 @@ def level_and_scale(image: np.ndarray, preparation: Preparation) -> tuple[np.nda
     bands = image.shape[-1]
     if preparation.stretch == "none":
         return np.zeros(bands, np.float32), np.ones(bands, np.float32)
-    pixels = np.ascontiguousarray(image.reshape(-1, bands).T)
-    level = np.median(pixels, axis=1)
-    noise = _SIGMA_PER_MAD * np.median(np.abs(pixels - level[:, np.newaxis]), axis=1)
-    bright = np.percentile(pixels, 99.5, axis=1) - level
-    height = np.where(bright > 0, bright, pixels.max(axis=1) - level)
+    # Sorting once is several times faster than NumPy's percentiles.
+    ordered = np.sort(image.reshape(-1, bands).T, axis=1)
+    level = _middle(ordered)
+    noise = _SIGMA_PER_MAD * _middle(np.sort(np.abs(ordered - level[:, np.newaxis]), axis=1))
+    bright = ordered[:, round(0.995 * (ordered.shape[1] - 1))] - level
+    height = np.where(bright > 0, bright, ordered[:, -1] - level)
     scale = np.maximum(noise, NOISE_FLOOR * height)
     return level.astype(np.float32), np.where(scale > 0, scale, 1.0).astype(np.float32)
+
+
+def _middle(ordered: np.ndarray) -> np.ndarray:
+    """(band,): the medians of sorted rows (band, pixel)."""
+    count = ordered.shape[1]
+    return (ordered[:, (count - 1) // 2] + ordered[:, count // 2]) / 2
 
 
 def stretch(
@@ -277,14 +290,12 @@ def stretch(
     return (x - mean) / std
 
 
-def _crop(
-    image: np.ndarray, size: int, background: np.ndarray
-) -> tuple[np.ndarray, tuple[slice, slice]]:
-    """The centre of the image, (size, size, band), padded with the background level."""
+def _crop(image: np.ndarray, size: int, background: np.ndarray) -> np.ndarray:
+    """(size, size, band): the centre of the image, padded with the background level."""
     result = np.broadcast_to(background.reshape(1, 1, -1), (size, size, image.shape[2])).copy()
-    source, target = zip(*(_centred(length, size) for length in image.shape[:2]), strict=True)
-    result[target] = image[source]
-    return result, target
+    (rows, to_rows), (columns, to_columns) = (_centred(n, size) for n in image.shape[:2])
+    result[to_rows, to_columns] = image[rows, columns]
+    return result
 
 
 def _centred(length: int, size: int) -> tuple[slice, slice]:

@@ -161,18 +161,21 @@ def masked(pixels: np.ndarray) -> np.ndarray:
         plane = pixels.astype(np.float32)
     if pixels.dtype.kind != "f":
         return plane
-    plane[~np.isfinite(plane)] = np.nan
+    finite = np.isfinite(plane)
+    plane[~finite] = np.nan
+    values = plane[finite]
     for sign in (1.0, -1.0):
-        values = sign * plane[np.isfinite(plane)]
-        if not values.size:
-            break
-        mark = values.min()
-        others = values[values > mark].astype(np.float64)
-        if others.size < 2 or values.size - others.size < 2:
+        mark = (sign * values).min(initial=np.inf)
+        if np.count_nonzero(values == sign * mark) < 2:
             continue
-        reach = np.median(others) - others.min()
-        if reach > 0 and others.min() - mark > MASK_GAP * reach:
+        others = sign * values[values != sign * mark].astype(np.float64)
+        if others.size < 2:
+            continue
+        nearest = others.min()
+        reach = np.median(others) - nearest
+        if reach > 0 and nearest - mark > MASK_GAP * reach:
             plane[plane == sign * mark] = np.nan
+            values = values[values != sign * mark]
     return plane
 
 

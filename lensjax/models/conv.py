@@ -5,10 +5,12 @@ Two things are slow if XLA is left alone, and are put right here:
 - On the CPU, convolutions with a very small output leave the fast path, and so do the weight
   gradients of 1x1 kernels. There they are written as patches times a matrix.
 - `vmap` over weights becomes one grouped convolution. Accelerators take that well; the CPU is
-  several times faster with one convolution a member.
+  several times faster with one convolution a member. (A product of stacked matrices needs no such
+  care, so neither do patches.)
 
-Forward, image gradient and kernel gradient are each linear in two arrays, and each gets the same
-`vmap` rule. `custom_vmap` has no reverse mode, hence the `custom_vjp` around the three.
+Forward, image gradient and kernel gradient are each linear in two arrays and get the same `vmap`
+rule. `custom_vmap` has no reverse mode, hence the `custom_vjp` around the three; it also keeps the
+patches out of what reverse mode stores.
 """
 
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from jax.custom_batching import custom_vmap
 
 Bilinear = Callable[[Array, Array], Array]
 
-# Outputs of up to 4x4 pixels are as fast as patches (4x4) or much faster (up to 100 times at 2x2).
+# For an output of 4x4 pixels patches are as fast as XLA's convolution; at 2x2, up to 100 times.
 LARGEST_PATCHED_OUTPUT = 16
 
 
@@ -33,7 +35,8 @@ def conv2d(images: Array, kernel: Array, stride: int, padding: int) -> Array:
     Both axes share the stride and are padded with `padding` zeros at either end, so that
     Ho = (H + 2 padding - kh) // stride + 1. First-order reverse mode only.
     """
-    return _per_member(_form(images, kernel, stride, padding))(images, kernel)
+    form, for_vmap = _plan(images, kernel, stride, padding)
+    return for_vmap(form)(images, kernel)
 
 
 def _forward(
@@ -46,7 +49,7 @@ def _backward(
     stride: int, padding: int, operands: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array]:
     images, kernel = operands
-    form = _form(images, kernel, stride, padding)
+    form, for_vmap = _plan(images, kernel, stride, padding)
     images_like = jax.ShapeDtypeStruct(images.shape, images.dtype)
     kernel_like = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
 
@@ -57,15 +60,27 @@ def _backward(
         return jax.linear_transpose(lambda w: form(images, w), kernel_like)(cotangent)[0]
 
     return (
-        _per_member(image_gradient)(cotangent, kernel),
-        _per_member(kernel_gradient)(images, cotangent),
+        for_vmap(image_gradient)(cotangent, kernel),
+        for_vmap(kernel_gradient)(images, cotangent),
     )
 
 
 conv2d.defvjp(_forward, _backward)
 
 
-def _per_member(function: Bilinear) -> Bilinear:
+def _plan(
+    images: Array, kernel: Array, stride: int, padding: int
+) -> tuple[Bilinear, Callable[[Bilinear], Bilinear]]:
+    """Returns how to compute this convolution, and what makes it and its gradients fit for vmap."""
+    direct = partial(_direct, stride=stride, padding=padding)
+    height, width = _output_size(images, kernel, stride, padding)
+    if height * width > LARGEST_PATCHED_OUTPUT and kernel.shape[:2] != (1, 1):
+        return direct, _one_by_one_on_cpu
+    patches = partial(_patches, stride=stride, padding=padding)
+    return partial(lax.platform_dependent, cpu=patches, default=direct), lambda function: function
+
+
+def _one_by_one_on_cpu(function: Bilinear) -> Bilinear:
     """Returns `function` with a rule for `vmap`.
 
     Where both operands are batched the CPU runs them one by one, unrolled: a convolution in a
@@ -78,7 +93,7 @@ def _per_member(function: Bilinear) -> Bilinear:
     @wrapped.def_vmap
     def rule(axis_size: int, batched: list[bool], a: Array, b: Array) -> tuple[Array, bool]:
         axes = [0 if is_batched else None for is_batched in batched]
-        together = _per_member(jax.vmap(function, axes))
+        together = _one_by_one_on_cpu(jax.vmap(function, axes))
         if not all(batched):
             return together(a, b), True
 
@@ -88,16 +103,6 @@ def _per_member(function: Bilinear) -> Bilinear:
         return lax.platform_dependent(a, b, cpu=one_by_one, default=together), True
 
     return wrapped
-
-
-def _form(images: Array, kernel: Array, stride: int, padding: int) -> Bilinear:
-    """Returns the way to compute this convolution, chosen by shape and platform."""
-    direct = partial(_direct, stride=stride, padding=padding)
-    patches = partial(_patches, stride=stride, padding=padding)
-    height, width = _output_size(images, kernel, stride, padding)
-    if height * width <= LARGEST_PATCHED_OUTPUT or kernel.shape[:2] == (1, 1):
-        return partial(lax.platform_dependent, cpu=patches, default=direct)
-    return direct
 
 
 def _direct(images: Array, kernel: Array, stride: int, padding: int) -> Array:
@@ -116,10 +121,10 @@ def _patches(images: Array, kernel: Array, stride: int, padding: int) -> Array:
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     # Columns first, then rows: six slices for a 3x3 kernel instead of nine, in the kernel's order.
     across, down = stride * (width - 1) + 1, stride * (height - 1) + 1
-    taps = [padded[:, :, j : j + across : stride] for j in range(columns)]
-    wide = jnp.concatenate(taps, axis=-1)
-    taps = [wide[:, i : i + down : stride] for i in range(rows)]
-    patches = jnp.concatenate(taps, axis=-1)
+    shifted = [padded[:, :, j : j + across : stride] for j in range(columns)]
+    lines = jnp.concatenate(shifted, axis=-1)
+    shifted = [lines[:, i : i + down : stride] for i in range(rows)]
+    patches = jnp.concatenate(shifted, axis=-1)
     return patches @ kernel.reshape(rows * columns * channels, filters)
 
 

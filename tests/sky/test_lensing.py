@@ -73,17 +73,18 @@ def test_nearly_round_lens_becomes_isothermal_sphere():
         np.testing.assert_allclose(alpha_y, 1.3 * y / radius, atol=3e-5)
 
 
-@pytest.mark.parametrize("e1, e2", [(0.0, 0.0), (1e-9, 0.0), (1e-3, -1e-3), (0.2, 0.3)])
-@pytest.mark.parametrize("x, y", [(0.0, 0.0), (1e-6, 0.0), (0.0, 1.0), (0.7, -0.4)])
-def test_gradients_are_finite_everywhere(x, y, e1, e2):
+def test_gradients_are_finite_everywhere():
+    places = [(0.0, 0.0), (1e-6, 0.0), (0.0, 1.0), (0.7, -0.4)]
+    shapes = [(0.0, 0.0), (1e-9, 0.0), (1e-3, -1e-3), (0.2, 0.3)]
+
     def total(parameters):
-        x, y, theta_E, e1, e2, center_x, center_y = parameters
+        x, y, e1, e2, theta_E, center_x, center_y = parameters
         alpha_x, alpha_y = sie_deflection(x, y, theta_E, e1, e2, center_x, center_y)
         light = sersic(x, y, 1.0, 0.3, 2.0, e1, e2, center_x, center_y)
         return alpha_x + alpha_y + light
 
-    gradient = jax.grad(total)(jnp.asarray([x, y, 1.0, e1, e2, 0.0, 0.0]))
-    assert jnp.isfinite(gradient).all()
+    parameters = jnp.asarray([[*xy, *e, 1.0, 0.0, 0.0] for xy in places for e in shapes])
+    assert jnp.isfinite(jax.vmap(jax.grad(total))(parameters)).all()
 
 
 def test_round_gradient_with_respect_to_ellipticity_is_right():

@@ -1,0 +1,168 @@
+"""`conv2d` against XLA's own convolution, under every transformation that the models use."""
+
+import itertools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import Array, lax
+
+from lensjax.models.conv import Conv, conv2d
+
+# size, kernel, stride, padding: one-pixel outputs, patched outputs, and outputs beyond them.
+SHAPES = [
+    (1, 3, 1, 1),
+    (2, 3, 2, 1),
+    (2, 3, 1, 1),
+    (3, 3, 2, 1),
+    (5, 3, 1, 1),
+    (6, 3, 1, 1),
+    (9, 3, 2, 1),
+    (4, 1, 2, 0),
+    (9, 1, 2, 0),
+    (9, 1, 1, 0),
+    (3, 7, 2, 3),
+    (11, 7, 2, 3),
+    (7, 7, 1, 3),
+]
+both_dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+all_shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def xla(images: Array, kernel: Array, stride: int, padding: int) -> Array:
+    return lax.conv_general_dilated(
+        images,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def operands(
+    shape: tuple[int, int, int, int], leading: tuple[tuple[int, ...], tuple[int, ...]], dtype: type
+) -> tuple[Array, Array]:
+    """Random images (..., 2, size, size, 3) and kernels (..., kernel, kernel, 3, 4)."""
+    size, window, _, _ = shape
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((*leading[0], 2, size, size, 3))
+    kernel = rng.standard_normal((*leading[1], window, window, 3, 4)) / window
+    return jnp.asarray(images, dtype), jnp.asarray(kernel, dtype)
+
+
+def check(transform: Callable, shape: tuple[int, int, int, int], *args: Array) -> None:
+    """Asserts that `transform` of `conv2d` and of XLA's convolution agree to rounding."""
+    _, _, stride, padding = shape
+    ours, expected = (
+        jax.jit(transform(lambda images, kernel, f=f: f(images, kernel, stride, padding)))(*args)
+        for f in (conv2d, xla)
+    )
+    tolerance = 0.06 if args[0].dtype == jnp.bfloat16 else 2e-5
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * np.abs(other).max())
+
+
+def gradients(function: Callable) -> Callable:
+    """Both gradients of a sum that weighs every output pixel differently."""
+
+    def weighted_sum(images: Array, kernel: Array) -> Array:
+        output = function(images, kernel).astype(jnp.float32)
+        return jnp.sum(output * jnp.cos(jnp.arange(output.size)).reshape(output.shape))
+
+    return jax.grad(weighted_sum, argnums=(0, 1))
+
+
+@all_shapes
+@both_dtypes
+def test_forward_and_gradients_equal_xla(shape, dtype):
+    args = operands(shape, ((), ()), dtype)
+    check(lambda f: f, shape, *args)
+    check(gradients, shape, *args)
+
+
+@pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)], ids=str)
+@pytest.mark.parametrize("shape", SHAPES[1:8:2] + SHAPES[10:12], ids=str)
+def test_vmap_and_its_gradients_equal_xla(shape, axes):
+    leading = tuple(() if axis is None else (3,) for axis in axes)
+    args = operands(shape, leading, jnp.float32)
+    check(lambda f: jax.vmap(f, axes), shape, *args)
+    check(lambda f: jax.vmap(gradients(f), axes), shape, *args)
+    check(lambda f: gradients(jax.vmap(f, axes)), shape, *args)
+
+
+@both_dtypes
+def test_vmap_keeps_the_precision(dtype):
+    for shape in ((2, 3, 1, 1), (6, 3, 1, 1)):
+        check(jax.vmap, shape, *operands(shape, ((3,), (3,)), dtype))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (6, 3, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    list(itertools.product([(0, 0), (None, 0), (0, None)], repeat=2)),
+    ids=str,
+)
+def test_nested_vmap_equals_xla(shape, outer, inner):
+    leading = tuple(
+        tuple(size for size, axis in ((2, o), (3, i)) if axis is not None)
+        for o, i in zip(outer, inner, strict=True)
+    )
+    args = operands(shape, leading, jnp.float32)
+    check(lambda f: jax.vmap(jax.vmap(f, inner), outer), shape, *args)
+    check(lambda f: jax.vmap(jax.vmap(gradients(f), inner), outer), shape, *args)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (6, 3, 1, 1)], ids=str)
+def test_scan_and_checkpoint_equal_xla(shape):
+    def scanned(f: Callable) -> Callable:
+        def run(images: Array, kernels: Array) -> Array:
+            step = jax.checkpoint(lambda total, kernel: (total + f(images, kernel), None))
+            return lax.scan(step, f(images, kernels[0]), kernels)[0]
+
+        return run
+
+    args = operands(shape, ((), (3,)), jnp.float32)
+    check(scanned, shape, *args)
+    check(lambda f: gradients(scanned(f)), shape, *args)
+
+
+def test_without_jit():
+    images, kernel = operands((2, 3, 1, 1), ((), ()), jnp.float32)
+    np.testing.assert_allclose(
+        conv2d(images, kernel, 1, 1), xla(images, kernel, 1, 1), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("size", "convolutions"), [(6, 3), (2, 0)])
+def test_no_grouped_convolution_on_the_cpu(size, convolutions):
+    images, kernels = operands((size, 3, 1, 1), ((3,), (3,)), jnp.float32)
+
+    def members(images: Array, kernels: Array) -> Array:
+        return jax.vmap(lambda x, w: conv2d(x, w, 1, 1))(images, kernels)
+
+    text = jax.jit(members).lower(images, kernels).as_text()
+    assert text.count("stablehlo.convolution") == convolutions
+    assert "feature_group_count = 3" not in text
+
+
+def test_accelerators_get_one_convolution_for_all_members():
+    images, kernels = operands((6, 3, 1, 1), ((3,), (3,)), jnp.float32)
+    members = jax.jit(jax.vmap(lambda x, w: conv2d(x, w, 1, 1)))
+    for platform in ("cuda", "tpu"):
+        text = members.trace(images, kernels).lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.convolution") == 1
+        assert "feature_group_count = 3" in text
+
+
+def test_layer_adds_its_bias_and_draws_he_weights():
+    layer = Conv(16, 64, 3, use_bias=True, rngs=nnx.Rngs(0))
+    images = jnp.ones((1, 5, 5, 16))
+    without = layer(images)
+    layer.bias[...] = jnp.full((1, 1, 1, 64), 0.5)
+    np.testing.assert_allclose(layer(images), without + 0.5, rtol=1e-6)
+    assert layer.kernel[...].std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)

@@ -1,0 +1,132 @@
+"""Drawn populations against the distributions they are meant to follow."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from astropy import constants
+from astropy import units as u
+from astropy.cosmology import FlatLambdaCDM
+from scipy import stats
+
+from lensjax.sky import population
+from lensjax.sky.survey import DECAM, SURVEYS
+
+COSMOLOGY = FlatLambdaCDM(H0=70, Om0=0.3)
+UNIFORM = jnp.asarray((np.arange(2000) + 0.5) / 2000, jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def selected():
+    draw = jax.jit(jax.vmap(partial(population.draw_system, survey=DECAM)))
+    return draw(jax.random.split(jax.random.key(3), 600))
+
+
+def test_velocity_dispersions_follow_choi_weighted_by_cross_section():
+    def density(sigma):
+        return (sigma / 161) ** (2.32 + 3) * np.exp(-((sigma / 161) ** 2.67))
+
+    grid = np.linspace(120, 420, 20001)
+    cumulative = np.cumsum(density(grid))
+    drawn = population.velocity_dispersion(UNIFORM)
+    distance = stats.kstest(drawn, lambda x: np.interp(x, grid, cumulative / cumulative[-1]))
+    assert distance.statistic < 0.005
+
+
+@pytest.mark.parametrize("dispersion", [150.0, 250.0, 350.0])
+def test_axis_ratios_are_truncated_rayleigh(dispersion):
+    scale = 0.38 - 5.7e-4 * dispersion
+    whole = stats.rayleigh(scale=scale)
+    drawn = population.axis_ratio(UNIFORM, jnp.full(UNIFORM.shape, dispersion))
+    statistic = stats.kstest(1 - drawn, lambda x: whole.cdf(x) / whole.cdf(0.8)).statistic
+    assert statistic < 0.005
+    assert drawn.min() >= 0.2
+
+
+@pytest.mark.parametrize("lens, source", [(0.2, 0.9), (0.5, 2.0), (0.9, 3.5)])
+def test_einstein_radius_is_that_of_astropy(lens, source):
+    ratio = COSMOLOGY.angular_diameter_distance_z1z2(
+        lens, source
+    ) / COSMOLOGY.angular_diameter_distance(source)
+    expected = 4 * np.pi * (250 * u.km / u.s / constants.c) ** 2 * ratio * u.rad
+    found = population.einstein_radius(jnp.asarray(250.0), jnp.asarray(lens), jnp.asarray(source))
+    assert float(found) == pytest.approx(expected.to_value(u.arcsec), rel=2e-3)
+
+
+@pytest.mark.parametrize("redshift", [0.1, 0.6, 2.5])
+def test_angles_and_distance_moduli_are_those_of_astropy(redshift):
+    z = jnp.asarray(redshift)
+    expected = (5 * u.kpc * COSMOLOGY.arcsec_per_kpc_proper(redshift)).to_value(u.arcsec)
+    assert float(population.arcsec(jnp.asarray(5.0), z)) == pytest.approx(expected, rel=1e-3)
+    modulus = COSMOLOGY.distmod(redshift).value
+    assert float(population.distance_modulus(z)) == pytest.approx(modulus, abs=0.01)
+
+
+def test_lookup_is_linear_interpolation():
+    table = population.Table(-1.0, 3.0, np.array([0.0, 2.0, 1.0, 5.0, 4.0]))
+    x = np.linspace(-2, 4, 61)
+    expected = np.interp(x, np.linspace(-1, 3, 5), table.values)
+    np.testing.assert_allclose(population.lookup(table, jnp.asarray(x)), expected, atol=1e-5)
+
+
+def test_sizes_are_those_of_the_papers():
+    # 10 ** (0.24 * 22 - 4.63) kpc, and 6.9 kpc at L0 today.
+    assert float(population.early_type_radius(jnp.asarray(-22.0), jnp.asarray(0.1))) == (
+        pytest.approx(4.47, abs=0.01)
+    )
+    assert float(population.source_radius(jnp.asarray(-21.0), jnp.asarray(0.0))) == (
+        pytest.approx(6.9, abs=0.01)
+    )
+
+
+def test_red_galaxies_have_the_colours_of_real_ones():
+    """g-r and r-i of luminous red galaxies in the Dark Energy Survey: 1.5 to 2.1, 0.5 to 1.3."""
+    for redshift in (0.35, 0.5, 0.65):
+        magnitudes = population.spectrum(0.0, jnp.asarray(redshift), DECAM.wavelengths)
+        assert 1.4 < magnitudes[0] - magnitudes[1] < 2.2
+        assert 0.45 < magnitudes[1] - magnitudes[2] < 1.4
+        young = population.spectrum(1.0, jnp.asarray(redshift), DECAM.wavelengths)
+        assert young[0] - young[1] < 0.6
+
+
+def test_number_counts_rise_as_asked():
+    magnitudes = np.asarray(population.number_count_magnitude(UNIFORM, 20.0, 25.0))
+    counts, _ = np.histogram(magnitudes, [20, 21, 22, 23, 24, 25])
+    np.testing.assert_allclose(np.diff(np.log10(counts)), 0.3, atol=0.05)
+    assert magnitudes.min() >= 20 and magnitudes.max() <= 25
+
+
+def test_apparent_keeps_the_selection_band():
+    magnitudes = population.apparent(jnp.asarray(20.0), 0.4, jnp.asarray(0.3), DECAM)
+    assert float(magnitudes[DECAM.selection_index]) == pytest.approx(20.0)
+    assert float(population.flux(magnitudes, DECAM)[2]) == pytest.approx(1e4, rel=1e-4)
+
+
+def test_selected_systems_are_lenses_a_search_would_keep(selected):
+    smallest, largest = population.einstein_radius_limits(DECAM)
+    assert float(selected.einstein_radius.min()) > smallest
+    assert float(selected.einstein_radius.max()) < largest
+    assert float(selected.lens_magnitudes[:, 2].max()) < DECAM.selection_limit
+    assert float(selected.signal_to_noise.min()) > population.SMALLEST_SIGNAL_TO_NOISE
+    assert bool((selected.source_redshift > selected.lens_redshift + 0.19).all())
+    offset = np.hypot(selected.source_x, selected.source_y)
+    assert (offset < selected.einstein_radius).all()
+
+
+def test_selected_systems_lie_in_published_ranges(selected):
+    assert 230 < np.median(selected.velocity_dispersion) < 320
+    assert 0.35 < np.median(selected.lens_redshift) < 0.65
+    assert 1.2 < np.median(selected.source_redshift) < 2.5
+    assert 0.6 < np.median(selected.axis_ratio) < 0.85
+    assert 0.02 < np.hypot(selected.gamma1, selected.gamma2).mean() < 0.08
+    assert 0.4 < np.median(selected.lens_radius) < 1.5
+
+
+@pytest.mark.parametrize("survey", SURVEYS.values(), ids=SURVEYS)
+def test_some_candidate_is_always_accepted(survey):
+    keys = jax.random.split(jax.random.key(0), 2000)
+    system = jax.jit(jax.vmap(partial(population.candidate, survey=survey)))(keys)
+    share = jax.vmap(partial(population.accepted, survey=survey))(system).mean()
+    assert float((1 - share) ** population.CANDIDATES) < 1e-4
