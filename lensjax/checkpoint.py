@@ -190,7 +190,7 @@ def weights_sha256(state: State) -> str:
 
 
 def _compare(folder: Path, wanted: State, stored: Mapping[str, Any]) -> None:
-    """Raises LensjaxError naming every array that is missing, unknown or of another shape or type."""
+    """Raises LensjaxError naming every array that is missing, unknown, or of another shape."""
 
     def described(state: Mapping[str, Any]) -> dict[str, str]:
         return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in state.items()}

@@ -1,4 +1,4 @@
-"""Options: typed dataclasses, filled from defaults, a YAML file and the command line, in that order.
+"""Options: typed dataclasses, filled from defaults, then a YAML file, then the command line.
 
 A config is a frozen dataclass whose fields are `name: Annotated[type, "help"] = default`. Types are
 `str`, `int`, `float`, `bool`, `Path`, `Literal[...]` and unions of these with `None`.

@@ -79,4 +79,3 @@ class PartialScores:
 
 def _concatenate(parts: list[Columns]) -> Columns:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-

@@ -1,4 +1,4 @@
-"""The machine that a run is on: its cache folder, devices, memory, and what a user sees meanwhile."""
+"""The machine that a run is on, its cache folder, and the progress that a user sees."""
 
 import contextlib
 import os

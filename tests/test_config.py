@@ -53,7 +53,10 @@ def test_values_have_their_types(argv, field, value):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["--batchsize", "3"], "unknown option '--batchsize'; the nearest known one is '--batch-size'"),
+        (
+            ["--batchsize", "3"],
+            "unknown option '--batchsize'; the nearest known one is '--batch-size'",
+        ),
         (["--batch-size", "many"], "'many' is none of: N"),
         (["--fusion", "mode"], "'mode' is none of: stacked, mean_prob"),
         (["stray"], "unknown option 'stray'"),
@@ -102,7 +105,11 @@ def test_help_shows_every_option_with_its_default(capsys):
         (UsageError("no such folder"), 2, "error: no such folder\n"),
         (LensjaxError("it broke"), 1, "error: it broke\n"),
         (OSError(28, "No space left on device", "out.csv"), 1, "error: out.csv: No space left"),
-        (ZeroDivisionError("by zero"), 1, "error: ZeroDivisionError: by zero (--debug shows where)"),
+        (
+            ZeroDivisionError("by zero"),
+            1,
+            "error: ZeroDivisionError: by zero (--debug shows where)",
+        ),
     ],
 )
 def test_exit_status_and_message(monkeypatch, capsys, error, status, line):

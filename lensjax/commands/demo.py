@@ -14,6 +14,7 @@ from lensjax.commands.simulate import SimulateConfig, simulate_survey
 from lensjax.commands.train import TrainConfig, train
 from lensjax.training.trainer import Recipe
 
+
 @dataclass(frozen=True)
 class Demonstration:
     """What is simulated and how each kind of architecture is trained on it."""
@@ -73,7 +74,9 @@ def prepare(ensemble: str, smoke: bool) -> Prepared:
     if not (sky / "truth.csv").exists():
         simulate_survey(dataclasses.replace(demonstration.sky, output=sky))
     for name, count in checkpoint.parse_ensemble(ensemble).items():
-        recipe = demonstration.transformer if name.startswith("vit") else demonstration.convolutional
+        recipe = (
+            demonstration.transformer if name.startswith("vit") else demonstration.convolutional
+        )
         options = TrainConfig(
             **dataclasses.asdict(recipe),
             arch=name,

@@ -16,7 +16,7 @@ class EvaluateConfig:
 
     predictions: Annotated[Path | None, "output folder of scripts/infer.py"] = None
     labels: Annotated[Path | None, "CSV, Parquet, FITS or .npz with id and label"] = None
-    output: Annotated[Path | None, "folder of metrics.json and figures (default: PREDICTIONS)"] = None
+    output: Annotated[Path | None, "folder of the figures (default: PREDICTIONS)"] = None
     bootstrap: Annotated[int, "resamples of the 95 % intervals"] = 1000
     seed: Annotated[int, "seed of the resampling"] = 0
 
@@ -47,7 +47,9 @@ def evaluate(options: EvaluateConfig) -> str:
         "predictions_without_label": matched.without_label,
         "labels_without_prediction": matched.without_prediction,
     }
-    results.write_json(folder / "metrics.json", counts | {name: m.to_json() for name, m in found.items()})
+    results.write_json(
+        folder / "metrics.json", counts | {name: m.to_json() for name, m in found.items()}
+    )
     from lensjax import report
 
     figures = report.write_figures(folder, report.Scored(predictions.probabilities, matched.labels))

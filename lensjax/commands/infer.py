@@ -43,8 +43,10 @@ class InferConfig:
     checkpoints: Annotated[Path, "folder of the members; demo: the demonstration's"] = Path(
         "checkpoints"
     )
-    data: Annotated[str | None, "folder, catalogue, stack, FITS or {band} template; without it "
-                    "the demonstration runs"] = None
+    data: Annotated[
+        str | None,
+        "folder, catalogue, stack, FITS or {band} template; without it the demonstration runs",
+    ] = None
     bands: Annotated[str | None, "bands that the files hold: i,r,g or g=EXTENSION,..."] = None
     pixel_scale: Annotated[float | None, "arcsec/pixel, where the files do not say"] = None
     fit: Annotated[Fit, "how cutouts of another size are brought to the member's"] = "auto"
@@ -132,17 +134,18 @@ class Timing:
     resumed_from: int
 
 
-def score(
-    options: InferConfig, ensemble: Ensemble, source: Source, parts: PartialScores
-) -> Timing:
+def score(options: InferConfig, ensemble: Ensemble, source: Source, parts: PartialScores) -> Timing:
     """Adds the scores of the cutouts that `parts` does not have yet, and returns the Timing.
 
     The scores of a batch are fetched while the next one computes.
     """
-    settings = {"samples": options.mc_samples, "precision": options.precision}
-    weights = predict.place_weights(ensemble, seed=options.seed, **settings)
+    weights = predict.place_weights(
+        ensemble, seed=options.seed, samples=options.mc_samples, precision=options.precision
+    )
     make = predict.ensemble_step if options.batch_parallel else predict.one_by_one_step
-    step = make(ensemble, fusion=options.fusion, **settings)
+    step = make(
+        ensemble, samples=options.mc_samples, fusion=options.fusion, precision=options.precision
+    )
     start = parts.rows
     batches = loader.batches(
         source,
@@ -207,9 +210,7 @@ def write(
     }
     table = source.table.copy(copy_data=False)
     table["ra"], table["dec"] = columns["ra"], columns["dec"]
-    candidates = results.write_outputs(
-        options.output, table, scores, of_members, readable, reasons
-    )
+    candidates = results.write_outputs(options.output, table, scores, of_members, readable, reasons)
     found = _metrics(source, scores["probability"], of_members)
     record = {
         "config": dataclasses.asdict(options),

@@ -32,7 +32,7 @@ class SimulateConfig:
     count: Annotated[int, "cutouts in all"] = 8000
     lens_fraction: Annotated[float, "share that are lenses"] = 0.5
     test_fraction: Annotated[float, "share of the galaxies that go to test.npz"] = 0.2
-    backgrounds: Annotated[str | None, "real cutouts, as --data of infer.py, to put arcs into"] = None
+    backgrounds: Annotated[str | None, "real cutouts (as --data of infer.py) for arcs"] = None
     bands: Annotated[str | None, "bands that the backgrounds' files hold"] = None
     pixel_scale: Annotated[float | None, "arcsec/pixel of the backgrounds"] = None
     sources: Annotated[Path | None, "FITS or .npy of galaxy stamps that serve as sources"] = None
@@ -109,8 +109,9 @@ def _backgrounds(options: SimulateConfig, survey: Survey) -> np.ndarray | None:
         std=(1.0,) * bands,
     )
     read = loader.batches(source, (plain,), how="auto", batch_size=64)
-    images = np.concatenate([batch.images[0][: batch.count][batch.readable[: batch.count]]
-                             for batch in read])
+    images = np.concatenate(
+        [batch.images[0][: batch.count][batch.readable[: batch.count]] for batch in read]
+    )
     if not len(images):
         raise UsageError(f"--backgrounds {options.backgrounds}: none of the cutouts can be read")
     return images

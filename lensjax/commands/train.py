@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+
 from lensjax import checkpoint, config, runtime
 from lensjax.data.catalog import open_source
 from lensjax.data.preprocess import Fit, Preparation, Stretch

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from scipy import ndimage, sparse
 
 from lensjax.data.readers import Cutout, Plane, Unreadable
@@ -273,7 +274,7 @@ def _middle(ordered: np.ndarray) -> np.ndarray:
 
 
 def stretch(
-    images: jax.Array, level: jax.Array, scale: jax.Array, preparation: Preparation
+    images: ArrayLike, level: ArrayLike, scale: ArrayLike, preparation: Preparation
 ) -> jax.Array:
     """Stretched and normalised images (batch, S, S, band) float32, from the same shape.
 
@@ -281,7 +282,8 @@ def stretch(
     logarithmic in the bright cores, after Lupton et al. 2004 (PASP 116, 133); then, as for
     `none`, (x - mean) / std per band. `level` and `scale`: (batch, band), of `level_and_scale`.
     """
-    x = images.astype(jnp.float32)
+    x = jnp.asarray(images, jnp.float32)
+    level, scale = jnp.asarray(level), jnp.asarray(scale)
     if preparation.stretch == "asinh":
         signal = (x - level[:, None, None, :]) / scale[:, None, None, :]
         x = jnp.arcsinh(signal / preparation.softening)

@@ -12,7 +12,7 @@ objects members are weighed alike, with hundreds the data decide."""
 
 
 def log_loss(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Returns the summed binary cross entropy, in nats, of log-odds (n,) against targets in 0..1."""
+    """Returns the summed binary cross entropy (nats) of log-odds (n,) against targets in 0..1."""
     return float(np.sum(np.logaddexp(0.0, logits) - targets * logits))
 
 

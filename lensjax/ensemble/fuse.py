@@ -44,8 +44,8 @@ class Scores(NamedTuple):
 def fuse(raw_logits: Array, knowledge: Knowledge, fusion: Fusion) -> Scores:
     """Returns the fused Scores of `raw_logits` (member, sample, batch).
 
-    `stacked`: log-odds are bias + sum of weight times member log-odds, with the non-negative weights
-    that did best on validation data (Wolpert 1992). `mean_prob`: the mean of the probabilities.
+    `stacked`: log-odds are bias + sum of weight times member log-odds, with the non-negative
+    weights that did best on validation data (Wolpert 1992). `mean_prob`: the mean probability.
     `mean_logit`: the mean of the log-odds. `inverse_variance`: the mean of the probabilities, each
     member weighed by 1 / (variance over its samples + its mean squared error on validation data);
     the second term keeps a member that is sure and wrong from taking over.
@@ -82,7 +82,7 @@ def fuse(raw_logits: Array, knowledge: Knowledge, fusion: Fusion) -> Scores:
 
 
 def bernoulli_entropy(logits: Array) -> Array:
-    """Returns the entropy in nats of Bernoulli variables with these log-odds; exact in the tails."""
+    """Returns the entropy in nats of Bernoulli variables with these log-odds, tails too."""
     distance = jnp.abs(logits)
     return jax.nn.softplus(-distance) + distance * jax.nn.sigmoid(-distance)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import ArrayLike
 
 from lensjax.data.preprocess import Preparation, stretch
 from lensjax.ensemble.fuse import Fusion, Knowledge, Scores, fuse
@@ -20,9 +21,9 @@ class Inputs(NamedTuple):
     """A batch on its way to the device: per preparation, images (batch, S, S, band) float32 as
     fitted, and the level and scale (batch, band) of their stretch."""
 
-    images: tuple[Array, ...]
-    level: tuple[Array, ...]
-    scale: tuple[Array, ...]
+    images: tuple[ArrayLike, ...]
+    level: tuple[ArrayLike, ...]
+    scale: tuple[ArrayLike, ...]
 
 
 class Weights(NamedTuple):
@@ -43,8 +44,7 @@ def place_weights(ensemble: Ensemble, *, seed: int, samples: int, precision: Pre
         return jnp.asarray(leaf, precision)
 
     keys = member_keys(ensemble.identities, seed, samples)
-    knowledge = Knowledge(*map(jnp.asarray, ensemble.knowledge))
-    return Weights(jax.tree.map(cast, ensemble.states), keys, knowledge)
+    return Weights(jax.tree.map(cast, ensemble.states), keys, ensemble.knowledge)
 
 
 def ensemble_step(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.typing import ArrayLike
 
 from lensjax.checkpoint import Member, nnx_state
 from lensjax.data.preprocess import Preparation
@@ -93,11 +94,11 @@ def learn_weights(members: Mapping[str, Member]) -> tuple[Knowledge, str]:
         weight, bias = calibrate.equal_weights(len(infos)), 0.0
         origin = "equal weights: the members share no validation data"
     error = np.array([info.calibration["brier"] for info in infos])
-    arrays = (slope, intercept, weight, np.asarray(bias), error)
-    return Knowledge(*(array.astype(np.float32) for array in arrays)), origin
+    arrays = (slope, intercept, weight, bias, error)
+    return Knowledge(*(jnp.asarray(array, jnp.float32) for array in arrays)), origin
 
 
-def member_keys(identities: Array, seed: int, samples: int) -> Array:
+def member_keys(identities: ArrayLike, seed: int, samples: int) -> Array:
     """Returns the dropout keys (member, sample) of members with these identities."""
     root = jax.random.key(seed)
     keys = jax.vmap(lambda identity: jax.random.fold_in(root, identity))(jnp.asarray(identities))

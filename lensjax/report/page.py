@@ -16,10 +16,10 @@ from astropy.table import Table
 from numpy.typing import NDArray
 from PIL import Image
 
+from lensjax.files import replacing
 from lensjax.metrics import Interval, Metrics
 from lensjax.report.figures import Scored, as_svg, draw
 from lensjax.report.pictures import as_bytes, score_text
-from lensjax.files import replacing
 from lensjax.results import to_json
 
 Array = NDArray[Any]

@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 
 from lensjax import runtime
@@ -74,8 +75,10 @@ def measure_normalisation(data: Labelled) -> Preparation:
     stretched pixels, over at most 1024 cutouts."""
     bands = len(data.preparation.bands)
     plain = dataclasses.replace(data.preparation, mean=(0.0,) * bands, std=(1.0,) * bands)
-    arrays = [data.arrays[name][:1024] for name in ("images", "level", "scale")]
-    stretched = np.asarray(stretch(*arrays, plain), np.float64)
+    images, level, scale = (
+        jnp.asarray(data.arrays[name][:1024]) for name in ("images", "level", "scale")
+    )
+    stretched = np.asarray(stretch(images, level, scale, plain), np.float64)
     mean, std = stretched.mean((0, 1, 2)), np.maximum(stretched.std((0, 1, 2)), 1e-6)
     return dataclasses.replace(plain, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
+from jax.typing import ArrayLike
 
 from lensjax.data.preprocess import Preparation, stretch
 from lensjax.training.objective import binary_loss
@@ -26,10 +27,10 @@ class Examples(NamedTuple):
     """A training batch: fitted images (batch, S, S, band), their level and scale (batch, band),
     and labels (batch,) float32."""
 
-    images: Array
-    level: Array
-    scale: Array
-    label: Array
+    images: ArrayLike
+    level: ArrayLike
+    scale: ArrayLike
+    label: ArrayLike
 
 
 def optimiser(
@@ -69,7 +70,7 @@ def train_step(
         def objective(params: Any) -> tuple[Array, Any]:
             model = nnx.merge(graph, params, state.statistics, copy=True)
             logits = model(images, rngs=nnx.Rngs(dropout=drop), train=True)
-            loss = binary_loss(logits, examples.label, smoothing)
+            loss = binary_loss(logits, jnp.asarray(examples.label), smoothing)
             return loss, nnx.state(model, nnx.BatchStat)
 
         (loss, statistics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)

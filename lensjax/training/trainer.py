@@ -67,7 +67,7 @@ def train_member(
     )
     root = jax.random.key(seed)
     model = info.build(nnx.Rngs(jax.random.fold_in(root, 0)))
-    graph, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
+    graph, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
     per_epoch = len(training) // recipe.batch_size
     steps = max(1, round(recipe.epochs * per_epoch))
     optimizer = optimiser(
@@ -82,7 +82,8 @@ def train_member(
     key = jax.random.fold_in(root, 1)
     batches = iter(loader.shuffled(training.arrays, recipe.batch_size, seed))
     best_loss, best, best_logits = math.inf, None, np.zeros(len(validation))
-    loss, shown = None, {}
+    loss: Array | None = None
+    shown: dict[str, float] = {}
     with runtime.progress(f"training {architecture}", steps * recipe.batch_size, "images") as bar:
         for index in range(steps):
             batch = next(batches)

@@ -45,7 +45,9 @@ def test_platt_needs_both_classes():
 def test_stacking_equals_logistic_regression_where_the_data_decide():
     odds, label = draw(40_000, seed=2)
     rng = np.random.default_rng(3)
-    logits = np.stack([odds + rng.standard_normal(odds.size), odds + rng.standard_normal(odds.size)])
+    logits = np.stack(
+        [odds + rng.standard_normal(odds.size), odds + rng.standard_normal(odds.size)]
+    )
     weights, bias = calibrate.stacking(logits, label)
     fitted = LogisticRegression(C=np.inf, tol=1e-10).fit(logits.T, label)
     np.testing.assert_allclose(weights, fitted.coef_[0], rtol=1e-2)

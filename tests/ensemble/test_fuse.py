@@ -68,7 +68,9 @@ def expected(fusion: str) -> dict[str, np.ndarray]:
 def test_scores_equal_the_formulas_in_float64(fusion):
     scores = fuse(jnp.asarray(raw_logits()), KNOWLEDGE, fusion)
     for name, values in expected(fusion).items():
-        np.testing.assert_allclose(getattr(scores, name), values, rtol=2e-5, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(
+            getattr(scores, name), values, rtol=2e-5, atol=2e-6, err_msg=name
+        )
 
 
 def test_member_columns_are_calibrated_means_over_samples():

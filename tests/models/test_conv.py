@@ -1,6 +1,5 @@
 """`conv2d` against XLA's own convolution, under every transformation that the models use."""
 
-import itertools
 from collections.abc import Callable
 
 import jax
@@ -15,21 +14,17 @@ from lensjax.models.conv import Conv, conv2d
 # size, kernel, stride, padding: one-pixel outputs, patched outputs, and outputs beyond them.
 SHAPES = [
     (1, 3, 1, 1),
-    (2, 3, 2, 1),
     (2, 3, 1, 1),
     (3, 3, 2, 1),
-    (5, 3, 1, 1),
     (6, 3, 1, 1),
     (9, 3, 2, 1),
     (4, 1, 2, 0),
-    (9, 1, 2, 0),
     (9, 1, 1, 0),
     (3, 7, 2, 3),
-    (11, 7, 2, 3),
-    (7, 7, 1, 3),
+    (9, 7, 2, 3),
 ]
+PATCHED, DIRECT = SHAPES[1], SHAPES[3]
 both_dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-all_shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 
 def xla(images: Array, kernel: Array, stride: int, padding: int) -> Array:
@@ -67,44 +62,41 @@ def check(transform: Callable, shape: tuple[int, int, int, int], *args: Array) -
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * np.abs(other).max())
 
 
-def gradients(function: Callable) -> Callable:
-    """Both gradients of a sum that weighs every output pixel differently."""
+def with_gradients(function: Callable) -> Callable:
+    """The output, and both gradients of a sum that weighs every output pixel differently."""
 
-    def weighted_sum(images: Array, kernel: Array) -> Array:
-        output = function(images, kernel).astype(jnp.float32)
-        return jnp.sum(output * jnp.cos(jnp.arange(output.size)).reshape(output.shape))
+    def weighted_sum(images: Array, kernel: Array) -> tuple[Array, Array]:
+        output = function(images, kernel)
+        weights = jnp.cos(jnp.arange(output.size)).reshape(output.shape)
+        return jnp.sum(output.astype(jnp.float32) * weights), output
 
-    return jax.grad(weighted_sum, argnums=(0, 1))
+    return jax.grad(weighted_sum, argnums=(0, 1), has_aux=True)
 
 
-@all_shapes
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @both_dtypes
-def test_forward_and_gradients_equal_xla(shape, dtype):
-    args = operands(shape, ((), ()), dtype)
-    check(lambda f: f, shape, *args)
-    check(gradients, shape, *args)
+def test_output_and_gradients_equal_xla(shape, dtype):
+    check(with_gradients, shape, *operands(shape, ((), ()), dtype))
 
 
 @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)], ids=str)
-@pytest.mark.parametrize("shape", SHAPES[1:8:2] + SHAPES[10:12], ids=str)
+@pytest.mark.parametrize("shape", [PATCHED, DIRECT, (9, 3, 2, 1)], ids=str)
 def test_vmap_and_its_gradients_equal_xla(shape, axes):
     leading = tuple(() if axis is None else (3,) for axis in axes)
     args = operands(shape, leading, jnp.float32)
-    check(lambda f: jax.vmap(f, axes), shape, *args)
-    check(lambda f: jax.vmap(gradients(f), axes), shape, *args)
-    check(lambda f: gradients(jax.vmap(f, axes)), shape, *args)
+    check(lambda f: jax.vmap(with_gradients(f), axes), shape, *args)
+    check(lambda f: with_gradients(jax.vmap(f, axes)), shape, *args)
 
 
-@both_dtypes
-def test_vmap_keeps_the_precision(dtype):
-    for shape in ((2, 3, 1, 1), (6, 3, 1, 1)):
-        check(jax.vmap, shape, *operands(shape, ((3,), (3,)), dtype))
+@pytest.mark.parametrize("shape", [PATCHED, DIRECT], ids=str)
+def test_vmap_keeps_the_precision(shape):
+    check(jax.vmap, shape, *operands(shape, ((3,), (3,)), jnp.bfloat16))
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (6, 3, 1, 1)], ids=str)
+@pytest.mark.parametrize("shape", [PATCHED, DIRECT], ids=str)
 @pytest.mark.parametrize(
     ("outer", "inner"),
-    list(itertools.product([(0, 0), (None, 0), (0, None)], repeat=2)),
+    [((0, 0), (0, None)), ((None, 0), (0, None)), ((None, 0), (0, 0)), ((0, 0), (0, 0))],
     ids=str,
 )
 def test_nested_vmap_equals_xla(shape, outer, inner):
@@ -113,11 +105,10 @@ def test_nested_vmap_equals_xla(shape, outer, inner):
         for o, i in zip(outer, inner, strict=True)
     )
     args = operands(shape, leading, jnp.float32)
-    check(lambda f: jax.vmap(jax.vmap(f, inner), outer), shape, *args)
-    check(lambda f: jax.vmap(jax.vmap(gradients(f), inner), outer), shape, *args)
+    check(lambda f: jax.vmap(jax.vmap(with_gradients(f), inner), outer), shape, *args)
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (6, 3, 1, 1)], ids=str)
+@pytest.mark.parametrize("shape", [PATCHED, DIRECT], ids=str)
 def test_scan_and_checkpoint_equal_xla(shape):
     def scanned(f: Callable) -> Callable:
         def run(images: Array, kernels: Array) -> Array:
@@ -126,9 +117,7 @@ def test_scan_and_checkpoint_equal_xla(shape):
 
         return run
 
-    args = operands(shape, ((), (3,)), jnp.float32)
-    check(scanned, shape, *args)
-    check(lambda f: gradients(scanned(f)), shape, *args)
+    check(lambda f: with_gradients(scanned(f)), shape, *operands(shape, ((), (3,)), jnp.float32))
 
 
 def test_without_jit():
