@@ -22,6 +22,7 @@ from lensjax.sky.survey import Survey
 SPEED_OF_LIGHT = 299792.458
 ARCSEC_PER_RADIAN = 206264.806
 CANDIDATES = 192
+CANDIDATE_UNIFORMS = 18
 
 # Choi, Park & Vogeley (2007), velocity dispersion function of early types:
 # dn/dsigma ~ (sigma / sigma*)^alpha exp(-(sigma / sigma*)^beta) / sigma.
@@ -271,9 +272,12 @@ def arc_signal_to_noise(
     return jnp.max(arcs / (jnp.asarray(survey.sky_sigma) * jnp.sqrt(pixels)))
 
 
-def candidate(key: jax.Array, survey: Survey) -> System:
-    """Returns one system, its deflector drawn by lensing cross-section, not yet selected."""
-    uniform = jnp.clip(jax.random.uniform(key, (18,)), 1e-6, 1 - 1e-6)
+def candidate(uniform: jax.Array, survey: Survey) -> System:
+    """Returns one system, its deflector drawn by lensing cross-section, not yet selected.
+
+    `uniform` (CANDIDATE_UNIFORMS,) are the random numbers between 0 and 1 that it is made of.
+    """
+    uniform = jnp.clip(uniform, 1e-6, 1 - 1e-6)
     dispersion = velocity_dispersion(uniform[0])
     lens_z = lookup(tables().lens_redshift, uniform[1])
     source_z = source_redshift(uniform[2], lens_z)
@@ -356,11 +360,10 @@ def accepted(system: System, survey: Survey) -> jax.Array:
 
 def draw_system(key: jax.Array, survey: Survey) -> System:
     """Returns one lens system that a search of the survey would keep."""
-    keys = jax.random.split(key, 2)
-    many = jax.vmap(lambda key: candidate(key, survey))(jax.random.split(keys[0], CANDIDATES))
+    uniform = jax.random.uniform(key, (CANDIDATES, CANDIDATE_UNIFORMS + 1), minval=1e-6)
+    many = jax.vmap(lambda own: candidate(own, survey))(uniform[:, :-1])
     keep = jax.vmap(lambda system: accepted(system, survey))(many)
-    # The largest of log(weight) + Gumbel noise is a draw in proportion to the weight.
-    weight = EINSTEIN_RADIUS_WEIGHT * jnp.log(many.einstein_radius)
-    chance = weight + jax.random.gumbel(keys[1], (CANDIDATES,))
-    chosen = jnp.argmax(jnp.where(keep, chance, chance - 1e3))
+    # The least of exponential noise over weight is a draw in proportion to the weight.
+    weight = many.einstein_radius**EINSTEIN_RADIUS_WEIGHT
+    chosen = jnp.argmin(-jnp.log(uniform[:, -1]) / jnp.where(keep, weight, 1e-12))
     return jax.tree.map(lambda values: values[chosen], many)

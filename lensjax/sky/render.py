@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
-from jax.scipy.special import erf, i0e
+from jax.scipy.special import erf, i0e, ndtri
 
 from lensjax.errors import UsageError
 from lensjax.sky.lensing import (
@@ -27,10 +27,11 @@ from lensjax.sky.lensing import (
     shear_deflection,
     sie_deflection,
 )
-from lensjax.sky.population import SMALLEST_SIGNAL_TO_NOISE, System
+from lensjax.sky.population import SMALLEST_SIGNAL_TO_NOISE, System, draw_system
 from lensjax.sky.scenes import (
     KINDS,
     LOOK_ALIKES,
+    SCENE_UNIFORMS,
     Galaxies,
     Mass,
     Points,
@@ -248,7 +249,7 @@ def draw_picture(
     group: jax.Array,
     kind: jax.Array,
     background: jax.Array | None,
-    key: jax.Array,
+    keys: jax.Array,
     stamps: jax.Array | None,
     stamp_scale: float,
     survey: Survey,
@@ -258,16 +259,20 @@ def draw_picture(
     With a `background` the arcs are laid upon it, with the noise of their own photons; it brings
     all else.
     """
-    system_key = jax.random.fold_in(jax.random.fold_in(key, 0), group)
-    keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 1), index), 3)
-    system, scene = draw_scene(system_key, keys[0], kind, survey)
-    normal = jax.random.normal(keys[1], (len(survey.bands) + 2,))
+    system_key = jax.random.fold_in(keys[0], group)
+    scene_key, noise_key = jax.random.split(jax.random.fold_in(keys[1], index))
+    system = draw_system(system_key, survey)
+    bands = len(survey.bands)
+    uniform = jax.random.uniform(scene_key, (SCENE_UNIFORMS + bands + 2,), minval=1e-6)
+    scene = draw_scene(system, uniform[:SCENE_UNIFORMS], kind, survey)
+    normal = ndtri(uniform[SCENE_UNIFORMS:])
     # Bands share the night's weather in half of the variance.
     weather = np.sqrt(0.5) * (normal[0] + normal[1:-1])
     fwhm = jnp.asarray(survey.seeing) * jnp.exp(survey.seeing_scatter * weather)
     fwhm = fwhm / survey.pixel_scale
     sky_sigma = jnp.asarray(survey.sky_sigma) * jnp.exp(survey.sky_scatter * normal[-1])
-    stamp = None if stamps is None else stamps[jax.random.randint(system_key, (), 0, len(stamps))]
+    # Pictures of one group share the stamp too.
+    stamp = None if stamps is None else stamps[group % len(stamps)]
     arcs, magnification = arc_images(scene, stamp, stamp_scale, fwhm, survey)
     if background is None:
         rest = foreground_images(scene, fwhm, survey)
@@ -285,7 +290,7 @@ def draw_picture(
     boost = jnp.where(is_lens, jnp.maximum(1.0, SMALLEST_SIGNAL_TO_NOISE / signal_to_noise), 1.0)
     arcs = boost * arcs
 
-    noise = unit_noise(keys[2], survey)
+    noise = unit_noise(noise_key, survey)
     if background is None:
         photons = arcs + rest
         image = photons + jnp.sqrt(sky_variance + variance(photons)) * noise
@@ -323,7 +328,7 @@ def draw_chunk(
     group: jax.Array,
     kind: jax.Array,
     backgrounds: jax.Array | None,
-    key: jax.Array,
+    keys: jax.Array,
     stamps: jax.Array | None,
     stamp_scale: float,
     survey: Survey,
@@ -332,7 +337,7 @@ def draw_chunk(
 
     def one(picture: tuple) -> tuple[jax.Array, dict[str, jax.Array]]:
         index, group, kind, background = picture
-        return draw_picture(index, group, kind, background, key, stamps, stamp_scale, survey)
+        return draw_picture(index, group, kind, background, keys, stamps, stamp_scale, survey)
 
     return jax.lax.map(one, (index, group, kind, backgrounds), batch_size=AT_ONCE)
 
@@ -446,7 +451,7 @@ def simulate(
     drawn = np.flatnonzero(todo.kind >= 0)
     untouched = np.flatnonzero(todo.kind < 0)
     stamps = None if sources is None else jnp.asarray(sources, jnp.float32)
-    key = jax.random.key(seed)
+    keys = jax.random.split(jax.random.key(seed))
     for start in range(0, len(drawn), chunk):
         rows = drawn[start : start + chunk]
         # The last chunk is filled up with copies, so that every chunk is the same program.
@@ -458,7 +463,7 @@ def simulate(
             jnp.asarray(group if backgrounds is None else filled, jnp.uint32),
             jnp.asarray(todo.kind[filled], jnp.int32),
             None if backgrounds is None else jnp.asarray(backgrounds[group], jnp.float32),
-            key,
+            keys,
             stamps,
             float(sources_pixel_scale or 1.0),
             survey,

@@ -19,7 +19,6 @@ from lensjax.sky.lensing import Scalar
 from lensjax.sky.population import (
     System,
     apparent,
-    draw_system,
     flux,
     number_count_magnitude,
 )
@@ -29,10 +28,12 @@ CENTRAL_GALAXIES, FIELD_GALAXIES = 5, 6
 SWIRLS = 2
 CLUMPS = 3
 FIELD_STARS = 2
-# Uniform numbers that the middle of a picture is made of: a kind takes its own from the front,
-# `_clumps` and `_arc_light` theirs from the back. Drawn once for all kinds, whose code then holds
-# no generator: most of the compile time is saved.
-UNIFORMS = 40
+# Random numbers between 0 and 1 that a picture is made of, all drawn at once: every call of the
+# generator costs a quarter of a second to compile. In the middle a kind takes its own from the
+# front, `_clumps` and `_arc_light` theirs from the back.
+CENTRE_UNIFORMS = 40
+FIELD_UNIFORMS = 10 * FIELD_GALAXIES + 5 * FIELD_STARS
+SCENE_UNIFORMS = CENTRE_UNIFORMS + FIELD_UNIFORMS + 3
 
 
 class Galaxies(NamedTuple):
@@ -437,14 +438,13 @@ LOOK_ALIKES = {
 }
 
 
-def field(key: jax.Array, system: System, survey: Survey) -> tuple[Galaxies, Points]:
+def field(all_uniform: jax.Array, system: System, survey: Survey) -> tuple[Galaxies, Points]:
     """Returns galaxies (FIELD_GALAXIES) and stars (FIELD_STARS) strewn over any cutout alike.
 
     Their counts per square arcsec are chosen to match cutouts of the Dark Energy Survey: each
     slot is taken with a chance that grows with the area.
     """
-    keys = jax.random.split(key, 2)
-    uniform = jax.random.uniform(keys[0], (10, FIELD_GALAXIES))
+    uniform = all_uniform[: 10 * FIELD_GALAXIES].reshape(10, FIELD_GALAXIES)
     area = (2 * survey.half_width) ** 2
     taken = uniform[0] < jnp.minimum(1.0, 0.65 * area / 283)
     magnitude = number_count_magnitude(uniform[1], 19.5, 24.8)
@@ -465,7 +465,7 @@ def field(key: jax.Array, system: System, survey: Survey) -> tuple[Galaxies, Poi
         radius=_between(uniform[9], 0.2, 0.6) * 10 ** (-0.08 * (magnitude - 22)),
         n_sersic=jnp.where(is_red, 3.0, 1.0),
     )
-    uniform = jax.random.uniform(keys[1], (5, FIELD_STARS))
+    uniform = all_uniform[10 * FIELD_GALAXIES :].reshape(5, FIELD_STARS)
     taken = uniform[0] < jnp.minimum(1.0, 0.12 * area / 283)
     magnitude = number_count_magnitude(uniform[1], 16.5, 23.0, 0.12)
     light = jax.vmap(lambda m, u: flux(_star_magnitudes(m, u, survey), survey))(
@@ -479,28 +479,25 @@ def field(key: jax.Array, system: System, survey: Survey) -> tuple[Galaxies, Poi
     return galaxies, stars
 
 
-def draw_scene(
-    system_key: jax.Array, picture_key: jax.Array, kind: jax.Array, survey: Survey
-) -> tuple[System, Scene]:
-    """Returns the system and the scene of one picture of the kind KINDS[kind].
+def draw_scene(system: System, uniform: jax.Array, kind: jax.Array, survey: Survey) -> Scene:
+    """Returns the scene of one picture of the kind KINDS[kind].
 
-    Pictures that share `system_key` show the same deflector and draw on the same source.
+    `system` is the deflector that it shows, and the source whose light it spends; `uniform`
+    (SCENE_UNIFORMS,) all else that is random.
     """
-    system = draw_system(system_key, survey)
-    keys = jax.random.split(picture_key, 3)
-    # Under vmap all branches are computed, but they draw a few numbers each and no pixels.
+    own, around, turned = jnp.split(uniform, [CENTRE_UNIFORMS, CENTRE_UNIFORMS + FIELD_UNIFORMS])
+    # Under vmap all branches are computed, but they make a few numbers each and no pixels.
     branches = [partial(build, survey=survey) for build in KINDS.values()]
-    centre = jax.lax.switch(kind, branches, jax.random.uniform(keys[0], (UNIFORMS,)), system)
-    field_galaxies, field_stars = field(keys[1], system, survey)
-    uniform = jax.random.uniform(keys[2], (3,))
+    centre = jax.lax.switch(kind, branches, own, system)
+    field_galaxies, field_stars = field(around, system, survey)
     at_centre = jnp.zeros(1)
-    return system, Scene(
+    return Scene(
         galaxies=_join(centre.galaxies, field_galaxies),
         swirls=centre.swirls,
         source=centre.source,
-        stamp_angle=2 * jnp.pi * uniform[0],
+        stamp_angle=2 * jnp.pi * turned[0],
         mass=centre.mass,
         stars=_join(Points(centre.star_flux[None], at_centre, at_centre), field_stars),
-        spike_angle=jnp.pi * uniform[1],
-        spike_fraction=_between(uniform[2], 0.02, 0.08),
+        spike_angle=jnp.pi * turned[1],
+        spike_fraction=_between(turned[2], 0.02, 0.08),
     )

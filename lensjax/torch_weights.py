@@ -1,0 +1,226 @@
+"""Weights trained with PyTorch (torchvision's or timm's names) brought into a lensjax model."""
+
+import re
+from dataclasses import dataclass
+from math import isqrt
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lensjax.errors import LensjaxError
+from lensjax.models.vit import PATCH_SIZE, VisionTransformer, interpolate_position_embedding
+from lensjax.torch_file import StateDict
+
+# How the path of an array in the model becomes its name in the file: parts replaced in this order.
+# `{layer}` counts the blocks of a transformer.
+Names = tuple[tuple[str, str], ...]
+
+RESNET_NAMES: Names = (
+    ("stem.entry.conv", "conv1"),
+    ("stem.entry.norm", "bn1"),
+    ("stages.0.blocks", "layer1"),
+    ("stages.1.blocks", "layer2"),
+    ("stages.2.blocks", "layer3"),
+    ("stages.3.blocks", "layer4"),
+    ("first.conv", "conv1"),
+    ("first.norm", "bn1"),
+    ("second.conv", "conv2"),
+    ("second.norm", "bn2"),
+    ("shortcut.conv", "downsample.0"),
+    ("shortcut.norm", "downsample.1"),
+    ("head.linear", "fc"),
+    ("kernel", "weight"),
+    ("scale", "weight"),
+    ("mean", "running_mean"),
+    ("var", "running_var"),
+)
+
+TORCHVISION_VIT_NAMES: Names = (
+    ("embedding.patches", "conv_proj"),
+    ("embedding.class_token", "class_token"),
+    ("embedding.positions", "encoder.pos_embedding"),
+    ("blocks", "encoder.layers.encoder_layer_{layer}"),
+    ("last", "encoder.layers.encoder_layer_{layer}"),
+    ("norm1", "ln_1"),
+    ("norm2", "ln_2"),
+    ("attention.query.kernel", "self_attention.in_proj_weight"),
+    ("attention.query.bias", "self_attention.in_proj_bias"),
+    ("attention.key_value.kernel", "self_attention.in_proj_weight"),
+    ("attention.key_value.bias", "self_attention.in_proj_bias"),
+    ("attention.projection", "self_attention.out_proj"),
+    ("expand", "mlp.0"),
+    ("contract", "mlp.3"),
+    ("norm", "encoder.ln"),
+    ("head.linear", "heads.head"),
+    ("kernel", "weight"),
+    ("scale", "weight"),
+)
+
+TIMM_VIT_NAMES: Names = (
+    ("embedding.patches", "patch_embed.proj"),
+    ("embedding.class_token", "cls_token"),
+    ("embedding.positions", "pos_embed"),
+    ("blocks", "blocks.{layer}"),
+    ("last", "blocks.{layer}"),
+    ("attention.query", "attn.qkv"),
+    ("attention.key_value", "attn.qkv"),
+    ("attention.projection", "attn.proj"),
+    ("expand", "mlp.fc1"),
+    ("contract", "mlp.fc2"),
+    ("head.linear", "head"),
+    ("kernel", "weight"),
+    ("scale", "weight"),
+)
+
+# What wrappers put before a name, and what torchvision first called the layers of the perceptron.
+WRAPPERS = re.compile(r"^((module|model|backbone|_orig_mod)\.)+")
+OLD_SPELLINGS = (("mlp.linear_1.", "mlp.0."), ("mlp.linear_2.", "mlp.3."))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where an array of the model comes from: one tensor, or one a block to be stacked."""
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    rows: slice
+
+
+def load_torch_weights(model: nnx.Module, state_dict: StateDict) -> tuple[str, ...]:
+    """Puts the weights of a torchvision or timm network into `model`, in place.
+
+    Returns one line for each adaptation made: the first layer to another number of bands (the mean
+    over the file's bands, scaled so that an image alike in all bands gives the same response), the
+    position embedding to another grid, and the head, which keeps the model's own fresh weights
+    where the file holds none with one output.
+
+    Raises LensjaxError naming every tensor that is missing, unexpected or of the wrong shape. The
+    model is then as it was.
+    """
+    tensors = _plain_names(state_dict)
+    names = _naming(model, tensors)
+    state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
+    arrays = {".".join(map(str, path)): array for path, array in nnx.to_flat_state(state)}
+    sources = {path: _source(path, array.shape, arrays, names) for path, array in arrays.items()}
+
+    notes = _adapt(tensors, sources)
+    _check(tensors, sources)
+    for path, source in sources.items():
+        stack = np.stack([_own_layout(tensors[name][source.rows]) for name in source.names])
+        arrays[path][...] = jnp.asarray(stack.reshape(arrays[path].shape), arrays[path].dtype)
+    nnx.update(model, state)
+    return notes
+
+
+def _plain_names(state_dict: StateDict) -> StateDict:
+    plain = {}
+    for name, tensor in state_dict.items():
+        short = WRAPPERS.sub("", name)
+        for old, new in OLD_SPELLINGS:
+            short = short.replace(old, new)
+        if short in plain:
+            raise LensjaxError(f"the weights hold {short!r} twice, once as {name!r}: keep one")
+        if not short.endswith("num_batches_tracked"):
+            plain[short] = tensor
+    return plain
+
+
+def _naming(model: nnx.Module, tensors: StateDict) -> Names:
+    if not isinstance(model, VisionTransformer):
+        return RESNET_NAMES
+    return TIMM_VIT_NAMES if "cls_token" in tensors else TORCHVISION_VIT_NAMES
+
+
+def _source(
+    path: str, shape: tuple[int, ...], arrays: dict[str, nnx.Variable], names: Names
+) -> _Source:
+    """Returns the name and shape, in PyTorch's layout, of the array at `path` in the model."""
+    name = path
+    for ours, theirs in names:
+        name = re.sub(rf"(?<![^.]){re.escape(ours)}(?![^.])", theirs, name)
+    layers = range(1)
+    if path.startswith("blocks."):
+        layers, shape = range(shape[0]), shape[1:]
+    elif path.startswith("last."):
+        before = arrays["blocks." + path.removeprefix("last.")].shape[0]
+        layers = range(before, before + 1)
+    rows = slice(None)
+    if ".query." in path:
+        rows, shape = slice(0, shape[-1]), (*shape[:-1], 3 * shape[-1])
+    elif ".key_value." in path:
+        rows, shape = slice(shape[-1] // 2, None), (*shape[:-1], shape[-1] // 2 * 3)
+    return _Source(tuple(name.format(layer=i) for i in layers), _torch_shape(path, shape), rows)
+
+
+def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    match path, shape:
+        case "embedding.class_token", (width,):
+            return 1, 1, width
+        case "embedding.positions", (tokens, width):
+            return 1, tokens, width
+        case "embedding.patches.kernel", (inputs, width):
+            return width, inputs // PATCH_SIZE**2, PATCH_SIZE, PATCH_SIZE
+        case _, (rows, columns, inputs, outputs):
+            return outputs, inputs, rows, columns
+        case _, (inputs, outputs):
+            return outputs, inputs
+        case _, other:
+            return other
+
+
+def _own_layout(tensor: np.ndarray) -> np.ndarray:
+    """Returns a tensor with its axes in the model's order."""
+    if tensor.ndim == 4:
+        return tensor.transpose(2, 3, 1, 0)
+    return tensor.T if tensor.ndim == 2 else tensor
+
+
+def _adapt(tensors: StateDict, sources: dict[str, _Source]) -> tuple[str, ...]:
+    """Fits the first layer, the positions and the head to the model where that has a meaning.
+
+    Changes `tensors`; a head that is not to be loaded is taken out of both dictionaries.
+    """
+    notes = []
+    first = sources.get("stem.entry.conv.kernel") or sources["embedding.patches.kernel"]
+    kernel = tensors.get(first.names[0])
+    if kernel is not None and kernel.ndim == 4 and kernel.shape[1] != first.shape[1]:
+        held, bands = kernel.shape[1], first.shape[1]
+        mean = kernel.astype(np.float32).mean(axis=1, keepdims=True)
+        tensors[first.names[0]] = np.repeat(mean * (held / bands), bands, axis=1)
+        notes.append(f"first layer adapted from {held} bands to {bands}")
+
+    positions = sources.get("embedding.positions")
+    if positions is not None and (held_positions := tensors.get(positions.names[0])) is not None:
+        old, new = (isqrt(shape[-2] - 1) for shape in (held_positions.shape, positions.shape))
+        if old != new and held_positions.shape == (1, old**2 + 1, positions.shape[-1]):
+            embedding = held_positions[0].astype(np.float32)
+            resampled = interpolate_position_embedding(embedding, old, new)
+            tensors[positions.names[0]] = np.asarray(resampled)[None]
+            notes.append(f"position embedding adapted from a grid of {old}x{old} to {new}x{new}")
+
+    weight, bias = (sources[f"head.linear.{leaf}"] for leaf in ("kernel", "bias"))
+    head = [tensors.get(source.names[0]) for source in (weight, bias)]
+    outputs = 0 if head[0] is None else head[0].shape[0]
+    if all(tensor is None or tensor.shape[0] == outputs for tensor in head) and outputs != 1:
+        for leaf, source in (("kernel", weight), ("bias", bias)):
+            del sources[f"head.linear.{leaf}"]
+            tensors.pop(source.names[0], None)
+        notes.append(f"head with {outputs} outputs left out: the new one has yet to be trained")
+    return tuple(notes)
+
+
+def _check(tensors: StateDict, sources: dict[str, _Source]) -> None:
+    expected = {name: source.shape for source in sources.values() for name in source.names}
+    complaints = {
+        "missing": sorted(expected.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - expected.keys()),
+        "of the wrong shape": [
+            f"{name} (is {tensors[name].shape}, should be {shape})"
+            for name, shape in sorted(expected.items())
+            if name in tensors and tensors[name].shape != shape
+        ],
+    }
+    told = [f"{what}: {', '.join(names)}" for what, names in complaints.items() if names]
+    if told:
+        raise LensjaxError(f"the weights are not those of this architecture; {'; '.join(told)}")

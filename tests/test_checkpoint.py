@@ -1,0 +1,133 @@
+"""Members on disk come back bit by bit, and what does not fit is refused in one line."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from lensjax import checkpoint
+from lensjax.checkpoint import Member, find_members, load_member, save_member
+from lensjax.errors import LensjaxError, UsageError
+from tests.ensemble.members import random_member
+
+
+@pytest.fixture(scope="module")
+def member() -> Member:
+    validation = {
+        "id": np.array(["a", "é,b"]),
+        "label": np.array([0.0, 1.0]),
+        "logit": np.array([-1.5, 2.5]),
+    }
+    return dataclasses.replace(random_member("vit_s16", 0), validation=validation)
+
+
+@pytest.fixture(scope="module")
+def saved(member, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "vit_s16" / "first"
+    save_member(folder, member)
+    return folder
+
+
+def test_a_member_comes_back_bit_by_bit(member, saved):
+    again = load_member(saved)
+    assert again.info == member.info
+    assert again.state.keys() == member.state.keys()
+    for name, leaf in member.state.items():
+        np.testing.assert_array_equal(again.state[name], leaf)
+    for name, values in member.validation.items():
+        np.testing.assert_array_equal(again.validation[name], values)
+
+
+def test_saving_over_a_member_leaves_one_and_no_scraps(member, saved):
+    save_member(saved, member)
+    assert [path.name for path in saved.parent.iterdir()] == ["first"]
+
+
+def edit(saved, tmp_path, **changes):
+    """Returns a copy of the member with other values in its member.json."""
+    folder = tmp_path / "vit_s16" / "edited"
+    shutil.copytree(saved, folder)
+    content = json.loads((folder / "member.json").read_text()) | changes
+    (folder / "member.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_weights_of_another_architecture_are_refused_with_every_difference(saved, tmp_path):
+    with pytest.raises(LensjaxError) as caught:
+        load_member(edit(saved, tmp_path, architecture="resnet18"))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "is missing" in message and "is unknown" in message and "wanted" in message
+    assert "embedding.patches.kernel" in message and "head.linear.kernel" in message
+
+
+def test_other_weights_than_named_are_refused(saved, tmp_path):
+    with pytest.raises(LensjaxError, match="sha256"):
+        load_member(edit(saved, tmp_path, weights_sha256="0" * 64))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"architecture": "vit_s16"}'])
+def test_a_broken_record_is_one_line(saved, tmp_path, text):
+    folder = edit(saved, tmp_path)
+    (folder / "member.json").write_text(text)
+    with pytest.raises(LensjaxError, match="member.json cannot be read"):
+        load_member(folder)
+
+
+def test_missing_weights_are_one_line(saved, tmp_path):
+    folder = edit(saved, tmp_path)
+    shutil.rmtree(folder / "weights")
+    with pytest.raises(LensjaxError, match="cannot be read") as caught:
+        load_member(folder)
+    assert "\n" not in str(caught.value)
+
+
+def fake_members(folder, architecture, *names):
+    for name in names:
+        (folder / architecture / name).mkdir(parents=True)
+        (folder / architecture / name / "member.json").write_text("{}")
+
+
+def test_members_are_found_in_natural_order_and_named_by_number(tmp_path):
+    fake_members(tmp_path, "resnet18", "10", "9", "2")
+    fake_members(tmp_path, "vit_b16", "only")
+    found = find_members(tmp_path, "resnet18,ViT_B_16")
+    assert list(found) == ["resnet18.0", "resnet18.1", "resnet18.2", "vit_b16"]
+    assert [path.name for path in found.values()] == ["2", "9", "10", "only"]
+    assert list(find_members(tmp_path, "resnet18:1")) == ["resnet18"]
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "line"),
+    [
+        ("resnet18,vit_b16", "holds no vit_b16 members"),
+        ("resnet18:3", "holds 1 of 3 resnet18 members"),
+        ("resnet18:0", "wants a positive number"),
+        ("resnet18:x", "wants a positive number"),
+        ("resnet18,resnet18", "twice"),
+        ("resnet19", "resnet18"),
+    ],
+)
+def test_what_cannot_be_found_is_one_line(tmp_path, ensemble, line):
+    fake_members(tmp_path, "resnet18", "0")
+    with pytest.raises(UsageError) as caught:
+        find_members(tmp_path, ensemble)
+    assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_members_name_the_three_ways_on(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        find_members(tmp_path / "none", "resnet18")
+    for way in ("train.py", "import_weights.py", "--checkpoints demo"):
+        assert way in str(caught.value)
+
+
+def test_the_hash_sees_names_shapes_and_values():
+    state = {"a": np.zeros((2, 3), np.float32)}
+    other_name = {"b": state["a"]}
+    other_shape = {"a": np.zeros((3, 2), np.float32)}
+    other_value = {"a": np.full((2, 3), 1e-30, np.float32)}
+    hashes = map(checkpoint.weights_sha256, (state, other_name, other_shape, other_value))
+    assert len(set(hashes)) == 4
