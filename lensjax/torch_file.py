@@ -149,6 +149,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": _parameter,
 }
 
+
 class _Archive:
     """A file of `torch.save`: a pickle that says what there is, and the bytes of each storage."""
 

@@ -37,6 +37,8 @@ class SimulateConfig:
     pixel_scale: Annotated[float | None, "arcsec/pixel of the backgrounds"] = None
     sources: Annotated[Path | None, "FITS or .npy of galaxy stamps that serve as sources"] = None
     sources_pixel_scale: Annotated[float, "arcsec/pixel of the stamps"] = 0.03
+    einstein_radius: Annotated[float | None, "smallest, arcsec (default: the survey's own)"] = None
+    arc_snr: Annotated[float | None, "smallest S/N of arcs (default: the survey's own)"] = None
     seed: Annotated[int, "seed of everything that is drawn"] = 0
 
 
@@ -85,7 +87,13 @@ def _survey(options: SimulateConfig) -> Survey:
     if options.survey not in SURVEYS:
         raise UsageError(f"--survey {options.survey} is not known: choose {', '.join(SURVEYS)}")
     survey = SURVEYS[options.survey]
-    return dataclasses.replace(survey, size=options.size or survey.size)
+    radius, snr = options.einstein_radius, options.arc_snr
+    return dataclasses.replace(
+        survey,
+        size=options.size or survey.size,
+        smallest_einstein_radius=radius or survey.smallest_einstein_radius,
+        smallest_arc_signal_to_noise=snr or survey.smallest_arc_signal_to_noise,
+    )
 
 
 def _backgrounds(options: SimulateConfig, survey: Survey) -> np.ndarray | None:

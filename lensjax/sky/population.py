@@ -28,14 +28,10 @@ CANDIDATE_UNIFORMS = 18
 # dn/dsigma ~ (sigma / sigma*)^alpha exp(-(sigma / sigma*)^beta) / sigma.
 VDF_SIGMA, VDF_ALPHA, VDF_BETA = 161.0, 2.32, 2.67
 
-# Smallest and largest Einstein radius that a search keeps: a fraction of the sharpest seeing
-# (never below half an arcsec), and of half the cutout. Chosen; Jacobs et al. (2019), Canameras et
-# al. (2020) and Rojas et al. (2022) cut likewise, each for their survey.
-SMALLEST_OVER_SEEING, SMALLEST_EINSTEIN_RADIUS, LARGEST_OVER_HALF_WIDTH = 1.2, 0.5, 0.5
+# Largest Einstein radius that is kept, as a fraction of half the cutout. Chosen.
+LARGEST_OVER_HALF_WIDTH = 0.5
 # Brighter than its faintest deflector by this many magnitudes a survey has few (chosen).
 MAGNITUDE_RANGE = 3.6
-# Signal to noise of the arcs, summed over their pixels in the best band. Chosen.
-SMALLEST_SIGNAL_TO_NOISE = 30.0
 # Searches train on more large Einstein radii than nature has (Canameras et al. 2020 on as many as
 # small ones): a candidate's chance to be kept goes as this power of its Einstein radius (chosen).
 EINSTEIN_RADIUS_WEIGHT = 4.0
@@ -340,12 +336,11 @@ def candidate(uniform: jax.Array, survey: Survey) -> System:
 
 def einstein_radius_limits(survey: Survey) -> tuple[float, float]:
     """Returns the smallest and the largest Einstein radius that a search of the survey keeps."""
-    smallest = max(SMALLEST_OVER_SEEING * min(survey.seeing), SMALLEST_EINSTEIN_RADIUS)
-    return smallest, LARGEST_OVER_HALF_WIDTH * survey.half_width
+    return survey.smallest_einstein_radius, LARGEST_OVER_HALF_WIDTH * survey.half_width
 
 
 def accepted(system: System, survey: Survey) -> jax.Array:
-    """Returns whether a search would call the system a lens (bool scalar)."""
+    """Returns whether a search would look for the system, however faint its arcs (bool scalar)."""
     smallest, largest = einstein_radius_limits(survey)
     magnitude = system.lens_magnitudes[survey.selection_index]
     return (
@@ -354,7 +349,6 @@ def accepted(system: System, survey: Survey) -> jax.Array:
         & (magnitude < survey.selection_limit)
         & (magnitude > survey.selection_limit - MAGNITUDE_RANGE)
         & (system.magnification > 2)
-        & (system.signal_to_noise > SMALLEST_SIGNAL_TO_NOISE)
     )
 
 
@@ -363,7 +357,10 @@ def draw_system(key: jax.Array, survey: Survey) -> System:
     uniform = jax.random.uniform(key, (CANDIDATES, CANDIDATE_UNIFORMS + 1), minval=1e-6)
     many = jax.vmap(lambda own: candidate(own, survey))(uniform[:, :-1])
     keep = jax.vmap(lambda system: accepted(system, survey))(many)
+    bright = many.signal_to_noise > survey.smallest_arc_signal_to_noise
+    # Where no candidate has bright arcs one with fainter ones is taken: its source is brightened.
+    tier = jnp.where(keep & bright, 1.0, jnp.where(keep, 1e-6, 1e-12))
     # The least of exponential noise over weight is a draw in proportion to the weight.
-    weight = many.einstein_radius**EINSTEIN_RADIUS_WEIGHT
-    chosen = jnp.argmin(-jnp.log(uniform[:, -1]) / jnp.where(keep, weight, 1e-12))
+    weight = tier * many.einstein_radius**EINSTEIN_RADIUS_WEIGHT
+    chosen = jnp.argmin(-jnp.log(uniform[:, -1]) / weight)
     return jax.tree.map(lambda values: values[chosen], many)

@@ -23,6 +23,8 @@ class Survey:
     gains:           electrons per unit of flux over the whole exposure
     selection_band:  band in which central galaxies are selected
     selection_limit: faintest magnitude of a central galaxy in that band
+    smallest_einstein_radius: of the lenses that are kept, arcsec
+    smallest_arc_signal_to_noise: of their arcs, summed over pixels in the best band
     """
 
     name: str
@@ -39,6 +41,8 @@ class Survey:
     gains: Bands
     selection_band: str
     selection_limit: float
+    smallest_einstein_radius: float
+    smallest_arc_signal_to_noise: float
 
     @property
     def half_width(self) -> float:
@@ -63,6 +67,10 @@ def point_source_sky_sigma(
     return tuple((flux / signal_to_noise / np.sqrt(effective_pixels)).tolist())
 
 
+# Selection of lenses: Einstein radii from 1.2 times the sharpest seeing, never below half an arcsec,
+# and arcs of S/N 30. Chosen; Jacobs et al. (2019), Canameras et al. (2020) and Rojas et al. (2022)
+# cut likewise, each for their survey.
+
 # Seeing: Dark Energy Survey DR2 (Abbott et al. 2021). Sky sigma, its scatter, and the correlation
 # of neighbouring pixels (0.25): measured on 28 cutouts of red galaxies from the survey, zero point
 # 30; they lie close to the depth of DR1 (Abbott et al. 2018). Gain: five exposures of 90 s with
@@ -82,6 +90,8 @@ DECAM = Survey(
     gains=(6.0, 7.0, 7.0),
     selection_band="i",
     selection_limit=20.6,
+    smallest_einstein_radius=1.05,
+    smallest_arc_signal_to_noise=30.0,
 )
 
 # Hyper Suprime-Cam Subaru Strategic Program, Wide layer, PDR3 (Aihara et al. 2022): seeing, and
@@ -104,6 +114,8 @@ HSC = Survey(
     gains=(4000.0, 4000.0, 7000.0),
     selection_band="i",
     selection_limit=21.5,
+    smallest_einstein_radius=0.73,
+    smallest_arc_signal_to_noise=30.0,
 )
 
 # Euclid Quick Release Q1, NISP resampled to the VIS grid. FWHM: 0.16 arcsec in VIS, 0.49 in NISP
@@ -124,6 +136,8 @@ EUCLID = Survey(
     gains=(1900.0, 2.0, 2.0, 2.0),
     selection_band="VIS",
     selection_limit=21.5,
+    smallest_einstein_radius=0.5,
+    smallest_arc_signal_to_noise=30.0,
 )
 
 SURVEYS = {survey.name: survey for survey in (DECAM, HSC, EUCLID)}

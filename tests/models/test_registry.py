@@ -12,9 +12,7 @@ from lensjax.models import registry
 @pytest.mark.parametrize("name", registry.ARCHITECTURES)
 def test_parameters_are_as_many_as_stated(name):
     architecture = registry.resolve(name)
-    model = nnx.eval_shape(
-        lambda: registry.create(name, bands=3, input_size=224, rngs=nnx.Rngs(0))
-    )
+    model = nnx.eval_shape(lambda: registry.create(name, bands=3, input_size=224, rngs=nnx.Rngs(0)))
     built = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert built == architecture.parameters
 

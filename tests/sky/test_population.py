@@ -109,7 +109,7 @@ def test_selected_systems_are_lenses_a_search_would_keep(selected):
     assert float(selected.einstein_radius.min()) > smallest
     assert float(selected.einstein_radius.max()) < largest
     assert float(selected.lens_magnitudes[:, 2].max()) < DECAM.selection_limit
-    assert float(selected.signal_to_noise.min()) > population.SMALLEST_SIGNAL_TO_NOISE
+    assert float(selected.signal_to_noise.min()) > DECAM.smallest_arc_signal_to_noise
     assert bool((selected.source_redshift > selected.lens_redshift + 0.19).all())
     offset = np.hypot(selected.source_x, selected.source_y)
     assert (offset < selected.einstein_radius).all()

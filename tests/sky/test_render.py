@@ -13,7 +13,7 @@ from scipy.integrate import dblquad
 
 from lensjax.errors import UsageError
 from lensjax.sky import render
-from lensjax.sky.population import SMALLEST_SIGNAL_TO_NOISE, einstein_radius_limits
+from lensjax.sky.population import einstein_radius_limits
 from lensjax.sky.render import DECAM, simulate
 from lensjax.sky.scenes import KINDS, Points
 
@@ -106,7 +106,7 @@ def test_truth_is_given_where_it_applies(sky):
 
 def test_lenses_can_be_found(sky):
     lens = sky.truth["label"] == 1
-    assert sky.truth["arc_signal_to_noise"][lens].min() > 0.999 * SMALLEST_SIGNAL_TO_NOISE
+    assert sky.truth["arc_signal_to_noise"][lens].min() > 0.999 * DECAM.smallest_arc_signal_to_noise
     smallest, largest = einstein_radius_limits(SMALL)
     radius = sky.truth["einstein_radius"][lens]
     assert (radius > smallest).all() and (radius < largest).all()
@@ -208,3 +208,11 @@ def test_wrong_use_is_one_line(arguments, message):
     with pytest.raises(UsageError, match=message) as error:
         simulate(SMALL, **{"count": 4, "seed": 0, **arguments})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+def test_multiple_angle_is_the_angle_times_a_whole_number(times):
+    angle = np.linspace(-np.pi, np.pi, 101).astype(np.float32)
+    cosine, sine = render.multiple_angle(np.cos(angle), np.sin(angle), jnp.asarray(float(times)))
+    np.testing.assert_allclose(cosine, np.cos(times * angle), atol=2e-6)
+    np.testing.assert_allclose(sine, np.sin(times * angle), atol=2e-6)
