@@ -184,29 +184,29 @@ def _adapt(tensors: StateDict, sources: dict[str, _Source]) -> tuple[str, ...]:
     notes = []
     first = sources.get("stem.entry.conv.kernel") or sources["embedding.patches.kernel"]
     kernel = tensors.get(first.names[0])
-    if kernel is not None and kernel.ndim == 4 and kernel.shape[1] != first.shape[1]:
+    if kernel is not None and kernel.ndim == 4 and kernel.shape[1] not in (0, first.shape[1]):
         held, bands = kernel.shape[1], first.shape[1]
         mean = kernel.astype(np.float32).mean(axis=1, keepdims=True)
         tensors[first.names[0]] = np.repeat(mean * (held / bands), bands, axis=1)
         notes.append(f"first layer adapted from {held} bands to {bands}")
 
     positions = sources.get("embedding.positions")
-    if positions is not None and (held_positions := tensors.get(positions.names[0])) is not None:
-        old, new = (isqrt(shape[-2] - 1) for shape in (held_positions.shape, positions.shape))
-        if old != new and held_positions.shape == (1, old**2 + 1, positions.shape[-1]):
-            embedding = held_positions[0].astype(np.float32)
-            resampled = interpolate_position_embedding(embedding, old, new)
+    embedding = None if positions is None else tensors.get(positions.names[0])
+    if positions is not None and embedding is not None and embedding.size and embedding.ndim == 3:
+        old, new = (isqrt(shape[1] - 1) for shape in (embedding.shape, positions.shape))
+        if old not in (0, new) and embedding.shape == (1, old**2 + 1, positions.shape[2]):
+            resampled = interpolate_position_embedding(embedding[0].astype(np.float32), old, new)
             tensors[positions.names[0]] = np.asarray(resampled)[None]
             notes.append(f"position embedding adapted from a grid of {old}x{old} to {new}x{new}")
 
     weight, bias = (sources[f"head.linear.{leaf}"] for leaf in ("kernel", "bias"))
-    head = [tensors.get(source.names[0]) for source in (weight, bias)]
-    outputs = 0 if head[0] is None else head[0].shape[0]
-    if all(tensor is None or tensor.shape[0] == outputs for tensor in head) and outputs != 1:
+    held_head = [tensors.get(source.names[0], np.zeros(0)) for source in (weight, bias)]
+    outputs = held_head[0].shape[:1]
+    if all(tensor.shape[:1] == outputs for tensor in held_head) and outputs not in ((), (1,)):
         for leaf, source in (("kernel", weight), ("bias", bias)):
             del sources[f"head.linear.{leaf}"]
             tensors.pop(source.names[0], None)
-        notes.append(f"head with {outputs} outputs left out: the new one has yet to be trained")
+        notes.append(f"head with {outputs[0]} outputs left out: the new one has yet to be trained")
     return tuple(notes)
 
 

@@ -1,4 +1,4 @@
-"""PyTorch's names into the models: every spelling, every adaptation, and every complaint at once."""
+"""PyTorch's names into the models: every spelling, every adaptation, all complaints at once."""
 
 import jax
 import jax.numpy as jnp
@@ -216,6 +216,13 @@ def test_every_complaint_is_made_at_once_and_nothing_is_loaded():
     assert "conv_proj.weight (is (8, 3, 14, 14), should be (8, 3, 16, 16))" in message
     assert "heads.head.weight (is (1, 9), should be (1, 8))" in message
     assert same(model, untouched)
+
+
+@pytest.mark.parametrize("name", list(torchvision_vit())[:8])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (1, 0, 8), (8, 0, 16, 16)], ids=str)
+def test_nonsense_in_a_place_of_adaptation_is_a_complaint(name, shape):
+    with pytest.raises(LensjaxError, match=rf"of the wrong shape:.*{name} \(is"):
+        load_torch_weights(vit(), torchvision_vit() | {name: np.zeros(shape, np.float32)})
 
 
 def test_weights_of_another_kind_of_network_are_refused():

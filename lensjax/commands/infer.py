@@ -219,11 +219,11 @@ def write(
                 "name": name,
                 "architecture": member.info.architecture,
                 "weights_sha256": member.info.weights_sha256,
-                "fusion_weight": float(ensemble.knowledge.weight[ensemble.names.index(name)]),
+                "share": float(ensemble.knowledge.share[ensemble.names.index(name)]),
             }
             for name, member in members.items()
         ],
-        "fusion_weights_from": ensemble.knowledge_from,
+        "shares_from": ensemble.knowledge_from,
         "data": source.description,
         "fitted": dict(Counter(columns["action"][readable].tolist())),
         "masked_pixels": int(columns["masked"].sum()),

@@ -1,14 +1,15 @@
 """What validation data say of members: calibration of each, weights of all. Host side, float64."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
 RIDGE = 1.0
-"""Pull of stacking weights towards their mean, in nats per unit squared: with few validation
-objects members are weighed alike, with hundreds the data decide."""
+"""Pull of stacking coefficients (of logits of unit spread) towards their mean, in nats per unit
+squared: with few validation objects members count alike, with hundreds the data decide."""
 
 
 def log_loss(logits: np.ndarray, targets: np.ndarray) -> float:
@@ -34,19 +35,34 @@ def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return slope / spread, intercept - slope * centre / spread
 
 
-def stacking(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float]:
-    """Returns weights (member,) and bias of the stacked log-odds bias + weights @ logits.
+class Stacking(NamedTuple):
+    """Stacked log-odds are bias + weight @ logits. `share` (member,), summing to one, is how much
+    each member contributes: its weight times the spread of its logits."""
 
-    logits: (member, n) calibrated log-odds on validation data, labels: (n,).
-    Non-negative logistic regression with a ridge towards equal weights.
+    weight: np.ndarray
+    bias: float
+    share: np.ndarray
+
+
+def stacking(logits: np.ndarray, labels: np.ndarray) -> Stacking:
+    """Returns the Stacking of calibrated log-odds (member, n) that fits the labels (n,) best.
+
+    Logistic regression on logits of unit spread with non-negative coefficients and a ridge towards
+    equal ones (Wolpert 1992 for stacking, Breiman 1996 for the non-negative coefficients).
     """
-    coefficients, _ = _logistic(np.asarray(logits, np.float64), np.asarray(labels, float), RIDGE)
-    return coefficients[:-1], float(coefficients[-1])
+    logits = np.asarray(logits, np.float64)
+    spread = np.maximum(logits.std(axis=1), 1e-12)
+    coefficients, _ = _logistic(logits / spread[:, None], np.asarray(labels, float), RIDGE)
+    contribution = coefficients[:-1]
+    total = contribution.sum()
+    share = contribution / total if total > 0 else equal_stacking(len(logits)).share
+    return Stacking(contribution / spread, float(coefficients[-1]), share)
 
 
-def equal_weights(members: int) -> np.ndarray:
-    """Returns stacking weights (member,) where validation data are missing: the mean log-odds."""
-    return np.full(members, 1.0 / members)
+def equal_stacking(members: int) -> Stacking:
+    """Returns the Stacking of members of which no validation is known: the mean log-odds."""
+    equal = np.full(members, 1.0 / members)
+    return Stacking(equal, 0.0, equal)
 
 
 def shared_labels(validations: Sequence[dict[str, np.ndarray]]) -> np.ndarray | None:
@@ -71,7 +87,7 @@ def _logistic(logits: np.ndarray, targets: np.ndarray, ridge: float) -> tuple[np
         gradient[:-1] += 2 * ridge * from_mean
         return loss, gradient
 
-    start = np.append(equal_weights(len(logits)), 0.0)
+    start = np.append(np.full(len(logits), 1.0 / len(logits)), 0.0)
     bounds = [(0.0, None)] * len(logits) + [(None, None)]
     found = minimize(
         objective,

@@ -18,6 +18,7 @@ class Knowledge(NamedTuple):
 
     slope, intercept: (member,) Platt calibration, calibrated = slope * logit + intercept.
     weight: (member,), bias: () stacking coefficients of the calibrated logits.
+    share: (member,) what each member contributes to the stack, summing to one.
     error: (member,) mean squared error of the probability (Brier score).
     """
 
@@ -25,6 +26,7 @@ class Knowledge(NamedTuple):
     intercept: Array
     weight: Array
     bias: Array
+    share: Array
     error: Array
 
 
@@ -94,8 +96,7 @@ def _shares(logits: Array, knowledge: Knowledge, fusion: Fusion) -> Array:
         variance = jax.nn.sigmoid(logits).var(1) + knowledge.error[:, None]
         weights = 1.0 / jnp.maximum(variance, 1e-12)
     elif fusion == "stacked":
-        useful = knowledge.weight.sum() > 0
-        weights = jnp.where(useful, knowledge.weight, jnp.ones(members))[:, None]
+        weights = knowledge.share[:, None]
     else:
         weights = jnp.ones((members, 1))
     return jnp.broadcast_to(weights / weights.sum(0, keepdims=True), (members, batch))

@@ -88,13 +88,13 @@ def learn_weights(members: Mapping[str, Member]) -> tuple[Knowledge, str]:
     if labels is not None:
         logits = np.stack([validation["logit"] for validation in validations])
         calibrated = slope[:, None] * logits + intercept[:, None]
-        weight, bias = calibrate.stacking(calibrated, labels)
+        stacking = calibrate.stacking(calibrated, labels)
         origin = f"stacking on {labels.size} validation objects"
     else:
-        weight, bias = calibrate.equal_weights(len(infos)), 0.0
+        stacking = calibrate.equal_stacking(len(infos))
         origin = "equal weights: the members share no validation data"
     error = np.array([info.calibration["brier"] for info in infos])
-    arrays = (slope, intercept, weight, bias, error)
+    arrays = (slope, intercept, *stacking, error)
     return Knowledge(*(jnp.asarray(array, jnp.float32) for array in arrays)), origin
 
 

@@ -50,14 +50,13 @@ def _backward(
 ) -> tuple[Array, Array]:
     images, kernel = operands
     form, for_vmap = _plan(images, kernel, stride, padding)
-    images_like = jax.ShapeDtypeStruct(images.shape, images.dtype)
-    kernel_like = jax.ShapeDtypeStruct(kernel.shape, kernel.dtype)
+    images_type, kernel_type = jax.typeof(images), jax.typeof(kernel)
 
     def image_gradient(cotangent: Array, kernel: Array) -> Array:
-        return jax.linear_transpose(lambda x: form(x, kernel), images_like)(cotangent)[0]
+        return jax.linear_transpose(lambda x: form(x, kernel), images_type)(cotangent)[0]
 
     def kernel_gradient(images: Array, cotangent: Array) -> Array:
-        return jax.linear_transpose(lambda w: form(images, w), kernel_like)(cotangent)[0]
+        return jax.linear_transpose(lambda w: form(images, w), kernel_type)(cotangent)[0]
 
     return (
         for_vmap(image_gradient)(cotangent, kernel),

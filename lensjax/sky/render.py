@@ -44,7 +44,7 @@ from lensjax.sky.survey import DECAM, EUCLID, HSC, SURVEYS, Survey
 __all__ = ["DECAM", "EUCLID", "HSC", "SURVEYS", "Sky", "Survey", "simulate"]
 
 Chunk = tuple[np.ndarray, jax.Array, dict[str, jax.Array]]
-"""Rows of the sky, their images (chunk, size, size, band), and their truth, still being computed."""
+"""Rows of the sky, their images (chunk, size, size, band) and truth, still being computed."""
 
 SUPERSAMPLING = 2
 MARGIN = 2  # pixels of light beyond each edge, which the PSF scatters into the cutout

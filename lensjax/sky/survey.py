@@ -67,7 +67,7 @@ def point_source_sky_sigma(
     return tuple((flux / signal_to_noise / np.sqrt(effective_pixels)).tolist())
 
 
-# Selection of lenses: Einstein radii from 1.2 times the sharpest seeing, never below half an arcsec,
+# Selection of lenses: Einstein radii from 1.2 times the sharpest seeing, not below half an arcsec,
 # and arcs of S/N 30. Chosen; Jacobs et al. (2019), Canameras et al. (2020) and Rojas et al. (2022)
 # cut likewise, each for their survey.
 

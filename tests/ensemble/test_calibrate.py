@@ -48,7 +48,8 @@ def test_stacking_equals_logistic_regression_where_the_data_decide():
     logits = np.stack(
         [odds + rng.standard_normal(odds.size), odds + rng.standard_normal(odds.size)]
     )
-    weights, bias = calibrate.stacking(logits, label)
+    weights, bias, share = calibrate.stacking(logits, label)
+    np.testing.assert_allclose(share, 0.5, atol=0.02)
     fitted = LogisticRegression(C=np.inf, tol=1e-10).fit(logits.T, label)
     np.testing.assert_allclose(weights, fitted.coef_[0], rtol=1e-2)
     assert bias == pytest.approx(fitted.intercept_[0], abs=1e-2)
@@ -58,16 +59,18 @@ def test_a_useless_member_gets_no_say():
     odds, label = draw(600, seed=4)
     good = 3.0 * odds
     useless = 0.1 * np.random.default_rng(5).standard_normal(odds.size)
-    weights, bias = calibrate.stacking(np.stack([good, useless]), label)
+    weights, bias, share = calibrate.stacking(np.stack([good, useless]), label)
     fused = weights @ np.stack([good, useless]) + bias
     assert roc_auc_score(label, fused) >= roc_auc_score(label, good) - 2e-3
-    assert weights.min() >= 0.0
+    assert weights.min() >= 0.0 and share[1] < 0.1
+    assert share.sum() == pytest.approx(1.0)
 
 
 def test_equal_members_get_equal_weights():
     odds, label = draw(300, seed=6)
-    weights, _ = calibrate.stacking(np.stack([odds, odds, odds]), label)
+    weights, _, share = calibrate.stacking(np.stack([odds, odds, odds]), label)
     np.testing.assert_allclose(weights, weights.mean(), rtol=1e-3)
+    np.testing.assert_allclose(share, 1 / 3, rtol=1e-3)
 
 
 def test_only_members_of_the_same_validation_objects_share_labels():

@@ -16,8 +16,15 @@ KNOWLEDGE = Knowledge(
     intercept=jnp.array([0.0, 0.3, -0.2]),
     weight=jnp.array([0.7, 0.0, 0.4]),
     bias=jnp.array(0.1),
+    share=jnp.array([0.6, 0.0, 0.4]),
     error=jnp.array([0.02, 0.2, 0.05]),
 )
+
+
+def plain_knowledge(error: jax.Array) -> Knowledge:
+    """Members that need no calibration, all alike but for their error."""
+    ones = jnp.ones_like(error)
+    return Knowledge(ones, 0 * ones, ones, jnp.array(0.0), ones / len(error), error)
 
 
 def raw_logits(scale: float = 2.0) -> np.ndarray:
@@ -32,13 +39,13 @@ def entropy(p: np.ndarray) -> np.ndarray:
 def expected(fusion: str) -> dict[str, np.ndarray]:
     """The scores of `raw_logits()`, in float64, one cutout at a time."""
     knowledge = [np.asarray(values, np.float64) for values in KNOWLEDGE]
-    slope, intercept, weight, bias, error = knowledge
+    slope, intercept, weight, bias, share, error = knowledge
     rows = []
     for cutout in raw_logits().astype(np.float64).transpose(2, 0, 1):
         logits = slope[:, None] * cutout + intercept[:, None]
         p = expit(logits)
         shares = {
-            "stacked": weight,
+            "stacked": share,
             "inverse_variance": 1 / (p.var(1) + error),
         }.get(fusion, np.ones(MEMBERS))
         shares = shares / shares.sum()
@@ -83,13 +90,13 @@ def test_member_columns_are_calibrated_means_over_samples():
 
 def test_a_certain_ensemble_keeps_its_ranking_beyond_probability_one():
     logits = jnp.array([[[30.0, 40.0, 50.0, -30.0, -50.0]]])
-    identity = Knowledge(*(jnp.ones(1), jnp.zeros(1), jnp.ones(1), jnp.array(0.0), jnp.zeros(1)))
+    identity = plain_knowledge(jnp.zeros(1))
     for fusion in ("stacked", "mean_prob", "mean_logit", "inverse_variance"):
         np.testing.assert_allclose(fuse(logits, identity, fusion).logit, logits[0, 0], rtol=1e-5)
 
 
 def test_agreement_has_no_mutual_information_and_disagreement_has_log_two():
-    knowledge = Knowledge(*(jnp.ones(2), jnp.zeros(2), jnp.ones(2), jnp.array(0.0), jnp.ones(2)))
+    knowledge = plain_knowledge(jnp.ones(2))
     same = fuse(jnp.full((2, 3, 1), 1.7), knowledge, "mean_prob")
     opposite = fuse(jnp.array([[[40.0]], [[-40.0]]]), knowledge, "mean_prob")
     np.testing.assert_allclose(same.mutual_information, [0.0], atol=1e-6)
@@ -98,9 +105,7 @@ def test_agreement_has_no_mutual_information_and_disagreement_has_log_two():
 
 def test_a_sure_but_wrong_member_does_not_take_over_inverse_variance():
     logits = jnp.stack([jnp.full((4, 1), 9.0), jnp.array([[-3.0], [-2.0], [-4.0], [-3.0]])])
-    knowledge = Knowledge(
-        *(jnp.ones(2), jnp.zeros(2), jnp.ones(2), jnp.array(0.0), jnp.array([0.3, 0.01]))
-    )
+    knowledge = plain_knowledge(jnp.array([0.3, 0.01]))
     assert fuse(logits, knowledge, "inverse_variance").probability[0] < 0.2
 
 

@@ -120,6 +120,25 @@ def test_scan_and_checkpoint_equal_xla(shape):
     check(lambda f: with_gradients(scanned(f)), shape, *operands(shape, ((), (3,)), jnp.float32))
 
 
+@pytest.mark.parametrize("shape", [PATCHED, DIRECT], ids=str)
+@pytest.mark.parametrize("split", ["members", "images"])
+def test_shard_map_takes_gradients(shape, split):
+    """One device is enough to have the types checked that say what differs between devices."""
+    mesh = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    over, nowhere = jax.sharding.PartitionSpec("d"), jax.sharding.PartitionSpec()
+
+    def kernel_gradient(f: Callable) -> Callable:
+        members = jax.vmap(
+            jax.grad(lambda kernel, images: (f(images, kernel) ** 2).sum()), (0, None)
+        )
+        specs = (over, nowhere) if split == "members" else (nowhere, over)
+        out = over if split == "members" else nowhere
+        sharded = jax.shard_map(members, mesh=mesh, in_specs=specs, out_specs=out)
+        return lambda images, kernels: sharded(kernels, images)
+
+    check(kernel_gradient, shape, *operands(shape, ((), (3,)), jnp.float32))
+
+
 def test_without_jit():
     images, kernel = operands((2, 3, 1, 1), ((), ()), jnp.float32)
     np.testing.assert_allclose(

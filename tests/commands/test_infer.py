@@ -1,0 +1,257 @@
+"""scripts/infer.py as its user sees it: what it writes, resumes, rejects and refuses."""
+
+import json
+import resource
+import signal
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.table import Table
+from PIL import Image
+
+from lensjax import resume
+from lensjax.commands import infer
+from tests.commands.conftest import CUTOUTS
+
+SCORES = (
+    "rank id ra dec probability logit logit_std total_entropy aleatoric_entropy mutual_information"
+).split()
+
+
+def arguments(members, data, output, *more):
+    return (
+        *("--ensemble", "vit_s16", "--checkpoints", members, "--data", data),
+        *("--output", output, "--batch-size", 8, "--mc-samples", 2, *more),
+    )
+
+
+@pytest.fixture(scope="module")
+def results(members, stack_file, tmp_path_factory):
+    output = tmp_path_factory.mktemp("results") / "first"
+    infer.main([str(a) for a in arguments(members, stack_file, output)])
+    return output
+
+
+def test_the_output_directory_is_the_contract(results):
+    assert {path.name for path in results.iterdir()} == {
+        *("candidates.parquet", "candidates.csv", "candidates.fits", "predictions.npz"),
+        *("rejects.csv", "mosaic.png", "report.html", "run.json"),
+    }
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "fits"])
+def test_the_catalogue_opens_in_astropy_best_first(results, form):
+    table = Table.read(results / f"candidates.{form}")
+    members = [f"vit_s16.{index}_probability" for index in range(2)]
+    assert table.colnames == [*SCORES, *members, "path", "label", "tile"]
+    assert len(table) == CUTOUTS
+    assert (np.diff(np.asarray(table["probability"])) <= 0).all()
+    rows = np.asarray(table["id"]).astype(np.int64) - 2**60
+    assert sorted(rows) == list(range(CUTOUTS))
+    assert [str(tile) for tile in table["tile"]] == [f"tile {row}" for row in rows]
+    np.testing.assert_allclose(table["ra"], np.linspace(10, 11, CUTOUTS)[rows])
+
+
+def test_predictions_are_in_input_order_and_agree_with_the_catalogue(results):
+    predictions = np.load(results / "predictions.npz", allow_pickle=False)
+    np.testing.assert_array_equal(predictions["id"], 2**60 + np.arange(CUTOUTS))
+    table = Table.read(results / "candidates.fits")
+    rows = np.asarray(table["id"]) - 2**60
+    np.testing.assert_array_equal(predictions["ensemble_probs"][rows], table["probability"])
+    np.testing.assert_array_equal(
+        predictions["vit_s16.1_probs"][rows], table["vit_s16.1_probability"]
+    )
+
+
+def test_the_record_says_what_was_done(results):
+    record = json.loads((results / "run.json").read_text())
+    assert (record["given"], record["scored"], record["rejected"]) == (CUTOUTS, CUTOUTS, 0)
+    assert [member["name"] for member in record["members"]] == ["vit_s16.0", "vit_s16.1"]
+    assert all(len(member["weights_sha256"]) == 64 for member in record["members"])
+    shares = [member["share"] for member in record["members"]]
+    assert shares[0] > 0.85 and sum(shares) == pytest.approx(1.0)
+    assert record["shares_from"] == "stacking on 200 validation objects"
+    assert record["config"]["mc_samples"] == 2 and record["fitted"] == {"as is": CUTOUTS}
+    assert record["compile_seconds"] > 0 and record["images_per_second"] > 0
+    assert record["peak_memory_bytes"] > 1e8
+    assert set(record["metrics"]) == {"vit_s16.0", "vit_s16.1", "ensemble"}
+
+
+def test_pictures_can_be_looked_at(results):
+    width, height = Image.open(results / "mosaic.png").size
+    assert width > 400 and height > 400
+    page = (results / "report.html").read_text()
+    assert str(2**60 + 3) in page and "http://" not in page and 'src="http' not in page
+
+
+def predictions_of(folder) -> dict[str, np.ndarray]:
+    with np.load(folder / "predictions.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def assert_same_scores(first, second, tolerance=0.0):
+    first, second = predictions_of(first), predictions_of(second)
+    assert first.keys() == second.keys()
+    for name, values in first.items():
+        if values.dtype.kind == "f":
+            np.testing.assert_allclose(second[name], values, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "more", [("--batch-size", 5), ("--no-batch-parallel",), ("--batch-size", 22)]
+)
+def test_scores_do_not_depend_on_the_way_they_are_computed(
+    run, results, members, stack_file, tmp_path, more
+):
+    ended = run(infer.main, *arguments(members, stack_file, tmp_path / "r", *more))
+    assert ended.status == 0
+    assert_same_scores(results, tmp_path / "r", 2e-5)
+
+
+def test_a_killed_run_goes_on_where_it_was(
+    run, results, members, stack_file, tmp_path, monkeypatch
+):
+    output = tmp_path / "r"
+    monkeypatch.setattr(resume, "SAVE_INTERVAL_SECONDS", -1.0)
+    saved = resume.PartialScores.save
+    calls = []
+
+    def save_then_die(parts):
+        saved(parts)
+        calls.append(parts.rows)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(resume.PartialScores, "save", save_then_die)
+    assert run(infer.main, *arguments(members, stack_file, output)).status == 130
+    assert not (output / "predictions.npz").exists()
+    monkeypatch.setattr(resume.PartialScores, "save", saved)
+    assert run(infer.main, *arguments(members, stack_file, output)).status == 0
+    assert json.loads((output / "run.json").read_text())["resumed_from"] == 16
+    assert_same_scores(results, output)
+    assert not (output / infer.PARTS).exists()
+
+
+@pytest.fixture
+def folder(tmp_path, images):
+    """A folder of FITS cubes, one of them truncated, one without a valid pixel, one no image."""
+    path = tmp_path / "cutouts"
+    path.mkdir()
+    for row, image in enumerate(images[:5]):
+        fits.writeto(path / f"galaxy{row}.fits", image.transpose(2, 0, 1))
+    whole = (path / "galaxy0.fits").read_bytes()
+    (path / "truncated.fits").write_bytes(whole[: len(whole) // 2])
+    fits.writeto(path / "nothing.fits", np.full((3, 16, 16), np.nan, np.float32))
+    (path / "text.png").write_text("not a picture")
+    return path
+
+
+def test_unreadable_cutouts_are_rejected_and_the_run_goes_on(run, members, folder, tmp_path):
+    ended = run(infer.main, *arguments(members, folder, tmp_path / "r", "--pixel-scale", 0.2))
+    assert ended.status == 0
+    assert "5 scored + 3 rejected = 8 given" in ended.out
+    rejects = Table.read(tmp_path / "r" / "rejects.csv")
+    assert sorted(rejects["id"]) == ["nothing", "text", "truncated"]
+    assert all(len(reason) > 5 for reason in rejects["reason"])
+    assert len(Table.read(tmp_path / "r" / "candidates.csv")) == 5
+
+
+def test_a_run_in_which_nothing_can_be_read_still_accounts_for_all(run, members, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("a.png", "b.png"):
+        (data / name).write_text("no")
+    ended = run(infer.main, *arguments(members, data, tmp_path / "r"))
+    assert ended.status == 0 and "0 scored + 2 rejected = 2 given" in ended.out
+
+
+def test_a_catalogue_keeps_its_columns(run, members, folder, tmp_path):
+    catalogue = tmp_path / "list.csv"
+    catalogue.write_text(
+        "path,id,ra,dec,note\n"
+        'cutouts/galaxy1.fits,"M 51, é",202.47,47.2,first\n'
+        "cutouts/missing.fits,gone,1.0,2.0,second\n"
+    )
+    ended = run(infer.main, *arguments(members, catalogue, tmp_path / "r", "--pixel-scale", 0.2))
+    assert ended.status == 0
+    table = Table.read(tmp_path / "r" / "candidates.csv")
+    assert (table["id"][0], table["ra"][0], table["note"][0]) == ("M 51, é", 202.47, "first")
+    assert list(Table.read(tmp_path / "r" / "rejects.csv")["id"]) == ["gone"]
+
+
+def test_members_are_applied_as_they_were_trained(run, members, images, tmp_path):
+    """Other band order, finer pixels and another flux unit are all brought to the member's."""
+    finer = images.repeat(2, axis=1).repeat(2, axis=2)
+    for name, stack, bands, scale in (
+        ("plain", images, ["g", "r", "i"], 0.2),
+        ("turned", images[..., ::-1] * 1e-12, ["i", "r", "g"], 0.2),
+        ("finer", finer, ["g", "r", "i"], 0.1),
+    ):
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, images=stack, bands=np.array(bands), pixel_scale=np.array(scale))
+        assert run(infer.main, *arguments(members, path, tmp_path / name)).status == 0
+    assert_same_scores(tmp_path / "plain", tmp_path / "turned", 2e-3)
+    plain, fine = (
+        predictions_of(tmp_path / name)["ensemble_logits"] for name in ("plain", "finer")
+    )
+    assert np.corrcoef(plain, fine)[0, 1] > 0.7
+    fitted = json.loads((tmp_path / "finer" / "run.json").read_text())["fitted"]
+    assert fitted == {"resampled": CUTOUTS}
+
+
+def test_wrong_use_is_one_clear_line(run, members, stack_file, tmp_path):
+    empty, texts = tmp_path / "empty", tmp_path / "texts"
+    empty.mkdir()
+    texts.mkdir()
+    (texts / "readme.txt").write_text("hello")
+    two_bands = tmp_path / "two.npz"
+    np.savez(two_bands, images=np.zeros((3, 16, 16, 2)), bands=np.array(["g", "z"]))
+    cases = {
+        "no such file": ("--data", tmp_path / "nowhere"),
+        "empty": ("--data", empty),
+        "texts": ("--data", texts),
+        "bands": ("--data", two_bands),
+        "scripts/train.py": ("--checkpoints", tmp_path / "nothing"),
+        "resnet18": ("--ensemble", "resnet19"),
+        "--batch-size": ("--batch-size", 0),
+        "--top": ("--top", -1),
+        "--mc-samplez": ("--mc-samplez", 3),
+        "is none of": ("--fusion", "median"),
+    }
+    for words, more in cases.items():
+        ended = run(infer.main, *arguments(members, stack_file, tmp_path / "r", *more))
+        assert ended.status == 2, (words, ended)
+        assert ended.error.startswith("error: ") and ended.error.count("\n") == 1, ended.error
+        assert words in ended.error
+
+
+def test_an_output_that_is_a_file_is_wrong_use(run, members, stack_file, tmp_path):
+    (tmp_path / "r").write_text("in the way")
+    ended = run(infer.main, *arguments(members, stack_file, tmp_path / "r"))
+    assert ended.status == 2 and "choose another --output" in ended.error
+
+
+def test_a_damaged_member_is_one_clear_line(run, members, stack_file, tmp_path):
+    import shutil
+
+    copy = tmp_path / "members"
+    shutil.copytree(members, copy)
+    (copy / "vit_s16" / "1" / "member.json").write_text("{")
+    ended = run(infer.main, *arguments(copy, stack_file, tmp_path / "r"))
+    assert ended.status == 1 and ended.error.count("\n") == 1 and "member.json" in ended.error
+
+
+def test_a_full_disk_is_one_clear_line(run, members, stack_file, tmp_path):
+    """A limit on the size of files stands in for a full disk: writes fail alike."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal_before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+    try:
+        ended = run(infer.main, *arguments(members, stack_file, tmp_path / "r"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, signal_before)
+    assert ended.status == 1, ended
+    lines = [line for line in ended.error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "fingerprint.json" in lines[0]
