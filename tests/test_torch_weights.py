@@ -146,7 +146,7 @@ def test_names_of_timm_and_old_torchvision():
         assert same(model, expected)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model.", "backbone.", "module.model.backbone."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.model.backbone."])
 def test_wrappers_are_stripped(prefix):
     expected, model = resnet(), resnet()
     load_torch_weights(expected, torchvision_resnet())

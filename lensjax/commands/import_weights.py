@@ -12,7 +12,8 @@ from lensjax.checkpoint import Member, MemberInfo
 from lensjax.data.preprocess import Preparation, Stretch
 from lensjax.errors import UsageError
 from lensjax.models import registry
-from lensjax.torch_weights import load_torch_weights, read_state_dict
+from lensjax.torch_file import read_state_dict
+from lensjax.torch_weights import load_torch_weights
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def import_member(options: ImportConfig) -> str:
-    """Returns a line on the member written to OUTPUT/<arch>/<name>/.
+    """Returns lines on the member written to OUTPUT/<arch>/<name>/, and on what was adapted.
 
     Raises UsageError for options that do not fit, LensjaxError where the file cannot be read or
     its names and shapes are not those of the architecture.
@@ -74,12 +75,10 @@ def import_member(options: ImportConfig) -> str:
         versions=runtime.versions(),
     )
     model = info.build(nnx.Rngs(options.seed))
-    state_dict = read_state_dict(options.weights)
-    new_head = load_torch_weights(model, architecture.name, state_dict, bands=len(bands))
-    member = Member(info, checkpoint.state_of(model))
-    info = checkpoint.save_member(folder, member)
-    head = "a new last layer: train it" if new_head else "its own last layer"
-    return f"{folder}: {architecture.name} with {head}; weights sha256 {info.weights_sha256[:12]}"
+    notes = load_torch_weights(model, read_state_dict(options.weights))
+    info = checkpoint.save_member(folder, Member(info, checkpoint.state_of(model)))
+    lines = [f"{folder}: {architecture.name}, weights sha256 {info.weights_sha256[:12]}"]
+    return "\n".join([*lines, *(f"  {note}" for note in notes)])
 
 
 def _per_band(option: str, text: str | None, bands: int, default: float) -> tuple[float, ...]:

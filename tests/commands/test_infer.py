@@ -14,9 +14,10 @@ from lensjax import resume
 from lensjax.commands import infer
 from tests.commands.conftest import CUTOUTS
 
-SCORES = (
-    "rank id ra dec probability logit logit_std total_entropy aleatoric_entropy mutual_information"
-).split()
+SCORES = [
+    *("rank", "id", "ra", "dec", "probability", "logit", "logit_std"),
+    *("total_entropy", "aleatoric_entropy", "mutual_information"),
+]
 
 
 def arguments(members, data, output, *more):

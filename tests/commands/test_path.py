@@ -1,0 +1,127 @@
+"""The path of a new user: simulate, train, infer, evaluate; and the demonstration."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from astropy.table import Table
+from PIL import Image
+
+from lensjax.commands import demo, evaluate, infer, simulate, train
+from lensjax.commands.simulate import SimulateConfig
+from lensjax.training.trainer import Recipe
+
+
+@pytest.fixture(scope="module")
+def sky(tmp_path_factory):
+    output = tmp_path_factory.mktemp("sky")
+    simulate.simulate_survey(SimulateConfig(output=output, count=160, size=32, test_fraction=0.3))
+    return output
+
+
+def arrays(path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def test_the_simulated_sky_is_complete_and_split_by_galaxy(sky):
+    training, test = arrays(sky / "train.npz"), arrays(sky / "test.npz")
+    truth = Table.read(sky / "truth.csv")
+    assert len(training["id"]) + len(test["id"]) == len(truth) == 160
+    assert not set(training["group"]) & set(test["group"])
+    assert training["label"].sum() + test["label"].sum() == 80
+    assert training["images"].shape[1:] == (32, 32, 3) and list(test["bands"]) == ["g", "r", "i"]
+    assert set(truth["split"]) == {"train", "test"}
+    assert Image.open(sky / "preview.png").width == 12 * 32
+
+
+def test_simulate_train_infer_evaluate(run, sky, tmp_path):
+    members, results = tmp_path / "members", tmp_path / "results"
+    command = ("--data", sky / "train.npz", "--arch", "vit_s16", "--output", members)
+    recipe = ("--epochs", 1, "--batch-size", 16, "--validation-fraction", 0.3)
+    ended = run(train.main, *command, *recipe)
+    assert ended.status == 0 and "trained; validation AUROC" in ended.out, ended
+    ended = run(train.main, *command, *recipe)
+    assert ended.status == 0 and "was there" in ended.out
+    ended = run(train.main, *command, *recipe, "--dropout", 0.5)
+    assert ended.status == 2 and "--no-resume" in ended.error
+
+    common = ("--ensemble", "vit_s16", "--checkpoints", members, "--output", results)
+    ended = run(infer.main, *common, "--data", sky / "test.npz", "--batch-size", 16)
+    assert ended.status == 0 and "AUROC" in ended.out and "report.html" in ended.out
+    record = json.loads((members / "vit_s16" / "0" / "member.json").read_text())
+    assert record["preparation"]["pixel_scale"] == pytest.approx(0.263)
+
+    ended = run(evaluate.main, "--predictions", results, "--labels", sky / "truth.csv")
+    assert ended.status == 0, ended
+    written = json.loads((results / "metrics.json").read_text())
+    in_run = json.loads((results / "run.json").read_text())["metrics"]
+    assert written["ensemble"]["auroc"]["value"] == in_run["ensemble"]["auroc"]["value"]
+    assert written["predictions_without_label"] == 0
+    assert (
+        written["labels_without_prediction"]
+        == 160 - in_run["ensemble"]["lenses"] - (in_run["ensemble"]["others"])
+    )
+    assert (results / "roc.png").exists()
+
+
+def test_arcs_can_be_put_into_real_cutouts(run, tmp_path):
+    backgrounds = np.random.default_rng(0).normal(0, 5, (12, 40, 40, 3)).astype(np.float32)
+    np.savez(
+        tmp_path / "real.npz",
+        images=backgrounds,
+        bands=np.array(["g", "r", "i"]),
+        pixel_scale=np.array(0.263),
+    )
+    options = ("--output", tmp_path / "sky", "--size", 32, "--count", 24)
+    ended = run(simulate.main, *options, "--backgrounds", tmp_path / "real.npz")
+    assert ended.status == 0, ended
+    sides = [arrays(tmp_path / "sky" / f"{name}.npz") for name in ("train", "test")]
+    assert not set(sides[0]["group"]) & set(sides[1]["group"])
+    for side in sides:
+        for image, kind, group in zip(side["images"], side["kind"], side["group"], strict=True):
+            untouched = np.array_equal(image, backgrounds[group, 4:36, 4:36])
+            assert untouched == (kind == "background")
+
+
+def test_training_data_that_cannot_serve_are_one_clear_line(run, tmp_path):
+    np.savez(tmp_path / "plain.npz", images=np.zeros((4, 16, 16, 3), np.float32))
+    cases = {
+        "--data is missing": (),
+        "no labels": ("--data", tmp_path / "plain.npz"),
+        "no such file": ("--data", tmp_path / "nowhere.npz"),
+    }
+    for words, more in cases.items():
+        ended = run(train.main, *more, "--output", tmp_path / "m")
+        assert ended.status == 2 and ended.error.count("\n") == 1 and words in ended.error, ended
+
+
+@pytest.fixture
+def small_demo(monkeypatch, tmp_path):
+    monkeypatch.setenv("LENSJAX_CACHE", str(tmp_path / "cache"))
+    recipe = Recipe(batch_size=16, epochs=1.0)
+    sky = SimulateConfig(count=160, size=32, test_fraction=0.3)
+    small = dataclasses.replace(demo.SMOKE, sky=sky, convolutional=recipe, transformer=recipe)
+    monkeypatch.setattr(demo, "SMOKE", small)
+
+
+def test_the_demonstration_makes_its_members_once(run, small_demo, tmp_path):
+    command = ("--smoke", "--ensemble", "vit_s16", "--batch-size", 16)
+    first = run(infer.main, *command, "--output", tmp_path / "first")
+    assert first.status == 0, first
+    assert "simulates 160 cutouts, trains vit_s16" in first.out and "AUROC" in first.out
+    second = run(infer.main, *command, "--output", tmp_path / "second")
+    assert second.status == 0 and "seconds to go" in second.out
+    assert "training" not in second.error and "simulating" not in second.error
+    scores = [arrays(tmp_path / name / "predictions.npz") for name in ("first", "second")]
+    np.testing.assert_array_equal(scores[0]["ensemble_logits"], scores[1]["ensemble_logits"])
+    own = tmp_path / "own"
+    own.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 90, (50, 50, 3), np.uint8)).save(
+        own / "galaxy.png"
+    )
+    third = run(
+        infer.main, *command, "--checkpoints", "demo", "--data", own, "--output", tmp_path / "third"
+    )
+    assert third.status == 0 and "1 scored + 0 rejected = 1 given" in third.out
