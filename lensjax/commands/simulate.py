@@ -18,7 +18,7 @@ from lensjax.data.splits import held_back
 from lensjax.errors import UsageError
 from lensjax.files import make_folder, replacing
 from lensjax.sky.render import Sky, simulate
-from lensjax.sky.stamps import read_stamps
+from lensjax.sky.stamps import HUBBLE, HUBBLE_PIXEL_SCALE, hubble_stamps, read_stamps
 from lensjax.sky.survey import SURVEYS, Survey
 
 
@@ -35,7 +35,10 @@ class SimulateConfig:
     backgrounds: Annotated[str | None, "real cutouts (as --data of infer.py) for arcs"] = None
     bands: Annotated[str | None, "bands that the backgrounds' files hold"] = None
     pixel_scale: Annotated[float | None, "arcsec/pixel of the backgrounds"] = None
-    sources: Annotated[Path | None, "FITS or .npy of galaxy stamps that serve as sources"] = None
+    sources: Annotated[
+        str | None,
+        "real galaxies as sources: FITS or .npy of stamps, or `hubble` (default: Sersic clumps)",
+    ] = None
     sources_pixel_scale: Annotated[float, "arcsec/pixel of the stamps"] = 0.03
     einstein_radius: Annotated[float | None, "smallest, arcsec (default: the survey's own)"] = None
     arc_snr: Annotated[float | None, "smallest S/N of arcs (default: the survey's own)"] = None
@@ -59,7 +62,7 @@ def simulate_survey(options: SimulateConfig) -> str:
         raise UsageError("--output is missing: name a folder for the simulated sky")
     survey = _survey(options)
     make_folder(options.output)
-    stamps = None if options.sources is None else read_stamps(options.sources)
+    stamps, stamps_pixel_scale = _sources(options)
     with runtime.progress("simulating", options.count, "cutouts") as advance:
         sky = simulate(
             survey,
@@ -68,7 +71,7 @@ def simulate_survey(options: SimulateConfig) -> str:
             seed=options.seed,
             backgrounds=_backgrounds(options, survey),
             sources=stamps,
-            sources_pixel_scale=None if stamps is None else options.sources_pixel_scale,
+            sources_pixel_scale=stamps_pixel_scale,
             progress=advance,
         )
     test = held_back(sky.truth["group"], options.test_fraction, "test")
@@ -94,6 +97,15 @@ def _survey(options: SimulateConfig) -> Survey:
         smallest_einstein_radius=radius or survey.smallest_einstein_radius,
         smallest_arc_signal_to_noise=snr or survey.smallest_arc_signal_to_noise,
     )
+
+
+def _sources(options: SimulateConfig) -> tuple[np.ndarray | None, float | None]:
+    """Returns the stamps of the sources and their pixel scale, None without any."""
+    if options.sources is None:
+        return None, None
+    if options.sources == HUBBLE:
+        return hubble_stamps(), HUBBLE_PIXEL_SCALE
+    return read_stamps(Path(options.sources)), options.sources_pixel_scale
 
 
 def _backgrounds(options: SimulateConfig, survey: Survey) -> np.ndarray | None:

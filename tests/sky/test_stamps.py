@@ -5,7 +5,7 @@ import pytest
 from astropy.io import fits
 
 from lensjax.errors import UsageError
-from lensjax.sky.stamps import SIDE, prepare_stamp, read_stamps
+from lensjax.sky.stamps import SIDE, hubble_stamps, prepare_stamp, read_stamps
 
 
 def galaxy(height: int, width: int) -> np.ndarray:
@@ -37,6 +37,14 @@ def test_every_image_extension_is_a_stamp(tmp_path):
 def test_a_stack_is_read(tmp_path):
     np.save(tmp_path / "stamps.npy", np.stack([galaxy(40, 40)] * 3))
     assert len(read_stamps(tmp_path / "stamps.npy")) == 3
+
+
+def test_the_deep_field_gives_galaxies_with_structure():
+    stamps = hubble_stamps()
+    assert 40 < len(stamps) < 200 and stamps.shape[1:] == (SIDE, SIDE) and stamps.min() == 0
+    np.testing.assert_allclose(stamps.sum((1, 2)), 1.0, rtol=1e-5)
+    lit = (stamps > 0).sum((1, 2))
+    assert lit.min() > 100 and lit.max() < 1600
 
 
 @pytest.mark.parametrize("content", [b"", b"SIMPLE  = nonsense"])
