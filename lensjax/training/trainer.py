@@ -66,8 +66,7 @@ def train_member(
         versions=runtime.versions(),
     )
     root = jax.random.key(seed)
-    model = info.build(nnx.Rngs(jax.random.fold_in(root, 0)))
-    graph, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)  # type: ignore[misc]
+    graph, params, statistics = initialise(info, jax.random.fold_in(root, 0))
     per_epoch = len(training) // recipe.batch_size
     steps = max(1, round(recipe.epochs * per_epoch))
     optimizer = optimiser(
@@ -98,11 +97,26 @@ def train_member(
                 shown["validation_loss"] = validation_loss / len(validation)
                 if validation_loss < best_loss:
                     best_loss, best_logits = validation_loss, logits
-                    nnx.update(model, state.params, state.statistics)
-                    best = jax.tree.map(np.array, state_of(model))
+                    trained = nnx.merge(graph, state.params, state.statistics)
+                    best = jax.tree.map(np.array, state_of(trained))
     if best is None:
         raise LensjaxError(f"{architecture}: no epoch ended with a finite validation loss")
     return _finish(info, best, validation, best_logits)
+
+
+def initialise(info: MemberInfo, key: Array) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Returns the graph, the parameters and the batch statistics of a new network.
+
+    The weights are drawn in one compiled program, which the compilation cache keeps.
+    """
+
+    def build(key: Array) -> nnx.Module:
+        return info.build(nnx.Rngs(key))
+
+    def draw(key: Array) -> list[nnx.State]:
+        return list(nnx.split(build(key), nnx.Param, nnx.BatchStat)[1:])
+
+    return nnx.graphdef(nnx.eval_shape(build, key)), *jax.jit(draw)(key)
 
 
 def training_record(recipe: Recipe, training: Labelled, seed: int) -> dict[str, Any]:

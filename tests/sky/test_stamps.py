@@ -41,7 +41,7 @@ def test_a_stack_is_read(tmp_path):
 
 def test_the_deep_field_gives_galaxies_with_structure():
     stamps = hubble_stamps()
-    assert 40 < len(stamps) < 200 and stamps.shape[1:] == (SIDE, SIDE) and stamps.min() == 0
+    assert 30 < len(stamps) < 200 and stamps.shape[1:] == (SIDE, SIDE) and stamps.min() == 0
     np.testing.assert_allclose(stamps.sum((1, 2)), 1.0, rtol=1e-5)
     lit = (stamps > 0).sum((1, 2))
     assert lit.min() > 100 and lit.max() < 1600
