@@ -58,8 +58,7 @@ def announce(ensemble: str, smoke: bool) -> str:
     demonstration = SMOKE if smoke else FULL
     folder = _folder(demonstration)
     members = folder / "members"
-    names = list(checkpoint.parse_ensemble(ensemble))
-    missing = [name for name in names if not any(members.glob(f"{name}/*/member.json"))]
+    missing = _missing(members, ensemble)
     if not missing:
         return f"Demonstration: members and held-back cutouts are in {folder}; seconds to go."
     return (
@@ -76,20 +75,30 @@ def prepare(ensemble: str, smoke: bool) -> Prepared:
     sky, members = folder / "sky", folder / "members"
     if not (sky / "truth.csv").exists():
         simulate_survey(dataclasses.replace(demonstration.sky, output=sky))
-    for name, count in checkpoint.parse_ensemble(ensemble).items():
+    for name, count in _missing(members, ensemble).items():
         recipe = (
             demonstration.transformer if name.startswith("vit") else demonstration.convolutional
         )
         options = TrainConfig(
             **dataclasses.asdict(recipe),
             arch=name,
-            members=count or 1,
+            members=count,
             data=sky / "train.npz",
             output=members,
         )
         for _ in train(options):
             pass
     return Prepared(members, sky / "test.npz")
+
+
+def _missing(members: Path, ensemble: str) -> dict[str, int]:
+    """Returns how many members each architecture of `ensemble` needs, where not all are there."""
+    wanted = {name: count or 1 for name, count in checkpoint.parse_ensemble(ensemble).items()}
+    return {
+        name: count
+        for name, count in wanted.items()
+        if len(list(members.glob(f"{name}/*/member.json"))) < count
+    }
 
 
 def _folder(demonstration: Demonstration) -> Path:

@@ -94,6 +94,8 @@ class Outcome:
         """Returns the lines that a user reads at the end."""
         counts = f"{self.run['scored']} scored + {self.run['rejected']} rejected"
         lines = [f"{counts} = {self.run['given']} given; {self.run['data']}"]
+        shares = ", ".join(f"{m['name']} {m['share']:.2f}" for m in self.run["members"])
+        lines.append(f"shares in the stacked score: {shares} ({self.run['shares_from']})")
         if self.metrics:
             lines += ["", metrics.table(self.metrics), ""]
         names = ("candidates.csv", "mosaic.png", "report.html")

@@ -7,14 +7,15 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit
 
+FOLDS = 5
 RIDGE = 1.0
 """Pull of stacking coefficients (of logits of unit spread) towards their mean, in nats per unit
 squared: with few validation objects members count alike, with hundreds the data decide."""
 
 
-def log_loss(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Returns the summed binary cross entropy (nats) of log-odds (n,) against targets in 0..1."""
-    return float(np.sum(np.logaddexp(0.0, logits) - targets * logits))
+def object_loss(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Returns the binary cross entropy (n,) in nats of log-odds (n,) against targets in 0..1."""
+    return np.logaddexp(0.0, logits) - targets * logits
 
 
 def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
@@ -48,15 +49,40 @@ def stacking(logits: np.ndarray, labels: np.ndarray) -> Stacking:
     """Returns the Stacking of calibrated log-odds (member, n) that fits the labels (n,) best.
 
     Logistic regression on logits of unit spread with non-negative coefficients and a ridge towards
-    equal ones (Wolpert 1992 for stacking, Breiman 1996 for the non-negative coefficients).
+    equal ones (Wolpert 1992 for stacking, Breiman 1996 for the non-negative coefficients), over
+    the members that `useful_members` names; the others have no share.
     """
-    logits = np.asarray(logits, np.float64)
-    spread = np.maximum(logits.std(axis=1), 1e-12)
-    coefficients, _ = _logistic(logits / spread[:, None], np.asarray(labels, float), RIDGE)
-    contribution = coefficients[:-1]
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
+    kept = useful_members(logits, labels)
+    spread = np.maximum(logits[kept].std(axis=1), 1e-12)
+    coefficients, _ = _logistic(logits[kept] / spread[:, None], labels, RIDGE)
+    contribution = np.zeros(len(logits))
+    contribution[kept] = coefficients[:-1]
+    weight = np.zeros(len(logits))
+    weight[kept] = coefficients[:-1] / spread
     total = contribution.sum()
     share = contribution / total if total > 0 else equal_stacking(len(logits)).share
-    return Stacking(contribution / spread, float(coefficients[-1]), share)
+    return Stacking(weight, float(coefficients[-1]), share)
+
+
+def useful_members(logits: np.ndarray, labels: np.ndarray) -> list[int]:
+    """Returns the members, best first, that the stacked score should hear.
+
+    A member that is as good as the best, to two standard errors of the loss, is always heard:
+    averaging peers helps. One that is worse has to lower the cross-validated loss of the stack by
+    two standard errors: otherwise its noise would cost the ranking more than it brings.
+    """
+    losses = np.stack([object_loss(row, labels) for row in logits])
+    order = np.argsort(losses.mean(axis=1), kind="stable").tolist()
+    kept = order[:1]
+    for member in order[1:]:
+        if _clearly_positive(losses[member] - losses[order[0]]):
+            without = _cross_validated_loss(logits[kept], labels)
+            with_it = _cross_validated_loss(logits[[*kept, member]], labels)
+            if not _clearly_positive(without - with_it):
+                continue
+        kept.append(member)
+    return kept
 
 
 def equal_stacking(members: int) -> Stacking:
@@ -82,7 +108,7 @@ def _logistic(logits: np.ndarray, targets: np.ndarray, ridge: float) -> tuple[np
     def objective(coefficients: np.ndarray) -> tuple[float, np.ndarray]:
         fitted = coefficients @ features
         from_mean = coefficients[:-1] - coefficients[:-1].mean()
-        loss = log_loss(fitted, targets) + ridge * from_mean @ from_mean
+        loss = object_loss(fitted, targets).sum() + ridge * from_mean @ from_mean
         gradient = features @ (expit(fitted) - targets)
         gradient[:-1] += 2 * ridge * from_mean
         return loss, gradient
@@ -98,3 +124,20 @@ def _logistic(logits: np.ndarray, targets: np.ndarray, ridge: float) -> tuple[np
         options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 2000},
     )
     return found.x, float(found.fun)
+
+
+def _cross_validated_loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Returns the loss (n,) of each object under the stack of (member, n) fitted without it."""
+    fold = np.arange(len(labels)) % FOLDS
+    losses = np.empty(len(labels))
+    for number in range(FOLDS):
+        inside, outside = fold == number, fold != number
+        coefficients, _ = _logistic(logits[:, outside], labels[outside], RIDGE)
+        fitted = coefficients[:-1] @ logits[:, inside] + coefficients[-1]
+        losses[inside] = object_loss(fitted, labels[inside])
+    return losses
+
+
+def _clearly_positive(differences: np.ndarray) -> bool:
+    """Returns whether the mean of differences (n,) is above zero by two standard errors."""
+    return bool(differences.mean() > 2 * differences.std() / np.sqrt(len(differences)))

@@ -93,8 +93,8 @@ def train_member(
             bar(recipe.batch_size, **shown)
             if (index + 1) % per_epoch == 0 or index + 1 == steps:
                 logits = predict(validate, state, validation, recipe.batch_size)
-                validation_loss = calibrate.log_loss(logits, validation.arrays["label"])
-                shown["validation_loss"] = validation_loss / len(validation)
+                validation_loss = calibrate.object_loss(logits, validation.arrays["label"]).mean()
+                shown["validation_loss"] = float(validation_loss)
                 if validation_loss < best_loss:
                     best_loss, best_logits = validation_loss, logits
                     trained = nnx.merge(graph, state.params, state.statistics)

@@ -62,8 +62,23 @@ def test_a_useless_member_gets_no_say():
     weights, bias, share = calibrate.stacking(np.stack([good, useless]), label)
     fused = weights @ np.stack([good, useless]) + bias
     assert roc_auc_score(label, fused) >= roc_auc_score(label, good) - 2e-3
-    assert weights.min() >= 0.0 and share[1] < 0.1
-    assert share.sum() == pytest.approx(1.0)
+    np.testing.assert_array_equal(share, [1.0, 0.0])
+    assert weights[1] == 0.0
+
+
+def test_a_weak_member_that_knows_something_else_is_heard():
+    rng = np.random.default_rng(7)
+    common, apart = 2.0 * rng.standard_normal(4000), 1.0 * rng.standard_normal(4000)
+    label = (rng.random(4000) < expit(common + apart)).astype(float)
+    assert calibrate.useful_members(np.stack([apart, common]), label) == [1, 0]
+    _, _, share = calibrate.stacking(np.stack([apart, common]), label)
+    assert 0.2 < share[0] < 0.45
+
+
+def test_peers_are_all_heard_however_little_each_adds():
+    odds, label = draw(500, seed=8)
+    peers = odds[None] + 0.3 * np.random.default_rng(9).standard_normal((6, odds.size))
+    assert sorted(calibrate.useful_members(peers, label)) == list(range(6))
 
 
 def test_equal_members_get_equal_weights():

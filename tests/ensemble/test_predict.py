@@ -50,11 +50,15 @@ def plain_model(member: Member) -> nnx.Module:
 
 def looped_logits(member: Member, identity: np.ndarray, batch: Inputs) -> np.ndarray:
     """Returns logits (sample, batch) of one member from single-cutout passes of the plain model."""
-    model = plain_model(member)
+    graph, state = nnx.split(plain_model(member))
     images = stretch(batch.images[0], batch.level[0], batch.scale[0], PREPARATION)
     keys = member_keys(identity[None], SEED, SAMPLES)[0]
-    one = jax.jit(lambda image, key: model(image[None], rngs=nnx.Rngs(dropout=key))[0])
-    return np.array([[one(image, key) for image in images] for key in keys])
+
+    @jax.jit
+    def one(state, image, key):
+        return nnx.merge(graph, state)(image[None], rngs=nnx.Rngs(dropout=key))[0]
+
+    return np.array([[one(state, image, key) for image in images] for key in keys])
 
 
 def test_stacked_members_and_samples_equal_single_passes(members):
@@ -68,16 +72,16 @@ def test_stacked_members_and_samples_equal_single_passes(members):
 
 
 def test_a_score_does_not_depend_on_neighbours_order_or_batch_size(members):
-    batch = inputs(6)
+    batch = inputs(4)
     _, together = scores(members, batch)
-    order = np.array([4, 2, 0])
+    order = np.array([3, 0])
     _, apart = scores(members, rows(batch, order))
     np.testing.assert_allclose(apart.logit, np.asarray(together.logit)[order], atol=1e-5)
     np.testing.assert_allclose(apart.logit_std, np.asarray(together.logit_std)[order], atol=1e-5)
 
 
 def test_a_member_scores_alike_in_any_company(members):
-    batch = inputs(3)
+    batch = inputs(4)
     ensemble, together = scores(members, batch)
     for name in members:
         _, alone = scores({name: members[name]}, batch)
@@ -92,7 +96,7 @@ def test_members_and_samples_have_masks_of_their_own(members):
 
 
 def test_walking_the_members_one_by_one_gives_the_same_scores(members):
-    batch = inputs(3)
+    batch = inputs(4)
     _, stepped = scores(members, batch)
     _, walked = scores(members, batch, make=predict.one_by_one_step)
     for name, values in stepped._asdict().items():
@@ -100,7 +104,7 @@ def test_walking_the_members_one_by_one_gives_the_same_scores(members):
 
 
 def test_one_sample_has_no_dropout(members):
-    batch = inputs(3)
+    batch = inputs(4)
     _, one = scores({"a": members["vit_s16"]}, batch, samples=1)
     model = plain_model(members["vit_s16"])
     images = stretch(batch.images[0], batch.level[0], batch.scale[0], PREPARATION)
