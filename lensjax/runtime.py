@@ -6,10 +6,10 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from rich.console import Console
@@ -20,6 +20,9 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+Item = TypeVar("Item")
+Launched = TypeVar("Launched")
 
 LOG_INTERVAL_SECONDS = 10.0
 LOG_INTERVAL_BATCHES = 10
@@ -54,6 +57,20 @@ def peak_memory_bytes() -> int:
     """Returns the largest resident memory that this process has had, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def one_ahead(launch: Callable[[Item], Launched], items: Iterable[Item]) -> Iterator[Launched]:
+    """Yields launch(item) in order, each when the next is under way already.
+
+    What `launch` returns may still be being computed: then the device works on the next item while
+    the host takes care of this one.
+    """
+    ahead: list[Launched] = []
+    for item in items:
+        ahead.append(launch(item))
+        if len(ahead) == 2:
+            yield ahead.pop(0)
+    yield from ahead
 
 
 @contextlib.contextmanager

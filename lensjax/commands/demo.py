@@ -53,8 +53,8 @@ class Prepared:
     held_back: Path
 
 
-def announce(ensemble: str, smoke: bool) -> str:
-    """Returns what the demonstration will do for `ensemble`, and about how long it takes."""
+def announce(ensemble: str, smoke: bool, data: str | None) -> str:
+    """Returns what will be made for `ensemble` before `data` are scored, and how long it takes."""
     demonstration = SMOKE if smoke else FULL
     folder = _folder(demonstration)
     members = folder / "members"
@@ -63,7 +63,7 @@ def announce(ensemble: str, smoke: bool) -> str:
         return f"Demonstration: members and held-back cutouts are in {folder}; seconds to go."
     return (
         f"Demonstration: simulates {demonstration.sky.count} cutouts, trains {', '.join(missing)}, "
-        f"keeps all in {folder}, and scores the held-back part. About "
+        f"keeps all in {folder}, and scores {data or 'the held-back part'}. About "
         f"{demonstration.minutes:.0f} minutes on two cores the first time, seconds after that."
     )
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import itertools
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -40,9 +39,10 @@ class InferConfig:
     ensemble: Annotated[str, "architectures, comma separated; resnet18:4 takes four members"] = (
         "resnet18,vit_b16"
     )
-    checkpoints: Annotated[Path, "folder of the members; demo: the demonstration's"] = Path(
-        "checkpoints"
-    )
+    checkpoints: Annotated[
+        Path | None,
+        "folder of the members, or `demo` for the demonstration's (default: checkpoints)",
+    ] = None
     data: Annotated[
         str | None,
         "folder, catalogue, stack, FITS or {band} template; without it the demonstration runs",
@@ -72,15 +72,22 @@ def main(argv: Sequence[str]) -> None:
     )
     runtime.keep_compilations()
     _check(options)
-    if options.data is None or options.checkpoints == DEMO:
-        print(demo.announce(options.ensemble, options.smoke), flush=True)
+    print(infer(_with_members(options)).summary(options.output))
+
+
+def _with_members(options: InferConfig) -> InferConfig:
+    """Returns the options with members and data, those of the demonstration where it is meant."""
+    checkpoints = options.checkpoints
+    if checkpoints is None:
+        checkpoints = DEMO if options.data is None else Path("checkpoints")
+    if checkpoints == DEMO:
+        print(demo.announce(options.ensemble, options.smoke, options.data), flush=True)
         prepared = demo.prepare(options.ensemble, options.smoke)
-        options = dataclasses.replace(
-            options,
-            checkpoints=prepared.members,
-            data=options.data or str(prepared.held_back),
-        )
-    print(infer(options).summary(options.output))
+        data = options.data or str(prepared.held_back)
+        return dataclasses.replace(options, checkpoints=prepared.members, data=data)
+    if options.data is None:
+        raise UsageError("--data is missing: name the cutouts, or leave out --checkpoints too")
+    return dataclasses.replace(options, checkpoints=checkpoints)
 
 
 @dataclass(frozen=True)
@@ -108,11 +115,13 @@ def infer(options: InferConfig) -> Outcome:
 
     Raises UsageError for options that cannot be carried out, LensjaxError where the run fails.
     """
+    if options.checkpoints is None or options.data is None:
+        raise UsageError("--checkpoints and --data are both needed")
     folders = checkpoint.find_members(options.checkpoints, options.ensemble)
     members = {name: checkpoint.load_member(folder) for name, folder in folders.items()}
     ensemble = stack(members)
     source = open_source(
-        str(options.data),
+        options.data,
         needed=_shared_bands(members),
         bands=options.bands,
         pixel_scale=options.pixel_scale,
@@ -156,24 +165,26 @@ def score(options: InferConfig, ensemble: Ensemble, source: Source, parts: Parti
         batch_size=options.batch_size,
         start=start,
     )
-    compile_seconds, steady_since, steady_rows = None, 0.0, 0
-    pending: tuple[loader.Batch, Scores] | None = None
+    launch_seconds: list[float] = []
+    ends: list[float] = []
+
+    def launch(batch: loader.Batch) -> tuple[loader.Batch, Scores]:
+        began = time.perf_counter()
+        scores = step(weights, Inputs(batch.images, batch.level, batch.scale))
+        launch_seconds.append(time.perf_counter() - began)
+        return batch, scores
+
     with runtime.progress("scoring", len(source) - start, "cutouts") as advance:
-        for batch in itertools.chain(batches, [None]):
-            launched = None
-            if batch is not None:
-                inputs = Inputs(batch.images, batch.level, batch.scale)
-                began = time.perf_counter()
-                launched = (batch, step(weights, inputs))
-                compile_seconds = compile_seconds or time.perf_counter() - began
-            if pending is not None:
-                parts.add(_columns(ensemble, *pending))
-                advance(pending[0].count)
-                steady_rows += pending[0].count if steady_since else 0
-                steady_since = steady_since or time.perf_counter()
-            pending = launched
-    elapsed = time.perf_counter() - steady_since
-    return Timing(compile_seconds, steady_rows / elapsed if steady_rows else None, start)
+        for batch, scores in runtime.one_ahead(launch, batches):
+            parts.add(_columns(ensemble, batch, scores))
+            ends.append(time.perf_counter())
+            advance(batch.count)
+    steady = parts.rows - start - options.batch_size
+    return Timing(
+        compile_seconds=launch_seconds[0] if launch_seconds else None,
+        images_per_second=steady / (ends[-1] - ends[0]) if steady > 0 else None,
+        resumed_from=start,
+    )
 
 
 def _columns(ensemble: Ensemble, batch: loader.Batch, scores: Scores) -> Columns:

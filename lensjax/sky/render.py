@@ -8,7 +8,7 @@ products. Noise is Gaussian: sky and photons alike, the limit of many electrons.
 One compiled program draws every kind of picture; see `scenes`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +19,7 @@ from jax.scipy.ndimage import map_coordinates
 from jax.scipy.special import erf, i0e, ndtri
 
 from lensjax.errors import UsageError
+from lensjax.runtime import one_ahead
 from lensjax.sky.lensing import (
     aligned,
     ellipticity,
@@ -440,17 +441,6 @@ def _check(
         raise UsageError("sources must be nonnegative and each must sum to one: normalise them")
 
 
-def two_at_once(launch: Callable[[int], Chunk], starts: Iterable[int]) -> Iterator[Chunk]:
-    """Yields launch(start) in order; the next one is always under way, so that no core idles."""
-    ahead: Chunk | None = None
-    for start in starts:
-        current, ahead = ahead, launch(start)
-        if current is not None:
-            yield current
-    if ahead is not None:
-        yield ahead
-
-
 def simulate(
     survey: Survey,
     *,
@@ -503,7 +493,7 @@ def simulate(
             survey,
         )
 
-    for rows, chunk_images, truth in two_at_once(launch, range(0, len(drawn), chunk)):
+    for rows, chunk_images, truth in one_ahead(launch, range(0, len(drawn), chunk)):
         images[rows] = chunk_images[: len(rows)]
         for name, values in truth.items():
             column = columns.setdefault(name, np.full(count, np.nan, np.float32))
