@@ -14,7 +14,7 @@ import numpy as np
 from astropy.table import Table
 
 from lensjax import checkpoint, config, metrics, results, runtime
-from lensjax.checkpoint import Member
+from lensjax.checkpoint import MemberInfo
 from lensjax.commands import demo
 from lensjax.data import loader
 from lensjax.data.catalog import Source, open_source
@@ -120,18 +120,20 @@ def infer(options: InferConfig) -> Outcome:
     folders = checkpoint.find_members(options.checkpoints, options.ensemble)
     members = {name: checkpoint.load_member(folder) for name, folder in folders.items()}
     ensemble = stack(members)
+    infos = {name: member.info for name, member in members.items()}
+    del members  # the ensemble holds the weights: twice would be too much memory
     source = open_source(
         options.data,
-        needed=_shared_bands(members),
+        needed=_all_bands(infos),
         bands=options.bands,
         pixel_scale=options.pixel_scale,
     )
     make_folder(options.output)
     parts = PartialScores(
-        options.output / PARTS, _fingerprint(options, members, source), options.resume
+        options.output / PARTS, _fingerprint(options, infos, source), options.resume
     )
     timing = score(options, ensemble, source, parts)
-    outcome = write(options, members, ensemble, source, parts.columns(), timing)
+    outcome = write(options, infos, ensemble, source, parts.columns(), timing)
     parts.remove()
     return outcome
 
@@ -208,7 +210,7 @@ def _columns(ensemble: Ensemble, batch: loader.Batch, scores: Scores) -> Columns
 
 def write(
     options: InferConfig,
-    members: Mapping[str, Member],
+    infos: Mapping[str, MemberInfo],
     ensemble: Ensemble,
     source: Source,
     columns: Columns,
@@ -230,11 +232,11 @@ def write(
         "members": [
             {
                 "name": name,
-                "architecture": member.info.architecture,
-                "weights_sha256": member.info.weights_sha256,
+                "architecture": info.architecture,
+                "weights_sha256": info.weights_sha256,
                 "share": float(ensemble.knowledge.share[ensemble.names.index(name)]),
             }
-            for name, member in members.items()
+            for name, info in infos.items()
         ],
         "shares_from": ensemble.knowledge_from,
         "data": source.description,
@@ -287,13 +289,13 @@ def _check(options: InferConfig) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
 
 
-def _shared_bands(members: Mapping[str, Member]) -> tuple[str, ...]:
+def _all_bands(infos: Mapping[str, MemberInfo]) -> tuple[str, ...]:
     """Returns every band that some member sees, in the order in which members name them."""
-    return tuple(dict.fromkeys(b for m in members.values() for b in m.info.preparation.bands))
+    return tuple(dict.fromkeys(b for info in infos.values() for b in info.preparation.bands))
 
 
 def _fingerprint(
-    options: InferConfig, members: Mapping[str, Member], source: Source
+    options: InferConfig, infos: Mapping[str, MemberInfo], source: Source
 ) -> dict[str, Any]:
     """Returns what a run must share with a killed one to go on from its scores."""
     kept = ("bands", "pixel_scale", "fit", "mc_samples", "fusion", "precision", "seed")
@@ -301,7 +303,7 @@ def _fingerprint(
     return {name: getattr(options, name) for name in kept} | {
         "data": str(Path(str(options.data)).absolute()),
         "ids_sha256": ids,
-        "members": {name: member.info.weights_sha256 for name, member in members.items()},
+        "members": {name: info.weights_sha256 for name, info in infos.items()},
     }
 
 

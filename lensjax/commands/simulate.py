@@ -118,16 +118,7 @@ def _backgrounds(options: SimulateConfig, survey: Survey) -> np.ndarray | None:
         bands=options.bands,
         pixel_scale=options.pixel_scale,
     )
-    bands = len(survey.bands)
-    plain = Preparation(
-        bands=survey.bands,
-        input_size=survey.size,
-        pixel_scale=survey.pixel_scale,
-        stretch="none",
-        softening=1.0,
-        mean=(0.0,) * bands,
-        std=(1.0,) * bands,
-    )
+    plain = Preparation.unnormalised(survey.bands, survey.size, survey.pixel_scale, "none", 1.0)
     read = loader.batches(source, (plain,), how="auto", batch_size=64)
     images = np.concatenate(
         [batch.images[0][: batch.count][batch.readable[: batch.count]] for batch in read]

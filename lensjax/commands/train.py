@@ -1,5 +1,6 @@
 """scripts/train.py: trains members on labelled cutouts."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,8 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 from lensjax import checkpoint, config, runtime
-from lensjax.data.catalog import open_source
+from lensjax.data.catalog import Source, open_source
 from lensjax.data.preprocess import Fit, Preparation, Stretch
+from lensjax.data.readers import Cutout, Unreadable
 from lensjax.errors import UsageError
 from lensjax.training.dataset import Labelled, read_labelled, split
 from lensjax.training.trainer import Recipe, train_member, training_record
@@ -48,12 +50,14 @@ class Trained:
     folder: Path
     info: checkpoint.MemberInfo
     is_new: bool
+    counts: str
 
     def summary(self) -> str:
         """Returns one line: where the member is and how it did on its validation data."""
         found = {name: self.info.metrics[name]["value"] for name in ("auroc", "tpr0", "tpr10")}
         shown = ", ".join(f"{name.upper()} {value:.4f}" for name, value in found.items())
-        return f"{self.folder}: {'trained' if self.is_new else 'was there'}; validation {shown}"
+        how = "trained" if self.is_new else "was there"
+        return f"{self.folder}: {how}; validation {shown}; {self.counts}"
 
 
 def train(options: TrainConfig) -> Iterator[Trained]:
@@ -64,41 +68,70 @@ def train(options: TrainConfig) -> Iterator[Trained]:
     """
     if options.data is None:
         raise UsageError("--data is missing: give labelled cutouts; scripts/simulate.py makes some")
+    _check(options)
     architectures = list(checkpoint.parse_ensemble(options.arch))
     source = open_source(
         str(options.data), needed=None, bands=options.bands, pixel_scale=options.pixel_scale
     )
-    cutout = source[0]
-    preparation = Preparation(
-        bands=source.bands,
-        input_size=options.scales or min(cutout.image.shape[:2]),
-        pixel_scale=cutout.pixel_scale,
-        stretch=options.stretch,
-        softening=options.softening,
-        mean=(0.0,) * len(source.bands),
-        std=(1.0,) * len(source.bands),
+    cutout = _first_cutout(source)
+    preparation = Preparation.unnormalised(
+        source.bands,
+        options.scales or min(cutout.image.shape[:2]),
+        cutout.pixel_scale,
+        options.stretch,
+        options.softening,
     )
     data = read_labelled(source, preparation, options.fit)
     training, validation = split(data, options.validation_fraction)
+    counts = f"{len(training)} cutouts, {len(validation)} for validation"
+    counts += f", {len(source) - len(data)} left out (unreadable or without a label)"
     for architecture in architectures:
         for seed in range(options.seed, options.seed + options.members):
-            yield train_one(options, training, validation, architecture, seed)
+            folder = options.output / architecture / str(seed)
+            yield Trained(folder, *train_one(options, training, validation, folder), counts)
 
 
 def train_one(
-    options: TrainConfig, training: Labelled, validation: Labelled, architecture: str, seed: int
-) -> Trained:
-    """Returns the member of `architecture` and `seed`, trained and saved unless it is there."""
-    folder = options.output / architecture / str(seed)
+    options: TrainConfig, training: Labelled, validation: Labelled, folder: Path
+) -> tuple[checkpoint.MemberInfo, bool]:
+    """Returns the member in `folder`, `<architecture>/<seed>`, and whether it was trained now.
+
+    Raises UsageError where the folder holds a member that was trained otherwise.
+    """
+    architecture, seed = folder.parent.name, int(folder.name)
     recipe = Recipe(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)})
     if (folder / "member.json").exists() and options.resume:
         info = checkpoint.read_info(folder)
         wanted = training_record(recipe, training, seed)
         if info.training == wanted and info.preparation == training.preparation:
-            return Trained(folder, info, is_new=False)
+            return info, False
         raise UsageError(
             f"{folder} holds a member trained otherwise; give another --seed or --output, or "
             "--no-resume to replace it"
         )
     member = train_member(training, validation, architecture, recipe, seed)
-    return Trained(folder, checkpoint.save_member(folder, member), is_new=True)
+    return checkpoint.save_member(folder, member), True
+
+
+def _check(options: TrainConfig) -> None:
+    """Raises UsageError for numbers that make no sense."""
+    wrong = {
+        "--members must be at least 1": options.members < 1,
+        "--batch-size must be at least 1": options.batch_size < 1,
+        "--epochs must be above 0": options.epochs <= 0,
+        "--learning-rate must be above 0": options.learning_rate <= 0,
+        "--validation-fraction must lie between 0 and 1": not 0 < options.validation_fraction < 1,
+        "--dropout must lie in 0..1, below 1": not 0 <= options.dropout < 1,
+        "--block-dropout must lie in 0..1, below 1": not 0 <= options.block_dropout < 1,
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise UsageError(message)
+
+
+def _first_cutout(source: Source) -> Cutout:
+    """Returns the first cutout that can be read: the others are brought to its size."""
+    for row in range(len(source)):
+        with contextlib.suppress(Unreadable):
+            return source[row]
+    raise UsageError(f"none of the {len(source)} cutouts can be read: {source.description}")

@@ -5,7 +5,8 @@ step, so that it costs no host time and the device gets plain pixels.
 """
 
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -64,6 +65,23 @@ class Preparation:
                 "input size, pixel scale, softening and standard deviations must be above zero: "
                 f"{self}"
             )
+
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> "Preparation":
+        """This preparation with another mean and standard deviation, one of each a band."""
+        return replace(self, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
+
+    @classmethod
+    def unnormalised(
+        cls,
+        bands: Sequence[str],
+        input_size: int,
+        pixel_scale: float | None,
+        stretch: str,
+        softening: float,
+    ) -> "Preparation":
+        """A preparation whose mean is zero and whose standard deviation is one in every band."""
+        zeros, ones = (0.0,) * len(bands), (1.0,) * len(bands)
+        return cls(tuple(bands), input_size, pixel_scale, stretch, softening, zeros, ones)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON has them: a dict of strings, numbers and lists."""

@@ -74,13 +74,13 @@ def measure_normalisation(data: Labelled) -> Preparation:
     """Returns the preparation of `data` with the mean and the standard deviation, per band, of its
     stretched pixels, over at most 1024 cutouts."""
     bands = len(data.preparation.bands)
-    plain = dataclasses.replace(data.preparation, mean=(0.0,) * bands, std=(1.0,) * bands)
+    plain = data.preparation.normalised((0.0,) * bands, (1.0,) * bands)
     images, level, scale = (
         jnp.asarray(data.arrays[name][:1024]) for name in ("images", "level", "scale")
     )
     stretched = np.asarray(stretch(images, level, scale, plain), np.float64)
     mean, std = stretched.mean((0, 1, 2)), np.maximum(stretched.std((0, 1, 2)), 1e-6)
-    return dataclasses.replace(plain, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    return plain.normalised(mean, std)
 
 
 def _labels(source: Source) -> np.ndarray:

@@ -85,12 +85,24 @@ def test_arcs_can_be_put_into_real_cutouts(run, tmp_path):
             assert untouched == (kind == "background")
 
 
+def test_an_input_size_that_the_network_cannot_take_is_one_clear_line(run, sky, tmp_path):
+    command = ("--data", sky / "train.npz", "--arch", "vit_s16", "--scales", 30)
+    ended = run(train.main, *command, "--output", tmp_path)
+    assert ended.status == 2 and "input size of 16 or 32" in ended.error, ended
+
+
 def test_training_data_that_cannot_serve_are_one_clear_line(run, tmp_path):
     np.savez(tmp_path / "plain.npz", images=np.zeros((4, 16, 16, 3), np.float32))
+    for name in ("lens", "nonlens"):
+        (tmp_path / "broken" / name).mkdir(parents=True)
+        (tmp_path / "broken" / name / "a.png").write_text("no picture")
     cases = {
         "--data is missing": (),
         "no labels": ("--data", tmp_path / "plain.npz"),
         "no such file": ("--data", tmp_path / "nowhere.npz"),
+        "--epochs": ("--data", tmp_path / "plain.npz", "--epochs", 0),
+        "--dropout": ("--data", tmp_path / "plain.npz", "--dropout", 1),
+        "none of the 2 cutouts": ("--data", tmp_path / "broken"),
     }
     for words, more in cases.items():
         ended = run(train.main, *more, "--output", tmp_path / "m")
