@@ -13,6 +13,7 @@ from lensjax.data.preprocess import Fit, Preparation, Stretch
 from lensjax.data.readers import Cutout, Unreadable
 from lensjax.errors import UsageError
 from lensjax.training.dataset import Labelled, read_labelled, split
+from lensjax.training.pictures import with_pictures
 from lensjax.training.trainer import Recipe, train_member, training_record
 
 
@@ -29,6 +30,7 @@ class TrainConfig(Recipe):
     stretch: Annotated[Stretch, "brightness scale of the input"] = "asinh"
     softening: Annotated[float, "noise sigmas up to which asinh is linear"] = 2.0
     fit: Annotated[Fit, "how cutouts of another size are brought to the input size"] = "auto"
+    pictures: Annotated[bool, "train on an 8-bit colour picture of each cutout as well"] = False
     validation_fraction: Annotated[float, "share of the groups held back"] = 0.15
     output: Annotated[Path, "folder of the members"] = Path("checkpoints")
     seed: Annotated[int, "seed of the first member; the next has the next"] = 0
@@ -83,6 +85,8 @@ def train(options: TrainConfig) -> Iterator[Trained]:
     )
     data = read_labelled(source, preparation, options.fit)
     training, validation = split(data, options.validation_fraction)
+    if options.pictures:
+        training = with_pictures(training, options.seed)
     counts = f"{len(training)} cutouts, {len(validation)} for validation"
     counts += f", {len(source) - len(data)} left out (unreadable or without a label)"
     for architecture in architectures:

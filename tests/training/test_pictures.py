@@ -1,0 +1,56 @@
+"""Colour pictures of cutouts: what an 8-bit file would hold, and the same objects."""
+
+import numpy as np
+
+from lensjax.data.preprocess import level_and_scale
+from lensjax.training.pictures import as_picture, with_pictures
+from tests.training.test_trainer import blobs
+
+LEVEL = np.array([5.0, 7.0, 9.0], np.float32)
+SCALE = np.array([1.0, 2.0, 4.0], np.float32)
+
+
+def galaxy() -> np.ndarray:
+    y, x = np.mgrid[:24, :24] - 11.5
+    light = np.exp(-np.hypot(x, y) / 4)[..., None] * np.array([30.0, 90.0, 200.0])
+    noise = np.random.default_rng(0).standard_normal((24, 24, 3)) * SCALE
+    return (light + noise + LEVEL).astype(np.float32)
+
+
+def picture(image, level=LEVEL, scale=SCALE, seed=1) -> np.ndarray:
+    return as_picture(image, level, scale, np.random.default_rng(seed))
+
+
+def test_a_picture_holds_whole_numbers_of_eight_bits():
+    shown = picture(galaxy())
+    assert shown.shape == (24, 24, 3) and shown.dtype == np.float32
+    np.testing.assert_array_equal(shown, shown.astype(np.uint8))
+    assert shown[10:14, 10:14].mean() > 3 * shown[:2].mean()
+
+
+def test_the_unit_of_flux_does_not_matter():
+    tiny = np.float32(2.0**-40)
+    np.testing.assert_array_equal(
+        picture(galaxy()), picture(galaxy() * tiny, LEVEL * tiny, SCALE * tiny)
+    )
+
+
+def test_settings_are_drawn_and_brighter_stays_brighter():
+    assert not np.array_equal(picture(galaxy(), seed=1), picture(galaxy(), seed=2))
+    bright, faint = picture(galaxy() + 20 * SCALE), picture(galaxy())
+    assert (bright.mean(-1) >= faint.mean(-1) - 1).mean() > 0.99
+
+
+def test_each_cutout_is_followed_by_its_picture():
+    data = blobs(12)
+    both = with_pictures(data, seed=0)
+    assert len(both) == 24
+    for name in ("label", "images", "level", "scale"):
+        np.testing.assert_array_equal(both.arrays[name][:12], data.arrays[name])
+    np.testing.assert_array_equal(both.arrays["label"][12:], data.arrays["label"])
+    np.testing.assert_array_equal(both.group[12:], data.group)
+    shown = both.arrays["images"][12:]
+    level, scale = level_and_scale(shown[3], data.preparation)
+    np.testing.assert_array_equal(both.arrays["level"][15], level)
+    np.testing.assert_array_equal(both.arrays["scale"][15], scale)
+    np.testing.assert_array_equal(with_pictures(data, seed=0).arrays["images"][12:], shown)
