@@ -353,7 +353,11 @@ def accepted(system: System, survey: Survey) -> jax.Array:
 
 
 def draw_system(key: jax.Array, survey: Survey) -> System:
-    """Returns one lens system that a search of the survey would keep."""
+    """Returns one lens system that a search of the survey would keep.
+
+    It is the best of CANDIDATES draws: where none of them passes, one that does not is returned.
+    That is rare: none of 2,900 systems for the presets, 1 in 100 with radii from 1.5 arcsec only.
+    """
     uniform = jax.random.uniform(key, (CANDIDATES, CANDIDATE_UNIFORMS + 1), minval=1e-6)
     many = jax.vmap(lambda own: candidate(own, survey))(uniform[:, :-1])
     keep = jax.vmap(lambda system: accepted(system, survey))(many)
