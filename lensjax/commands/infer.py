@@ -2,26 +2,24 @@
 
 import dataclasses
 import hashlib
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 from astropy.table import Table
 
 from lensjax import checkpoint, config, metrics, results, runtime
 from lensjax.checkpoint import MemberInfo
 from lensjax.commands import demo
-from lensjax.data import loader
 from lensjax.data.catalog import Source, open_source
 from lensjax.data.preprocess import Fit
 from lensjax.ensemble import predict
-from lensjax.ensemble.fuse import Fusion, Scores
-from lensjax.ensemble.predict import Inputs, Precision
+from lensjax.ensemble.fuse import Fusion
+from lensjax.ensemble.predict import Precision
+from lensjax.ensemble.score import Timing, score
 from lensjax.ensemble.stack import Ensemble, stack
 from lensjax.errors import UsageError
 from lensjax.files import make_folder
@@ -132,26 +130,16 @@ def infer(options: InferConfig) -> Outcome:
     parts = PartialScores(
         options.output / PARTS, _fingerprint(options, infos, source), options.resume
     )
-    timing = score(options, ensemble, source, parts)
+    timing = _score(options, ensemble, source, parts)
     outcome = write(options, infos, ensemble, source, parts.columns(), timing)
     parts.remove()
     return outcome
 
 
-@dataclass(frozen=True)
-class Timing:
-    """How fast the scoring was; `images_per_second` leaves out the batch that compiled."""
-
-    compile_seconds: float | None
-    images_per_second: float | None
-    resumed_from: int
-
-
-def score(options: InferConfig, ensemble: Ensemble, source: Source, parts: PartialScores) -> Timing:
-    """Adds the scores of the cutouts that `parts` does not have yet, and returns the Timing.
-
-    The scores of a batch are fetched while the next one computes.
-    """
+def _score(
+    options: InferConfig, ensemble: Ensemble, source: Source, parts: PartialScores
+) -> Timing:
+    """Adds the scores of the cutouts that `parts` does not have yet, and returns the Timing."""
     weights = predict.place_weights(
         ensemble, seed=options.seed, samples=options.mc_samples, precision=options.precision
     )
@@ -159,53 +147,9 @@ def score(options: InferConfig, ensemble: Ensemble, source: Source, parts: Parti
     step = make(
         ensemble, samples=options.mc_samples, fusion=options.fusion, precision=options.precision
     )
-    start = parts.rows
-    batches = loader.batches(
-        source,
-        ensemble.preparations,
-        how=options.fit,
-        batch_size=options.batch_size,
-        start=start,
+    return score(
+        step, weights, ensemble, source, parts, how=options.fit, batch_size=options.batch_size
     )
-    launch_seconds: list[float] = []
-    ends: list[float] = []
-
-    def launch(batch: loader.Batch) -> tuple[loader.Batch, Scores]:
-        began = time.perf_counter()
-        scores = step(weights, Inputs(batch.images, batch.level, batch.scale))
-        launch_seconds.append(time.perf_counter() - began)
-        return batch, scores
-
-    with runtime.progress("scoring", len(source) - start, "cutouts") as advance:
-        for batch, scores in runtime.one_ahead(launch, batches):
-            parts.add(_columns(ensemble, batch, scores))
-            ends.append(time.perf_counter())
-            advance(batch.count)
-    steady = parts.rows - start - options.batch_size
-    return Timing(
-        compile_seconds=launch_seconds[0] if launch_seconds else None,
-        images_per_second=steady / (ends[-1] - ends[0]) if steady > 0 else None,
-        resumed_from=start,
-    )
-
-
-def _columns(ensemble: Ensemble, batch: loader.Batch, scores: Scores) -> Columns:
-    """Returns the rows of a batch, one array (count,) per column, NaN where unreadable."""
-    host = jax.device_get(scores)._asdict()
-    member_logits, member_probs = host.pop("member_logits"), host.pop("member_probs")
-    for index, name in enumerate(ensemble.names):
-        host[f"{name}_logits"], host[f"{name}_probs"] = member_logits[index], member_probs[index]
-    rows = slice(0, batch.count)
-    readable = batch.readable[rows]
-    columns = {name: np.where(readable, values[rows], np.nan) for name, values in host.items()}
-    return columns | {
-        "readable": readable,
-        "reasons": np.array(batch.reasons[rows], np.str_),
-        "ra": batch.ra[rows],
-        "dec": batch.dec[rows],
-        "masked": batch.masked[rows],
-        "action": np.array(batch.actions[0][rows], np.str_),
-    }
 
 
 def write(
