@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import numpy as np
 import pyarrow
 import pyarrow.csv
 
 from lensjax import config, runtime
-from lensjax.data import loader
+from lensjax.data import loader, on_device
 from lensjax.data.catalog import open_source
 from lensjax.data.preprocess import Preparation
 from lensjax.data.splits import held_back
@@ -120,9 +121,8 @@ def _backgrounds(options: SimulateConfig, survey: Survey) -> np.ndarray | None:
     )
     plain = Preparation.unnormalised(survey.bands, survey.size, survey.pixel_scale, "none", 1.0)
     read = loader.batches(source, (plain,), how="auto", batch_size=64)
-    images = np.concatenate(
-        [batch.images[0][: batch.count][batch.readable[: batch.count]] for batch in read]
-    )
+    prepare = jax.jit(on_device.prepare)
+    images = np.concatenate([np.asarray(prepare(b.inputs)[0])[b.readable] for b in read])
     if not len(images):
         raise UsageError(f"--backgrounds {options.backgrounds}: none of the cutouts can be read")
     return images

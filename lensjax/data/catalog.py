@@ -55,13 +55,28 @@ _BAND_FILE = re.compile(r"(u|g|r|i|z|y|j|h|ks?|vis|b|v|w[1-4]|f\d{3,4}[a-z]{1,2}
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Cutouts of one shape (height, width, band), type and pixel scale, as arrays hold them.
+
+    `read` gives those of some rows in a row, (n, height, width, band), in the type of the arrays
+    and without regard to masks.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    pixel_scale: float | None
+    read: Callable[[slice], np.ndarray]
+
+
+@dataclass(frozen=True)
 class Source:
     """Cutouts by row number.
 
     `table`: a row a cutout, in the order given, with `id, ra, dec` (degrees, NaN where unknown),
     `path`, `label` (1 lens, 0 none, -1 unknown) and `group` where known, then the columns that
     the input carried. `bands`: those of the cutouts' channels, in order. `description`: one line.
-    `in_memory`: whether reading a cutout is a matter of slicing an array.
+    `in_memory`: whether reading a cutout is a matter of slicing an array. `stack`: the same
+    cutouts many at a time, where all are of one form; None where that is not known.
     """
 
     table: Table
@@ -69,6 +84,7 @@ class Source:
     description: str
     in_memory: bool
     read: Callable[[int], Cutout]
+    stack: Stack | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -321,8 +337,13 @@ def _open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> 
         if len({stack.shape for stack in stacks}) > 1:
             shapes = ", ".join(f"{b} {s.shape}" for b, s in zip(bands, stacks, strict=True))
             raise UsageError(f"{kind}: the bands differ in shape: {shapes}")
-        sky = Sky(pixel_scale or skies[0].pixel_scale)
-        return _stack_source(kind, template, {}, bands, stacks, sky, False)
+        stack = Stack(
+            (*stacks[0].shape[1:], len(bands)),
+            np.result_type(*stacks),
+            pixel_scale or skies[0].pixel_scale,
+            lambda rows: np.stack([images[rows] for images in stacks], axis=-1),
+        )
+        return _stack_source(kind, template, len(stacks[0]), {}, bands, stack, False)
     table = Table({"id": [Path(template).parent.name or "cutout"], "path": [template]})
     return _open_files(table, kind, wanted, pixel_scale, band_names)
 
@@ -438,33 +459,40 @@ def _open_stack(
         bands, planes = select(names, wanted)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-    stacks = tuple(images[..., plane] for plane in planes)
+    all_planes = planes == tuple(range(images.shape[3]))
+
+    def read(rows: slice) -> np.ndarray:
+        return images[rows] if all_planes else images[rows][..., planes]
+
+    stack = Stack((*images.shape[1:3], len(planes)), images.dtype, pixel_scale, read)
     columns = {name: values for name, values in beside.items() if values.shape == images.shape[:1]}
     kind = f"stack {path} read as ({axes})"
-    return _stack_source(kind, str(path), columns, bands, stacks, Sky(pixel_scale), in_memory)
+    return _stack_source(kind, str(path), len(images), columns, bands, stack, in_memory)
 
 
 def _stack_source(
     kind: str,
     path: str,
+    count: int,
     columns: dict[str, np.ndarray],
     bands: tuple[str, ...],
-    stacks: Sequence[np.ndarray],
-    sky: Sky,
+    stack: Stack,
     in_memory: bool,
 ) -> Source:
-    """A source of one array (N, H, W) a band."""
+    """A source of a stack of `count` cutouts."""
     table = Table(columns)
     table.convert_bytestring_to_unicode()
     table = standardise(table, path)
-    table["path"] = [f"{path}[{row}]" for row in range(len(stacks[0]))]
+    table["path"] = [f"{path}[{row}]" for row in range(count)]
+    sky = Sky(stack.pixel_scale)
 
     def read(row: int) -> Cutout:
-        return join([Plane(masked(stack[row]), sky) for stack in stacks])
+        image = stack.read(slice(row, row + 1))[0]
+        return join([Plane(masked(image[..., band]), sky) for band in range(len(bands))])
 
-    example = Cutout(np.empty((*stacks[0].shape[1:], len(bands)), np.float32), sky.pixel_scale)
+    example = Cutout(np.empty(stack.shape, np.float32), stack.pixel_scale)
     text = f"{kind}: {_describe(table, bands, example)}"
-    return _source(table, bands, text, in_memory, read)
+    return _source(table, bands, text, in_memory, read, stack)
 
 
 def _stack_file(path: str) -> tuple[np.ndarray, Sky]:
@@ -488,6 +516,7 @@ def _source(
     description: str,
     in_memory: bool,
     read: Callable[[int], Cutout],
+    stack: Stack | None = None,
 ) -> Source:
     """The source, its table completed by `id`, `ra` and `dec` and its known columns put first."""
     rows = len(table)
@@ -497,7 +526,7 @@ def _source(
             table[name] = values
     known = [name for name in KNOWN_COLUMNS if name in table.colnames]
     carried = [name for name in table.colnames if name not in known]
-    return Source(table[[*known, *carried]], bands, description, in_memory, read)
+    return Source(table[[*known, *carried]], bands, description, in_memory, read, stack)
 
 
 def _describe(table: Table, bands: tuple[str, ...], example: Cutout) -> str:

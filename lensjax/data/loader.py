@@ -1,16 +1,17 @@
-"""Feeds prepared cutouts in batches, read ahead by threads, in the order given."""
+"""Feeds cutouts in batches, read ahead by threads, in the order given."""
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import grain
 import numpy as np
 
-from lensjax.data.catalog import Source
-from lensjax.data.preprocess import Preparation, fit, level_and_scale
-from lensjax.data.readers import Cutout, Unreadable
+from lensjax.data.catalog import Source, Stack
+from lensjax.data.on_device import Canvas, Inputs, Layout, View
+from lensjax.data.preprocess import Geometry, Preparation, fill_masked, fit, geometry
+from lensjax.data.readers import Unreadable, perhaps_masked
 from lensjax.errors import UsageError
 
 # More threads than these wait for the interpreter rather than for the disk.
@@ -19,26 +20,27 @@ MOST_THREADS = 8
 # Batches held ready beyond the one in use.
 BATCHES_AHEAD = 2
 
+# Cutouts travel unfitted where they take at most this many times the bytes of fitted ones. Beyond
+# that most of what travels, and of what the step would multiply, is sky that no member looks at.
+MOST_UNFITTED = 4
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Cutouts prepared for the members; always full, the last one padded with empty rows.
+    """Cutouts on their way to the members; always full, the last one padded with empty rows.
 
     `rows`: (batch,) int64 row of the source's table, -1 for padding. `count`: how many are not
-    padding; they come first. `images`, `level`, `scale`: one array per preparation, (batch, S, S,
-    band), (batch, band) and (batch, band) float32. `readable`: (batch,) bool; where it is False
-    the image is zero and `reasons` says why ("" elsewhere). `ra`, `dec`: (batch,) float64
+    padding; they come first. `inputs`: what the step takes. `readable`: (batch,) bool; where it is
+    False the image is zero and `reasons` says why ("" elsewhere). `ra`, `dec`: (batch,) float64
     degrees, from the table or else from the file, NaN where neither says. `masked`: (batch,)
     int64, values that were masked in the cutout and have been filled. `actions`: for each
-    preparation what was done to fit each cutout (`as is`, `cropped`, `padded`, `resampled`,
+    preparation what is done to fit each cutout (`as is`, `cropped`, `padded`, `resampled`,
     `resized`; "" where unreadable).
     """
 
     rows: np.ndarray
     count: int
-    images: tuple[np.ndarray, ...]
-    level: tuple[np.ndarray, ...]
-    scale: tuple[np.ndarray, ...]
+    inputs: Inputs
     readable: np.ndarray
     reasons: list[str]
     ra: np.ndarray
@@ -47,20 +49,18 @@ class Batch:
     actions: tuple[list[str], ...]
 
 
-class _Prepared(NamedTuple):
-    """One preparation of one cutout."""
+class _Fitted(NamedTuple):
+    """A cutout on one grid, and what was done to bring it there."""
 
     image: np.ndarray
-    level: np.ndarray
-    scale: np.ndarray
-    action: str
+    geometry: Geometry
 
 
 class _Row(NamedTuple):
-    """One row of a batch: an empty `prepared` where there is a `reason`."""
+    """One row of a batch; `fitted` holds one per canvas, none where there is a `reason`."""
 
     row: int
-    prepared: tuple[_Prepared, ...] = ()
+    fitted: tuple[_Fitted, ...] = ()
     reason: str = ""
     ra: float = float("nan")
     dec: float = float("nan")
@@ -76,7 +76,7 @@ def batches(
     start: int = 0,
     threads: int | None = None,
 ) -> Iterator[Batch]:
-    """The cutouts from row `start` on, in order, prepared in each of the given ways.
+    """The cutouts from row `start` on, in order, for each of the given preparations.
 
     `how` is one of `preprocess.WAYS_TO_FIT`. `threads` read and prepare ahead; 0: the calling
     one does it all. By default one a core, eight at most, and 0 for arrays in memory. What comes
@@ -85,38 +85,15 @@ def batches(
     """
     if threads is None:
         threads = 0 if source.in_memory else min(MOST_THREADS, os.cpu_count() or 1)
-    channels = [_channels(source, preparation) for preparation in preparations]
-    ra, dec = (np.asarray(source.table[name], np.float64) for name in ("ra", "dec"))
+    unfitted = _unfitted(source, preparations, how)
+    if unfitted is not None and source.stack is not None:
+        return _of_stack(source, source.stack, unfitted, batch_size, start, threads)
+    return _of_cutouts(source, preparations, how, batch_size, start, threads)
 
-    def prepare(row: int) -> _Row:
-        try:
-            cutout = source[row]
-            prepared = tuple(
-                _prepare(cutout, preparation, bands, how)
-                for preparation, bands in zip(preparations, channels, strict=True)
-            )
-        except Unreadable as error:
-            return _Row(row, reason=str(error), ra=ra[row], dec=dec[row])
-        return _Row(
-            row,
-            prepared,
-            ra=ra[row] if np.isfinite(ra[row]) else cutout.ra,
-            dec=dec[row] if np.isfinite(dec[row]) else cutout.dec,
-            masked=int(np.isnan(cutout.image).sum()),
-        )
 
-    def assemble(rows: Sequence[_Row]) -> Batch:
-        return _assemble(rows, preparations, batch_size)
-
-    # Threads take whole batches from the end of the chain, single cutouts from its start: only
-    # the latter spreads the first batch over all of them.
-    cutouts = grain.MapDataset.range(start, len(source)).map(prepare)
-    options = grain.ReadOptions(
-        num_threads=threads,
-        prefetch_buffer_size=max(threads, BATCHES_AHEAD * batch_size) if threads else 0,
-    )
-    dataset = cutouts.to_iter_dataset(options).batch(batch_size, batch_fn=assemble)
-    return iter(dataset)
+def layout(source: Source, preparations: Sequence[Preparation], how: str) -> Layout:
+    """The form of the batches of `batches`, without reading any."""
+    return _unfitted(source, preparations, how) or _fitted(source, preparations)
 
 
 def shuffled(
@@ -143,46 +120,175 @@ def shuffled(
     return iter(epochs.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
-def _channels(source: Source, preparation: Preparation) -> list[int]:
+# --- cutouts of one form, fitted by the step ---
+
+
+def _unfitted(source: Source, preparations: Sequence[Preparation], how: str) -> Layout | None:
+    """One canvas for all preparations; None where the host had better fit the cutouts."""
+    channels = [_channels(source, preparation) for preparation in preparations]
+    stack = source.stack
+    if stack is None:
+        return None
+    # Wider types hold nothing that float32 does not, as far as pixels go.
+    narrow = stack.dtype.itemsize <= 2
+    canvas = Canvas(stack.shape, stack.dtype.name if narrow else "float32")
+    fitted_bytes = sum(fitted.nbytes for fitted in _fitted(source, preparations).canvases)
+    if canvas.nbytes > MOST_UNFITTED * fitted_bytes:
+        return None
+    try:
+        views = [
+            View(p, 0, bands, geometry(stack.shape[:2], stack.pixel_scale, p, how))
+            for p, bands in zip(preparations, channels, strict=True)
+        ]
+    except Unreadable:
+        # Each of the cutouts is to be rejected for this reason.
+        return None
+    return Layout((canvas,), tuple(views))
+
+
+def _of_stack(
+    source: Source, stack: Stack, layout: Layout, batch_size: int, start: int, threads: int
+) -> Iterator[Batch]:
+    ra, dec = _places(source)
+
+    def read(first: int) -> Batch:
+        count = min(batch_size, len(source) - first)
+        batch = _blank(layout, batch_size, count)
+        rows = slice(first, first + count)
+        batch.rows[:count] = np.arange(first, first + count)
+        batch.ra[:count], batch.dec[:count] = ra[rows], dec[rows]
+        batch.readable[:count] = True
+        images = batch.inputs.images[0]
+        with np.errstate(over="ignore"):
+            images[:count] = stack.read(rows)
+        for place in np.flatnonzero(perhaps_masked(images[:count])).tolist():
+            try:
+                image = source[first + place].image
+            except Unreadable as error:
+                images[place], batch.readable[place] = 0, False
+                batch.reasons[place] = str(error)
+                continue
+            batch.masked[place] = np.isnan(image).sum()
+            images[place] = fill_masked(image)
+        for actions, view in zip(batch.actions, layout.views, strict=True):
+            actions[:] = np.where(batch.readable, view.geometry.action, "").tolist()
+        return batch
+
+    firsts = grain.MapDataset.range(start, len(source), batch_size).map(read)
+    ahead = BATCHES_AHEAD if threads else 0
+    return iter(firsts.to_iter_dataset(grain.ReadOptions(threads, ahead)))
+
+
+# --- any cutouts, fitted by the host ---
+
+
+def _fitted(source: Source, preparations: Sequence[Preparation]) -> Layout:
+    """A canvas for each grid of the members."""
+    grids = _grids(preparations)
+    canvases = [Canvas((g.input_size, g.input_size, len(g.bands)), "float32") for g in grids]
+    views = []
+    for preparation in preparations:
+        size, bands = preparation.input_size, range(len(preparation.bands))
+        same = Geometry((size, size), size, 1.0, "as is")
+        views.append(View(preparation, grids.index(_grid(preparation)), tuple(bands), same))
+    return Layout(tuple(canvases), tuple(views))
+
+
+def _grids(preparations: Sequence[Preparation]) -> list[Preparation]:
+    """The preparations that differ in more than brightness."""
+    return list(dict.fromkeys(map(_grid, preparations)))
+
+
+def _grid(preparation: Preparation) -> Preparation:
+    p = preparation
+    return Preparation.unnormalised(p.bands, p.input_size, p.pixel_scale, "none", 1.0)
+
+
+def _of_cutouts(
+    source: Source,
+    preparations: Sequence[Preparation],
+    how: str,
+    batch_size: int,
+    start: int,
+    threads: int,
+) -> Iterator[Batch]:
+    grids, layout = _grids(preparations), _fitted(source, preparations)
+    channels = [_channels(source, grid) for grid in grids]
+    ra, dec = _places(source)
+
+    def prepare(row: int) -> _Row:
+        try:
+            cutout = source[row]
+            image, scale = cutout.image, cutout.pixel_scale
+            fitted = []
+            for grid, bands in zip(grids, channels, strict=True):
+                made = geometry(image.shape[:2], scale, grid, how)
+                whole = bands == tuple(range(image.shape[2]))
+                fitted.append(_Fitted(fit(image if whole else image[..., bands], made), made))
+        except Unreadable as error:
+            return _Row(row, reason=str(error), ra=ra[row], dec=dec[row])
+        return _Row(
+            row,
+            tuple(fitted),
+            ra=ra[row] if np.isfinite(ra[row]) else cutout.ra,
+            dec=dec[row] if np.isfinite(dec[row]) else cutout.dec,
+            masked=int(np.isnan(image).sum()),
+        )
+
+    def assemble(rows: Sequence[_Row]) -> Batch:
+        return _assemble(rows, layout, batch_size)
+
+    # Threads take whole batches from the end of the chain, single cutouts from its start: only
+    # the latter spreads the first batch over all of them.
+    cutouts = grain.MapDataset.range(start, len(source)).map(prepare)
+    ahead = max(threads, BATCHES_AHEAD * batch_size) if threads else 0
+    dataset = cutouts.to_iter_dataset(grain.ReadOptions(threads, ahead))
+    return iter(dataset.batch(batch_size, batch_fn=assemble))
+
+
+def _assemble(rows: Sequence[_Row], layout: Layout, batch_size: int) -> Batch:
+    batch = _blank(layout, batch_size, len(rows))
+    for place, row in enumerate(rows):
+        batch.rows[place], batch.masked[place] = row.row, row.masked
+        batch.ra[place], batch.dec[place] = row.ra, row.dec
+        batch.readable[place], batch.reasons[place] = bool(row.fitted), row.reason
+        for canvas, (image, made) in enumerate(row.fitted):
+            batch.inputs.images[canvas][place] = image
+            edges = [edge for axis in made.inside for edge in (axis.start, axis.stop)]
+            batch.inputs.inside[canvas][place] = edges
+        for actions, view in zip(batch.actions, layout.views, strict=True):
+            actions[place] = row.fitted[view.canvas].geometry.action if row.fitted else ""
+    return batch
+
+
+# --- what both have in common ---
+
+
+def _blank(layout: Layout, batch_size: int, count: int) -> Batch:
+    """A batch in which nothing is readable yet."""
+    return Batch(
+        rows=np.full(batch_size, -1, np.int64),
+        count=count,
+        inputs=layout.blank(batch_size),
+        readable=np.zeros(batch_size, bool),
+        reasons=[""] * batch_size,
+        ra=np.full(batch_size, np.nan),
+        dec=np.full(batch_size, np.nan),
+        masked=np.zeros(batch_size, np.int64),
+        actions=tuple([""] * batch_size for _ in layout.views),
+    )
+
+
+def _places(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    ra, dec = (np.asarray(source.table[name], np.float64) for name in ("ra", "dec"))
+    return ra, dec
+
+
+def _channels(source: Source, preparation: Preparation) -> tuple[int, ...]:
     missing = [band for band in preparation.bands if band not in source.bands]
     if missing:
         raise UsageError(
             f"a member needs bands {', '.join(preparation.bands)}, but the data were opened with "
             f"{', '.join(source.bands) or 'none'}"
         )
-    return [source.bands.index(band) for band in preparation.bands]
-
-
-def _prepare(cutout: Cutout, preparation: Preparation, bands: list[int], how: str) -> _Prepared:
-    if bands != list(range(cutout.image.shape[2])):
-        cutout = replace(cutout, image=cutout.image[..., bands])
-    fitted = fit(cutout, preparation, how)
-    # Padding is no sky: it would hide the noise.
-    level, scale = level_and_scale(fitted.image[fitted.inside], preparation)
-    return _Prepared(fitted.image, level, scale, fitted.action)
-
-
-def _assemble(rows: Sequence[_Row], preparations: Sequence[Preparation], batch_size: int) -> Batch:
-    count = len(rows)
-    rows = [*rows, *[_Row(-1)] * (batch_size - count)]
-    sizes = [(p.input_size, len(p.bands)) for p in preparations]
-    batch = Batch(
-        rows=np.array([row.row for row in rows], np.int64),
-        count=count,
-        images=tuple(np.zeros((batch_size, size, size, b), np.float32) for size, b in sizes),
-        level=tuple(np.zeros((batch_size, b), np.float32) for _, b in sizes),
-        scale=tuple(np.ones((batch_size, b), np.float32) for _, b in sizes),
-        readable=np.array([bool(row.prepared) for row in rows]),
-        reasons=[row.reason for row in rows],
-        ra=np.array([row.ra for row in rows], np.float64),
-        dec=np.array([row.dec for row in rows], np.float64),
-        masked=np.array([row.masked for row in rows], np.int64),
-        actions=tuple([""] * batch_size for _ in preparations),
-    )
-    for place, row in enumerate(rows):
-        for index, prepared in enumerate(row.prepared):
-            batch.images[index][place] = prepared.image
-            batch.level[index][place] = prepared.level
-            batch.scale[index][place] = prepared.scale
-            batch.actions[index][place] = prepared.action
-    return batch
+    return tuple(source.bands.index(band) for band in preparation.bands)

@@ -1,19 +1,17 @@
-"""Turns a cutout into what a member looks at: its size, its pixel scale, its brightness scale.
+"""What a member wants of its cutouts, and the geometry that brings a cutout to its grid.
 
-The geometry is done on the host by the threads that read; the stretch is part of the compiled
-step, so that it costs no host time and the device gets plain pixels.
+Which pixels become which is decided here, once for a size and a pixel scale, and carried out
+either here, cutout by cutout, or by the compiled step (`on_device`), a batch at once. Brightness
+is the step's alone.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from scipy import ndimage, sparse
 
 from lensjax.data.readers import Cutout, Plane, Unreadable
@@ -26,12 +24,6 @@ WAYS_TO_FIT = get_args(Fit)
 
 # Pixel scales count as equal where the grids part by less than this many pixels at the edge.
 SAME_GRID = 0.25
-
-# The noise cannot be told from less than one grey level of an eight-bit picture.
-NOISE_FLOOR = 1.0 / 256.0
-
-# A standard deviation from a median absolute deviation, for normal noise.
-_SIGMA_PER_MAD = 1.4826
 
 
 @dataclass(frozen=True)
@@ -101,29 +93,44 @@ class Preparation:
         return cls(**{**values, **lists})
 
 
-class Fitted(NamedTuple):
-    """A cutout on a member's grid.
+@dataclass(frozen=True)
+class Geometry:
+    """How cutouts of `shape` (height, width) come to a grid of `size` by `size` pixels.
 
-    `image`: (S, S, band) float32 without NaN. `action`: `as is`, `cropped`, `padded`,
-    `resampled` or `resized`. `inside`: the rows and columns that hold sky of the cutout; what is
-    outside of them holds the background level.
+    Centre on centre. `ratio`: the new pixel's side over the old one's, 1.0 where nothing is
+    interpolated. `action`: `as is`, `cropped`, `padded`, `resampled` or `resized`.
     """
 
-    image: np.ndarray
+    shape: tuple[int, int]
+    size: int
+    ratio: float
     action: str
-    inside: tuple[slice, slice]
+
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """The new rows and columns that hold sky; the others hold the background level."""
+        if self.ratio == 1.0:
+            height, width = (centred(length, self.size)[1] for length in self.shape)
+        else:
+            height, width = (_covered(length, self.size, self.ratio) for length in self.shape)
+        return height, width
+
+    @property
+    def pads(self) -> bool:
+        """Whether some of the new pixels hold no sky."""
+        return self.inside != (slice(0, self.size), slice(0, self.size))
 
 
-def fit(cutout: Cutout, preparation: Preparation, how: str = "auto") -> Fitted:
-    """The cutout about its centre on the member's grid of S by S pixels.
+def geometry(
+    shape: tuple[int, int], pixel_scale: float | None, preparation: Preparation, how: str = "auto"
+) -> Geometry:
+    """How cutouts of this shape and pixel scale (arcsec, None: unknown) come to a member's grid.
 
-    `resample` brings it to the member's pixel scale, `resize` its shorter side to S pixels,
+    `resample` brings them to the member's pixel scale, `resize` their shorter side to S pixels,
     `crop` leaves the pixels as they are and cuts or pads; `auto` resamples where both pixel
-    scales are known and else resizes. Pixel values are surface brightness: a uniform sky keeps
-    its value. Shrinking averages over the pixels that become one. Where the scales agree nothing
-    is interpolated: blurring would change the noise that the member was trained on, whereas a
-    centre off by half a pixel (odd cut from even) would not. Masked pixels get the mean of their
-    neighbours, or the background level where most of these are masked too.
+    scales are known and else resizes. Where the scales agree nothing is interpolated: blurring
+    would change the noise that the member was trained on, whereas a centre off by half a pixel
+    (odd cut from even) would not.
 
     Raises `Unreadable` where `resample` is asked and the cutout's pixel scale is not known, or
     the cutout is smaller than a pixel of the member; `UsageError` where `resample` is asked and
@@ -133,32 +140,36 @@ def fit(cutout: Cutout, preparation: Preparation, how: str = "auto") -> Fitted:
         raise UsageError(f"--fit {how} is not known: choose from {', '.join(WAYS_TO_FIT)}")
     if how == "resample" and preparation.pixel_scale is None:
         raise UsageError("--fit resample: this member has no pixel scale; take resize or crop")
-    if how == "resample" and cutout.pixel_scale is None:
+    if how == "resample" and pixel_scale is None:
         raise Unreadable("pixel scale not known: give --pixel-scale, or --fit resize or crop")
-    size, (height, width) = preparation.input_size, cutout.image.shape[:2]
+    size, (height, width) = preparation.input_size, shape
     if how == "crop":
         ratio, action = 1.0, "cropped"
-    elif how != "resize" and preparation.pixel_scale and cutout.pixel_scale:
-        ratio, action = preparation.pixel_scale / cutout.pixel_scale, "resampled"
+    elif how != "resize" and preparation.pixel_scale and pixel_scale:
+        ratio, action = preparation.pixel_scale / pixel_scale, "resampled"
     else:
         ratio, action = min(height, width) / size, "resized"
-    same_grid = abs(ratio - 1.0) * size / 2 < SAME_GRID
-    if same_grid:
-        inside = _centred(height, size)[1], _centred(width, size)[1]
-    else:
-        inside = _covered(height, size, ratio), _covered(width, size, ratio)
-    if any(axis.start == axis.stop for axis in inside):
+    if abs(ratio - 1.0) * size / 2 < SAME_GRID:
+        ratio = 1.0
+        action = "as is" if shape == (size, size) else "cropped"
+        action = "padded" if min(height, width) < size else action
+    made = Geometry(shape, size, ratio, action)
+    if any(axis.start == axis.stop for axis in made.inside):
         raise Unreadable(f"{width}x{height} pixels are less than one pixel of the member")
-    image, background = cutout.image, np.zeros(cutout.image.shape[2], np.float32)
-    if inside != (slice(0, size), slice(0, size)) or not np.isfinite(image).all():
-        background = background_level(image)
-        image = fill_masked(image, background)
-    if not same_grid:
-        return Fitted(resample(image, ratio, (size, size), background), action, inside)
-    if (height, width) == (size, size):
-        return Fitted(np.ascontiguousarray(image), "as is", inside)
-    action = "padded" if min(height, width) < size else "cropped"
-    return Fitted(_crop(image, size, background), action, inside)
+    return made
+
+
+def fit(image: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """(S, S, band) float32: an image (height, width, band) on the grid of a geometry.
+
+    Pixel values are surface brightness: a uniform sky keeps its value. Shrinking averages over
+    the pixels that become one. Masked pixels are filled, as `fill_masked` says.
+    """
+    image, size = fill_masked(image), geometry.size
+    background = background_level(image) if geometry.pads else np.zeros(image.shape[2], np.float32)
+    if geometry.ratio != 1.0:
+        return resample(image, geometry.ratio, (size, size), background)
+    return _crop(image, size, background) if geometry.shape != (size, size) else image
 
 
 def join(planes: list[Plane]) -> Cutout:
@@ -191,27 +202,32 @@ def _resample_masked(pixels: np.ndarray, ratio: float, shape: tuple[int, int]) -
     """As `resample` for one plane (height, width), NaN where the old pixels are masked."""
     image = pixels[..., np.newaxis]
     share = resample(np.isfinite(image).astype(np.float32), ratio, shape, 0.0)
-    filled = fill_masked(image, background_level(image))
-    return np.where(share >= 0.5, resample(filled, ratio, shape, np.nan), np.nan)[..., 0]
+    filled = resample(fill_masked(image), ratio, shape, np.nan)
+    return np.where(share >= 0.5, filled, np.nan)[..., 0]
+
+
+def border(shape: tuple[int, int]) -> tuple[tuple[slice, slice], ...]:
+    """The four strips, an eighth of the side wide, that make up the border of an image."""
+    rows, columns = (max(1, length // 8) for length in shape)
+    middle = slice(rows, -rows)
+    return (
+        (slice(None, rows), slice(None)),
+        (slice(-rows, None), slice(None)),
+        (middle, slice(None, columns)),
+        (middle, slice(-columns, None)),
+    )
 
 
 def background_level(image: np.ndarray) -> np.ndarray:
-    """(band,) float32: the median of the valid pixels at the border, an eighth of the side wide.
+    """(band,) float32: the median of the valid pixels at the border.
 
     Where a band has none there, the median of all its valid pixels; zero where it has none.
     """
-    height, width, bands = image.shape
-    rows, columns = max(1, height // 8), max(1, width // 8)
-    strips = (
-        image[:rows],
-        image[-rows:],
-        image[rows:-rows, :columns],
-        image[rows:-rows, -columns:],
-    )
-    border = np.concatenate([strip.reshape(-1, bands) for strip in strips])
+    bands = image.shape[2]
+    edge = np.concatenate([image[strip].reshape(-1, bands) for strip in border(image.shape[:2])])
     levels = np.zeros(bands, np.float32)
     for band in range(bands):
-        for pixels in (border[:, band], image[..., band].reshape(-1)):
+        for pixels in (edge[:, band], image[..., band].reshape(-1)):
             valid = pixels[np.isfinite(pixels)]
             if valid.size:
                 levels[band] = np.median(valid)
@@ -219,11 +235,11 @@ def background_level(image: np.ndarray) -> np.ndarray:
     return levels
 
 
-def fill_masked(image: np.ndarray, background: np.ndarray) -> np.ndarray:
+def fill_masked(image: np.ndarray) -> np.ndarray:
     """(height, width, band) float32 without NaN; the image itself where it has none.
 
     A masked pixel gets the mean of the valid ones among its 5 by 5 neighbours where these are
-    at least half, else the background level (band,) of its band.
+    at least half, else the background level of its band.
     """
     valid = np.isfinite(image)
     if valid.all():
@@ -233,7 +249,7 @@ def fill_masked(image: np.ndarray, background: np.ndarray) -> np.ndarray:
     known = np.where(valid, image, 0.0).astype(np.float64)
     total = ndimage.uniform_filter(known, box, mode="constant")
     bridged = np.divide(total, share, out=np.zeros_like(total), where=share >= 0.5)
-    level = np.broadcast_to(background.reshape(1, 1, -1), image.shape)
+    level = np.broadcast_to(background_level(image).reshape(1, 1, -1), image.shape)
     return np.where(valid, image, np.where(share >= 0.5, bridged, level)).astype(np.float32)
 
 
@@ -263,62 +279,15 @@ def resample(
     return full
 
 
-def level_and_scale(image: np.ndarray, preparation: Preparation) -> tuple[np.ndarray, np.ndarray]:
-    """Level and noise of an image (height, width, band), each (band,) float32, for `stretch`.
-
-    Per band the median and 1.4826 times the median absolute deviation, and no less noise than a
-    256th of what the 99.5th percentile (or, in an emptier picture, the maximum) rises above the
-    level: the sky of an eight-bit picture is clipped to black and has no deviation at all. Both
-    scale with the flux, so that the stretched image does not depend on its unit. 0 and 1 for the
-    stretch `none`.
-    """
-    bands = image.shape[-1]
-    if preparation.stretch == "none":
-        return np.zeros(bands, np.float32), np.ones(bands, np.float32)
-    # Sorting once is several times faster than NumPy's percentiles.
-    ordered = np.sort(image.reshape(-1, bands).T, axis=1)
-    level = _middle(ordered)
-    noise = _SIGMA_PER_MAD * _middle(np.sort(np.abs(ordered - level[:, np.newaxis]), axis=1))
-    bright = ordered[:, round(0.995 * (ordered.shape[1] - 1))] - level
-    height = np.where(bright > 0, bright, ordered[:, -1] - level)
-    scale = np.maximum(noise, NOISE_FLOOR * height)
-    return level.astype(np.float32), np.where(scale > 0, scale, 1.0).astype(np.float32)
-
-
-def _middle(ordered: np.ndarray) -> np.ndarray:
-    """(band,): the medians of sorted rows (band, pixel)."""
-    count = ordered.shape[1]
-    return (ordered[:, (count - 1) // 2] + ordered[:, count // 2]) / 2
-
-
-def stretch(
-    images: ArrayLike, level: ArrayLike, scale: ArrayLike, preparation: Preparation
-) -> jax.Array:
-    """Stretched and normalised images (batch, S, S, band) float32, from the same shape.
-
-    `asinh`: arcsinh((image - level) / (softening * scale)), which is linear in the noise and
-    logarithmic in the bright cores, after Lupton et al. 2004 (PASP 116, 133); then, as for
-    `none`, (x - mean) / std per band. `level` and `scale`: (batch, band), of `level_and_scale`.
-    """
-    x = jnp.asarray(images, jnp.float32)
-    level, scale = jnp.asarray(level), jnp.asarray(scale)
-    if preparation.stretch == "asinh":
-        signal = (x - level[:, None, None, :]) / scale[:, None, None, :]
-        x = jnp.arcsinh(signal / preparation.softening)
-    mean = jnp.asarray(preparation.mean, jnp.float32).reshape(1, 1, 1, -1)
-    std = jnp.asarray(preparation.std, jnp.float32).reshape(1, 1, 1, -1)
-    return (x - mean) / std
-
-
 def _crop(image: np.ndarray, size: int, background: np.ndarray) -> np.ndarray:
     """(size, size, band): the centre of the image, padded with the background level."""
     result = np.broadcast_to(background.reshape(1, 1, -1), (size, size, image.shape[2])).copy()
-    (rows, to_rows), (columns, to_columns) = (_centred(n, size) for n in image.shape[:2])
+    (rows, to_rows), (columns, to_columns) = (centred(n, size) for n in image.shape[:2])
     result[to_rows, to_columns] = image[rows, columns]
     return result
 
 
-def _centred(length: int, size: int) -> tuple[slice, slice]:
+def centred(length: int, size: int) -> tuple[slice, slice]:
     """The part of an axis to take and where to put it, both about the centre."""
     common = min(length, size)
     start, place = (length - common) // 2, (size - common) // 2
@@ -353,3 +322,17 @@ def _weights(length: int, size: int, ratio: float) -> tuple[int, sparse.csr_arra
     weights = np.maximum(0.0, 1.0 - distance)
     total = weights.sum(axis=1, keepdims=True)
     return first, sparse.csr_array((weights / np.maximum(total, 1e-12)).astype(np.float32))
+
+
+def dense_weights(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of `resample` as two matrices, (row inside, height) and (column inside, width).
+
+    Rows times image times columns transposed is what the grid holds inside.
+    """
+    made = []
+    for length, inside in zip(geometry.shape, geometry.inside, strict=True):
+        first, weights = _weights(length, geometry.size, geometry.ratio)
+        whole = np.zeros((geometry.size, length), np.float32)
+        whole[:, first : first + weights.shape[1]] = weights.toarray()
+        made.append(whole[inside])
+    return made[0], made[1]

@@ -179,6 +179,25 @@ def masked(pixels: np.ndarray) -> np.ndarray:
     return plane
 
 
+def perhaps_masked(images: np.ndarray) -> np.ndarray:
+    """(n,) bool of images (n, height, width, band): False where `masked` would find nothing.
+
+    That is where all values are finite and none is the lowest or the highest of its band twice.
+    """
+    count, height, width, bands = images.shape
+    if images.dtype.kind != "f":
+        return np.zeros(count, bool)
+    # Rows of the image are reduced first: their pixels lie side by side.
+    lines = images.reshape(count, height, width * bands)
+    found = ~np.isfinite(lines).all(axis=(1, 2))
+    for extreme in (np.minimum, np.maximum):
+        of_band = extreme.reduce(extreme.reduce(lines, 1).reshape(count, width, bands), 1)
+        equal = lines == np.tile(of_band, width)[:, np.newaxis]
+        # Where they are finite each band has its extreme once at least.
+        found |= np.array([np.count_nonzero(image) for image in equal]) > bands
+    return found
+
+
 def _check_file(path: str | Path) -> None:
     try:
         status = os.stat(path)

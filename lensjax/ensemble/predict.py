@@ -8,22 +8,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import ArrayLike
 
-from lensjax.data.preprocess import Preparation, stretch
+from lensjax.data import on_device
+from lensjax.data.on_device import Inputs
 from lensjax.ensemble.fuse import Fusion, Knowledge, Scores, fuse
 from lensjax.ensemble.stack import Ensemble, Group, member_keys
 
 Precision = Literal["float32", "bfloat16"]
-
-
-class Inputs(NamedTuple):
-    """A batch on its way to the device: per preparation, images (batch, S, S, band) float32 as
-    fitted, and the level and scale (batch, band) of their stretch."""
-
-    images: tuple[ArrayLike, ...]
-    level: tuple[ArrayLike, ...]
-    scale: tuple[ArrayLike, ...]
 
 
 class Weights(NamedTuple):
@@ -58,7 +49,7 @@ def ensemble_step(
 
     @jax.jit
     def step(weights: Weights, inputs: Inputs) -> Scores:
-        prepared = _prepare(ensemble.preparations, inputs, precision)
+        prepared = _prepare(inputs, precision)
         logits, start = [], 0
         for group, state in zip(ensemble.groups, weights.states, strict=True):
             keys = weights.keys[start : start + group.members]
@@ -84,7 +75,7 @@ def one_by_one_step(
     @functools.partial(jax.jit, static_argnums=0)
     def one_pass(index: int, state: Any, inputs: Inputs, key: Array) -> Array:
         group = ensemble.groups[index]
-        images = _prepare(ensemble.preparations, inputs, precision)[group.preparation]
+        images = _prepare(inputs, precision)[group.preparation]
         return _member_logits(group, images, samples, state, key[None])[0]
 
     fuse_all = jax.jit(fuse, static_argnums=2)
@@ -102,15 +93,10 @@ def one_by_one_step(
     return step
 
 
-def _prepare(
-    preparations: tuple[Preparation, ...], inputs: Inputs, precision: Precision
-) -> list[Array]:
+def _prepare(inputs: Inputs, precision: Precision) -> list[Array]:
     """Returns, per preparation, the stretched and normalised images (batch, S, S, band)."""
     with jax.named_scope("preprocess"):
-        return [
-            stretch(images, level, scale, preparation).astype(precision)
-            for preparation, images, level, scale in zip(preparations, *inputs, strict=True)
-        ]
+        return [images.astype(precision) for images in on_device.prepare(inputs)]
 
 
 def _member_logits(group: Group, images: Array, samples: int, state: Any, keys: Array) -> Array:

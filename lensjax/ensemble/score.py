@@ -11,7 +11,7 @@ from lensjax.data import loader
 from lensjax.data.catalog import Source
 from lensjax.data.preprocess import Fit
 from lensjax.ensemble.fuse import Scores
-from lensjax.ensemble.predict import Inputs, Step, Weights
+from lensjax.ensemble.predict import Step, Weights
 from lensjax.ensemble.stack import Ensemble
 from lensjax.resume import Columns, PartialScores
 
@@ -48,7 +48,7 @@ def score(
 
     def launch(batch: loader.Batch) -> tuple[loader.Batch, Scores]:
         began = time.perf_counter()
-        scores = step(weights, Inputs(batch.images, batch.level, batch.scale))
+        scores = step(weights, batch.inputs)
         launch_seconds.append(time.perf_counter() - began)
         return batch, scores
 

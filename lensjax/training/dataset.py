@@ -3,13 +3,14 @@
 import dataclasses
 from dataclasses import dataclass
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from lensjax import runtime
 from lensjax.data import loader
 from lensjax.data.catalog import Source
-from lensjax.data.preprocess import Preparation, stretch
+from lensjax.data.on_device import View, seen
+from lensjax.data.preprocess import Preparation
 from lensjax.data.splits import held_back
 from lensjax.errors import UsageError
 
@@ -18,10 +19,11 @@ READING_BATCH = 256
 
 @dataclass(frozen=True)
 class Labelled:
-    """Prepared cutouts: `arrays` holds images (n, S, S, band) float32, level and scale (n, band),
-    and label (n,) float32; `id` and `group` (n,) say which objects they are."""
+    """Cutouts as they travel to the device: `arrays` holds images (n, height, width, band) and
+    `inside` (n, 4) of the canvas that `view` is taken of, and label (n,) float32; `id` and `group`
+    (n,) say which objects they are."""
 
-    preparation: Preparation
+    view: View
     arrays: dict[str, np.ndarray]
     id: np.ndarray
     group: np.ndarray
@@ -29,10 +31,14 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.id)
 
+    @property
+    def preparation(self) -> Preparation:
+        return self.view.preparation
+
     def take(self, rows: np.ndarray) -> "Labelled":
         """Returns the chosen rows, by index or mask."""
         arrays = {name: values[rows] for name, values in self.arrays.items()}
-        return Labelled(self.preparation, arrays, self.id[rows], self.group[rows])
+        return Labelled(self.view, arrays, self.id[rows], self.group[rows])
 
 
 def read_labelled(source: Source, preparation: Preparation, fit: str) -> Labelled:
@@ -45,16 +51,18 @@ def read_labelled(source: Source, preparation: Preparation, fit: str) -> Labelle
     with runtime.progress("reading", len(source), "cutouts") as advance:
         for batch in loader.batches(source, (preparation,), how=fit, batch_size=READING_BATCH):
             kept = np.flatnonzero(batch.readable[: batch.count])
-            columns = (batch.images[0], batch.level[0], batch.scale[0], batch.rows)
+            columns = (batch.inputs.images[0], batch.inputs.inside[0], batch.rows)
             parts.append(tuple(values[kept] for values in columns))
             advance(batch.count)
-    images, level, scale, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
-    arrays = {"images": images, "level": level, "scale": scale, "label": label[rows]}
+    images, inside, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
+    arrays = {"images": images, "inside": inside, "label": label[rows]}
     ids = np.asarray(source.table["id"])[rows]
     grouped = "group" in source.table.colnames
     group = np.asarray(source.table["group"])[rows] if grouped else ids
-    data = Labelled(preparation, arrays, ids, group).take(np.isin(arrays["label"], (0.0, 1.0)))
-    return dataclasses.replace(data, preparation=measure_normalisation(data))
+    (view,) = loader.layout(source, (preparation,), fit).views
+    data = Labelled(view, arrays, ids, group).take(np.isin(arrays["label"], (0.0, 1.0)))
+    measured = dataclasses.replace(view, preparation=measure_normalisation(data))
+    return dataclasses.replace(data, view=measured)
 
 
 def split(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
@@ -75,10 +83,9 @@ def measure_normalisation(data: Labelled) -> Preparation:
     stretched pixels, over at most 1024 cutouts."""
     bands = len(data.preparation.bands)
     plain = data.preparation.normalised((0.0,) * bands, (1.0,) * bands)
-    images, level, scale = (
-        jnp.asarray(data.arrays[name][:1024]) for name in ("images", "level", "scale")
-    )
-    stretched = np.asarray(stretch(images, level, scale, plain), np.float64)
+    view = dataclasses.replace(data.view, preparation=plain)
+    images, inside = (data.arrays[name][:1024] for name in ("images", "inside"))
+    stretched = np.asarray(jax.jit(seen, static_argnums=0)(view, images, inside), np.float64)
     mean, std = stretched.mean((0, 1, 2)), np.maximum(stretched.std((0, 1, 2)), 1e-6)
     return plain.normalised(mean, std)
 

@@ -6,27 +6,24 @@ has seen flux alone takes the stretch for structure.
 
 import dataclasses
 
+import jax
 import numpy as np
 
-from lensjax.data.preprocess import level_and_scale
+from lensjax.data.on_device import level_and_noise
 from lensjax.training.dataset import Labelled
 
 
 def with_pictures(data: Labelled, seed: int) -> Labelled:
     """Returns `data` followed by a colour picture of each of its cutouts, its settings drawn."""
     rng = np.random.default_rng(seed)
-    arrays = data.arrays
-    pictures = np.stack(
-        [
-            as_picture(image, level, scale, rng)
-            for image, level, scale in zip(
-                arrays["images"], arrays["level"], arrays["scale"], strict=True
-            )
-        ]
-    )
-    level, scale = zip(*(level_and_scale(p, data.preparation) for p in pictures), strict=True)
-    added = {"images": pictures, "level": np.stack(level), "scale": np.stack(scale)}
-    added["label"] = arrays["label"]
+    measure, arrays = jax.jit(level_and_noise), data.arrays
+
+    def picture(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        level, noise = measure(image[np.newaxis], inside[np.newaxis])
+        return as_picture(image, np.asarray(level[0]), np.asarray(noise[0]), rng)
+
+    pictures = np.stack(list(map(picture, arrays["images"], arrays["inside"])))
+    added = arrays | {"images": pictures}
     return dataclasses.replace(
         data,
         arrays={name: np.concatenate([values, added[name]]) for name, values in arrays.items()},

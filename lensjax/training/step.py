@@ -10,7 +10,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from lensjax.data.preprocess import Preparation, stretch
+from lensjax.data.on_device import View, seen
 from lensjax.training.objective import binary_loss
 
 
@@ -24,12 +24,11 @@ class TrainState(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """A training batch: fitted images (batch, S, S, band), their level and scale (batch, band),
-    and labels (batch,) float32."""
+    """A training batch: images and `inside` of a canvas, as `on_device.seen` takes them, and
+    labels (batch,) float32."""
 
     images: ArrayLike
-    level: ArrayLike
-    scale: ArrayLike
+    inside: ArrayLike
     label: ArrayLike
 
 
@@ -57,15 +56,14 @@ def decayed(params: Any) -> Any:
 def train_step(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
-    preparation: Preparation,
+    view: View,
     smoothing: float,
 ) -> Callable[[TrainState, Examples, Array], tuple[TrainState, Array]]:
     """Returns the jitted step (state, examples, key) -> (state, loss); `key` is the run's own."""
 
     def step(state: TrainState, examples: Examples, key: Array) -> tuple[TrainState, Array]:
         orient, drop = jax.random.split(jax.random.fold_in(key, state.step))
-        images = stretch(examples.images, examples.level, examples.scale, preparation)
-        images = random_orientation(orient, images)
+        images = random_orientation(orient, seen(view, examples.images, examples.inside))
 
         def objective(params: Any) -> tuple[Array, Any]:
             model = nnx.merge(graph, params, state.statistics, copy=True)
@@ -81,15 +79,13 @@ def train_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def validation_step(
-    graph: nnx.GraphDef, preparation: Preparation
-) -> Callable[[TrainState, Examples], Array]:
+def validation_step(graph: nnx.GraphDef, view: View) -> Callable[[TrainState, Examples], Array]:
     """Returns the jitted function from (state, examples) to logits (batch,), dropout off."""
 
     @jax.jit
     def step(state: TrainState, examples: Examples) -> Array:
         model = nnx.merge(graph, state.params, state.statistics)
-        return model(stretch(examples.images, examples.level, examples.scale, preparation))
+        return model(seen(view, examples.images, examples.inside))
 
     return step
 

@@ -76,8 +76,8 @@ def train_member(
         warmup_steps=max(1, round(recipe.warmup * steps)),
     )
     state = TrainState(params, statistics, optimizer.init(params), jnp.zeros((), jnp.int32))
-    step = train_step(graph, optimizer, training.preparation, recipe.label_smoothing)
-    validate = validation_step(graph, training.preparation)
+    step = train_step(graph, optimizer, training.view, recipe.label_smoothing)
+    validate = validation_step(graph, training.view)
     key = jax.random.fold_in(root, 1)
     batches = iter(loader.shuffled(training.arrays, recipe.batch_size, seed))
     best_loss, best, best_logits = math.inf, None, np.zeros(len(validation))

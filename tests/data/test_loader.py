@@ -2,13 +2,16 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from astropy.io import fits
 
 from lensjax.data.catalog import open_source
-from lensjax.data.loader import batches, shuffled
-from lensjax.data.preprocess import Preparation, fit, level_and_scale
+from lensjax.data.loader import batches, layout, shuffled
+from lensjax.data.on_device import Layout, prepare
+from lensjax.data.preprocess import Preparation, fill_masked, fit, geometry
+from lensjax.data.readers import masked
 from lensjax.errors import UsageError
 
 rng = np.random.default_rng(3)
@@ -34,6 +37,9 @@ def folder(tmp_path_factory):
 PREPARATIONS = [preparation(8), preparation(16, ("r",), 0.3)]
 
 
+look = jax.jit(prepare)
+
+
 def everything(source, **options):
     defaults = {"how": "auto", "batch_size": 4, "threads": 2}
     return list(batches(source, PREPARATIONS, **{**defaults, **options}))
@@ -42,11 +48,9 @@ def everything(source, **options):
 def assert_same(one, other):
     for field in dataclasses.fields(one):
         a, b = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(a, tuple) and isinstance(a[0], np.ndarray):
-            for x, y in zip(a, b, strict=True):
-                np.testing.assert_array_equal(x, y)
-        else:
-            np.testing.assert_array_equal(a, b)
+        assert jax.tree.structure(a) == jax.tree.structure(b)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_array_equal(x, y)
 
 
 def test_full_batches_in_order_with_padding_and_reasons(folder):
@@ -60,12 +64,14 @@ def test_full_batches_in_order_with_padding_and_reasons(folder):
     reasons = [reason for batch in made for reason in batch.reasons]
     assert [bool(reason) for reason in reasons] == [row in (3, 10) for row in range(12)]
     for batch in made:
-        assert [image.shape for image in batch.images] == [(4, 8, 8, 2), (4, 16, 16, 1)]
-        assert [level.shape for level in batch.level] == [(4, 2), (4, 1)]
-        for array in (*batch.images, *batch.level, *batch.scale):
+        images, inside = batch.inputs.images, batch.inputs.inside
+        assert [canvas.shape for canvas in images] == [(4, 8, 8, 2), (4, 16, 16, 1)]
+        assert [edges.shape for edges in inside] == [(4, 4), (4, 4)]
+        for array in images:
             assert array.dtype == np.float32 and np.isfinite(array).all()
-        assert all((scale > 0).all() for scale in batch.scale)
-        np.testing.assert_array_equal(batch.images[0][~batch.readable], 0.0)
+            np.testing.assert_array_equal(array[~batch.readable], 0.0)
+        for array, canvas in zip(look(batch.inputs), images, strict=True):
+            assert array.shape == canvas.shape and np.isfinite(array).all()
     assert made[0].masked.tolist() == [1, 1, 1, 0]
     assert made[0].actions == (
         ["cropped", "cropped", "cropped", ""],
@@ -77,12 +83,11 @@ def test_each_preparation_gets_its_bands(folder):
     source = open_source(folder, needed=("g", "r"), pixel_scale=0.2)
     batch = everything(source)[1]
     cutout = source[5]
-    only_red = dataclasses.replace(cutout, image=cutout.image[..., 1:])
-    fitted = fit(only_red, PREPARATIONS[1], "auto")
-    np.testing.assert_array_equal(batch.images[1][1], fitted.image)
-    level, scale = level_and_scale(fitted.image[fitted.inside], PREPARATIONS[1])
-    np.testing.assert_array_equal(batch.level[1][1], level)
-    np.testing.assert_array_equal(batch.scale[1][1], scale)
+    made = geometry(cutout.image.shape[:2], cutout.pixel_scale, PREPARATIONS[1])
+    np.testing.assert_array_equal(batch.inputs.images[1][1], fit(cutout.image[..., 1:], made))
+    rows, columns = made.inside
+    edges = [rows.start, rows.stop, columns.start, columns.stop]
+    np.testing.assert_array_equal(batch.inputs.inside[1][1], edges)
 
 
 @pytest.mark.parametrize("threads", [0, 1, 5, None])
@@ -114,14 +119,129 @@ def test_places_from_the_table_come_before_those_of_the_file(tmp_path):
     np.testing.assert_allclose(batch.dec, [2.5, -5.0, 8.0, np.nan])
 
 
-def test_noise_is_measured_on_the_sky_and_not_on_padding(tmp_path):
-    images = rng.normal(5.0, 2.0, size=(1, 20, 20, 1)).astype(np.float32)
-    np.savez(tmp_path / "a.npz", images=images)
-    source = open_source(tmp_path / "a.npz", needed=("g",), pixel_scale=0.2)
-    (batch,) = batches(source, [preparation(64, ("g",))], how="auto", batch_size=1)
-    assert batch.actions == (["padded"],)
-    level, scale = level_and_scale(images[0], preparation(64, ("g",)))
-    np.testing.assert_array_equal((batch.level[0][0], batch.scale[0][0]), (level, scale))
+def test_members_of_one_grid_share_what_travels(folder):
+    source = open_source(folder, needed=("g", "r"), pixel_scale=0.2)
+    brighter = PREPARATIONS[0].normalised((1.0, 2.0), (3.0, 4.0))
+    batch = next(batches(source, [*PREPARATIONS, brighter], how="auto", batch_size=4))
+    assert len(batch.inputs.images) == 2 and batch.actions[2] == batch.actions[0]
+    first, _, third = look(batch.inputs)
+    np.testing.assert_allclose(third, (np.asarray(first) - [1.0, 2.0]) / [3.0, 4.0], atol=1e-6)
+
+
+# --- stacks, which travel as they are ---
+
+
+def saved(path, images, **beside):
+    np.savez(path / "a.npz", images=images, bands=["g", "r", "i"], **beside)
+    return open_source(path / "a.npz", needed=("g", "r", "i"), pixel_scale=0.2)
+
+
+def as_files(path, images):
+    """The same cutouts as a source of files, which the host fits."""
+    (path / "files").mkdir()
+    for row, image in enumerate(images):
+        np.save(path / "files" / f"{row:03d}.npy", image)
+    return open_source(path / "files", needed=("g", "r", "i"), pixel_scale=0.2)
+
+
+def sky(dtype, count=9, shape=(20, 26)):
+    images = np.random.default_rng(5).normal(60, 20, (count, *shape, 3))
+    images[:, 8:12, 11:15] += 120
+    whole = np.round(images.clip(1, 250)) if np.dtype(dtype).kind in "iu" else images
+    return whole.astype(dtype)
+
+
+VIEWS = [
+    preparation(16, ("g", "r")),
+    preparation(16, ("r", "g", "i"), 0.31),
+    preparation(24, ("i",), None),
+    preparation(40, ("g", "r", "i")),
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "how"),
+    [("uint8", "auto"), ("float16", "crop"), ("float32", "resize"), (">i2", "auto")]
+    + [("float64", "auto"), (">i4", "crop")],
+)
+def test_a_stack_travels_once_and_looks_as_its_cutouts_in_files(tmp_path, dtype, how):
+    images = sky(dtype)
+    stack, files = saved(tmp_path, images), as_files(tmp_path, images)
+    narrow = dtype if np.dtype(dtype).itemsize <= 2 else "float32"
+    pairs = zip(
+        batches(stack, VIEWS, how=how, batch_size=4),
+        batches(files, VIEWS, how=how, batch_size=4),
+        strict=True,
+    )
+    for whole, fitted in pairs:
+        assert [(i.shape, i.dtype) for i in whole.inputs.images] == [((4, 20, 26, 3), narrow)]
+        assert len(fitted.inputs.images) == 4 and whole.actions == fitted.actions
+        for one, other in zip(look(whole.inputs), look(fitted.inputs), strict=True):
+            np.testing.assert_allclose(one, other, atol=2e-4)
+
+
+def test_masks_of_a_stack_are_those_of_its_cutouts(tmp_path):
+    images = sky("float32", 12)
+    images[1, 3, 4] = np.nan
+    images[2, :, :5, 0] = -9999.0
+    images[3, 10, 10, 1] = np.inf
+    images[4] = np.nan
+    images[5, ..., 2] = np.nan
+    images[6, 2, 2:4] = images[6].min((0, 1))  # the lowest value twice is no mask by itself
+    images[7, 0, 0] = 1e6  # nor is an outlier
+    stack, files = saved(tmp_path, images), as_files(tmp_path, images)
+    (whole,) = batches(stack, VIEWS, how="auto", batch_size=13)
+    (fitted,) = batches(files, VIEWS, how="auto", batch_size=13)
+    assert whole.reasons[4] == "no valid pixel" and whole.readable.sum() == 11
+    for name in ("rows", "readable", "reasons", "masked", "actions"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(fitted, name))
+    assert whole.masked.tolist()[:6] == [0, 3, 100, 1, 0, 520]
+    for row in (0, 1, 2, 3, 5, 6, 7):
+        planes = [masked(images[row, ..., band]) for band in range(3)]
+        expected = fill_masked(np.stack(planes, -1))
+        np.testing.assert_array_equal(whole.inputs.images[0][row], expected)
+    np.testing.assert_array_equal(whole.inputs.images[0][[4, 12]], 0.0)
+    for one, other in zip(look(whole.inputs), look(fitted.inputs), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4)
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_a_stack_is_taken_up_at_any_row(tmp_path, threads):
+    source = saved(tmp_path, sky("uint8"), ra=np.arange(9.0), dec=np.arange(9.0))
+    made = list(batches(source, VIEWS, how="auto", batch_size=4, start=3, threads=threads))
+    assert [batch.count for batch in made] == [4, 2]
+    assert [row for batch in made for row in batch.rows] == [*range(3, 9), -1, -1]
+    np.testing.assert_array_equal(made[1].ra, [7, 8, np.nan, np.nan])
+    np.testing.assert_array_equal(made[1].inputs.images[0][:2], sky("uint8")[7:])
+    assert made[1].readable.tolist() == [True, True, False, False]
+
+
+def test_the_layout_is_known_before_the_first_batch(tmp_path, folder):
+    for source in (saved(tmp_path, sky("uint8")), open_source(folder, needed=("g", "r", "i"))):
+        views = VIEWS if "stack" in source.description else [VIEWS[0]]
+        known = layout(source, views, "auto")
+        batch = next(batches(source, views, how="auto", batch_size=4))
+        assert isinstance(known, Layout)
+        assert jax.tree.structure(known.blank(4)) == jax.tree.structure(batch.inputs)
+        for one, other in zip(
+            jax.tree.leaves(known.blank(4)), jax.tree.leaves(batch.inputs), strict=True
+        ):
+            assert (one.shape, one.dtype) == (other.shape, other.dtype)
+
+
+def test_the_host_fits_what_would_travel_for_nothing(tmp_path):
+    source = saved(tmp_path, sky("float32", 3, (90, 90)))
+    small, large = preparation(16, ("g", "r", "i")), preparation(64, ("g", "r", "i"))
+    assert layout(source, [small], "crop").canvases[0].shape == (16, 16, 3)
+    assert layout(source, [small, large], "crop").canvases[0].shape == (90, 90, 3)
+
+
+def test_a_stack_that_cannot_be_fitted_is_rejected_row_by_row(tmp_path):
+    np.savez(tmp_path / "a.npz", images=sky("uint8", 3))
+    source = open_source(tmp_path / "a.npz", needed=("g", "r", "i"))
+    (batch,) = batches(source, VIEWS[:2], how="resample", batch_size=4)
+    assert not batch.readable.any() and batch.count == 3
+    assert ["pixel scale not known" in reason for reason in batch.reasons] == [True] * 3 + [False]
 
 
 def test_a_member_of_other_bands_is_refused(folder):

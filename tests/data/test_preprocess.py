@@ -1,4 +1,4 @@
-"""Geometry against jax.image and closed forms, brightness against its invariances."""
+"""Geometry against jax.image and closed forms; masks; what is joined and what is refused."""
 
 import json
 
@@ -14,12 +14,11 @@ from lensjax.data.preprocess import (
     background_level,
     fill_masked,
     fit,
+    geometry,
     join,
-    level_and_scale,
     resample,
-    stretch,
 )
-from lensjax.data.readers import Cutout, Plane, Sky, Unreadable
+from lensjax.data.readers import Plane, Sky, Unreadable
 from lensjax.errors import UsageError
 
 rng = np.random.default_rng(1)
@@ -28,6 +27,12 @@ rng = np.random.default_rng(1)
 def preparation(size=16, scale=0.2, bands=("g", "r"), stretch="asinh", mean=0.0, std=1.0):
     count = len(bands)
     return Preparation(bands, size, scale, stretch, 3.0, (mean,) * count, (std,) * count)
+
+
+def fitted(image, scale, prepared, how="auto"):
+    """The image on the grid of a member, and how it came there."""
+    made = geometry(image.shape[:2], scale, prepared, how)
+    return fit(image, made), made
 
 
 def noise(height, width, bands=2):
@@ -103,14 +108,11 @@ def test_a_uniform_sky_keeps_its_brightness(shape, size, ratio, sky):
 def test_the_same_grid_is_cut_and_padded_without_interpolation(height, width, tight):
     image = noise(height, width)
     size = min(height, width) if tight else 24
-    result = fit(Cutout(image, 0.2), preparation(size), "auto")
-    rows, columns = result.inside
-    assert set(np.unique(result.image[result.inside])) <= set(np.unique(image))
-    assert rows.stop - rows.start == min(height, size)
+    result, made = fitted(image, 0.2, preparation(size))
+    rows, _ = made.inside
+    assert made.ratio == 1.0 and rows.stop - rows.start == min(height, size)
     top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
-    np.testing.assert_array_equal(
-        result.image[result.inside], image[top : top + size, left : left + size]
-    )
+    np.testing.assert_array_equal(result[made.inside], image[top : top + size, left : left + size])
 
 
 def test_what_was_done_is_said():
@@ -126,22 +128,22 @@ def test_what_was_done_is_said():
         (8, 0.4, "crop", "cropped"),
         (16, 0.4, "crop", "as is"),
     ]:
-        result = fit(Cutout(image, 0.2), preparation(size, scale), how)
-        assert (result.action, result.image.shape) == (action, (size, size, 2))
-    assert fit(Cutout(image, None), preparation(8, 0.2), "auto").action == "resized"
+        result, made = fitted(image, 0.2, preparation(size, scale), how)
+        assert (made.action, result.shape) == (action, (size, size, 2))
+    assert geometry((16, 16), None, preparation(8, 0.2)).action == "resized"
 
 
 def test_nearly_the_same_scale_is_not_interpolated():
     image = noise(16, 16)
-    result = fit(Cutout(image, 0.2 * (1 + 1e-4)), preparation(16, 0.2), "auto")
-    np.testing.assert_array_equal(result.image, image)
+    result, _ = fitted(image, 0.2 * (1 + 1e-4), preparation(16, 0.2))
+    np.testing.assert_array_equal(result, image)
 
 
 @pytest.mark.parametrize("scale", [0.1, 0.2, 0.5])
 def test_flux_and_centre_of_a_galaxy_survive_resampling(scale):
     image = gaussian(101, 0.1, 1.2)
     size = round(10.1 / scale)
-    result = fit(Cutout(image, 0.1), preparation(size, scale, ("g",)), "auto").image[..., 0]
+    result = fitted(image, 0.1, preparation(size, scale, ("g",)))[0][..., 0]
     assert result.sum() * scale**2 == pytest.approx(1.0, rel=2e-3)
     offset = (np.arange(size) - (size - 1) / 2) * scale
     assert abs((result.sum(axis=0) * offset).sum() / result.sum()) < 1e-4
@@ -154,13 +156,11 @@ def test_the_outside_is_background_and_is_told_apart():
     image = noise(10, 10) + np.array([5.0, -5.0], np.float32).reshape(1, 1, 2)
     level = background_level(image)
     for how, scale in (("crop", None), ("resample", 0.4)):
-        result = fit(Cutout(image, 0.2), preparation(20, scale), how)
+        result, made = fitted(image, 0.2, preparation(20, scale), how)
         outside = np.ones((20, 20), bool)
-        outside[result.inside] = False
-        assert outside.any() and not outside[10, 10]
-        np.testing.assert_array_equal(
-            result.image[outside], np.broadcast_to(level, (outside.sum(), 2))
-        )
+        outside[made.inside] = False
+        assert made.pads and outside.any() and not outside[10, 10]
+        np.testing.assert_array_equal(result[outside], np.broadcast_to(level, (outside.sum(), 2)))
 
 
 def test_a_huge_cutout_is_read_only_where_it_is_seen():
@@ -172,7 +172,7 @@ def test_a_huge_cutout_is_read_only_where_it_is_seen():
 
 def test_sides_of_unequal_length_keep_the_shape_of_a_galaxy():
     image = gaussian(41, 0.2, 0.8)[:, 5:-5]
-    result = fit(Cutout(image), preparation(20, None, ("g",)), "auto").image[..., 0]
+    result = fitted(image, None, preparation(20, None, ("g",)))[0][..., 0]
     np.testing.assert_allclose(result, result.T, atol=1e-4)
 
 
@@ -181,13 +181,13 @@ def test_masked_pixels_are_bridged_or_set_to_the_background():
     spoilt = image.copy()
     spoilt[16, 14] = spoilt[3, 3] = np.nan
     spoilt[:, 25:] = np.nan
-    filled = fill_masked(spoilt, background_level(spoilt))
+    filled = fill_masked(spoilt)
     assert np.isfinite(filled).all()
     np.testing.assert_array_equal(filled[np.isfinite(spoilt)], spoilt[np.isfinite(spoilt)])
     assert filled[16, 14, 0] == pytest.approx(image[16, 14, 0], rel=0.01)
     np.testing.assert_allclose(filled[:, 28:], 3.0, atol=0.01)
     whole = noise(4, 4)
-    assert fill_masked(whole, background_level(whole)) is whole
+    assert fill_masked(whole) is whole
 
 
 def test_background_of_bands_with_few_valid_pixels():
@@ -208,7 +208,7 @@ def test_background_of_bands_with_few_valid_pixels():
 )
 def test_what_cannot_be_fitted(how, cutout_scale, scale, error):
     with pytest.raises(error):
-        fit(Cutout(noise(8, 8), cutout_scale), preparation(8, scale), how)
+        geometry((8, 8), cutout_scale, preparation(8, scale), how)
 
 
 def test_bands_of_different_grids_are_joined_on_the_finest():
@@ -230,63 +230,3 @@ def test_bands_of_different_size_and_unknown_scale_are_refused():
         join([Plane(np.zeros((5, 6), np.float32)), Plane(np.zeros((7, 7), np.float32))])
     with pytest.raises(Unreadable, match="no valid pixel"):
         join([Plane(np.full((3, 3), np.nan, np.float32))] * 2)
-
-
-def stretched(image, prepared):
-    level, scale = level_and_scale(image, prepared)
-    assert level.dtype == scale.dtype == np.float32
-    return np.asarray(stretch(image[None], level[None], scale[None], prepared))[0]
-
-
-def test_level_and_scale_of_normal_noise():
-    image = np.stack([rng.normal(5, 2, (200, 200)), rng.normal(-1, 0.1, (200, 200))], axis=-1)
-    level, scale = level_and_scale(image.astype(np.float32), preparation())
-    np.testing.assert_allclose(level, [5.0, -1.0], atol=0.05)
-    np.testing.assert_allclose(scale, [2.0, 0.1], rtol=0.03)
-
-
-def test_stretch_against_its_formula():
-    image = noise(12, 12) * 4 + 100
-    prepared = preparation(mean=0.3, std=2.0)
-    median = np.median(image.astype(np.float64), axis=(0, 1), keepdims=True)
-    sigma = 1.4826 * np.median(abs(image - median), axis=(0, 1), keepdims=True)
-    expected = (np.arcsinh((image - median) / (3.0 * sigma)) - 0.3) / 2.0
-    np.testing.assert_allclose(stretched(image, prepared), expected, atol=2e-5)
-
-
-def test_no_stretch_leaves_pixels_to_the_normalisation():
-    image = noise(6, 6)
-    prepared = preparation(stretch="none", mean=1.0, std=2.0)
-    np.testing.assert_allclose(stretched(image, prepared), (image - 1) / 2, rtol=1e-6)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.floats(-14, 9), st.floats(-3, 3))
-def test_the_unit_of_flux_does_not_matter(exponent, sky):
-    image = noise(16, 16) + np.float32(sky)
-    image[6:10, 6:10] += 50
-    factor = np.float32(10.0**exponent)
-    np.testing.assert_allclose(
-        stretched(image * factor, preparation()), stretched(image, preparation()), atol=1e-4
-    )
-
-
-@pytest.mark.parametrize("picture", ["clipped", "point", "flat"])
-def test_a_sky_without_noise_gives_finite_contrast(picture):
-    image = np.zeros((32, 32, 2), np.float32)
-    if picture == "clipped":
-        image[10:20, 10:20] = 255.0
-    elif picture == "point":
-        image[16, 16] = 255.0
-    result = stretched(image, preparation())
-    assert np.isfinite(result).all()
-    assert result.max() == pytest.approx(0 if picture == "flat" else np.arcsinh(256 / 3), rel=1e-5)
-    np.testing.assert_array_equal(result, stretched(image * 2, preparation()))
-
-
-def test_stretch_compiles_without_implicit_broadcasts():
-    prepared = preparation()
-    with jax.numpy_rank_promotion("raise"):
-        jitted = jax.jit(lambda images, level, scale: stretch(images, level, scale, prepared))
-        result = jitted(jnp.ones((3, 16, 16, 2)), jnp.zeros((3, 2)), jnp.ones((3, 2)))
-    assert result.shape == (3, 16, 16, 2) and result.dtype == jnp.float32

@@ -6,13 +6,16 @@ import pytest
 from flax import nnx
 
 from lensjax.checkpoint import Member, nnx_state
-from lensjax.data.preprocess import stretch
+from lensjax.data import loader
+from lensjax.data.catalog import open_source
+from lensjax.data.on_device import Inputs, View, seen
+from lensjax.data.preprocess import geometry
 from lensjax.ensemble import predict
-from lensjax.ensemble.predict import Inputs
 from lensjax.ensemble.stack import member_keys, stack
 from tests.ensemble.members import PREPARATION, random_member
 
 SAMPLES, SEED = 3, 11
+VIEW = View(PREPARATION, 0, (0, 1), geometry((32, 32), None, PREPARATION))
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +30,8 @@ def members() -> dict[str, Member]:
 def inputs(count: int) -> Inputs:
     rng = np.random.default_rng(3)
     images = rng.normal(5.0, 2.0, (count, 32, 32, 2)).astype(np.float32)
-    level = np.full((count, 2), 5.0, np.float32)
-    scale = rng.uniform(0.5, 2.0, (count, 2)).astype(np.float32)
-    return Inputs((images,), (level,), (scale,))
+    inside = np.tile(np.array([0, 32, 2, 30], np.int32), (count, 1))
+    return Inputs((images,), (inside,), (VIEW,))
 
 
 def rows(batch: Inputs, chosen: np.ndarray) -> Inputs:
@@ -51,7 +53,7 @@ def plain_model(member: Member) -> nnx.Module:
 def looped_logits(member: Member, identity: np.ndarray, batch: Inputs) -> np.ndarray:
     """Returns logits (sample, batch) of one member from single-cutout passes of the plain model."""
     graph, state = nnx.split(plain_model(member))
-    images = stretch(batch.images[0], batch.level[0], batch.scale[0], PREPARATION)
+    images = seen(VIEW, batch.images[0], batch.inside[0])
     keys = member_keys(identity[None], SEED, SAMPLES)[0]
 
     @jax.jit
@@ -107,7 +109,7 @@ def test_one_sample_has_no_dropout(members):
     batch = inputs(4)
     _, one = scores({"a": members["vit_s16"]}, batch, samples=1)
     model = plain_model(members["vit_s16"])
-    images = stretch(batch.images[0], batch.level[0], batch.scale[0], PREPARATION)
+    images = seen(VIEW, batch.images[0], batch.inside[0])
     np.testing.assert_allclose(one.member_logits[0], model(images), atol=1e-5)
     np.testing.assert_allclose(one.logit_std, 0.0, atol=1e-6)
 
@@ -142,3 +144,31 @@ def test_bfloat16_stays_near_float32(members):
         found.append(np.asarray(step(weights, batch).logit))
     np.testing.assert_allclose(found[1], found[0], atol=0.15)
     assert np.abs(found[1] - found[0]).max() > 0
+
+
+def test_pixels_of_eight_bits_score_as_the_same_in_float32(members):
+    narrow = np.random.default_rng(4).integers(0, 256, (4, 44, 50, 3)).astype(np.uint8)
+    view = View(PREPARATION, 0, (2, 0), geometry((44, 50), 0.16, PREPARATION))
+    inside = np.tile(np.array([0, 44, 0, 50], np.int32), (4, 1))
+    found = [
+        scores(members, Inputs((images,), (inside,), (view,)))[1]
+        for images in (narrow, narrow.astype(np.float32))
+    ]
+    for name, values in found[0]._asdict().items():
+        np.testing.assert_array_equal(getattr(found[1], name), values, err_msg=name)
+
+
+def test_a_cutout_scores_alike_from_a_stack_and_from_a_file(members, tmp_path):
+    images = np.random.default_rng(6).normal(9.0, 2.0, (3, 50, 41, 2)).astype(np.float32)
+    images[1, 5, 6] = np.nan
+    np.save(tmp_path / "stack.npy", images)
+    (tmp_path / "files").mkdir()
+    for row, image in enumerate(images):
+        np.save(tmp_path / "files" / f"{row}.npy", image)
+    found = []
+    for path, shape in (("stack.npy", (50, 41)), ("files", (32, 32))):
+        source = open_source(tmp_path / path, needed=("g", "r"), pixel_scale=0.13)
+        (batch,) = loader.batches(source, (PREPARATION,), how="auto", batch_size=3)
+        assert batch.inputs.images[0].shape == (3, *shape, 2)
+        found.append(scores(members, batch.inputs)[1])
+    np.testing.assert_allclose(found[0].member_logits, found[1].member_logits, atol=1e-4)

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from lensjax.data.preprocess import level_and_scale
 from lensjax.training.pictures import as_picture, with_pictures
 from tests.training.test_trainer import blobs
 
@@ -45,12 +44,19 @@ def test_each_cutout_is_followed_by_its_picture():
     data = blobs(12)
     both = with_pictures(data, seed=0)
     assert len(both) == 24
-    for name in ("label", "images", "level", "scale"):
+    for name in ("label", "images", "inside"):
         np.testing.assert_array_equal(both.arrays[name][:12], data.arrays[name])
     np.testing.assert_array_equal(both.arrays["label"][12:], data.arrays["label"])
     np.testing.assert_array_equal(both.group[12:], data.group)
     shown = both.arrays["images"][12:]
-    level, scale = level_and_scale(shown[3], data.preparation)
-    np.testing.assert_array_equal(both.arrays["level"][15], level)
-    np.testing.assert_array_equal(both.arrays["scale"][15], scale)
+    np.testing.assert_array_equal(both.arrays["inside"][12:], data.arrays["inside"])
+    pixels = np.median(data.arrays["images"][3])
+    noise = 1.4826 * np.median(np.abs(data.arrays["images"][3] - pixels))
+    rng = np.random.default_rng(0)
+    for image in data.arrays["images"][:3]:
+        as_picture(image, pixels, noise, rng)  # each draws its settings from the same source
+    one = np.full(1, noise)
+    np.testing.assert_allclose(
+        shown[3], as_picture(data.arrays["images"][3], np.full(1, pixels), one, rng), atol=1
+    )
     np.testing.assert_array_equal(with_pictures(data, seed=0).arrays["images"][12:], shown)

@@ -9,7 +9,8 @@ import optax
 import pytest
 from flax import nnx
 
-from lensjax.data.preprocess import Preparation
+from lensjax.data.on_device import View
+from lensjax.data.preprocess import Preparation, geometry
 from lensjax.errors import LensjaxError, UsageError
 from lensjax.training import step as steps
 from lensjax.training import trainer
@@ -26,6 +27,7 @@ PREPARATION = Preparation(
     mean=(0.0,),
     std=(1.0,),
 )
+VIEW = View(PREPARATION, 0, (0,), geometry((16, 16), None, PREPARATION))
 
 
 def blobs(count: int) -> Labelled:
@@ -36,11 +38,10 @@ def blobs(count: int) -> Labelled:
     images[label == 1, 6:10, 6:10] += 2.0
     arrays = {
         "images": images,
-        "level": np.zeros((count, 1), np.float32),
-        "scale": np.ones((count, 1), np.float32),
+        "inside": np.tile(np.array([0, 16, 0, 16], np.int32), (count, 1)),
         "label": label,
     }
-    return Labelled(PREPARATION, arrays, np.arange(count), np.arange(count) // 2)
+    return Labelled(VIEW, arrays, np.arange(count), np.arange(count) // 2)
 
 
 @pytest.fixture(scope="module")

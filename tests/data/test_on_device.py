@@ -1,0 +1,255 @@
+"""The step's view of a batch against NumPy: order statistics, geometry, brightness."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from lensjax.data.on_device import (
+    Canvas,
+    Layout,
+    View,
+    background_level,
+    level_and_noise,
+    on_grid,
+    order_statistics,
+    prepare,
+    seen,
+)
+from lensjax.data.preprocess import Preparation, fit, geometry
+from lensjax.data.preprocess import background_level as background_on_host
+
+rng = np.random.default_rng(1)
+
+
+def preparation(size=16, scale=0.2, bands=("g", "r"), stretch="asinh", mean=0.0, std=1.0):
+    count = len(bands)
+    return Preparation(bands, size, scale, stretch, 3.0, (mean,) * count, (std,) * count)
+
+
+def noise(*shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+
+def view_of(prepared, shape, scale=0.2, how="auto", channels=(0, 1)):
+    return View(prepared, 0, channels, geometry(shape, scale, prepared, how))
+
+
+def all_sky(count, height, width):
+    return np.tile(np.array([0, height, 0, width], np.int32), (count, 1))
+
+
+# --- order statistics ---
+
+finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
+some_twice = st.one_of(finite, st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38, -3e38]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(arrays.arrays(np.float32, (3, 41), elements=some_twice), st.integers(0, 40))
+def test_order_statistics_are_those_of_sorted_rows(rows, rank):
+    ranks = np.array([[0, rank], [rank, 40], [rank, rank]], np.int32)
+    found = jax.jit(order_statistics)(rows, ranks)
+    np.testing.assert_array_equal(found, np.take_along_axis(np.sort(rows, 1), ranks, 1))
+
+
+@pytest.mark.parametrize("length", [1, 2, 64, 100, 2048, 2049, 4096, 10201])
+def test_order_statistics_of_rows_of_any_length(length):
+    rows = noise(5, length) * 10.0 ** rng.integers(-20, 20, (5, 1)).astype(np.float32)
+    ranks = rng.integers(0, length, (5, 3)).astype(np.int32)
+    found = jax.jit(order_statistics)(rows, ranks)
+    np.testing.assert_array_equal(found, np.take_along_axis(np.sort(rows, 1), ranks, 1))
+
+
+def test_order_statistics_under_vmap_and_shard_map():
+    rows, ranks = noise(2, 4, 30), rng.integers(0, 30, (2, 4, 2)).astype(np.int32)
+    expected = np.take_along_axis(np.sort(rows, -1), ranks, -1)
+    np.testing.assert_array_equal(jax.vmap(order_statistics)(rows, ranks), expected)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    sharded = jax.shard_map(order_statistics, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    np.testing.assert_array_equal(jax.jit(sharded)(rows[0], ranks[0]), expected[0])
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_what_the_step_prepares_lowers_for_every_platform(platform):
+    prepared = preparation(20)
+    view = view_of(prepared, (31, 14))
+    images = jax.ShapeDtypeStruct((3, 31, 14, 2), np.uint8)
+    inside = jax.ShapeDtypeStruct((3, 4), np.int32)
+    lowered = jax.jit(seen, static_argnums=0).trace(view, images, inside)
+    assert lowered.lower(lowering_platforms=(platform,)).out_info.shape == (3, 20, 20, 2)
+
+
+# --- geometry ---
+
+SHAPES = [(16, 16), (24, 24), (23, 40), (40, 23), (9, 12), (12, 40), (15, 16)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("how", "scale"),
+    [("crop", None), ("resize", None), ("auto", 0.2), ("auto", 0.11), ("auto", 0.5)],
+)
+def test_the_step_fits_as_the_host_does(shape, how, scale):
+    images = noise(3, *shape, 2) * 20 + 100
+    made = geometry(shape, 0.2, preparation(16, scale), how)
+    view = View(preparation(16, scale), 0, (0, 1), made)
+    found, inside = jax.jit(on_grid, static_argnums=0)(view, images, all_sky(3, *shape))
+    expected = np.stack([fit(image, made) for image in images])
+    if made.ratio == 1.0:
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-4)
+    edges = [edge for axis in made.inside for edge in (axis.start, axis.stop)]
+    np.testing.assert_array_equal(inside, [edges] * 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 9), (16, 16), (31, 50)])
+def test_the_background_is_that_of_the_host(shape):
+    images = noise(4, *shape, 3)
+    expected = [background_on_host(image) for image in images]
+    np.testing.assert_array_equal(background_level(jnp.asarray(images)), expected)
+
+
+def test_channels_are_taken_by_the_view():
+    images, prepared = noise(2, 16, 16, 3), preparation(stretch="none")
+    view = view_of(prepared, (16, 16), channels=(2, 0))
+    found = seen(view, images, all_sky(2, 16, 16))
+    np.testing.assert_array_equal(found, images[..., [2, 0]])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float16, bool])
+def test_the_type_in_which_pixels_travel_changes_nothing(dtype):
+    images = (noise(2, 24, 24, 2) * 30 + 60).clip(0, 255).astype(dtype)
+    wide = images.astype(np.float32)
+    for size, how in ((16, "resize"), (30, "crop"), (24, "crop")):
+        view, inside = view_of(preparation(size), (24, 24), how=how), all_sky(2, 24, 24)
+        look = jax.jit(seen, static_argnums=0)
+        np.testing.assert_array_equal(look(view, images, inside), look(view, wide, inside))
+
+
+def test_one_canvas_serves_several_preparations():
+    canvas = Canvas((24, 24, 2), "uint8")
+    views = tuple(view_of(preparation(size), (24, 24), how="resize") for size in (16, 24, 40))
+    layout = Layout((canvas,), views)
+    blank = layout.blank(3)
+    assert canvas.nbytes == 24 * 24 * 2 and blank.images[0].dtype == np.uint8
+    found = jax.jit(prepare)(blank)
+    assert [images.shape for images in found] == [(3, s, s, 2) for s in (16, 24, 40)]
+    assert all(np.isfinite(images).all() for images in found)
+    leaves = jax.tree.leaves(blank)
+    assert all(leaf.shape[0] == 3 for leaf in leaves) and len(leaves) == 2
+
+
+# --- brightness ---
+
+
+def measured(images, inside=None):
+    images = np.asarray(images)
+    inside = all_sky(len(images), *images.shape[1:3]) if inside is None else inside
+    return [np.asarray(values) for values in jax.jit(level_and_noise)(images, inside)]
+
+
+def sorted_level_and_noise(image):
+    """Level and noise of an image (height, width, band), by sorting in NumPy."""
+    pixels = np.sort(image.reshape(-1, image.shape[-1]).T, axis=1)
+    level = np.median(pixels, axis=1)
+    noise = 1.4826 * np.median(np.abs(pixels - level[:, None]), axis=1)
+    bright = pixels[:, (199 * (pixels.shape[1] - 1) + 100) // 200] - level
+    rise = np.where(bright > 0, bright, pixels[:, -1] - level)
+    scale = np.maximum(noise, rise / 256)
+    return level, np.where(scale > 0, scale, 1.0)
+
+
+@pytest.mark.parametrize("picture", ["noise", "grey levels", "tiny", "flat"])
+def test_level_and_noise_are_those_of_the_sorted_sky(picture):
+    images = noise(6, 21, 30, 2)
+    images[0, 4:9, 4:9] += 80
+    if picture == "grey levels":
+        images = np.round(images * 3)
+    images = {"tiny": images * np.float32(1e-14), "flat": np.full_like(images, 3)}.get(
+        picture, images
+    )
+    inside = np.stack(
+        [rng.integers(0, 8, 6), rng.integers(10, 22, 6), rng.integers(0, 8, 6), np.full(6, 30)], 1
+    ).astype(np.int32)
+    # Whatever lies outside is not looked at.
+    for image, (top, bottom, left, right) in zip(images, inside, strict=True):
+        sky = image[top:bottom, left:right].copy()
+        image[:] = 1e6
+        image[top:bottom, left:right] = sky
+    level, scale = measured(images, inside)
+    for row, (top, bottom, left, right) in enumerate(inside):
+        expected = sorted_level_and_noise(images[row, top:bottom, left:right])
+        np.testing.assert_array_equal(level[row], expected[0])
+        np.testing.assert_allclose(scale[row], expected[1], rtol=1e-7)
+
+
+def stretched(image, prepared):
+    view = view_of(prepared, image.shape[:2])
+    return np.asarray(
+        jax.jit(seen, static_argnums=0)(view, image[None], all_sky(1, *image.shape[:2]))
+    )[0]
+
+
+def test_level_and_noise_of_normal_noise():
+    image = np.stack([rng.normal(5, 2, (200, 200)), rng.normal(-1, 0.1, (200, 200))], axis=-1)
+    level, scale = measured(image.astype(np.float32)[None])
+    np.testing.assert_allclose(level[0], [5.0, -1.0], atol=0.05)
+    np.testing.assert_allclose(scale[0], [2.0, 0.1], rtol=0.03)
+
+
+def test_stretch_against_its_formula():
+    image = noise(12, 12, 2) * 4 + 100
+    prepared = preparation(12, mean=0.3, std=2.0)
+    median = np.median(image.astype(np.float64), axis=(0, 1), keepdims=True)
+    sigma = 1.4826 * np.median(abs(image - median), axis=(0, 1), keepdims=True)
+    expected = (np.arcsinh((image - median) / (3.0 * sigma)) - 0.3) / 2.0
+    np.testing.assert_allclose(stretched(image, prepared), expected, atol=2e-5)
+
+
+def test_no_stretch_leaves_pixels_to_the_normalisation():
+    image = noise(6, 6, 2)
+    prepared = preparation(6, stretch="none", mean=1.0, std=2.0)
+    np.testing.assert_allclose(stretched(image, prepared), (image - 1) / 2, rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(-14, 9), st.floats(-3, 3))
+def test_the_unit_of_flux_does_not_matter(exponent, sky):
+    image = noise(16, 16, 2) + np.float32(sky)
+    image[6:10, 6:10] += 50
+    factor = np.float32(10.0**exponent)
+    np.testing.assert_allclose(
+        stretched(image * factor, preparation()), stretched(image, preparation()), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("picture", ["clipped", "point", "flat"])
+def test_a_sky_without_noise_gives_finite_contrast(picture):
+    image = np.zeros((32, 32, 2), np.float32)
+    if picture == "clipped":
+        image[10:20, 10:20] = 255.0
+    elif picture == "point":
+        image[16, 16] = 255.0
+    result = stretched(image, preparation(32))
+    assert np.isfinite(result).all()
+    assert result.max() == pytest.approx(0 if picture == "flat" else np.arcsinh(256 / 3), rel=1e-5)
+    np.testing.assert_array_equal(result, stretched(image * 2, preparation(32)))
+
+
+def test_preparations_that_differ_in_brightness_share_the_work():
+    view = view_of(preparation(16), (24, 24), how="resize")
+    other = dataclasses.replace(view, preparation=preparation(16, mean=1.0, std=2.0))
+    inputs = [
+        Layout((Canvas((24, 24, 2), "float32"),), views).blank(4)
+        for views in ((view,), (view, other))
+    ]
+    one, both = (jax.jit(prepare).lower(batch).compile().as_text() for batch in inputs)
+    assert both.count(" while(") == one.count(" while(") > 0
