@@ -151,7 +151,7 @@ def test_pixels_of_eight_bits_score_as_the_same_in_float32(members):
     view = View(PREPARATION, 0, (2, 0), geometry((44, 50), 0.16, PREPARATION))
     inside = np.tile(np.array([0, 44, 0, 50], np.int32), (4, 1))
     found = [
-        scores(members, Inputs((images,), (inside,), (view,)))[1]
+        scores({"a": members["vit_s16"]}, Inputs((images,), (inside,), (view,)))[1]
         for images in (narrow, narrow.astype(np.float32))
     ]
     for name, values in found[0]._asdict().items():
@@ -170,5 +170,5 @@ def test_a_cutout_scores_alike_from_a_stack_and_from_a_file(members, tmp_path):
         source = open_source(tmp_path / path, needed=("g", "r"), pixel_scale=0.13)
         (batch,) = loader.batches(source, (PREPARATION,), how="auto", batch_size=3)
         assert batch.inputs.images[0].shape == (3, *shape, 2)
-        found.append(scores(members, batch.inputs)[1])
+        found.append(scores({"a": members["vit_s16"]}, batch.inputs)[1])
     np.testing.assert_allclose(found[0].member_logits, found[1].member_logits, atol=1e-4)
