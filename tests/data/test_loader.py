@@ -9,7 +9,7 @@ from astropy.io import fits
 
 from lensjax.data.catalog import open_source
 from lensjax.data.loader import batches, layout, shuffled
-from lensjax.data.on_device import Layout, prepare
+from lensjax.data.on_device import prepare
 from lensjax.data.preprocess import Preparation, fill_masked, fit, geometry
 from lensjax.data.readers import masked
 from lensjax.errors import UsageError
@@ -217,15 +217,12 @@ def test_a_stack_is_taken_up_at_any_row(tmp_path, threads):
 
 
 def test_the_layout_is_known_before_the_first_batch(tmp_path, folder):
-    for source in (saved(tmp_path, sky("uint8")), open_source(folder, needed=("g", "r", "i"))):
-        views = VIEWS if "stack" in source.description else [VIEWS[0]]
-        known = layout(source, views, "auto")
+    stack, files = saved(tmp_path, sky("uint8")), open_source(folder, needed=("g", "r"))
+    for source, views in ((stack, VIEWS), (files, PREPARATIONS)):
+        known = layout(source, views, "auto").blank(4)
         batch = next(batches(source, views, how="auto", batch_size=4))
-        assert isinstance(known, Layout)
-        assert jax.tree.structure(known.blank(4)) == jax.tree.structure(batch.inputs)
-        for one, other in zip(
-            jax.tree.leaves(known.blank(4)), jax.tree.leaves(batch.inputs), strict=True
-        ):
+        assert jax.tree.structure(known) == jax.tree.structure(batch.inputs)
+        for one, other in zip(jax.tree.leaves(known), jax.tree.leaves(batch.inputs), strict=True):
             assert (one.shape, one.dtype) == (other.shape, other.dtype)
 
 
