@@ -3,12 +3,16 @@
 The layers are torchvision's, with any number of bands, any image size and one logit.
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 
 from lensjax.models.conv import Conv
 from lensjax.models.head import Head
+from lensjax.models.norm import BatchNorm
 
 
 class ConvNorm(nnx.Module):
@@ -25,7 +29,7 @@ class ConvNorm(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.conv = Conv(inputs, outputs, size, stride=stride, rngs=rngs)
-        self.norm = nnx.BatchNorm(
+        self.norm = BatchNorm(
             outputs,
             momentum=0.9,
             epsilon=1e-5,
@@ -34,7 +38,7 @@ class ConvNorm(nnx.Module):
         )
 
     def __call__(self, images: Array, *, train: bool) -> Array:
-        return self.norm(self.conv(images), use_running_average=not train)
+        return self.norm(self.conv(images), train=train)
 
 
 class Stem(nnx.Module):
@@ -44,8 +48,7 @@ class Stem(nnx.Module):
         self.entry = ConvNorm(bands, 64, 7, stride=2, rngs=rngs)
 
     def __call__(self, images: Array, *, train: bool) -> Array:
-        # The maximum and the rectifier commute; this way round the rectifier has a quarter to do.
-        return nnx.relu(max_pool(self.entry(images, train=train)))
+        return max_pool(nnx.relu(self.entry(images, train=train)))
 
 
 class Block(nnx.Module):
@@ -66,7 +69,7 @@ class Block(nnx.Module):
         residual = self.second(nnx.relu(self.first(images, train=train)), train=train)
         if self.shortcut is not None:
             images = self.shortcut(images, train=train)
-        return nnx.relu(images + residual)
+        return _relu_of_sum(images, residual)
 
 
 class Stage(nnx.Module):
@@ -116,16 +119,62 @@ class ResNet(nnx.Module):
         return self.head(features.mean(axis=(1, 2)), rngs=rngs)
 
 
+def _relu_of_sum(a: Array, b: Array) -> Array:
+    """Returns max(a + b, 0), value and gradient.
+
+    Written with two arrays in its last operation: XLA computes such a result once and keeps it. A
+    last operation on one array it repeats in whatever uses the result, back through all blocks.
+    """
+    return jnp.where(b > -a, b, -a) + a
+
+
 def max_pool(images: Array) -> Array:
     """Returns the maxima (N, ceil(H/2), ceil(W/2), C) over 3x3 windows, stride 2, padding 1.
 
-    Written as maxima of strided slices, one axis after the other: on the CPU the forward pass is
-    up to 5 times faster than `reduce_window` and the gradient 4 to 7 times than its scatter.
+    The gradient goes to the first of equal maxima along each axis. On the CPU this is up to 5 times
+    faster than `reduce_window`, and its gradient 10 times faster than the scatter.
     """
-    for axis in (1, 2):
-        padding = [(1, 1) if a == axis else (0, 0) for a in range(4)]
-        padded = jnp.moveaxis(jnp.pad(images, padding, constant_values=-jnp.inf), axis, 0)
-        windows = (images.shape[axis] + 1) // 2
-        first, second, third = (padded[i : i + 2 * windows - 1 : 2] for i in range(3))
-        images = jnp.moveaxis(jnp.maximum(jnp.maximum(first, second), third), 0, axis)
-    return images
+    return _pool(_pool(images, 2), 1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _pool(images: Array, axis: int) -> Array:
+    """Returns the maxima of three neighbours at every second pixel along `axis`."""
+    before, centre, after = _neighbours(images, axis)
+    return jnp.maximum(jnp.maximum(before, centre), after)
+
+
+def _pool_forward(images: Array, axis: int) -> tuple[Array, Array]:
+    return _pool(images, axis), images
+
+
+def _pool_backward(axis: int, images: Array, cotangent: Array) -> tuple[Array]:
+    """Returns the gradient, even and odd pixels each as one expression: XLA fuses all of it."""
+    before, centre, after = _neighbours(images, axis)
+    from_before = (before >= centre) & (before >= after)
+    from_after = (after > before) & (after > centre)
+    zero = jnp.zeros((), cotangent.dtype)
+    even = jnp.where(from_before | from_after, zero, cotangent)
+    # An odd pixel comes after one even pixel and before the next.
+    to_previous = jnp.where(from_before, cotangent, zero)
+    padding = [(0, 1) if a == axis else (0, 0) for a in range(4)]
+    shifted = lax.slice_in_dim(jnp.pad(to_previous, padding), 1, None, axis=axis)
+    odd = jnp.where(from_after, cotangent, zero) + shifted
+    both = jnp.stack([even, odd], axis=axis + 1)
+    shape = [2 * n if a == axis else n for a, n in enumerate(cotangent.shape)]
+    return (lax.slice_in_dim(both.reshape(shape), 0, images.shape[axis], axis=axis),)
+
+
+_pool.defvjp(_pool_forward, _pool_backward)
+
+
+def _neighbours(images: Array, axis: int) -> tuple[Array, Array, Array]:
+    """Returns the pixels before, at and after every second pixel along `axis`."""
+    windows = (images.shape[axis] + 1) // 2
+    behind = 2 * windows - images.shape[axis]
+    padding = [(1, behind) if a == axis else (0, 0) for a in range(4)]
+    padded = jnp.pad(images, padding, constant_values=-jnp.inf)
+    first, second, third = (
+        lax.slice_in_dim(padded, i, i + 2 * windows - 1, 2, axis) for i in range(3)
+    )
+    return first, second, third

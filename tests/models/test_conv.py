@@ -1,6 +1,7 @@
 """`conv2d` against XLA's own convolution, under every transformation that the models use."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -156,6 +157,13 @@ def test_no_grouped_convolution_on_the_cpu(size, convolutions):
     text = jax.jit(members).lower(images, kernels).as_text()
     assert text.count("stablehlo.convolution") == convolutions
     assert "feature_group_count = 3" not in text
+
+
+def test_convolutions_take_the_fast_path_of_the_cpu():
+    """Neither YNN, nor the naive loop that every other convolution becomes."""
+    images, kernel = operands((16, 3, 1, 1), ((), ()), jnp.float32)
+    text = jax.jit(partial(conv2d, stride=1, padding=1)).lower(images, kernel).compile().as_text()
+    assert " convolution(" in text and "__ynn_fusion" not in text
 
 
 def test_accelerators_get_one_convolution_for_all_members():

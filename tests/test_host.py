@@ -1,0 +1,50 @@
+"""What the process is told before JAX starts."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+
+
+def in_a_new_process(code: str, **environment: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return result.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, f"{FLAG}-individual_convolution"),
+        ({"XLA_FLAGS": "--xla_dump_to=d"}, f"--xla_dump_to=d {FLAG}-individual_convolution"),
+        ({"XLA_FLAGS": f"{FLAG}eltwise"}, f"{FLAG}eltwise"),
+    ],
+)
+def test_importing_the_package_chooses_the_convolutions_unless_the_user_has(given, expected):
+    assert (
+        in_a_new_process("import lensjax, os; print(os.environ['XLA_FLAGS'])", **given) == expected
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts page faults of glibc")
+def test_memory_freed_is_used_again_without_page_faults():
+    code = """
+import numpy, resource, lensjax.host as host
+host.keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    numpy.ones(30_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first = faults()
+print(first, faults())
+"""
+    first, second = map(int, in_a_new_process(code).split())
+    assert first > 10_000 and second < first / 100
