@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import jax
 import numpy as np
 from astropy.table import Table
 
@@ -16,7 +17,7 @@ from lensjax.checkpoint import MemberInfo
 from lensjax.commands import demo
 from lensjax.data.catalog import Source, open_source
 from lensjax.data.preprocess import Fit
-from lensjax.ensemble import predict
+from lensjax.ensemble import placement, predict
 from lensjax.ensemble.fuse import Fusion
 from lensjax.ensemble.predict import Precision
 from lensjax.ensemble.score import Timing, score
@@ -54,6 +55,9 @@ class InferConfig:
     fusion: Annotated[Fusion, "how members become one score"] = "stacked"
     precision: Annotated[Precision, "of the networks' arithmetic"] = "float32"
     batch_parallel: Annotated[bool, "all members and samples in one step, not one by one"] = True
+    member_shards: Annotated[
+        int, "share the weights among so many devices; the others share the cutouts"
+    ] = 1
     seed: Annotated[int, "seed of the dropout masks"] = 0
     resume: Annotated[bool, "go on where a killed run of the same settings stopped"] = True
     top: Annotated[int, "candidates in the mosaic and the report"] = 48
@@ -140,15 +144,23 @@ def _score(
     options: InferConfig, ensemble: Ensemble, source: Source, parts: PartialScores
 ) -> Timing:
     """Adds the scores of the cutouts that `parts` does not have yet, and returns the Timing."""
+    mesh = placement.mesh_of(jax.local_devices(), options.member_shards)
     weights = predict.place_weights(
-        ensemble, seed=options.seed, samples=options.mc_samples, precision=options.precision
+        ensemble, mesh, seed=options.seed, samples=options.mc_samples, precision=options.precision
     )
     make = predict.ensemble_step if options.batch_parallel else predict.one_by_one_step
     step = make(
-        ensemble, samples=options.mc_samples, fusion=options.fusion, precision=options.precision
+        ensemble,
+        mesh,
+        samples=options.mc_samples,
+        fusion=options.fusion,
+        precision=options.precision,
     )
+    batch_size = placement.divisible(options.batch_size, mesh)
+    if batch_size != options.batch_size:
+        print(f"batches of {batch_size} cutouts, so that {mesh.size} devices can share them")
     return score(
-        step, weights, ensemble, source, parts, how=options.fit, batch_size=options.batch_size
+        step, weights, mesh, ensemble, source, parts, how=options.fit, batch_size=batch_size
     )
 
 
@@ -228,9 +240,13 @@ def draw(
 
 def _check(options: InferConfig) -> None:
     """Raises UsageError for numbers that make no sense."""
-    for name in ("batch_size", "mc_samples", "top"):
+    for name in ("batch_size", "mc_samples", "member_shards", "top"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
+    if options.member_shards > 1 and not options.batch_parallel:
+        raise UsageError(
+            "--member-shards shares members that run together: drop --no-batch-parallel"
+        )
 
 
 def _all_bands(infos: Mapping[str, MemberInfo]) -> tuple[str, ...]:

@@ -6,11 +6,14 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh, NamedSharding
 
 from lensjax.data import on_device
 from lensjax.data.on_device import Inputs
+from lensjax.ensemble import placement
 from lensjax.ensemble.fuse import Fusion, Knowledge, Scores, fuse
 from lensjax.ensemble.stack import Ensemble, Group, member_keys
 
@@ -18,46 +21,65 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class Weights(NamedTuple):
-    """Everything that stays on the device for the run."""
+    """Everything that stays on the devices for the run; `states` and `keys` (member, sample) have
+    one entry a group."""
 
     states: tuple[Any, ...]
-    keys: Array
+    keys: tuple[Array, ...]
     knowledge: Knowledge
 
 
 Step = Callable[[Weights, Inputs], Scores]
 
 
-def place_weights(ensemble: Ensemble, *, seed: int, samples: int, precision: Precision) -> Weights:
-    """Returns the weights of `ensemble` on the device, in the precision of the computation."""
-
-    def cast(leaf: Any) -> Array:
-        return jnp.asarray(leaf, precision)
-
+def place_weights(
+    ensemble: Ensemble, mesh: Mesh, *, seed: int, samples: int, precision: Precision
+) -> Weights:
+    """Returns the weights of `ensemble` on the devices, in the precision of the computation."""
+    dtype = jnp.dtype(precision)
     keys = member_keys(ensemble.identities, seed, samples)
-    return Weights(jax.tree.map(cast, ensemble.states), keys, ensemble.knowledge)
+    states, keys_of_groups, start = [], [], 0
+    for group, state in zip(ensemble.groups, ensemble.states, strict=True):
+        place = NamedSharding(mesh, placement.weights_spec(group.members, mesh))
+        # Rounded on the host, so that no device ever holds more than its part.
+        rounded = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype, copy=False), state)
+        states.append(jax.device_put(rounded, place))
+        keys_of_groups.append(jax.device_put(keys[start : start + group.members], place))
+        start += group.members
+    everywhere = NamedSharding(mesh, placement.EVERYWHERE)
+    knowledge = jax.device_put(ensemble.knowledge, everywhere)
+    return Weights(tuple(states), tuple(keys_of_groups), knowledge)
 
 
 def ensemble_step(
-    ensemble: Ensemble, *, samples: int, fusion: Fusion, precision: Precision
+    ensemble: Ensemble, mesh: Mesh, *, samples: int, fusion: Fusion, precision: Precision
 ) -> Step:
     """Returns the jitted step in which all members and samples see a batch together.
 
     Members are a vmapped axis, dropout keys a second one inside it; what does not depend on the
-    key is computed once. With one sample dropout is off.
+    key is computed once. With one sample dropout is off. Each device of `mesh` does its part, see
+    `placement`.
     """
+
+    def all_logits(states: tuple, keys: tuple[Array, ...], inputs: Inputs) -> tuple[Array, ...]:
+        prepared = _prepare(inputs, precision)
+        logits = []
+        for group, state, group_keys in zip(ensemble.groups, states, keys, strict=True):
+            with jax.named_scope(f"member/{group.architecture}"):
+                images = placement.own_part(prepared[group.preparation], group.members, mesh)
+                of_member = functools.partial(_member_logits, group, images, samples)
+                logits.append(jax.vmap(of_member)(state, group_keys))
+        return tuple(logits)
+
+    in_groups = tuple(placement.weights_spec(group.members, mesh) for group in ensemble.groups)
+    out_groups = tuple(placement.logits_spec(group.members, mesh) for group in ensemble.groups)
+    on_mesh = placement.shard_map(
+        all_logits, mesh, (in_groups, in_groups, placement.BY_CUTOUT), out_groups
+    )
 
     @jax.jit
     def step(weights: Weights, inputs: Inputs) -> Scores:
-        prepared = _prepare(inputs, precision)
-        logits, start = [], 0
-        for group, state in zip(ensemble.groups, weights.states, strict=True):
-            keys = weights.keys[start : start + group.members]
-            start += group.members
-            with jax.named_scope(f"member/{group.architecture}"):
-                images = prepared[group.preparation]
-                of_member = functools.partial(_member_logits, group, images, samples)
-                logits.append(jax.vmap(of_member)(state, keys))
+        logits = on_mesh(weights.states, weights.keys, inputs)
         with jax.named_scope("fuse"):
             return fuse(jnp.concatenate(logits), weights.knowledge, fusion)
 
@@ -65,30 +87,48 @@ def ensemble_step(
 
 
 def one_by_one_step(
-    ensemble: Ensemble, *, samples: int, fusion: Fusion, precision: Precision
+    ensemble: Ensemble, mesh: Mesh, *, samples: int, fusion: Fusion, precision: Precision
 ) -> Step:
     """Returns a step that walks the members one by one, each sample a full pass of its own.
 
-    The way of older systems, kept to compare with: the scores are those of `ensemble_step`.
+    The way of older systems, kept to compare with: the scores are those of `ensemble_step`. The
+    weights must be whole on each device of `mesh`.
     """
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def one_pass(index: int, state: Any, inputs: Inputs, key: Array) -> Array:
-        group = ensemble.groups[index]
-        images = _prepare(inputs, precision)[group.preparation]
-        return _member_logits(group, images, samples, state, key[None])[0]
+    @jax.jit
+    def apart(weights: Weights) -> list[list[tuple[Any, list[Array]]]]:
+        return [
+            [
+                (jax.tree.map(lambda leaf, place=place: leaf[place], state), list(keys[place]))
+                for place in range(group.members)
+            ]
+            for group, state, keys in zip(
+                ensemble.groups, weights.states, weights.keys, strict=True
+            )
+        ]
 
-    fuse_all = jax.jit(fuse, static_argnums=2)
+    @functools.partial(jax.jit, static_argnums=0)
+    def one_pass(index: int, state: Any, key: Array, inputs: Inputs) -> Array:
+        def logits(state: Any, key: Array, inputs: Inputs) -> Array:
+            group = ensemble.groups[index]
+            images = _prepare(inputs, precision)[group.preparation]
+            return _member_logits(group, images, samples, state, key[None])[0]
+
+        in_specs = (placement.EVERYWHERE, placement.EVERYWHERE, placement.BY_CUTOUT)
+        on_mesh = placement.shard_map(logits, mesh, in_specs, placement.BY_CUTOUT)
+        return on_mesh(state, key, inputs)
+
+    @jax.jit
+    def fuse_all(logits: list[list[Array]], knowledge: Knowledge) -> Scores:
+        return fuse(jnp.array(logits), knowledge, fusion)
 
     def step(weights: Weights, inputs: Inputs) -> Scores:
-        logits, member = [], 0
-        for index, group in enumerate(ensemble.groups):
-            for place in range(group.members):
-                state = jax.tree.map(lambda leaf, place=place: leaf[place], weights.states[index])
-                passes = [one_pass(index, state, inputs, key) for key in weights.keys[member]]
-                logits.append(jnp.stack(passes))
-                member += 1
-        return fuse_all(jnp.stack(logits), weights.knowledge, fusion)
+        logits = [
+            [one_pass(index, state, key, inputs) for key in keys]
+            for index, members in enumerate(apart(weights))
+            for state, keys in members
+        ]
+        return fuse_all(logits, weights.knowledge)
 
     return step
 

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from lensjax import runtime
 from lensjax.data import loader
 from lensjax.data.catalog import Source
 from lensjax.data.preprocess import Fit
+from lensjax.ensemble import placement
 from lensjax.ensemble.fuse import Scores
 from lensjax.ensemble.predict import Step, Weights
 from lensjax.ensemble.stack import Ensemble
@@ -28,6 +30,7 @@ class Timing:
 def score(
     step: Step,
     weights: Weights,
+    mesh: Mesh,
     ensemble: Ensemble,
     source: Source,
     parts: PartialScores,
@@ -37,8 +40,9 @@ def score(
 ) -> Timing:
     """Adds the scores of the cutouts that `parts` does not have yet, and returns the Timing.
 
-    The scores of a batch are fetched while the next one computes.
+    The scores of a batch are fetched when the next one is on the devices and under way.
     """
+    on_devices = NamedSharding(mesh, placement.BY_CUTOUT)
     start = parts.rows
     batches = loader.batches(
         source, ensemble.preparations, how=how, batch_size=batch_size, start=start
@@ -48,7 +52,7 @@ def score(
 
     def launch(batch: loader.Batch) -> tuple[loader.Batch, Scores]:
         began = time.perf_counter()
-        scores = step(weights, batch.inputs)
+        scores = step(weights, jax.device_put(batch.inputs, on_devices))
         launch_seconds.append(time.perf_counter() - began)
         return batch, scores
 

@@ -10,12 +10,13 @@ from lensjax.data import loader
 from lensjax.data.catalog import open_source
 from lensjax.data.on_device import Inputs, View, seen
 from lensjax.data.preprocess import geometry
-from lensjax.ensemble import predict
+from lensjax.ensemble import placement, predict
 from lensjax.ensemble.stack import member_keys, stack
 from tests.ensemble.members import PREPARATION, random_member
 
 SAMPLES, SEED = 3, 11
 VIEW = View(PREPARATION, 0, (0, 1), geometry((32, 32), None, PREPARATION))
+MESH = placement.mesh_of(jax.devices())
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,8 @@ def rows(batch: Inputs, chosen: np.ndarray) -> Inputs:
 
 def scores(members, batch, samples=SAMPLES, make=predict.ensemble_step, fusion="mean_prob"):
     ensemble = stack(members)
-    weights = predict.place_weights(ensemble, seed=SEED, samples=samples, precision="float32")
-    step = make(ensemble, samples=samples, fusion=fusion, precision="float32")
+    weights = predict.place_weights(ensemble, MESH, seed=SEED, samples=samples, precision="float32")
+    step = make(ensemble, MESH, samples=samples, fusion=fusion, precision="float32")
     return ensemble, step(weights, batch)
 
 
@@ -116,8 +117,8 @@ def test_one_sample_has_no_dropout(members):
 
 def test_one_compilation_and_one_dispatch_serve_all_batches(members):
     ensemble = stack(members)
-    weights = predict.place_weights(ensemble, seed=SEED, samples=2, precision="float32")
-    step = predict.ensemble_step(ensemble, samples=2, fusion="stacked", precision="float32")
+    weights = predict.place_weights(ensemble, MESH, seed=SEED, samples=2, precision="float32")
+    step = predict.ensemble_step(ensemble, MESH, samples=2, fusion="stacked", precision="float32")
     for _ in range(3):
         step(weights, inputs(4))
     assert step._cache_size() == 1
@@ -126,9 +127,11 @@ def test_one_compilation_and_one_dispatch_serve_all_batches(members):
 def test_samples_repeat_the_head_only(members):
     def flops(samples: int) -> float:
         ensemble = stack(members)
-        weights = predict.place_weights(ensemble, seed=0, samples=samples, precision="float32")
+        weights = predict.place_weights(
+            ensemble, MESH, seed=0, samples=samples, precision="float32"
+        )
         step = predict.ensemble_step(
-            ensemble, samples=samples, fusion="stacked", precision="float32"
+            ensemble, MESH, samples=samples, fusion="stacked", precision="float32"
         )
         return step.lower(weights, inputs(4)).compile().cost_analysis()["flops"]
 
@@ -139,8 +142,10 @@ def test_bfloat16_stays_near_float32(members):
     batch, ensemble = inputs(4), stack(members)
     found = []
     for precision in ("float32", "bfloat16"):
-        weights = predict.place_weights(ensemble, seed=0, samples=1, precision=precision)
-        step = predict.ensemble_step(ensemble, samples=1, fusion="mean_prob", precision=precision)
+        weights = predict.place_weights(ensemble, MESH, seed=0, samples=1, precision=precision)
+        step = predict.ensemble_step(
+            ensemble, MESH, samples=1, fusion="mean_prob", precision=precision
+        )
         found.append(np.asarray(step(weights, batch).logit))
     np.testing.assert_allclose(found[1], found[0], atol=0.15)
     assert np.abs(found[1] - found[0]).max() > 0
