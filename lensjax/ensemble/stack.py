@@ -15,6 +15,7 @@ from lensjax.checkpoint import Member, nnx_state
 from lensjax.data.preprocess import Preparation
 from lensjax.ensemble import calibrate
 from lensjax.ensemble.fuse import Knowledge
+from lensjax.models.norm import fold_norms
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,12 @@ def stack(members: Mapping[str, Member]) -> Ensemble:
             key: np.stack([members[name].state[key] for name in names])
             for key in members[names[0]].state
         }
-        states.append(nnx_state(model, stacked))
+        network = nnx.merge(nnx.graphdef(model), nnx_state(model, stacked))
+        fold_norms(network)
+        graph, state = nnx.split(network)
+        states.append(state)
         place = preparations.index(info.preparation)
-        groups.append(Group(info.architecture, nnx.graphdef(model), len(names), place))
+        groups.append(Group(info.architecture, graph, len(names), place))
     ordered = {name: members[name] for names in by_structure.values() for name in names}
     knowledge, knowledge_from = learn_weights(ordered)
     return Ensemble(

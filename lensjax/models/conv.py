@@ -157,7 +157,7 @@ class Conv(nnx.Module):
     ) -> None:
         initial = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
         self.kernel = nnx.Param(initial(rngs.params(), (size, size, inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros((1, 1, 1, outputs))) if use_bias else None
+        self.bias = nnx.data(nnx.Param(jnp.zeros((1, 1, 1, outputs))) if use_bias else None)
         self.stride = stride
         self.padding = size // 2
 

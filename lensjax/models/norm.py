@@ -1,20 +1,76 @@
-"""Batch normalisation (Ioffe & Szegedy 2015) that passes over its images as seldom as it can.
+"""Convolution and batch normalisation (Ioffe & Szegedy 2015): one thing once they are trained.
 
-On a CPU it costs what memory traffic costs. Automatic differentiation keeps the centred images
-beside the images and walks through both several times; the gradient written out walks through
-images and cotangent once for the sums and once for the result.
+Training passes over the images as seldom as it can, since that is what normalisation costs on a
+CPU. Automatic differentiation keeps the centred images beside the images and walks through both
+several times; the gradient written out walks through images and cotangent once for the sums and
+once for the result.
 """
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array, lax
+
+from lensjax.models.conv import Conv
+
+
+class ConvNorm(nnx.Module):
+    """Convolution and batch normalisation, (N, H, W, inputs) -> (N, Ho, Wo, outputs)."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        initial_scale: float = 1.0,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.conv = Conv(inputs, outputs, size, stride=stride, rngs=rngs)
+        self.norm: BatchNorm | None = BatchNorm(
+            outputs,
+            momentum=0.9,
+            epsilon=1e-5,
+            scale_init=nnx.initializers.constant(initial_scale),
+            rngs=rngs,
+        )
+
+    def __call__(self, images: Array, *, train: bool) -> Array:
+        convolved = self.conv(images)
+        return convolved if self.norm is None else self.norm(convolved, train=train)
+
+    def fold(self) -> None:
+        """Puts the normalisation by running statistics into the convolution's kernel and bias.
+
+        Equal to rounding at inference; training is no longer possible. The arrays may be NumPy's,
+        and may have leading axes (members).
+        """
+        if self.norm is None:
+            return
+        norm, kernel = self.norm, self.conv.kernel
+        factor = norm.scale[...] / np.sqrt(norm.var[...] + norm.epsilon)
+        bias = norm.bias[...] - norm.mean[...] * factor
+        kernel.set_value(kernel[...] * factor[..., None, None, None, :])
+        self.conv.bias = nnx.Param(bias[..., None, None, None, :])
+        self.norm = None
+
+
+def fold_norms(model: nnx.Module) -> None:
+    """Folds every batch normalisation of `model` into the convolution before it."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, ConvNorm):
+            module.fold()
 
 
 class BatchNorm(nnx.BatchNorm):
     """Batch normalisation of images (N, H, W, C), with the state and settings of Flax's own."""
+
+    scale: nnx.Param
+    bias: nnx.Param
 
     def __call__(self, images: Array, *, train: bool) -> Array:  # type: ignore[override]
         """Returns the images normalised by their own statistics, which then move the running ones,

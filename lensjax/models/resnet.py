@@ -10,35 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from lensjax.models.conv import Conv
 from lensjax.models.head import Head
-from lensjax.models.norm import BatchNorm
-
-
-class ConvNorm(nnx.Module):
-    """Convolution and batch normalisation, (N, H, W, inputs) -> (N, Ho, Wo, outputs)."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        size: int,
-        *,
-        stride: int = 1,
-        initial_scale: float = 1.0,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.conv = Conv(inputs, outputs, size, stride=stride, rngs=rngs)
-        self.norm = BatchNorm(
-            outputs,
-            momentum=0.9,
-            epsilon=1e-5,
-            scale_init=nnx.initializers.constant(initial_scale),
-            rngs=rngs,
-        )
-
-    def __call__(self, images: Array, *, train: bool) -> Array:
-        return self.norm(self.conv(images), train=train)
+from lensjax.models.norm import ConvNorm
 
 
 class Stem(nnx.Module):

@@ -1,4 +1,4 @@
-"""Batch normalisation against Flax's own in double precision."""
+"""Batch normalisation against Flax's own in double precision, and folded away."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lensjax.models.norm import BatchNorm
+from lensjax.models.norm import BatchNorm, ConvNorm, fold_norms
+from lensjax.models.resnet import ResNet
+from tests.models.built import random, stacked_logits
 
 
 @pytest.fixture
@@ -73,3 +75,29 @@ def test_statistics_of_bfloat16_images_are_float32(images):
 def test_a_constant_channel_gives_its_bias():
     output = layer(BatchNorm, jnp.float32)(jnp.full((2, 3, 3, 3), 1e4), train=True)
     np.testing.assert_allclose(output[0, 0, 0], [0.1, 0.2, -3.0], atol=1e-3)
+
+
+def test_folded_networks_give_the_same_logits(images):
+    """Alone and stacked, with statistics that all count."""
+    members = [
+        random(lambda rngs: ResNet((1, 1, 1, 1), bands=3, dropout=0.0, rngs=rngs), seed)
+        for seed in (0, 1)
+    ]
+    expected = stacked_logits(members, images)
+    for member in members:
+        fold_norms(member)
+        assert not any(isinstance(m, BatchNorm) for _, m in nnx.iter_modules(member))
+    np.testing.assert_allclose(stacked_logits(members, images), expected, rtol=1e-4)
+
+
+def test_folding_takes_leading_axes():
+    layers = [random(lambda rngs: ConvNorm(3, 4, 3, rngs=rngs), seed) for seed in (0, 1)]
+    graph = nnx.graphdef(layers[0])
+    stacked = nnx.merge(graph, jax.tree.map(lambda *x: np.stack(x), *map(nnx.state, layers)))
+    for layer_or_stack in (*layers, stacked):
+        layer_or_stack.fold()
+    for index, single in enumerate(layers):
+        for one, other in zip(
+            jax.tree.leaves(nnx.state(single)), jax.tree.leaves(nnx.state(stacked)), strict=True
+        ):
+            np.testing.assert_allclose(other[index], one, rtol=1e-6)
