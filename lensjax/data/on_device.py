@@ -27,6 +27,9 @@ _SIGMA_PER_MAD = 1.4826
 # widest vectors that processors have, and sums that fit a signed byte.
 _LANES, _PARTS = 64, 32
 
+# On a CPU so many rows are done with before the next, since each is read 32 times.
+_CACHED_ROWS = 32
+
 _LOWEST, _HIGHEST = np.iinfo(np.int32).min, np.iinfo(np.int32).max
 
 
@@ -148,9 +151,9 @@ def background_level(images: Array) -> Array:
     batch, height, width, bands = images.shape
     strips = [images[:, *strip].reshape(batch, -1, bands) for strip in border((height, width))]
     edge = jnp.concatenate(strips, axis=1).swapaxes(1, 2).reshape(batch * bands, -1)
-    count = jnp.full(edge.shape[0], edge.shape[1])
-    lower = order_statistics(edge, (count[:, None] - 1) // 2)[:, 0]
-    return _median(edge, count, lower).reshape(batch, bands)
+    middle = np.array([(edge.shape[1] - 1) // 2, edge.shape[1] // 2], np.int32)
+    ranks = jnp.tile(middle, (batch * bands, 1))
+    return _mean(*order_statistics(edge, ranks).T).reshape(batch, bands)
 
 
 def level_and_noise(images: ArrayLike, inside: ArrayLike) -> tuple[Array, Array]:
@@ -167,13 +170,13 @@ def level_and_noise(images: ArrayLike, inside: ArrayLike) -> tuple[Array, Array]
     # Padding is no sky: it would hide the noise. Infinite, it ends the order.
     rows = jnp.moveaxis(jnp.where(is_sky, images, jnp.inf), -1, 1).reshape(batch * bands, -1)
     count = jnp.repeat((inside[:, 1] - inside[:, 0]) * (inside[:, 3] - inside[:, 2]), bands)
-    middle, bright_rank = (count - 1) // 2, (199 * (count - 1) + 100) // 200
-    lower, bright = order_statistics(rows, jnp.stack([middle, bright_rank], axis=1)).T
-    level = _median(rows, count, lower)
+    middle = jnp.stack([(count - 1) // 2, count // 2], axis=1)
+    bright_ranks = jnp.stack([(199 * (count - 1) + 100) // 200, count - 1], axis=1)
+    ranks = jnp.concatenate([middle, bright_ranks], axis=1)
+    lower, upper, bright, highest = order_statistics(rows, ranks).T
+    level = _mean(lower, upper)
     deviation = jnp.abs(rows - level[:, None])
-    lower = order_statistics(deviation, middle[:, None])[:, 0]
-    noise = _SIGMA_PER_MAD * _median(deviation, count, lower)
-    highest = jnp.where(is_sky, images, -jnp.inf).max((1, 2)).reshape(-1)
+    noise = _SIGMA_PER_MAD * _mean(*order_statistics(deviation, middle).T)
     rise = jnp.where(bright - level > 0, bright, highest) - level
     scale = jnp.maximum(noise, NOISE_FLOOR * rise)
     scale = jnp.where(scale > 0, scale, 1.0)
@@ -183,21 +186,32 @@ def level_and_noise(images: ArrayLike, inside: ArrayLike) -> tuple[Array, Array]
 def order_statistics(rows: Array, ranks: Array) -> Array:
     """(row, rank) float32: what stands at the `ranks` (row, rank) of each of the sorted `rows`.
 
-    Exact, by bisection: the bits of a float, read as an integer, keep the order, so that 32
-    counts of what is not above a middle leave one value. Many times faster than XLA's sort on
-    CPUs. `rows` (row, value) float32 without NaN.
+    `rows` (row, value) float32 without NaN.
     """
-    keys = _swap_order(jax.lax.bitcast_convert_type(rows, jnp.int32))
-    lanes = _LANES * math.ceil(rows.shape[1] / (_LANES * _PARTS))
-    parts = math.ceil(rows.shape[1] / lanes)
-    keys = jnp.pad(keys, ((0, 0), (0, parts * lanes - rows.shape[1])), constant_values=_HIGHEST)
+
+    def blocks(rows: Array, ranks: Array) -> Array:
+        return jax.lax.map(lambda row: _bisect(*row), (rows, ranks), batch_size=_CACHED_ROWS)
+
+    return jax.lax.platform_dependent(rows, ranks, cpu=blocks, default=jax.vmap(_bisect))
+
+
+def _bisect(row: Array, ranks: Array) -> Array:
+    """(rank,) float32: the order statistics of one row (value,).
+
+    Exact: the bits of a float, read as an integer, keep the order, so that 32 counts of what is
+    not above a middle leave one value. Many times faster than XLA's sort on CPUs.
+    """
+    keys = _swap_order(jax.lax.bitcast_convert_type(row, jnp.int32))
+    lanes = _LANES * math.ceil(row.size / (_LANES * _PARTS))
+    parts = math.ceil(row.size / lanes)
+    keys = jnp.pad(keys, (0, parts * lanes - row.size), constant_values=_HIGHEST)
 
     def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low & high) + ((low ^ high) >> 1)
-        not_above = (keys[:, None, :] <= middle[:, :, None]).astype(jnp.int8)
-        by_lane = not_above.reshape(*middle.shape, parts, lanes).sum(2, dtype=jnp.int8)
-        enough = by_lane.sum(2, dtype=jnp.int32) > ranks
+        not_above = (keys[None, :] <= middle[:, None]).astype(jnp.int8)
+        by_lane = not_above.reshape(-1, parts, lanes).sum(1, dtype=jnp.int8)
+        enough = by_lane.sum(1, dtype=jnp.int32) > ranks
         return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
     bounds = jnp.full_like(ranks, _LOWEST), jnp.full_like(ranks, _HIGHEST)
@@ -210,15 +224,9 @@ def _swap_order(bits: Array) -> Array:
     return bits ^ ((bits >> 31) & jnp.int32(_HIGHEST))
 
 
-def _median(rows: Array, count: Array, lower: Array) -> Array:
-    """(row,) float32: the median of the first `count` of each row in order, `lower` of the middle.
-
-    The upper of the middle follows in one pass, where another bisection would take 32.
-    """
-    lower = lower[:, None]
-    following = jnp.where(rows > lower, rows, jnp.inf).min(1)
-    upper = jnp.where((rows <= lower).sum(1) > count // 2, lower[:, 0], following)
-    return (lower[:, 0] + upper) / 2
+def _mean(lower: Array, upper: Array) -> Array:
+    """The median, of the two values in the middle."""
+    return (lower + upper) / 2
 
 
 def _mask(inside: Array, shape: tuple[int, int]) -> Array:
