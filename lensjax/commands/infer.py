@@ -61,6 +61,7 @@ class InferConfig:
     seed: Annotated[int, "seed of the dropout masks"] = 0
     resume: Annotated[bool, "go on where a killed run of the same settings stopped"] = True
     top: Annotated[int, "candidates in the mosaic and the report"] = 48
+    profile: Annotated[Path | None, "folder for a profiler trace of some batches"] = None
     smoke: Annotated[bool, "shrink the demonstration to about a minute"] = False
 
 
@@ -160,7 +161,15 @@ def _score(
     if batch_size != options.batch_size:
         print(f"batches of {batch_size} cutouts, so that {mesh.size} devices can share them")
     return score(
-        step, weights, mesh, ensemble, source, parts, how=options.fit, batch_size=batch_size
+        step,
+        weights,
+        mesh,
+        ensemble,
+        source,
+        parts,
+        how=options.fit,
+        batch_size=batch_size,
+        profile=options.profile,
     )
 
 

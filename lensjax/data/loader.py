@@ -8,6 +8,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
+from lensjax import trace
 from lensjax.data.catalog import Source, Stack
 from lensjax.data.on_device import Canvas, Inputs, Layout, View
 from lensjax.data.preprocess import Geometry, Preparation, fill_masked, fit, geometry
@@ -151,6 +152,7 @@ def _of_stack(
 ) -> Iterator[Batch]:
     ra, dec = _places(source)
 
+    @trace.is_stage("read")
     def read(first: int) -> Batch:
         count = min(batch_size, len(source) - first)
         batch = _blank(layout, batch_size, count)
@@ -216,6 +218,7 @@ def _of_cutouts(
     channels = [_channels(source, grid) for grid in grids]
     ra, dec = _places(source)
 
+    @trace.is_stage("read")
     def prepare(row: int) -> _Row:
         try:
             cutout = source[row]

@@ -2,12 +2,13 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lensjax import runtime
+from lensjax import runtime, trace
 from lensjax.data import loader
 from lensjax.data.catalog import Source
 from lensjax.data.preprocess import Fit
@@ -37,10 +38,12 @@ def score(
     *,
     how: Fit,
     batch_size: int,
+    profile: Path | None = None,
 ) -> Timing:
     """Adds the scores of the cutouts that `parts` does not have yet, and returns the Timing.
 
-    The scores of a batch are fetched when the next one is on the devices and under way.
+    The scores of a batch are fetched when the next one is on the devices and under way. `profile`
+    is where to write a trace of some batches.
     """
     on_devices = NamedSharding(mesh, placement.BY_CUTOUT)
     start = parts.rows
@@ -52,13 +55,18 @@ def score(
 
     def launch(batch: loader.Batch) -> tuple[loader.Batch, Scores]:
         began = time.perf_counter()
-        scores = step(weights, jax.device_put(batch.inputs, on_devices))
+        with jax.profiler.StepTraceAnnotation("launch", step_num=len(launch_seconds)):
+            scores = step(weights, jax.device_put(batch.inputs, on_devices))
         launch_seconds.append(time.perf_counter() - began)
         return batch, scores
 
+    scored = runtime.one_ahead(launch, trace.waits("load", batches))
     with runtime.progress("scoring", len(source) - start, "cutouts") as advance:
-        for batch, scores in runtime.one_ahead(launch, batches):
-            parts.add(_columns(ensemble, batch, scores))
+        for batch, scores in trace.traced(scored, profile):
+            with trace.stage("fetch"):
+                columns = _columns(ensemble, batch, scores)
+            with trace.stage("keep"):
+                parts.add(columns)
             ends.append(time.perf_counter())
             advance(batch.count)
     steady = parts.rows - start - batch_size

@@ -4,6 +4,7 @@ import json
 import resource
 import signal
 
+import jax
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -12,6 +13,7 @@ from PIL import Image
 
 from lensjax import resume
 from lensjax.commands import infer
+from lensjax.ensemble import score
 from tests.commands.conftest import CUTOUTS
 
 SCORES = [
@@ -25,6 +27,17 @@ def arguments(members, data, output, *more):
         *("--ensemble", "vit_s16", "--checkpoints", members, "--data", data),
         *("--output", output, "--batch-size", 8, "--mc-samples", 2, *more),
     )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def scoring_without_implicit_transfers():
+    def guarded(*arguments, **options):
+        with jax.transfer_guard("disallow"):
+            return score.score(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(infer, "score", guarded)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,107 @@
+"""The loop over batches: what is launched, compiled and moved, and in which order."""
+
+import jax
+import numpy as np
+import pytest
+from jax import monitoring
+
+from lensjax import trace
+from lensjax.data.catalog import open_source
+from lensjax.ensemble import placement, predict, score
+from lensjax.ensemble.stack import stack
+from lensjax.resume import PartialScores
+from tests.ensemble.members import PREPARATION, random_member
+
+BATCH, BATCHES = 4, 9
+
+
+@pytest.fixture(scope="module")
+def ensemble():
+    return stack({"one": random_member("vit_s16", 0), "two": random_member("vit_s16", 1)})
+
+
+@pytest.fixture
+def run(ensemble, tmp_path, monkeypatch):
+    """Returns a function that scores all batches with a kind of step under the transfer guard; it
+    returns what happened, in order, and the programs that were compiled."""
+    cutouts = np.random.default_rng(0).normal(9, 2, (BATCH * BATCHES - 1, 32, 32, 2))
+    np.save(tmp_path / "stack.npy", cutouts.astype(np.float32))
+    source = open_source(tmp_path / "stack.npy", needed=PREPARATION.bands, pixel_scale=0.2)
+    mesh = placement.mesh_of(jax.devices())
+    happened, compiled = [], []
+
+    def record(name, function):
+        def recorded(*arguments):
+            happened.append(name)
+            return function(*arguments)
+
+        return recorded
+
+    def on_compilation(event, _, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(about["fun_name"])
+
+    def scored(make, profile=None):
+        settings = {"samples": 2, "precision": "float32"}
+        weights = predict.place_weights(ensemble, mesh, seed=0, **settings)
+        step = make(ensemble, mesh, fusion="stacked", **settings)
+        parts = PartialScores(tmp_path / "parts", {}, resume=False)
+        # From here on each program is compiled anew, also those of single operations.
+        jax.clear_caches()
+        monitoring.register_event_duration_secs_listener(on_compilation)
+        try:
+            with monkeypatch.context() as patched, jax.transfer_guard("disallow"):
+                patched.setattr(jax, "device_put", record("put", jax.device_put))
+                patched.setattr(jax, "device_get", record("get", jax.device_get))
+                score.score(
+                    *(record("step", step), weights, mesh, ensemble, source, parts),
+                    how="auto",
+                    batch_size=BATCH,
+                    profile=profile,
+                )
+        finally:
+            monitoring.unregister_event_duration_listener(on_compilation)
+        assert parts.rows == len(source)
+        return happened, compiled
+
+    return scored
+
+
+def test_the_guard_would_notice_an_implicit_transfer():
+    with jax.transfer_guard("disallow"), pytest.raises(Exception, match="Disallowed host-to-dev"):
+        jax.jit(lambda x: x + 1)(np.ones(3))
+
+
+def test_one_program_and_one_dispatch_a_batch(run):
+    happened, compiled = run(predict.ensemble_step)
+    assert compiled == ["jit(step)"]
+    assert happened.count("step") == BATCHES
+
+
+def test_the_next_batch_is_on_the_device_and_under_way_when_one_is_fetched(run):
+    happened, _ = run(predict.ensemble_step)
+    launch = ["put", "step"]
+    assert happened == [*launch, *(BATCHES - 1) * [*launch, "get"], "get"]
+
+
+def test_members_one_by_one_move_nothing_implicitly_either(run):
+    _, compiled = run(predict.one_by_one_step)
+    assert compiled == ["jit(apart)", "jit(one_pass)", "jit(fuse_all)"]
+
+
+def test_a_trace_holds_the_stages_of_steady_batches(run, tmp_path):
+    run(predict.ensemble_step, profile=tmp_path / "trace")
+    (file,) = (tmp_path / "trace").rglob("*.xplane.pb")
+    planes = jax.profiler.ProfileData.from_file(str(file)).planes
+    names = [e.name for plane in planes for line in plane.lines for e in line.events]
+    assert [names.count(stage) for stage in ("load", "launch", "fetch", "keep")] == 4 * [5]
+    assert "read" in names
+    assert any("jit_step" in name or "ThunkExecutor" in name for name in names)
+    content = file.read_bytes()
+    assert all(scope in content for scope in (b"preprocess", b"member/vit_s16", b"fuse"))
+
+
+def test_a_run_of_few_batches_ends_its_trace_or_says_that_there_is_none(tmp_path, capsys):
+    for batches in (0, 2, 3):
+        assert list(trace.traced(range(batches), tmp_path)) == list(range(batches))
+        assert ("too few batches" in capsys.readouterr().err) == (batches < 3)
