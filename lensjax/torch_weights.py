@@ -99,11 +99,8 @@ def load_torch_weights(model: nnx.Module, state_dict: StateDict) -> tuple[str, .
     model is then as it was.
     """
     tensors = _plain_names(state_dict)
-    names = _naming(model, tensors)
-    state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
-    arrays = {".".join(map(str, path)): array for path, array in nnx.to_flat_state(state)}
-    sources = {path: _source(path, array.shape, arrays, names) for path, array in arrays.items()}
-
+    state, arrays = _arrays(model)
+    sources = _sources(arrays, _naming(model, tensors))
     notes = _adapt(tensors, sources)
     _check(tensors, sources)
     for path, source in sources.items():
@@ -111,6 +108,22 @@ def load_torch_weights(model: nnx.Module, state_dict: StateDict) -> tuple[str, .
         arrays[path][...] = jnp.asarray(stack.reshape(arrays[path].shape), arrays[path].dtype)
     nnx.update(model, state)
     return notes
+
+
+def tensor_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Returns the names and shapes that the weights of `model` have in torchvision."""
+    sources = _sources(_arrays(model)[1], _naming(model, {}))
+    return {name: source.shape for source in sources.values() for name in source.names}
+
+
+def _arrays(model: nnx.Module) -> tuple[nnx.State, dict[str, nnx.Variable]]:
+    """Returns what `model` has learnt, and the same variables by dotted path."""
+    state = nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))
+    return state, {".".join(map(str, path)): array for path, array in nnx.to_flat_state(state)}
+
+
+def _sources(arrays: dict[str, nnx.Variable], names: Names) -> dict[str, _Source]:
+    return {path: _source(path, array.shape, arrays, names) for path, array in arrays.items()}
 
 
 def _plain_names(state_dict: StateDict) -> StateDict:

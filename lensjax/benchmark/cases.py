@@ -1,0 +1,207 @@
+"""What is measured: cases, their contenders, and what lensjax has set out to reach."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lensjax.benchmark import drawn
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A row of a table: `entry` is module:function in this package, `needs` what it imports.
+
+    `every_sample`: runs the whole network for every sample. `precision` is what its outputs are
+    allowed to differ by.
+    """
+
+    name: str
+    entry: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    every_sample: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Contenders that do the same work, described by `settings` and, one after another, `variants`.
+
+    The outputs are compared with those of the first contender, the rates with those of the first
+    of `references` that runs. `flops` is what one unit (an image) takes at least, None where the
+    share of the machine means nothing. `batch` is how many images a call gets, 0 where calls have
+    no size.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    variants: tuple[Mapping[str, Any], ...]
+    contenders: tuple[Contender, ...]
+    references: tuple[str, ...]
+    batch: int
+    flops: float | None
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio to be reached: of `row` over `than`, in the block titled `block`.
+
+    `rate`: of images per second. `memory`: of peak memory. `share`: of the machine's matrix-product
+    rate, without `than`.
+    """
+
+    what: Literal["rate", "memory", "share"]
+    block: str
+    row: str
+    than: str
+    bound: float
+
+    @property
+    def is_met_above(self) -> bool:
+        """Whether more is better."""
+        return self.what != "memory"
+
+
+STACKED = "lensjax float32"
+ONE_BY_ONE = "lensjax one by one"
+SINGLY = "lensjax a call a member"
+PLAIN = "vmap of Flax's own Conv"
+BEFORE = "PyTorch before"
+AFTER = "PyTorch after"
+EAGER = "PyTorch backbone once"
+COMPILED = "PyTorch backbone once + compile"
+
+TORCH = ("torch",)
+# What the rows need that do not come with lensjax.
+ONNX = ("torch", "onnx")
+
+
+def _ours(how: str, precision: str = "float32") -> dict[str, str]:
+    return {"how": how, "precision": precision}
+
+
+LENSJAX = Contender(STACKED, "ours:ensemble", _ours("stacked"))
+LENSJAX_SINGLY = Contender(SINGLY, "ours:ensemble", _ours("singly"))
+LENSJAX_PLAIN = Contender(PLAIN, "plain_flax:ensemble")
+LENSJAX_MODES = (
+    LENSJAX,
+    Contender(
+        "lensjax bfloat16",
+        "ours:ensemble",
+        _ours("stacked", "bfloat16"),
+        precision="bfloat16",
+    ),
+    Contender(ONE_BY_ONE, "ours:ensemble", _ours("one by one"), every_sample=True),
+)
+TORCH_EAGER = Contender(EAGER, "torch_peers:best", {"compiled": False}, TORCH)
+PEERS = (
+    Contender(BEFORE, "torch_peers:before", needs=TORCH, every_sample=True),
+    Contender(AFTER, "torch_peers:after", needs=TORCH, every_sample=True),
+    TORCH_EAGER,
+    Contender(COMPILED, "torch_peers:best", {"compiled": True}, TORCH),
+    Contender("ONNX Runtime", "onnx_peers:onnxruntime", needs=(*ONNX, "onnxruntime")),
+    Contender("OpenVINO", "onnx_peers:openvino", needs=(*ONNX, "openvino")),
+)
+PRODUCTS = (
+    Contender("matrix product (JAX)", "ours:matrix_product"),
+    Contender("matrix product (PyTorch)", "torch_peers:matrix_product", needs=TORCH),
+)
+
+
+def members_of(ensemble: str) -> tuple[str, ...]:
+    """Returns the members' names of `4x resnet18 + vit_b16`: resnet18.0, ..., vit_b16.0."""
+    names = []
+    for part in ensemble.split(" + "):
+        count, _, architecture = part.rpartition("x ")
+        names += [f"{architecture}.{index}" for index in range(int(count or 1))]
+    return tuple(names)
+
+
+def ensemble(
+    name: str,
+    size: int,
+    batch: int,
+    *,
+    title: str = "",
+    samples: tuple[int, ...] = (1, 10),
+    contenders: tuple[Contender, ...] = (*LENSJAX_MODES, *PEERS),
+    references: tuple[str, ...] = (BEFORE, ONE_BY_ONE, STACKED),
+) -> Case:
+    """Returns the case of an ensemble that scores images of `size` pixels."""
+    members = members_of(name)
+    return Case(
+        f"{title or name} at {size} px",
+        {"members": members, "size": size},
+        tuple({"samples": count} for count in samples),
+        contenders,
+        references,
+        batch,
+        sum(drawn.flops(member, size) for member in members),
+    )
+
+
+def training(size: int, batch: int) -> Case:
+    """Returns the case of training steps of one resnet18."""
+    contenders = (
+        Contender("lensjax", "ours:training"),
+        Contender("PyTorch", "torch_peers:training", needs=TORCH),
+    )
+    return Case(
+        f"resnet18 training step at {size} px",
+        {"members": members_of("resnet18"), "size": size},
+        ({},),
+        contenders,
+        ("PyTorch", "lensjax"),
+        batch,
+        # Forward, and as much again for the gradient by images and by kernels.
+        3 * drawn.flops("resnet18.0", size),
+    )
+
+
+def all_cases(batch: int) -> list[Case]:
+    """Returns the cases of a full run; at 224 px a batch holds a quarter of `batch` images."""
+    large = max(1, batch // 4)
+    pair, four, six = "resnet18 + vit_b16", "4x resnet18", "4x resnet18 + 2x vit_b16"
+    alone: dict[str, Any] = {
+        "samples": (1,),
+        "contenders": (LENSJAX, TORCH_EAGER),
+        "references": (EAGER, STACKED),
+    }
+    return [
+        *(ensemble(name, 64, batch) for name in (pair, four, six)),
+        *(ensemble(name, 224, large) for name in (pair, four, six)),
+        ensemble(
+            four,
+            64,
+            batch,
+            title="4x resnet18 in one step",
+            samples=(1,),
+            contenders=(LENSJAX, LENSJAX_SINGLY, LENSJAX_PLAIN),
+            references=(SINGLY,),
+        ),
+        *(ensemble("resnet18", size, batch, **alone) for size in (64, 128)),
+        *(training(size, batch) for size in (64, 128)),
+        ensemble("vit_b16", 64, batch, **alone),
+        ensemble("vit_b16", 224, large, **alone),
+    ]
+
+
+def quick_cases() -> list[Case]:
+    """Returns one small case, to see within a minute or two that everything runs."""
+    return [ensemble("2x resnet18", 32, 4, samples=(1, 3))]
+
+
+GOALS = (
+    Goal("rate", "resnet18 + vit_b16 at 64 px, T = 10", STACKED, BEFORE, 10.0),
+    Goal("rate", "resnet18 + vit_b16 at 64 px, T = 10", STACKED, AFTER, 10.0),
+    Goal("rate", "resnet18 + vit_b16 at 64 px, T = 10", STACKED, COMPILED, 1.05),
+    Goal("rate", "4x resnet18 in one step at 64 px, T = 1", STACKED, SINGLY, 1 / 1.1),
+    Goal("rate", "4x resnet18 in one step at 64 px, T = 1", STACKED, PLAIN, 1 / 0.4),
+    Goal("rate", "resnet18 at 64 px, T = 1", STACKED, EAGER, 1 / 1.15),
+    Goal("rate", "resnet18 at 128 px, T = 1", STACKED, EAGER, 1 / 1.15),
+    Goal("rate", "resnet18 training step at 64 px", "lensjax", "PyTorch", 1 / 1.15),
+    Goal("rate", "resnet18 training step at 128 px", "lensjax", "PyTorch", 1 / 1.15),
+    Goal("share", "vit_b16 at 64 px, T = 1", STACKED, "", 0.85),
+    Goal("share", "vit_b16 at 224 px, T = 1", STACKED, "", 0.85),
+    Goal("memory", "resnet18 + vit_b16 at 64 px, T = 10", STACKED, BEFORE, 0.7),
+)

@@ -1,0 +1,153 @@
+"""lensjax as a contender: its compiled step in each mode, one training step, and JAX's product."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from lensjax import runtime
+from lensjax.benchmark import drawn
+from lensjax.benchmark.contract import Loaded, Outputs, Program
+from lensjax.checkpoint import Member, MemberInfo, nnx_state, state_of
+from lensjax.data.preprocess import Preparation
+from lensjax.ensemble import predict
+from lensjax.ensemble.predict import Inputs, Precision
+from lensjax.ensemble.stack import stack
+from lensjax.torch_weights import load_torch_weights, tensor_shapes
+from lensjax.training.objective import binary_loss
+
+
+def ensemble(members: Sequence[str], size: int, precision: Precision, how: str) -> Loaded:
+    """Returns the ensemble of `members`, computed as `how` says.
+
+    `stacked`: all members and samples in one step. `one by one`: as --no-batch-parallel does.
+    `singly`: one step a member.
+    """
+    teams = [[name] for name in members] if how == "singly" else [list(members)]
+    ensembles = [stack({name: member(name, size) for name in team}) for team in teams]
+    make = predict.one_by_one_step if how == "one by one" else predict.ensemble_step
+
+    def prepare(samples: int, batch: int) -> Program:
+        weights = [
+            predict.place_weights(each, seed=0, samples=samples, precision=precision)
+            for each in ensembles
+        ]
+        steps = [
+            make(each, samples=samples, fusion="stacked", precision=precision) for each in ensembles
+        ]
+        given = inputs(drawn.images(batch, size))
+
+        def launch(_: int) -> list[jax.Array]:
+            scores = [step(w, given) for step, w in zip(steps, weights, strict=True)]
+            return [each.member_logits for each in scores]
+
+        def run(count: int) -> Outputs:
+            for logits in runtime.one_ahead(launch, range(count)):
+                values = np.concatenate(jax.device_get(logits))
+            return Outputs(values)
+
+        return Program(run, batch)
+
+    return Loaded(prepare, device(), device_peak_bytes)
+
+
+def training(members: Sequence[str], size: int) -> Loaded:
+    """Returns training steps (forward, backward, AdamW) of the one network in `members`."""
+    (name,) = members
+    model = network(name, size)
+    graph, params, statistics = (
+        nnx.graphdef(model),
+        nnx.state(model, nnx.Param),
+        nnx.state(model, nnx.BatchStat),
+    )
+    optimizer = optax.adamw(1e-3, weight_decay=1e-2)
+
+    @jax.jit
+    def step(state: tuple, images: jax.Array, labels: jax.Array) -> tuple[tuple, jax.Array]:
+        params, statistics, optimizer_state = state
+
+        def objective(params: Any) -> tuple[jax.Array, Any]:
+            model = nnx.merge(graph, params, statistics, copy=True)
+            logits = model(images, train=True)
+            return binary_loss(logits, labels, 0.0), nnx.state(model, nnx.BatchStat)
+
+        (loss, statistics), gradient = jax.value_and_grad(objective, has_aux=True)(params)
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
+        return (optax.apply_updates(params, updates), statistics, optimizer_state), loss
+
+    def prepare(batch: int) -> Program:
+        state = (params, statistics, optimizer.init(params))
+        pictures = drawn.images(batch, size)
+        labels = np.arange(batch, dtype=np.float32) % 2
+        losses: list[float] = []
+
+        def run(count: int) -> Outputs:
+            nonlocal state
+            for _ in range(count):
+                state, loss = step(state, pictures, labels)
+                losses.append(float(loss))
+            return Outputs(np.array([losses]))
+
+        return Program(run, batch)
+
+    return Loaded(prepare, device(), device_peak_bytes)
+
+
+def matrix_product() -> Loaded:
+    """Returns float32 products of square matrices, in operations."""
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+
+    def prepare() -> Program:
+        matrix = jnp.full((side, side), 1.0 / side)
+        product = jax.jit(lambda a: a @ a)
+
+        def run(count: int) -> Outputs:
+            for _ in range(count):
+                result = product(matrix)
+            return Outputs(np.asarray(result[:1, :1]))
+
+        return Program(run, 2.0 * side**3)
+
+    return Loaded(prepare, device(), device_peak_bytes)
+
+
+def member(name: str, size: int) -> Member:
+    """Returns the member called `name`, its weights drawn as a torchvision file and imported."""
+    model = network(name, size)
+    return Member(_info(name, size), jax.tree.map(np.asarray, state_of(model)))
+
+
+def network(name: str, size: int) -> nnx.Module:
+    """Returns the network of the member called `name` with the weights drawn for it."""
+    abstract = nnx.eval_shape(lambda: _info(name, size).build(nnx.Rngs(0)))
+    blank = {path: jnp.zeros(leaf.shape) for path, leaf in state_of(abstract).items()}
+    model = nnx.merge(nnx.graphdef(abstract), nnx_state(abstract, blank))
+    load_torch_weights(model, drawn.state_dict(name, tensor_shapes(model)))
+    return model
+
+
+def inputs(images: np.ndarray) -> Inputs:
+    """Returns images (batch, S, S, band) as the step takes them, to be left as they are."""
+    level = np.zeros((len(images), drawn.BANDS), np.float32)
+    return Inputs((images,), (level,), (level + 1,))
+
+
+def device() -> str:
+    """Returns where JAX computes, in words."""
+    return f"JAX on {runtime.devices()[0]}"
+
+
+def device_peak_bytes() -> int | None:
+    """Returns the most memory that JAX has held on its device, None where it keeps no account."""
+    statistics = jax.devices()[0].memory_stats() or {}
+    return statistics.get("peak_bytes_in_use")
+
+
+def _info(name: str, size: int) -> MemberInfo:
+    bands = tuple(f"band{index}" for index in range(drawn.BANDS))
+    preparation = Preparation.unnormalised(bands, size, None, "none", 1.0)
+    return MemberInfo(drawn.architecture_of(name), preparation, drawn.DROPOUT, weights_sha256=name)

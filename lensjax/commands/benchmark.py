@@ -1,0 +1,128 @@
+"""scripts/benchmark.py: times lensjax and its peers side by side, and compares what they say."""
+
+import dataclasses
+import fnmatch
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+from lensjax import config, results, runtime
+from lensjax.benchmark import arena, cases, table
+from lensjax.benchmark.arena import Block, Pace
+from lensjax.benchmark.cases import Case
+from lensjax.errors import LensjaxError, UsageError
+from lensjax.files import make_folder
+
+PEERS = ("torch", "onnx", "onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Options of scripts/benchmark.py."""
+
+    cases: Annotated[
+        str, "what to measure, comma separated, with * and ?; --list shows the names"
+    ] = "*"
+    contenders: Annotated[str, "rows to fill, comma separated, with * and ?"] = "*"
+    list: Annotated[bool, "show the names of the cases and stop"] = False
+    quick: Annotated[bool, "one small case of its own, in a minute or two"] = False
+    batch_size: Annotated[int, "images a batch; at 224 px a quarter of it"] = 32
+    rounds: Annotated[int, "in each of which every contender has one turn"] = 3
+    seconds: Annotated[float, "that a turn lasts about, at least one batch"] = 0.5
+    patience: Annotated[float, "seconds a batch may last where every sample is a full pass"] = 3.0
+    output: Annotated[Path, "folder of benchmark.md and benchmark.json"] = Path("results")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Carries out `argv`, prints each table as it is done, and writes them to the output folder.
+
+    Raises LensjaxError where a contender failed or said something else than lensjax.
+    """
+    options = config.parse(BenchmarkConfig, argv, description=__doc__.split(": ", 1)[1])
+    _check(options)
+    known = cases.quick_cases() if options.quick else cases.all_cases(options.batch_size)
+    if options.list:
+        print("\n".join(case.name for case in known))
+        return
+    chosen = choose(known, options.cases, options.contenders)
+    make_folder(options.output)
+    pace = Pace(options.rounds, options.seconds, options.patience)
+    blocks, text = [], list[str]()
+    for block in arena.contest(chosen, pace, _tell):
+        blocks.append(block)
+        lines = list(table.block_lines(block))
+        print("\n".join(lines), flush=True)
+        text += lines
+        _write(options, blocks, text)
+    goals = list(table.goal_lines(cases.GOALS, blocks))
+    print("\n".join([*goals, f"{options.output / 'benchmark.md'}"]))
+    _write(options, blocks, text + goals)
+    odd = [
+        f"{row.name} ({block.title})" for block in blocks for row in block.rows if not row.agrees
+    ]
+    if odd:
+        raise LensjaxError(f"failed, or said something else than lensjax: {', '.join(odd)}")
+
+
+def choose(known: Sequence[Case], cases: str, contenders: str) -> list[Case]:
+    """Returns the cases and, in each, the contenders that match comma-separated patterns.
+
+    Raises UsageError for a pattern that matches nothing.
+    """
+    rows = dict.fromkeys(contender.name for case in known for contender in case.contenders)
+    kept_cases = _matching("--cases", [case.name for case in known], cases)
+    kept_rows = _matching("--contenders", list(rows), contenders)
+    chosen = []
+    for case in known:
+        kept = tuple(contender for contender in case.contenders if contender.name in kept_rows)
+        if case.name in kept_cases and kept:
+            chosen.append(dataclasses.replace(case, contenders=kept))
+    return chosen
+
+
+def _matching(option: str, names: Sequence[str], patterns: str) -> set[str]:
+    """Returns the `names` that match one of the patterns."""
+    found = set()
+    for pattern in (part.strip() for part in patterns.split(",")):
+        matches = fnmatch.filter(names, pattern)
+        if not matches:
+            raise UsageError(
+                f"{option}: nothing is called '{pattern}'; there are: {'; '.join(names)}"
+            )
+        found.update(matches)
+    return found
+
+
+def _write(options: BenchmarkConfig, blocks: Sequence[Block], text: Sequence[str]) -> None:
+    """Writes benchmark.json and benchmark.md."""
+    record = {
+        "config": dataclasses.asdict(options),
+        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
+        "versions": runtime.versions() | _peer_versions(),
+        "blocks": [dataclasses.asdict(block) for block in blocks],
+    }
+    results.write_json(options.output / "benchmark.json", record)
+    (options.output / "benchmark.md").write_text("\n".join(text) + "\n")
+
+
+def _peer_versions() -> dict[str, str]:
+    """Returns the versions of those peers that are installed."""
+    present = [name for name in PEERS if find_spec(name)]
+    return {name: version(name) for name in present}
+
+
+def _check(options: BenchmarkConfig) -> None:
+    """Raises UsageError for numbers that make no sense."""
+    for name in ("batch_size", "rounds", "seconds", "patience"):
+        if getattr(options, name) <= 0:
+            raise UsageError(f"--{name.replace('_', '-')} must be above 0")
+
+
+def _tell(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)

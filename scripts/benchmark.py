@@ -1,0 +1,7 @@
+"""Times lensjax and its peers side by side, and compares what they say."""
+
+from lensjax.commands import benchmark
+from lensjax.config import run_script
+
+if __name__ == "__main__":
+    run_script(benchmark.main)

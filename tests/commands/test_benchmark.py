@@ -1,0 +1,63 @@
+"""scripts/benchmark.py: a run without peers, wrong use, and a contender that disagrees."""
+
+import json
+
+import pytest
+
+from lensjax.benchmark import arena
+from lensjax.benchmark.arena import Block, Ratio, Row
+from lensjax.commands import benchmark
+
+FEW = ("lensjax float32", "lensjax one by one", "PyTorch before")
+
+
+@pytest.fixture
+def no_peers(monkeypatch):
+    monkeypatch.setattr(arena.importlib.util, "find_spec", lambda _: None)
+
+
+def test_a_quick_run_without_peers(run, no_peers, tmp_path):
+    ended = run(
+        benchmark.main,
+        *("--quick", "--contenders", ",".join(FEW), "--output", tmp_path),
+        *("--rounds", 1, "--seconds", 0.01),
+    )
+    assert ended.status == 0, ended.error
+    record = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [block["title"][-5:] for block in record["blocks"]] == ["T = 1", "T = 3"]
+    for block in record["blocks"]:
+        ours, one_by_one, before = block["rows"]
+        assert [row["name"] for row in block["rows"]] == list(FEW)
+        assert block["reference"] == "lensjax one by one"
+        for row in (ours, one_by_one):
+            assert row["agrees"] and row["difference"] < 1e-4
+            assert row["images_per_second"] > 0 and row["compile_seconds"] > 0
+            assert row["peak_bytes"] > 1e8 and 0 < row["share"][0] < 2
+        assert "pip install '.[peers]'" in before["note"] and before["images_per_second"] is None
+    assert "needs torch" in ended.out
+    assert (tmp_path / "benchmark.md").read_text().splitlines()[0] in ended.out
+
+
+def test_a_disagreement_is_a_failed_run(run, monkeypatch, tmp_path):
+    rows = [
+        Row("lensjax float32", rates=[1.0], images_per_second=1.0, compile_seconds=1.0),
+        Row("odd", rates=[1.0], images_per_second=1.0, compile_seconds=1.0, agrees=False,
+            difference=0.5, ratio=Ratio(1.0, 1.0, 1.0)),
+    ]  # fmt: skip
+    block = Block("case", "odd", [1e9], rows)
+    monkeypatch.setattr(arena, "contest", lambda *_: iter([block]))
+    ended = run(benchmark.main, "--output", tmp_path)
+    assert ended.status == 1 and "odd (case)" in ended.error
+    assert "5.0e-01 DISAGREES" in ended.out
+    assert json.loads((tmp_path / "benchmark.json").read_text())["blocks"][0]["rows"][1]["ratio"]
+
+
+def test_wrong_use_is_one_clear_line(run, tmp_path):
+    for words, options in {
+        "nothing is called 'resnet'": ("--cases", "resnet"),
+        "there are: lensjax": ("--contenders", "torch"),
+        "--rounds must be above 0": ("--rounds", 0),
+    }.items():
+        ended = run(benchmark.main, *options, "--output", tmp_path)
+        assert ended.status == 2 and words in ended.error and ended.error.count("\n") == 1
+    assert "resnet18 + vit_b16 at 64 px\n" in run(benchmark.main, "--list").out
