@@ -1,5 +1,6 @@
 """lensjax as a contender: its compiled step in each mode, one training step, and JAX's product."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +14,10 @@ from lensjax import runtime
 from lensjax.benchmark import drawn
 from lensjax.benchmark.contract import Loaded, Outputs, Program
 from lensjax.checkpoint import Member, MemberInfo, nnx_state, state_of
-from lensjax.data.preprocess import Preparation
+from lensjax.data.on_device import Canvas, Inputs, Layout, View
+from lensjax.data.preprocess import Preparation, geometry
 from lensjax.ensemble import predict
-from lensjax.ensemble.predict import Inputs, Precision
+from lensjax.ensemble.predict import Precision
 from lensjax.ensemble.stack import stack
 from lensjax.torch_weights import load_torch_weights, tensor_shapes
 from lensjax.training.objective import binary_loss
@@ -131,9 +133,12 @@ def network(name: str, size: int) -> nnx.Module:
 
 
 def inputs(images: np.ndarray) -> Inputs:
-    """Returns images (batch, S, S, band) as the step takes them, to be left as they are."""
-    level = np.zeros((len(images), drawn.BANDS), np.float32)
-    return Inputs((images,), (level,), (level + 1,))
+    """Returns images (batch, S, S, band) as the step takes them: as they are, all of it sky."""
+    shape = images.shape[1:]
+    preparation = _preparation(shape[0])
+    view = View(preparation, 0, tuple(range(drawn.BANDS)), geometry(shape[:2], None, preparation))
+    layout = Layout((Canvas(shape, "float32"),), (view,))
+    return dataclasses.replace(layout.blank(len(images)), images=(images,))
 
 
 def device() -> str:
@@ -148,6 +153,10 @@ def device_peak_bytes() -> int | None:
 
 
 def _info(name: str, size: int) -> MemberInfo:
+    architecture = drawn.architecture_of(name)
+    return MemberInfo(architecture, _preparation(size), drawn.DROPOUT, weights_sha256=name)
+
+
+def _preparation(size: int) -> Preparation:
     bands = tuple(f"band{index}" for index in range(drawn.BANDS))
-    preparation = Preparation.unnormalised(bands, size, None, "none", 1.0)
-    return MemberInfo(drawn.architecture_of(name), preparation, drawn.DROPOUT, weights_sha256=name)
+    return Preparation.unnormalised(bands, size, None, "none", 1.0)
