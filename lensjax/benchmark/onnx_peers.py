@@ -112,6 +112,8 @@ def write_onnx(name: str, size: int, batch: int, path: Path) -> None:
 
     from lensjax.benchmark import torch_peers
 
+    # The attention of eager evaluation is one operation that ONNX does not have.
+    torch.backends.mha.set_fastpath_enabled(False)
     network = torch_peers.network(name, size).cpu()
     images = torch.zeros(batch, drawn.BANDS, size, size)
     # The exporter of old: the newer one wants a package that the extra `peers` can do without.

@@ -1,5 +1,6 @@
 """A resnet18 as one writes it with Flax's own layers, and `vmap` over stacked weights of it."""
 
+import os
 from collections.abc import Sequence
 
 import jax
@@ -60,8 +61,15 @@ class ResNet18(nnx.Module):
         return self.head.linear(features.mean(axis=(1, 2)))[:, 0]
 
 
-def ensemble(members: Sequence[str], size: int) -> Loaded:
-    """Returns `vmap` over the stacked weights of `members`, all of them resnet18."""
+def ensemble(members: Sequence[str], size: int, eigen: bool) -> Loaded:
+    """Returns `vmap` over the stacked weights of `members`, all of them resnet18.
+
+    Without `eigen` it runs as JAX does by default. The import of lensjax has asked XLA for the
+    convolutions of Eigen, which JAX reads when it first meets a device: that is taken back.
+    """
+    if not eigen:
+        flags = os.environ.get("XLA_FLAGS", "").split()
+        os.environ["XLA_FLAGS"] = " ".join(flag for flag in flags if "ynn_fusion" not in flag)
     networks = [_network(name) for name in members]
     graph = nnx.graphdef(networks[0])
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, networks))

@@ -1,5 +1,6 @@
 """The benchmark's result as Markdown."""
 
+import statistics
 from collections.abc import Iterator, Sequence
 
 from lensjax.benchmark.arena import Block, Ratio, Row, paired
@@ -19,13 +20,15 @@ HEADS = (
 
 def block_lines(block: Block) -> Iterator[str]:
     """Yields the table of one block."""
-    product = sorted(block.products)[len(block.products) // 2]
+    product = statistics.median(block.products)
     yield f"### {block.title}"
     yield ""
-    yield f"Ratios over `{block.reference}`; matrix products at {product / 1e9:.0f} GFLOP/s."
+    yield f"Ratios over {block.reference}; matrix products at {product / 1e9:.0f} GFLOP/s."
     yield ""
-    yield from _table(HEADS, [_cells(row) for row in block.rows])
+    yield from _table(HEADS, [_cells(row) for row in block.rows if row.rates])
     yield ""
+    silent = [f"- {row.name}: {row.note}" for row in block.rows if not row.rates]
+    yield from [*silent, ""] if silent else ()
 
 
 def goal_lines(goals: Sequence[Goal], blocks: Sequence[Block]) -> Iterator[str]:
@@ -63,8 +66,6 @@ def measured(goal: Goal, blocks: Sequence[Block]) -> Ratio | None:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    if not row.rates:
-        return row.name, row.note, *("",) * (len(HEADS) - 2)
     name = f"{row.name} (batch {row.batch})"
     return (
         name,

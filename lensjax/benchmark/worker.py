@@ -6,6 +6,7 @@ libraries print goes to the standard error; the answers alone go to the standard
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -45,6 +46,7 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
     for line in requests:
         request = json.loads(line)
         if "prepare" in request:
+            program = None  # Or the memory of both would count.
             forget_peak()
             program, answer = prepared(loaded, request["prepare"])
         else:
@@ -79,6 +81,7 @@ def prepared(loaded: Loaded, variant: dict[str, Any]) -> tuple[Program, dict[str
 
 def forget_peak() -> None:
     """Lets the record of the peak memory start again from now, where the system can (Linux)."""
+    gc.collect()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
