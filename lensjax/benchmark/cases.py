@@ -11,8 +11,9 @@ from lensjax.benchmark import drawn
 class Contender:
     """A row of a table: `entry` is module:function in this package, `needs` what it imports.
 
-    `every_sample`: runs the whole network for every sample. `precision` is what its outputs are
-    allowed to differ by.
+    `every_sample`: a call runs the whole network for every sample; such calls get smaller batches,
+    which PyTorch's rows do not need, since their passes can be timed singly. `precision` is what
+    its outputs are allowed to differ by.
     """
 
     name: str
@@ -98,8 +99,8 @@ LENSJAX_MODES = (
 )
 TORCH_EAGER = Contender(EAGER, "torch_peers:best", {"compiled": False}, TORCH)
 PEERS = (
-    Contender(BEFORE, "torch_peers:before", needs=TORCH, every_sample=True),
-    Contender(AFTER, "torch_peers:after", needs=TORCH, every_sample=True),
+    Contender(BEFORE, "torch_peers:before", needs=TORCH),
+    Contender(AFTER, "torch_peers:after", needs=TORCH),
     TORCH_EAGER,
     Contender(COMPILED, "torch_peers:best", {"compiled": True}, TORCH),
     Contender("ONNX Runtime", "onnx_peers:onnxruntime", needs=(*ONNX, "onnxruntime")),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from lensjax import runtime
 from lensjax.benchmark import drawn
@@ -17,7 +18,7 @@ from lensjax.benchmark.contract import Loaded, Outputs, Program
 from lensjax.checkpoint import Member, MemberInfo, nnx_state, state_of
 from lensjax.data.on_device import Canvas, Inputs, Layout, View
 from lensjax.data.preprocess import Preparation, geometry
-from lensjax.ensemble import predict
+from lensjax.ensemble import placement, predict
 from lensjax.ensemble.predict import Precision
 from lensjax.ensemble.stack import stack
 from lensjax.torch_weights import load_torch_weights, tensor_shapes
@@ -32,20 +33,25 @@ def ensemble(members: Sequence[str], size: int, precision: Precision, how: str) 
     """
     teams = [[name] for name in members] if how == "singly" else [list(members)]
     ensembles = [stack({name: member(name, size) for name in team}) for team in teams]
+    # One device, as the peers have.
+    mesh = placement.mesh_of(jax.local_devices()[:1])
+    in_place = NamedSharding(mesh, placement.BY_CUTOUT)
     make = predict.one_by_one_step if how == "one by one" else predict.ensemble_step
 
     def prepare(samples: int, batch: int) -> Program:
         weights = [
-            predict.place_weights(each, seed=0, samples=samples, precision=precision)
+            predict.place_weights(each, mesh, seed=0, samples=samples, precision=precision)
             for each in ensembles
         ]
         steps = [
-            make(each, samples=samples, fusion="stacked", precision=precision) for each in ensembles
+            make(each, mesh, samples=samples, fusion="stacked", precision=precision)
+            for each in ensembles
         ]
         given = inputs(drawn.images(batch, size))
 
         def launch(_: int) -> list[jax.Array]:
-            scores = [step(w, given) for step, w in zip(steps, weights, strict=True)]
+            placed = jax.device_put(given, in_place)
+            scores = [step(w, placed) for step, w in zip(steps, weights, strict=True)]
             return [each.member_logits for each in scores]
 
         def run(count: int) -> Outputs:

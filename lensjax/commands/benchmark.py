@@ -35,7 +35,7 @@ class BenchmarkConfig:
     batch_size: Annotated[int, "images a batch; at 224 px an eighth of it"] = 32
     rounds: Annotated[int, "in each of which every contender has one turn"] = 3
     seconds: Annotated[float, "that a turn lasts about, at least one batch"] = 0.3
-    patience: Annotated[float, "seconds a batch may last where every sample is a full pass"] = 1.5
+    patience: Annotated[float, "seconds a batch may last where every sample is a full pass"] = 3.0
     output: Annotated[Path, "folder of benchmark.md and benchmark.json"] = Path("results")
 
 
