@@ -27,7 +27,7 @@ def state_dict(member: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
     through the depth of the network, so that differences of arithmetic show in the logits.
     """
     gain = 2 if architecture_of(member) == "resnet18" else 1
-    return {name: _drawn(f"{member}/{name}", shape, gain) for name, shape in shapes.items()}
+    return {name: tensor(f"{member}/{name}", shape, gain) for name, shape in shapes.items()}
 
 
 def head(member: str) -> tuple[np.ndarray, np.ndarray]:
@@ -37,9 +37,10 @@ def head(member: str) -> tuple[np.ndarray, np.ndarray]:
     return weights[f"{layer}.weight"], weights[f"{layer}.bias"]
 
 
-def _drawn(name: str, shape: tuple[int, ...], gain: int) -> np.ndarray:
+def tensor(name: str, shape: tuple[int, ...], gain: int) -> np.ndarray:
+    """Returns the float32 tensor of this name; `gain` over the inputs is a kernel's variance."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    z = np.random.default_rng(seed).standard_normal(shape, np.float32)
+    z = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     if name.endswith("running_var"):
         return 1 + np.float32(0.5) * np.abs(z)
     if name.endswith("running_mean"):

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from lensjax.ensemble.predict import Precision
 from lensjax.ensemble.stack import stack
 from lensjax.torch_weights import load_torch_weights, tensor_shapes
 from lensjax.training.objective import binary_loss
+from lensjax.training.step import TrainState, descend
 
 
 def ensemble(members: Sequence[str], size: int, precision: Precision, how: str) -> Loaded:
@@ -67,30 +67,24 @@ def ensemble(members: Sequence[str], size: int, precision: Precision, how: str) 
 def training(members: Sequence[str], size: int) -> Loaded:
     """Returns training steps (forward, backward, AdamW) of the one network in `members`."""
     (name,) = members
-    model = network(name, size)
-    graph, params, statistics = (
-        nnx.graphdef(model),
-        nnx.state(model, nnx.Param),
-        nnx.state(model, nnx.BatchStat),
-    )
+    graph, *learnt = nnx.split(network(name, size), nnx.Param, nnx.BatchStat)
+    params, statistics = learnt
     optimizer = optax.adamw(1e-3, weight_decay=1e-2)
+    start = TrainState(params, statistics, optimizer.init(params), jnp.zeros((), jnp.int32))
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: tuple, images: jax.Array, labels: jax.Array) -> tuple[tuple, jax.Array]:
-        params, statistics, optimizer_state = state
+    def step(
+        state: TrainState, images: jax.Array, labels: jax.Array
+    ) -> tuple[TrainState, jax.Array]:
+        # Neither turned images nor dropout: each contender would draw its own.
+        def loss(logits: jax.Array) -> jax.Array:
+            return binary_loss(logits, labels, 0.0)
 
-        def objective(params: Any) -> tuple[jax.Array, Any]:
-            model = nnx.merge(graph, params, statistics, copy=True)
-            logits = model(images, train=True)
-            return binary_loss(logits, labels, 0.0), nnx.state(model, nnx.BatchStat)
-
-        (loss, statistics), gradient = jax.value_and_grad(objective, has_aux=True)(params)
-        updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
-        return (optax.apply_updates(params, updates), statistics, optimizer_state), loss
+        return descend(graph, optimizer, state, images, loss, key=None)
 
     def prepare(batch: int) -> Program:
         # Copies: the step gives away what it was given.
-        state = jax.tree.map(jnp.copy, (params, statistics, optimizer.init(params)))
+        state = jax.tree.map(jnp.copy, start)
         pictures = drawn.images(batch, size)
         labels = np.arange(batch, dtype=np.float32) % 2
         losses: list[float] = []

@@ -152,12 +152,12 @@ class Conv(nnx.Module):
         size: int,
         *,
         stride: int = 1,
-        use_bias: bool = False,
         rngs: nnx.Rngs,
     ) -> None:
         initial = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
         self.kernel = nnx.Param(initial(rngs.params(), (size, size, inputs, outputs)))
-        self.bias = nnx.data(nnx.Param(jnp.zeros((1, 1, 1, outputs))) if use_bias else None)
+        # Only a folded normalisation gives it one.
+        self.bias: nnx.Param | None = nnx.data(None)
         self.stride = stride
         self.padding = size // 2
 

@@ -65,18 +65,38 @@ def train_step(
         orient, drop = jax.random.split(jax.random.fold_in(key, state.step))
         images = random_orientation(orient, seen(view, examples.images, examples.inside))
 
-        def objective(params: Any) -> tuple[Array, Any]:
-            model = nnx.merge(graph, params, state.statistics, copy=True)
-            logits = model(images, rngs=nnx.Rngs(dropout=drop), train=True)
-            loss = binary_loss(logits, jnp.asarray(examples.label), smoothing)
-            return loss, nnx.state(model, nnx.BatchStat)
+        def loss(logits: Array) -> Array:
+            return binary_loss(logits, jnp.asarray(examples.label), smoothing)
 
-        (loss, statistics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(params, statistics, optimizer_state, state.step + 1), loss
+        return descend(graph, optimizer, state, images, loss, drop)
 
     return jax.jit(step, donate_argnums=0)
+
+
+def descend(
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    images: Array,
+    loss_of: Callable[[Array], Array],
+    key: Array | None,
+) -> tuple[TrainState, Array]:
+    """Returns the state after one step down the gradient of the loss, and the loss before it.
+
+    `images` (batch, S, S, band) are as the network sees them, `loss_of` takes the logits (batch,),
+    `key` draws the dropout masks; None turns dropout off.
+    """
+
+    def objective(params: Any) -> tuple[Array, Any]:
+        model = nnx.merge(graph, params, state.statistics, copy=True)
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        loss = loss_of(model(images, rngs=rngs, train=True))
+        return loss, nnx.state(model, nnx.BatchStat)
+
+    (loss, statistics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, statistics, optimizer_state, state.step + 1), loss
 
 
 def validation_step(graph: nnx.GraphDef, view: View) -> Callable[[TrainState, Examples], Array]:

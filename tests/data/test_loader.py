@@ -10,15 +10,12 @@ from astropy.io import fits
 from lensjax.data.catalog import open_source
 from lensjax.data.loader import batches, layout, shuffled
 from lensjax.data.on_device import prepare
-from lensjax.data.preprocess import Preparation, fill_masked, fit, geometry
+from lensjax.data.preprocess import fill_masked, fit, geometry
 from lensjax.data.readers import masked
 from lensjax.errors import UsageError
+from tests.data.wanted import preparation
 
 rng = np.random.default_rng(3)
-
-
-def preparation(size, bands=("g", "r"), scale=0.2):
-    return Preparation(bands, size, scale, "asinh", 3.0, (0.0,) * len(bands), (1.0,) * len(bands))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +31,7 @@ def folder(tmp_path_factory):
     return path
 
 
-PREPARATIONS = [preparation(8), preparation(16, ("r",), 0.3)]
+PREPARATIONS = [preparation(8), preparation(16, 0.3, ("r",))]
 
 
 look = jax.jit(prepare)
@@ -114,7 +111,7 @@ def test_places_from_the_table_come_before_those_of_the_file(tmp_path):
         fits.writeto(tmp_path / f"{name}.fits", rng.normal(size=(8, 8)), header)
     (tmp_path / "cat.csv").write_text("path,ra,dec\na.fits,1.5,2.5\nb.fits,,\nc.fits,7,8\n")
     source = open_source(tmp_path / "cat.csv", needed=("g",))
-    (batch,) = batches(source, [preparation(8, ("g",))], how="auto", batch_size=4)
+    (batch,) = batches(source, [preparation(8, bands=("g",))], how="auto", batch_size=4)
     np.testing.assert_allclose(batch.ra, [1.5, 30.0, 7.0, np.nan])
     np.testing.assert_allclose(batch.dec, [2.5, -5.0, 8.0, np.nan])
 
@@ -152,10 +149,10 @@ def sky(dtype, count=9, shape=(20, 26)):
 
 
 VIEWS = [
-    preparation(16, ("g", "r")),
-    preparation(16, ("r", "g", "i"), 0.31),
-    preparation(24, ("i",), None),
-    preparation(40, ("g", "r", "i")),
+    preparation(16, bands=("g", "r")),
+    preparation(16, 0.31, ("r", "g", "i")),
+    preparation(24, None, ("i",)),
+    preparation(40, bands=("g", "r", "i")),
 ]
 
 
@@ -228,7 +225,7 @@ def test_the_layout_is_known_before_the_first_batch(tmp_path, folder):
 
 def test_the_host_fits_what_would_travel_for_nothing(tmp_path):
     source = saved(tmp_path, sky("float32", 3, (90, 90)))
-    small, large = preparation(16, ("g", "r", "i")), preparation(64, ("g", "r", "i"))
+    small, large = preparation(16, bands=("g", "r", "i")), preparation(64, bands=("g", "r", "i"))
     assert layout(source, [small], "crop").canvases[0].shape == (16, 16, 3)
     assert layout(source, [small, large], "crop").canvases[0].shape == (90, 90, 3)
 
@@ -244,7 +241,7 @@ def test_a_stack_that_cannot_be_fitted_is_rejected_row_by_row(tmp_path):
 def test_a_member_of_other_bands_is_refused(folder):
     source = open_source(folder, needed=("g", "r"))
     with pytest.raises(UsageError, match="needs bands z.*opened with g, r"):
-        batches(source, [preparation(8, ("z",))], how="auto", batch_size=2)
+        batches(source, [preparation(8, bands=("z",))], how="auto", batch_size=2)
 
 
 def test_leaving_off_early_is_harmless(folder):

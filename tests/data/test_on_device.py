@@ -23,15 +23,11 @@ from lensjax.data.on_device import (
     prepare,
     seen,
 )
-from lensjax.data.preprocess import Preparation, fit, geometry
 from lensjax.data.preprocess import background_level as background_on_host
+from lensjax.data.preprocess import fit, geometry
+from tests.data.wanted import preparation
 
 rng = np.random.default_rng(1)
-
-
-def preparation(size=16, scale=0.2, bands=("g", "r"), stretch="asinh", mean=0.0, std=1.0):
-    count = len(bands)
-    return Preparation(bands, size, scale, stretch, 3.0, (mean,) * count, (std,) * count)
 
 
 def noise(*shape):

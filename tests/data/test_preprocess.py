@@ -20,13 +20,9 @@ from lensjax.data.preprocess import (
 )
 from lensjax.data.readers import Plane, Sky, Unreadable
 from lensjax.errors import UsageError
+from tests.data.wanted import preparation
 
 rng = np.random.default_rng(1)
-
-
-def preparation(size=16, scale=0.2, bands=("g", "r"), stretch="asinh", mean=0.0, std=1.0):
-    count = len(bands)
-    return Preparation(bands, size, scale, stretch, 3.0, (mean,) * count, (std,) * count)
 
 
 def fitted(image, scale, prepared, how="auto"):

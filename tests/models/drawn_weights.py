@@ -4,11 +4,12 @@ Every tensor has its own generator, seeded by its name, so that the numbers do n
 order of drawing.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
+
+from lensjax.benchmark.drawn import tensor
 
 SIZES = {"resnet18": (64, 101, 224), "vit_b_16": (224,)}
 
@@ -34,14 +35,4 @@ def images(architecture: str, size: int) -> np.ndarray:
 def _drawn(name: str, shape: tuple[int, ...], gain: int) -> np.ndarray:
     if name.endswith("num_batches_tracked"):
         return np.zeros(shape, np.int64)
-    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
-    z = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-    if name.endswith("running_var"):
-        return 1 + np.float32(0.5) * np.abs(z)
-    if name.endswith("running_mean"):
-        return np.float32(0.1) * z
-    if len(shape) == 1:
-        return 1 + np.float32(0.1) * z if name.endswith(".weight") else np.float32(0.05) * z
-    if name.endswith(("class_token", "pos_embedding")):
-        return np.float32(0.02) * z
-    return z * np.float32(np.sqrt(gain / np.prod(shape[1:])))
+    return tensor(name, shape, gain)

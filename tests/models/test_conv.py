@@ -176,9 +176,9 @@ def test_accelerators_get_one_convolution_for_all_members():
 
 
 def test_layer_adds_its_bias_and_draws_he_weights():
-    layer = Conv(16, 64, 3, use_bias=True, rngs=nnx.Rngs(0))
+    layer = Conv(16, 64, 3, rngs=nnx.Rngs(0))
     images = jnp.ones((1, 5, 5, 16))
     without = layer(images)
-    layer.bias[...] = jnp.full((1, 1, 1, 64), 0.5)
+    layer.bias = nnx.Param(jnp.full((1, 1, 1, 64), 0.5))
     np.testing.assert_allclose(layer(images), without + 0.5, rtol=1e-6)
     assert layer.kernel[...].std() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
