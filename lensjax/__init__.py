@@ -1,9 +1,13 @@
 """Strong gravitational lens finding with compiled ensembles in JAX."""
 
 import os
+import time
 from importlib.metadata import version
 
 __version__ = "0.1.0"
+
+# When the program came up, by `time.perf_counter`; all else is imported after this.
+STARTED = time.perf_counter()
 
 
 def _use_fast_convolutions() -> None:

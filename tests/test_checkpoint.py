@@ -5,6 +5,7 @@ import json
 import shutil
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from lensjax import checkpoint
@@ -38,6 +39,17 @@ def test_a_member_comes_back_bit_by_bit(member, saved):
         np.testing.assert_array_equal(again.state[name], leaf)
     for name, values in member.validation.items():
         np.testing.assert_array_equal(again.validation[name], values)
+
+
+def test_members_of_earlier_versions_which_were_compressed_still_load(member, saved, tmp_path):
+    folder = tmp_path / "vit_s16" / "earlier"
+    shutil.copytree(saved, folder)
+    shutil.rmtree(folder / "weights")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "weights", dict(member.state))
+    again = load_member(folder)
+    for name, leaf in member.state.items():
+        np.testing.assert_array_equal(again.state[name], leaf)
 
 
 def test_saving_over_a_member_leaves_one_and_no_scraps(member, saved):

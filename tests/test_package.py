@@ -32,3 +32,12 @@ def test_importing_the_package_chooses_the_convolutions_unless_the_user_has(give
     assert (
         in_a_new_process("import lensjax, os; print(os.environ['XLA_FLAGS'])", **given) == expected
     )
+
+
+def test_scoring_does_not_wait_for_what_it_does_not_use():
+    loaded = in_a_new_process("import lensjax.commands.infer, sys; print(*sys.modules)").split()
+    unused = {
+        *("sklearn", "skimage", "matplotlib", "torch", "astropy.wcs", "astropy.cosmology"),
+        *("lensjax.commands.demo", "lensjax.sky", "lensjax.training", "lensjax.report"),
+    }
+    assert not unused & set(loaded)

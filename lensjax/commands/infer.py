@@ -1,27 +1,31 @@
 """scripts/infer.py: scores cutouts with an ensemble, writes the catalogue and its pictures."""
 
 import dataclasses
+import functools
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 from astropy.table import Table
+from jax.sharding import Mesh
 
 from lensjax import checkpoint, config, metrics, results, runtime
 from lensjax.checkpoint import MemberInfo
-from lensjax.commands import demo
+from lensjax.data import loader
 from lensjax.data.catalog import Source, open_source
 from lensjax.data.preprocess import Fit
 from lensjax.ensemble import placement, predict
 from lensjax.ensemble.fuse import Fusion
-from lensjax.ensemble.predict import Precision
+from lensjax.ensemble.predict import Precision, Step, Weights
 from lensjax.ensemble.score import Timing, score
-from lensjax.ensemble.stack import Ensemble, stack
+from lensjax.ensemble.stack import Ensemble, outline, stacked_weights
 from lensjax.errors import UsageError
 from lensjax.files import make_folder
 from lensjax.metrics import Metrics
@@ -84,6 +88,8 @@ def _with_members(options: InferConfig) -> InferConfig:
     if checkpoints is None:
         checkpoints = DEMO if options.data is None else Path("checkpoints")
     if checkpoints == DEMO:
+        from lensjax.commands import demo  # simulates and trains: nothing that other runs need
+
         print(demo.announce(options.ensemble, options.smoke, options.data), flush=True)
         prepared = demo.prepare(options.ensemble, options.smoke)
         data = options.data or str(prepared.held_back)
@@ -121,34 +127,74 @@ def infer(options: InferConfig) -> Outcome:
     if options.checkpoints is None or options.data is None:
         raise UsageError("--checkpoints and --data are both needed")
     folders = checkpoint.find_members(options.checkpoints, options.ensemble)
-    members = {name: checkpoint.load_member(folder) for name, folder in folders.items()}
-    ensemble = stack(members)
-    infos = {name: member.info for name, member in members.items()}
-    del members  # the ensemble holds the weights: twice would be too much memory
-    source = open_source(
-        options.data,
-        needed=_all_bands(infos),
-        bands=options.bands,
-        pixel_scale=options.pixel_scale,
+    infos = {name: checkpoint.read_info(folder) for name, folder in folders.items()}
+    validations = {name: checkpoint.read_validation(folder) for name, folder in folders.items()}
+    ensemble = outline(infos, validations)
+    mesh = placement.mesh_of(jax.local_devices(), options.member_shards)
+    place = functools.partial(
+        predict.place_weights,
+        mesh=mesh,
+        seed=options.seed,
+        samples=options.mc_samples,
+        precision=options.precision,
     )
-    make_folder(options.output)
+
+    def load() -> Weights:
+        states = stacked_weights(
+            infos, lambda name: checkpoint.read_weights(folders[name], infos[name])
+        )
+        return place(dataclasses.replace(ensemble, states=states))
+
+    # The weights are read while the step is compiled for their shapes.
+    with ThreadPoolExecutor(1) as background:
+        loading = background.submit(load)
+        source = open_source(
+            options.data,
+            needed=_all_bands(infos),
+            bands=options.bands,
+            pixel_scale=options.pixel_scale,
+        )
+        make_folder(options.output)
+        ready = _step(options, ensemble, place(ensemble), mesh, source)
+        weights = loading.result()
     parts = PartialScores(
         options.output / PARTS, _fingerprint(options, infos, source), options.resume
     )
-    timing = _score(options, ensemble, source, parts)
+    timing = score(
+        ready.step,
+        weights,
+        mesh,
+        ensemble,
+        source,
+        parts,
+        how=options.fit,
+        batch_size=ready.batch_size,
+        compile_seconds=ready.compile_seconds,
+        profile=options.profile,
+    )
     outcome = write(options, infos, ensemble, source, parts.columns(), timing)
     parts.remove()
     return outcome
 
 
-def _score(
-    options: InferConfig, ensemble: Ensemble, source: Source, parts: PartialScores
-) -> Timing:
-    """Adds the scores of the cutouts that `parts` does not have yet, and returns the Timing."""
-    mesh = placement.mesh_of(jax.local_devices(), options.member_shards)
-    weights = predict.place_weights(
-        ensemble, mesh, seed=options.seed, samples=options.mc_samples, precision=options.precision
-    )
+class _Ready(NamedTuple):
+    """A step, the size of its batches, and what compiling it took."""
+
+    step: Step
+    batch_size: int
+    compile_seconds: float
+
+
+def _step(
+    options: InferConfig, ensemble: Ensemble, weights: Weights, mesh: Mesh, source: Source
+) -> _Ready:
+    """Returns the step that `options` ask for, compiled where it is a single program.
+
+    `weights` may be those of an outline.
+    """
+    batch_size = placement.divisible(options.batch_size, mesh)
+    if batch_size != options.batch_size:
+        print(f"batches of {batch_size} cutouts, so that {mesh.size} devices can share them")
     make = predict.ensemble_step if options.batch_parallel else predict.one_by_one_step
     step = make(
         ensemble,
@@ -157,20 +203,12 @@ def _score(
         fusion=options.fusion,
         precision=options.precision,
     )
-    batch_size = placement.divisible(options.batch_size, mesh)
-    if batch_size != options.batch_size:
-        print(f"batches of {batch_size} cutouts, so that {mesh.size} devices can share them")
-    return score(
-        step,
-        weights,
-        mesh,
-        ensemble,
-        source,
-        parts,
-        how=options.fit,
-        batch_size=batch_size,
-        profile=options.profile,
-    )
+    if not options.batch_parallel:
+        return _Ready(step, batch_size, 0.0)
+    began = time.perf_counter()
+    layout = loader.layout(source, ensemble.preparations, options.fit)
+    compiled = predict.compiled(step, weights, layout.blank(batch_size), mesh)
+    return _Ready(compiled, batch_size, time.perf_counter() - began)
 
 
 def write(

@@ -20,8 +20,6 @@ import numpy as np
 import tifffile
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
-from astropy.wcs import WCS
-from astropy.wcs.utils import proj_plane_pixel_area
 from PIL import Image
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -375,6 +373,9 @@ def sky_of(header: fits.Header) -> Sky:
 def _sky_of_cards(cards: str) -> Sky:
     if "CTYPE" not in cards:
         return Sky()
+    from astropy.wcs import WCS  # a quarter of a second to import
+    from astropy.wcs.utils import proj_plane_pixel_area
+
     # A header that wcslib cannot use is one that says nothing about the sky.
     try:
         header = fits.Header.fromstring(cards)

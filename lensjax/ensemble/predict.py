@@ -35,16 +35,21 @@ Step = Callable[[Weights, Inputs], Scores]
 def place_weights(
     ensemble: Ensemble, mesh: Mesh, *, seed: int, samples: int, precision: Precision
 ) -> Weights:
-    """Returns the weights of `ensemble` on the devices, in the precision of the computation."""
-    dtype = jnp.dtype(precision)
-    keys = member_keys(ensemble.identities, seed, samples)
+    """Returns the weights of `ensemble` on the devices, in the precision of the computation; of an
+    outline, what a step is compiled for."""
+
+    def put(leaf: Any, place: NamedSharding) -> Any:
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, precision, sharding=place)
+        # Rounded on the host, so that no device ever holds more than its part.
+        return jax.device_put(np.asarray(leaf).astype(jnp.dtype(precision), copy=False), place)
+
     states, keys_of_groups, start = [], [], 0
     for group, state in zip(ensemble.groups, ensemble.states, strict=True):
         place = NamedSharding(mesh, placement.weights_spec(group.members, mesh))
-        # Rounded on the host, so that no device ever holds more than its part.
-        rounded = jax.tree.map(lambda leaf: np.asarray(leaf).astype(dtype, copy=False), state)
-        states.append(jax.device_put(rounded, place))
-        keys_of_groups.append(jax.device_put(keys[start : start + group.members], place))
+        states.append(jax.tree.map(functools.partial(put, place=place), state))
+        identities = ensemble.identities[start : start + group.members]
+        keys_of_groups.append(jax.device_put(member_keys(identities, seed, samples), place))
         start += group.members
     everywhere = NamedSharding(mesh, placement.EVERYWHERE)
     knowledge = jax.device_put(ensemble.knowledge, everywhere)
@@ -84,6 +89,18 @@ def ensemble_step(
             return fuse(jnp.concatenate(logits), weights.knowledge, fusion)
 
     return step
+
+
+def compiled(step: Any, weights: Weights, inputs: Inputs, mesh: Mesh) -> Step:
+    """Returns the jitted `step` compiled for weights and inputs of these shapes.
+
+    `weights` may be those of an outline; the inputs will be on the devices of `mesh`.
+    """
+    place = NamedSharding(mesh, placement.BY_CUTOUT)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), inputs
+    )
+    return step.lower(weights, shapes).compile()
 
 
 def one_by_one_step(

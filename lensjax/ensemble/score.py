@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lensjax import runtime, trace
+from lensjax import STARTED, runtime, trace
 from lensjax.data import loader
 from lensjax.data.catalog import Source
 from lensjax.data.preprocess import Fit
@@ -21,10 +21,12 @@ from lensjax.resume import Columns, PartialScores
 
 @dataclass(frozen=True)
 class Timing:
-    """How fast the scoring was; `images_per_second` leaves out the batch that compiled."""
+    """How fast the scoring was; `images_per_second` leaves out the batch that compiled,
+    `seconds_to_first_batch` counts from the start of the program to its scores."""
 
     compile_seconds: float | None
     images_per_second: float | None
+    seconds_to_first_batch: float | None
     resumed_from: int
 
 
@@ -38,11 +40,13 @@ def score(
     *,
     how: Fit,
     batch_size: int,
+    compile_seconds: float = 0.0,
     profile: Path | None = None,
 ) -> Timing:
     """Adds the scores of the cutouts that `parts` does not have yet, and returns the Timing.
 
-    The scores of a batch are fetched when the next one is on the devices and under way. `profile`
+    The scores of a batch are fetched when the next one is on the devices and under way.
+    `compile_seconds` is what the step has taken so far, its first launch may add to it. `profile`
     is where to write a trace of some batches.
     """
     on_devices = NamedSharding(mesh, placement.BY_CUTOUT)
@@ -71,8 +75,9 @@ def score(
             advance(batch.count)
     steady = parts.rows - start - batch_size
     return Timing(
-        compile_seconds=launch_seconds[0] if launch_seconds else None,
+        compile_seconds=compile_seconds + launch_seconds[0] if launch_seconds else None,
         images_per_second=steady / (ends[-1] - ends[0]) if steady > 0 else None,
+        seconds_to_first_batch=ends[0] - STARTED if ends else None,
         resumed_from=start,
     )
 

@@ -1,8 +1,9 @@
 """Members as an array axis: those of one architecture stacked, ready for one compiled step."""
 
+import functools
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from lensjax.checkpoint import Member, nnx_state
+from lensjax.checkpoint import Member, MemberInfo, State, Validation, nnx_state, state_of
 from lensjax.data.preprocess import Preparation
 from lensjax.ensemble import calibrate
 from lensjax.ensemble.fuse import Knowledge
@@ -36,7 +37,7 @@ class Ensemble:
     groups: tuple[Group, ...]
     preparations: tuple[Preparation, ...]
     states: tuple[nnx.State, ...]
-    """Per group, arrays with a leading member axis."""
+    """Per group, arrays with a leading member axis; in an outline `ShapeDtypeStruct`."""
     identities: np.ndarray
     """(member,) uint32 from the hash of each member's weights: its dropout masks depend on it and
     on the seed, not on the place or the company that the member has."""
@@ -47,50 +48,68 @@ class Ensemble:
 
 def stack(members: Mapping[str, Member]) -> Ensemble:
     """Returns the ensemble of `members`, by column name."""
-    preparations = tuple(dict.fromkeys(m.info.preparation for m in members.values()))
-    by_structure: dict[tuple, list[str]] = {}
-    for name, member in members.items():
-        by_structure.setdefault(_structure(member), []).append(name)
+    infos = {name: member.info for name, member in members.items()}
+    ensemble = outline(infos, {name: member.validation for name, member in members.items()})
+    return replace(ensemble, states=stacked_weights(infos, lambda name: members[name].state))
+
+
+def outline(
+    infos: Mapping[str, MemberInfo], validations: Mapping[str, Validation | None]
+) -> Ensemble:
+    """Returns the ensemble of these members without their weights, for which a step can be compiled
+    while they are read."""
+    preparations = tuple(dict.fromkeys(info.preparation for info in infos.values()))
+    names_of_groups = _by_structure(infos)
     groups, states = [], []
-    for names in by_structure.values():
-        info = members[names[0]].info
-        model = nnx.eval_shape(lambda info=info: info.build(nnx.Rngs(0)))
-        # One mask a sample, shared by the batch: a score must not depend on the neighbours.
-        model.set_attributes(nnx.Dropout, broadcast_dims=(0,), raise_if_not_found=False)
-        stacked = {
-            key: np.stack([members[name].state[key] for name in names])
-            for key in members[names[0]].state
+    for names in names_of_groups:
+        info = infos[names[0]]
+        shapes = {
+            key: jax.ShapeDtypeStruct((len(names), *leaf.shape), leaf.dtype)
+            for key, leaf in state_of(info.outline()).items()
         }
-        network = nnx.merge(nnx.graphdef(model), nnx_state(model, stacked))
-        fold_norms(network)
-        graph, state = nnx.split(network)
-        states.append(state)
+        graph, state = nnx.split(nnx.eval_shape(functools.partial(_network, info), shapes))
         place = preparations.index(info.preparation)
         groups.append(Group(info.architecture, graph, len(names), place))
-    ordered = {name: members[name] for names in by_structure.values() for name in names}
-    knowledge, knowledge_from = learn_weights(ordered)
+        states.append(state)
+    ordered = [name for names in names_of_groups for name in names]
+    knowledge, knowledge_from = learn_weights(
+        [infos[name] for name in ordered], [validations[name] for name in ordered]
+    )
+    hashes = [infos[name].weights_sha256.encode() for name in ordered]
     return Ensemble(
         names=tuple(ordered),
         groups=tuple(groups),
         preparations=preparations,
         states=tuple(states),
-        identities=np.array(
-            [zlib.crc32(m.info.weights_sha256.encode()) for m in ordered.values()], np.uint32
-        ),
+        identities=np.array([zlib.crc32(each) for each in hashes], np.uint32),
         knowledge=knowledge,
         knowledge_from=knowledge_from,
     )
 
 
-def learn_weights(members: Mapping[str, Member]) -> tuple[Knowledge, str]:
+def stacked_weights(
+    infos: Mapping[str, MemberInfo], read: Callable[[str], State]
+) -> tuple[nnx.State, ...]:
+    """Returns the `states` of the ensemble of these members; `read` gives the weights of one."""
+    states = []
+    for names in _by_structure(infos):
+        # Copies of the dicts, from which what has been stacked is dropped: no weight is held twice.
+        parts = [dict(read(name)) for name in names]
+        stacked = {key: _stacked([part.pop(key) for part in parts]) for key in list(parts[0])}
+        states.append(nnx.state(_network(infos[names[0]], stacked)))
+    return tuple(states)
+
+
+def learn_weights(
+    infos: Sequence[MemberInfo], validations: Sequence[Validation | None]
+) -> tuple[Knowledge, str]:
     """Returns what the members' validation data say, and where the stacking weights come from."""
-    infos = [member.info for member in members.values()]
     slope = np.array([info.calibration["slope"] for info in infos])
     intercept = np.array([info.calibration["intercept"] for info in infos])
-    validations = [m.validation for m in members.values() if m.validation is not None]
-    labels = calibrate.shared_labels(validations) if len(validations) == len(infos) else None
+    known = [validation for validation in validations if validation is not None]
+    labels = calibrate.shared_labels(known) if len(known) == len(infos) else None
     if labels is not None:
-        logits = np.stack([validation["logit"] for validation in validations])
+        logits = np.stack([validation["logit"] for validation in known])
         calibrated = slope[:, None] * logits + intercept[:, None]
         stacking = calibrate.stacking(calibrated, labels)
         origin = f"stacking on {labels.size} validation objects"
@@ -99,9 +118,10 @@ def learn_weights(members: Mapping[str, Member]) -> tuple[Knowledge, str]:
         origin = "equal weights: the members share no validation data"
     error = np.array([info.calibration["brier"] for info in infos])
     arrays = (slope, intercept, *stacking, error)
-    return Knowledge(*(jnp.asarray(array, jnp.float32) for array in arrays)), origin
+    return Knowledge(*(jnp.asarray(np.asarray(array, np.float32)) for array in arrays)), origin
 
 
+@functools.partial(jax.jit, static_argnames="samples")
 def member_keys(identities: ArrayLike, seed: int, samples: int) -> Array:
     """Returns the dropout keys (member, sample) of members with these identities."""
     root = jax.random.key(seed)
@@ -109,7 +129,32 @@ def member_keys(identities: ArrayLike, seed: int, samples: int) -> Array:
     return jax.vmap(lambda key: jax.random.split(key, samples))(keys)
 
 
-def _structure(member: Member) -> tuple:
-    """Returns what members must share to be stacked."""
-    info = member.info
-    return info.architecture, info.preparation, info.dropout, info.block_dropout
+def _by_structure(infos: Mapping[str, MemberInfo]) -> list[list[str]]:
+    """Returns the names of the members in groups that can be stacked."""
+    groups: dict[tuple, list[str]] = {}
+    for name, info in infos.items():
+        key = info.architecture, info.preparation, info.dropout, info.block_dropout
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())
+
+
+def _network(info: MemberInfo, stacked: State) -> nnx.Module:
+    """Returns the network of a group, its batch normalisation folded, with weights that have a
+    leading member axis."""
+    model = info.outline()
+    # One mask a sample, shared by the batch: a score must not depend on the neighbours.
+    model.set_attributes(nnx.Dropout, broadcast_dims=(0,), raise_if_not_found=False)
+    network = nnx.merge(nnx.graphdef(model), nnx_state(model, stacked))
+    fold_norms(network)
+    return network
+
+
+def _stacked(arrays: Sequence[ArrayLike]) -> np.ndarray:
+    """Returns the arrays on a leading axis, at an address that XLA takes them from on a CPU: from
+    any other it would make a copy."""
+    first, alignment = np.asarray(arrays[0]), 64
+    size = len(arrays) * first.nbytes
+    room = np.empty(size + alignment, np.uint8)
+    start = -room.ctypes.data % alignment
+    stacked = room[start : start + size].view(first.dtype).reshape(len(arrays), *first.shape)
+    return np.stack(arrays, out=stacked)

@@ -10,7 +10,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array, lax
 
@@ -52,7 +51,7 @@ class ConvNorm(nnx.Module):
         if self.norm is None:
             return
         norm, kernel = self.norm, self.conv.kernel
-        factor = norm.scale[...] / np.sqrt(norm.var[...] + norm.epsilon)
+        factor = norm.scale[...] / (norm.var[...] + norm.epsilon) ** 0.5
         bias = norm.bias[...] - norm.mean[...] * factor
         kernel.set_value(kernel[...] * factor[..., None, None, None, :])
         self.conv.bias = nnx.Param(bias[..., None, None, None, :])

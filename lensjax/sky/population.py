@@ -13,7 +13,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from astropy.cosmology import FlatLambdaCDM
 from jax.scipy.special import ndtri
 
 from lensjax.sky.lensing import Scalar
@@ -121,6 +120,8 @@ def _inverse(values: np.ndarray, density: np.ndarray) -> Table:
 @lru_cache(maxsize=1)
 def tables() -> Tables:
     """Returns all tables, in a flat universe with H0 = 70 km/s/Mpc and Omega_m = 0.3."""
+    from astropy.cosmology import FlatLambdaCDM  # takes half a second to import
+
     cosmology = FlatLambdaCDM(H0=70, Om0=0.3)
     redshift = np.linspace(0.0, 5.0, 1001)
     # The form of Smail, Ellis & Fitchett (1994), z^2 exp(-(z / z0)^1.5), with z0 chosen.

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 
 import jax
@@ -88,6 +89,7 @@ def test_the_record_says_what_was_done(results):
     assert record["shares_from"] == "stacking on 200 validation objects"
     assert record["config"]["mc_samples"] == 2 and record["fitted"] == {"as is": CUTOUTS}
     assert record["compile_seconds"] > 0 and record["images_per_second"] > 0
+    assert record["seconds_to_first_batch"] > record["compile_seconds"]
     assert record["peak_memory_bytes"] > 1e8
     assert set(record["metrics"]) == {"vit_s16.0", "vit_s16.1", "ensemble"}
 
@@ -249,13 +251,23 @@ def test_an_output_that_is_a_file_is_wrong_use(run, members, stack_file, tmp_pat
 
 
 def test_a_damaged_member_is_one_clear_line(run, members, stack_file, tmp_path):
-    import shutil
-
-    copy = tmp_path / "members"
-    shutil.copytree(members, copy)
-    (copy / "vit_s16" / "1" / "member.json").write_text("{")
-    ended = run(infer.main, *arguments(copy, stack_file, tmp_path / "r"))
-    assert ended.status == 1 and ended.error.count("\n") == 1 and "member.json" in ended.error
+    """The record is read first, the weights while the step is compiled."""
+    record = json.loads((members / "vit_s16" / "1" / "member.json").read_text())
+    damages = {
+        "member.json": lambda member: (member / "member.json").write_text("{"),
+        "cannot be read": lambda member: shutil.rmtree(member / "weights"),
+        "sha256": lambda member: (member / "member.json").write_text(
+            json.dumps(record | {"weights_sha256": "0" * 64})
+        ),
+    }
+    for words, damage in damages.items():
+        copy = tmp_path / words / "members"
+        shutil.copytree(members, copy)
+        damage(copy / "vit_s16" / "1")
+        output = tmp_path / words / "r"
+        ended = run(infer.main, *arguments(copy, stack_file, output))
+        assert ended.status == 1 and ended.error.count("\n") == 1 and words in ended.error, ended
+        assert not (output / infer.PARTS).exists()
 
 
 def test_a_full_disk_is_one_clear_line(run, members, stack_file, tmp_path):
