@@ -73,7 +73,7 @@ def ensemble_step(
             with jax.named_scope(f"member/{group.architecture}"):
                 images = placement.own_part(prepared[group.preparation], group.members, mesh)
                 of_member = functools.partial(_member_logits, group, images, samples)
-                logits.append(jax.vmap(of_member)(state, group_keys))
+                logits.append(_each_member(of_member, state, group_keys))
         return tuple(logits)
 
     in_groups = tuple(placement.weights_spec(group.members, mesh) for group in ensemble.groups)
@@ -154,6 +154,15 @@ def _prepare(inputs: Inputs, precision: Precision) -> list[Array]:
     """Returns, per preparation, the stretched and normalised images (batch, S, S, band)."""
     with jax.named_scope("preprocess"):
         return [images.astype(precision) for images in on_device.prepare(inputs)]
+
+
+def _each_member(of_member: Callable[[Any, Array], Array], state: Any, keys: Array) -> Array:
+    """Returns the logits (member, sample, batch) of members on a leading axis."""
+    if keys.shape[0] > 1:
+        return jax.vmap(of_member)(state, keys)
+    # Mapped, the layers that a transformer loops over would stand behind the member axis, and XLA
+    # would copy all their weights to the front in every step.
+    return of_member(jax.tree.map(lambda leaf: leaf[0], state), keys[0])[None]
 
 
 def _member_logits(group: Group, images: Array, samples: int, state: Any, keys: Array) -> Array:
