@@ -16,6 +16,7 @@ from lensjax.data.on_device import Inputs
 from lensjax.ensemble import placement
 from lensjax.ensemble.fuse import Fusion, Knowledge, Scores, fuse
 from lensjax.ensemble.stack import Ensemble, Group, member_keys
+from lensjax.ensemble.turns import vmap_in_turns
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -57,13 +58,21 @@ def place_weights(
 
 
 def ensemble_step(
-    ensemble: Ensemble, mesh: Mesh, *, samples: int, fusion: Fusion, precision: Precision
+    ensemble: Ensemble,
+    mesh: Mesh,
+    *,
+    samples: int,
+    fusion: Fusion,
+    precision: Precision,
+    samples_at_once: int | None = None,
+    members_at_once: int | None = None,
 ) -> Step:
     """Returns the jitted step in which all members and samples see a batch together.
 
     Members are a vmapped axis, dropout keys a second one inside it; what does not depend on the
-    key is computed once. With one sample dropout is off. Each device of `mesh` does its part, see
-    `placement`.
+    key is computed once. With one sample dropout is off. Where only so many samples or members
+    of a group are to be there `at_once`, they take turns, for the same numbers from less memory.
+    Each device of `mesh` does its part, see `placement`.
     """
 
     def all_logits(states: tuple, keys: tuple[Array, ...], inputs: Inputs) -> tuple[Array, ...]:
@@ -72,8 +81,10 @@ def ensemble_step(
         for group, state, group_keys in zip(ensemble.groups, states, keys, strict=True):
             with jax.named_scope(f"member/{group.architecture}"):
                 images = placement.own_part(prepared[group.preparation], group.members, mesh)
-                of_member = functools.partial(_member_logits, group, images, samples)
-                logits.append(_each_member(of_member, state, group_keys))
+                of_member = functools.partial(
+                    _member_logits, group, images, samples, samples_at_once
+                )
+                logits.append(vmap_in_turns(of_member, (state, group_keys), members_at_once))
         return tuple(logits)
 
     in_groups = tuple(placement.weights_spec(group.members, mesh) for group in ensemble.groups)
@@ -129,7 +140,7 @@ def one_by_one_step(
         def logits(state: Any, key: Array, inputs: Inputs) -> Array:
             group = ensemble.groups[index]
             images = _prepare(inputs, precision)[group.preparation]
-            return _member_logits(group, images, samples, state, key[None])[0]
+            return _member_logits(group, images, samples, None, (state, key[None]))[0]
 
         in_specs = (placement.EVERYWHERE, placement.EVERYWHERE, placement.BY_CUTOUT)
         on_mesh = placement.shard_map(logits, mesh, in_specs, placement.BY_CUTOUT)
@@ -156,20 +167,19 @@ def _prepare(inputs: Inputs, precision: Precision) -> list[Array]:
         return [images.astype(precision) for images in on_device.prepare(inputs)]
 
 
-def _each_member(of_member: Callable[[Any, Array], Array], state: Any, keys: Array) -> Array:
-    """Returns the logits (member, sample, batch) of members on a leading axis."""
-    if keys.shape[0] > 1:
-        return jax.vmap(of_member)(state, keys)
-    # Mapped, the layers that a transformer loops over would stand behind the member axis, and XLA
-    # would copy all their weights to the front in every step.
-    return of_member(jax.tree.map(lambda leaf: leaf[0], state), keys[0])[None]
-
-
-def _member_logits(group: Group, images: Array, samples: int, state: Any, keys: Array) -> Array:
-    """Returns the logits (sample, batch) float32 of one member; one sample has no dropout."""
+def _member_logits(
+    group: Group,
+    images: Array,
+    samples: int,
+    samples_at_once: int | None,
+    member: tuple[Any, Array],
+) -> Array:
+    """Returns the logits (sample, batch) float32 of a member, its state and the keys of its
+    samples; one sample has no dropout."""
+    state, keys = member
     model = nnx.merge(group.graph, state)
 
     def sample_logits(key: Array) -> Array:
         return model(images, rngs=nnx.Rngs(dropout=key) if samples > 1 else None)
 
-    return jax.vmap(sample_logits)(keys).astype(jnp.float32)
+    return vmap_in_turns(sample_logits, keys, samples_at_once).astype(jnp.float32)

@@ -134,27 +134,37 @@ class VisionTransformer(nnx.Module):
     ) -> Array:
         """Returns the logits (batch,) float32 of images (batch, S, S, band).
 
-        `rngs` draws the dropout masks; None turns dropout off. `train` changes nothing here: no
-        layer keeps statistics. Raises UsageError where 16 does not divide S. At another S than
+        `rngs` draws the dropout masks; None turns dropout off. `train` changes no number: no layer
+        keeps statistics. Raises UsageError where 16 does not divide S. At another S than
         the model's input size the position embedding is interpolated.
         """
-        tokens = run_blocks(self.blocks, self.embedding(images), rngs=rngs)
+        tokens = run_blocks(self.blocks, self.embedding(images), rngs=rngs, train=train)
         class_token = self.last(tokens, rngs=rngs, outputs=1)
         return self.head(self.norm(class_token)[:, 0], rngs=rngs)
 
 
-def run_blocks(blocks: Block, tokens: Array, *, rngs: nnx.Rngs | None) -> Array:
+def run_blocks(
+    blocks: Block, tokens: Array, *, rngs: nnx.Rngs | None, train: bool = False
+) -> Array:
     """Returns tokens (batch, token, width) after blocks with stacked parameters (block, ...)."""
     graphdef, parameters = nnx.split(blocks)
     depth = blocks.attention.query.kernel.shape[0]
     keys = None if rngs is None else jax.random.split(rngs.dropout(), depth)
 
-    def step(tokens: Array, block: tuple[nnx.State, Array | None]) -> tuple[Array, None]:
+    def run(tokens: Array, block: tuple[nnx.State, Array | None]) -> Array:
         parameters, key = block
         block_rngs = None if key is None else nnx.Rngs(dropout=key)
-        return nnx.merge(graphdef, parameters)(tokens, rngs=block_rngs), None
+        return nnx.merge(graphdef, parameters)(tokens, rngs=block_rngs)
 
-    return lax.scan(step, tokens, (parameters, keys))[0]
+    def run_number(index: int | Array, tokens: Array) -> Array:
+        return run(tokens, jax.tree.map(lambda leaf: leaf[index], (parameters, keys)))
+
+    if rngs is None or train or not blocks.dropout.rate:
+        return lax.scan(lambda *args: (run(*args), None), tokens, (parameters, keys))[0]
+    # Samples for inference: the first block is out of the loop, because its attention precedes all
+    # dropout, and a `vmap` over keys computes it once. (This loop goes by number, since `scan`
+    # would copy the parameters of the others; its gradient would be slow.)
+    return lax.fori_loop(1, depth, run_number, run_number(0, tokens))
 
 
 def patch_grid(size: int) -> int:

@@ -19,9 +19,14 @@ PREPARATION = Preparation(
 )
 
 
-def random_member(architecture: str, seed: int, preparation: Preparation = PREPARATION) -> Member:
+def random_member(
+    architecture: str,
+    seed: int,
+    preparation: Preparation = PREPARATION,
+    block_dropout: float = 0.0,
+) -> Member:
     """Returns a member with all its weights random, the last layer's too: logits differ from 0."""
-    info = MemberInfo(architecture, preparation, dropout=0.2)
+    info = MemberInfo(architecture, preparation, dropout=0.2, block_dropout=block_dropout)
     shapes = nnx.eval_shape(lambda: info.build(nnx.Rngs(0)))
     rng = np.random.default_rng(seed)
     state = {name: _draw(rng, name, leaf.shape) for name, leaf in state_of(shapes).items()}
@@ -33,3 +38,15 @@ def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nda
     if name.endswith("kernel"):
         return noise * np.float32(np.sqrt(2.0 / np.prod(shape[:-1][-3:])))
     return 1 + 0.1 * np.abs(noise) if name.endswith(("scale", "var")) else 0.1 * noise
+
+
+def blank_member(
+    architecture: str, preparation: Preparation = PREPARATION, block_dropout: float = 0.0
+) -> Member:
+    """Returns a member of zeros, for what hangs on shapes alone."""
+    info = MemberInfo(architecture, preparation, dropout=0.2, block_dropout=block_dropout)
+    shapes = nnx.eval_shape(lambda: info.build(nnx.Rngs(0)))
+    state = {
+        name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in state_of(shapes).items()
+    }
+    return Member(dataclasses.replace(info, weights_sha256=architecture), state)

@@ -12,7 +12,8 @@ from lensjax.data.on_device import Inputs, View, seen
 from lensjax.data.preprocess import geometry
 from lensjax.ensemble import placement, predict
 from lensjax.ensemble.stack import member_keys, stack
-from tests.ensemble.members import PREPARATION, random_member
+from lensjax.models.registry import ARCHITECTURES
+from tests.ensemble.members import PREPARATION, blank_member, random_member
 
 SAMPLES, SEED = 3, 11
 VIEW = View(PREPARATION, 0, (0, 1), geometry((32, 32), None, PREPARATION))
@@ -124,9 +125,11 @@ def test_one_compilation_and_one_dispatch_serve_all_batches(members):
     assert step._cache_size() == 1
 
 
-def test_samples_repeat_the_head_only(members):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_samples_repeat_the_head_only(architecture):
+    ensemble = stack({"a": blank_member(architecture)})
+
     def flops(samples: int) -> float:
-        ensemble = stack(members)
         weights = predict.place_weights(
             ensemble, MESH, seed=0, samples=samples, precision="float32"
         )
