@@ -1,6 +1,7 @@
 """The machine that a run is on, its cache folder, and the progress that a user sees."""
 
 import contextlib
+import logging
 import os
 import platform
 import resource
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +26,10 @@ from rich.progress import (
 Item = TypeVar("Item")
 Launched = TypeVar("Launched")
 
+# As JAX tells whether there is a GPU; the last is that of the Windows Subsystem for Linux.
+NVIDIA_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
+TPU_DEVICES = ("accel*", "vfio/[0-9]*")
+
 LOG_INTERVAL_SECONDS = 10.0
 LOG_INTERVAL_BATCHES = 10
 
@@ -33,6 +39,23 @@ def cache_folder() -> Path:
     named = os.environ.get("LENSJAX_CACHE")
     user_cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(named) if named else Path(user_cache) / "lensjax"
+
+
+def hush_absent_accelerators() -> None:
+    """Keeps compilers for accelerators that this machine lacks from reporting that it lacks them.
+
+    Call before JAX is first asked for devices. Where there is a GPU, all is said.
+    """
+    if any(Path(path).exists() for path in NVIDIA_DEVICES):
+        return
+    logging.getLogger("jax._src.xla_bridge").addFilter(
+        lambda record: "jax_plugins.xla_cuda12.initialize" not in record.getMessage()
+    )
+    # libtpu writes to the terminal itself, so it must not be asked. CUDA is not missed: without
+    # a GPU, JAX passes it over.
+    tpu = any(chips for pattern in TPU_DEVICES for chips in Path("/dev").glob(pattern))
+    if find_spec("libtpu") and not tpu and not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cuda,cpu")
 
 
 def keep_compilations() -> None:

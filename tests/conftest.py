@@ -11,6 +11,7 @@ os.environ["LENSJAX_CACHE"] = str(Path(__file__).parents[1] / ".pytest_cache" / 
 
 from lensjax import runtime  # noqa: E402
 
+runtime.hush_absent_accelerators()
 runtime.keep_compilations()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -40,6 +40,7 @@ class TrainConfig(Recipe):
 def main(argv: Sequence[str]) -> None:
     """Trains what `argv` asks for and prints a line for each member."""
     options = config.parse(TrainConfig, argv, description=__doc__.split(": ", 1)[1])
+    runtime.hush_absent_accelerators()
     runtime.keep_compilations()
     for trained in train(options):
         print(trained.summary())

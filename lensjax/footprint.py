@@ -1,0 +1,159 @@
+"""What a jitted function needs in device memory, by the word of the compiler.
+
+The device may be one that this machine does not have: JAX compiles for a named `Target` where the
+compiler for it is installed. (`lower(lowering_platforms=...)` would not do: it compiles for the
+device at hand without a word.)
+"""
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jax
+import psutil
+from jax import ShapeDtypeStruct
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from lensjax.errors import UsageError
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of device memory that one call of a compiled function takes."""
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    aliased: int
+    """Outputs that are written over arguments: counted in both."""
+
+    @property
+    def peak(self) -> int:
+        """Returns the bytes of all together. Workspace of cuDNN is not in the compiler's count."""
+        return self.arguments + self.outputs + self.temporaries - self.aliased
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device to compile for, and how."""
+
+    device: jax.Device
+    compiler_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def footprint(compiled: jax.stages.Compiled) -> Footprint:
+    """Returns the Footprint of a compiled function, on each of its devices."""
+    stats: Any = compiled.memory_analysis()
+    return Footprint(
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        aliased=stats.alias_size_in_bytes,
+    )
+
+
+def compile_for(function: Any, arguments: Any, target: Target | None = None) -> jax.stages.Compiled:
+    """Returns the jitted `function` compiled for arguments of these shapes.
+
+    `arguments` is a tuple of trees of arrays or of `jax.ShapeDtypeStruct`. With a `target` it is
+    compiled for that device and cannot be called here.
+    """
+    if target is None:
+        return function.lower(*arguments).compile()
+    there = SingleDeviceSharding(target.device)
+    arguments = jax.tree.map(
+        lambda leaf: ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there), arguments
+    )
+    with warnings.catch_warnings():
+        # JAX keeps the program in its cache but cannot read it without the device: it compiles.
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+        return function.lower(*arguments).compile(dict(target.compiler_options))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Returns whether a device, or a compiler for one, says that the memory does not suffice."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def find_target(name: str) -> Target:
+    """Returns the Target called `name`: h100 or v5e.
+
+    Raises UsageError where the name is unknown or the compiler for it is not installed.
+    """
+    known = {"h100": _h100, "v5e": _v5e}
+    if name not in known:
+        raise UsageError(f"unknown target {name!r}: choose from {', '.join(known)}")
+    return known[name]()
+
+
+def memory_limit_bytes(device: jax.Device) -> int:
+    """Returns the memory that JAX may take on `device`; on a CPU its part of what is left."""
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    left = min(psutil.virtual_memory().available, _control_group_bytes_left())
+    return int(left) // jax.local_device_count()
+
+
+def _control_group_bytes_left() -> float:
+    """Returns what the container's limit leaves to this process, infinity without a limit."""
+    try:
+        limit = int((CONTROL_GROUP / "memory.max").read_text())
+        return max(limit - int((CONTROL_GROUP / "memory.current").read_text()), 0)
+    except (OSError, ValueError):  # no such control group, or its limit is "max"
+        return float("inf")
+
+
+def _h100() -> Target:
+    description = files("lensjax").joinpath("targets/h100.txtpb").read_text()
+    # The devices at hand first: the plugin for CUDA, once it is in, would be asked for some.
+    jax.devices()
+    try:
+        devices = _cuda_devices(description)
+    except NotImplementedError:
+        _register_cuda_compiler()
+        devices = _cuda_devices(description)
+    return Target(devices[0])
+
+
+def _cuda_devices(description: str) -> list[jax.Device]:
+    return topologies.get_topology_desc(
+        platform="cuda", target_config=description, topology="1x1x1"
+    ).devices
+
+
+def _register_cuda_compiler() -> None:
+    """Makes the CUDA plugin known to JAX, which leaves it out where there is no driver."""
+    try:
+        plugin = importlib.import_module("jax_plugins.xla_cuda12")
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "the compiler for NVIDIA GPUs is not installed: pip install '.[targets]'"
+        ) from error
+    platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+    jax.config.update("jax_platforms", "cpu")  # or it would look for the driver again
+    try:
+        plugin.initialize()
+    finally:
+        jax.config.update("jax_platforms", platforms)
+
+
+def _v5e() -> Target:
+    # Without these libtpu asks Google's servers where it is, and refuses a second process.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UsageError("the compiler for TPUs is not installed: pip install libtpu")
+    devices = topologies.get_topology_desc(
+        platform="tpu", topology_name="v5e:1x1", chips_per_host_bounds=[1, 1, 1]
+    ).devices
+    # Ten times faster to compile; the memory is what is asked about.
+    return Target(devices[0], {"exec_time_optimization_effort": -1.0})

@@ -1,0 +1,118 @@
+"""What compiled functions need, counted by hand; on devices that are not there where their
+compilers are."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import psutil
+import pytest
+from jax import ShapeDtypeStruct
+
+from lensjax import footprint
+from lensjax.errors import UsageError
+from lensjax.footprint import Footprint, compile_for, find_target
+
+HAS_CUDA_COMPILER = importlib.util.find_spec("jax_plugins.xla_cuda12") is not None
+VECTOR = 4 * 1024
+
+
+@jax.jit
+def doubled_and_summed(matrix, vector):
+    return 2 * vector, matrix.sum()
+
+
+SHAPES = (ShapeDtypeStruct((1024, 256), jnp.bfloat16), ShapeDtypeStruct((1024,), jnp.float32))
+ARGUMENTS, OUTPUTS = 2 * 1024 * 256 + VECTOR, VECTOR + 2
+
+
+def test_arguments_and_outputs_are_counted_and_aliased_ones_once():
+    plain = footprint.footprint(compile_for(doubled_and_summed, SHAPES))
+    donating = jax.jit(doubled_and_summed, donate_argnums=1)
+    donated = footprint.footprint(compile_for(donating, SHAPES))
+    # Beside the two outputs the CPU keeps their two addresses.
+    assert (plain.arguments, plain.outputs) == (ARGUMENTS, OUTPUTS + 16)
+    assert (plain.aliased, donated.aliased) == (0, VECTOR)
+    assert donated.peak == plain.peak - VECTOR
+    assert Footprint(1, 20, 300, 4).peak == 317
+
+
+def test_temporaries_are_counted():
+    def twice_sorted(x):
+        return jnp.sort(jnp.sort(jnp.outer(x, x), axis=0) ** 2, axis=1).sum()
+
+    size = 512
+    compiled = compile_for(jax.jit(twice_sorted), (ShapeDtypeStruct((size,), jnp.float32),))
+    assert footprint.footprint(compiled).temporaries >= 4 * size**2
+
+
+@pytest.mark.skipif(not HAS_CUDA_COMPILER, reason="needs the extra `targets`")
+def test_an_h100_need_not_be_there():
+    target = find_target("h100")
+    assert "H100" in target.device.device_kind
+    found = footprint.footprint(compile_for(doubled_and_summed, SHAPES, target))
+    assert found.arguments == ARGUMENTS
+    assert 0 <= found.outputs - OUTPUTS <= 64
+    assert jnp.ones(3).sum() == 3  # the devices at hand stay as they were
+
+
+def test_a_tpu_need_not_be_there():
+    pytest.importorskip("libtpu")
+    found = footprint.footprint(compile_for(doubled_and_summed, SHAPES, find_target("v5e")))
+    assert found.arguments == ARGUMENTS
+
+
+def test_a_target_without_its_compiler_says_what_to_install(monkeypatch):
+    def none_registered(**_):
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(footprint.topologies, "get_topology_desc", none_registered)
+    monkeypatch.setitem(sys.modules, "jax_plugins.xla_cuda12", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"pip install '\.\[targets\]'"):
+        find_target("h100")
+    with pytest.raises(UsageError, match="pip install libtpu"):
+        find_target("v5e")
+    with pytest.raises(UsageError, match="unknown target 'h200': choose from h100, v5e"):
+        find_target("h200")
+
+
+def test_the_limit_of_an_accelerator_is_its_own_word():
+    gpu = SimpleNamespace(memory_stats=lambda: {"bytes_limit": 123, "bytes_in_use": 4})
+    assert footprint.memory_limit_bytes(gpu) == 123
+
+
+def test_the_limit_of_a_cpu_is_what_machine_and_container_leave(monkeypatch, tmp_path):
+    cpu = SimpleNamespace(memory_stats=lambda: None)
+    assert 0 < footprint.memory_limit_bytes(cpu) <= psutil.virtual_memory().total
+    monkeypatch.setattr(footprint, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    (tmp_path / "memory.max").write_text("3000\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert footprint.memory_limit_bytes(cpu) == 2000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert footprint.memory_limit_bytes(cpu) > 2000
+
+
+HUSHED = """
+from lensjax import runtime
+runtime.NVIDIA_DEVICES = ("{nvidia}",)
+runtime.hush_absent_accelerators()
+import jax
+print(jax.devices()[0].platform)
+"""
+
+
+@pytest.mark.skipif(not HAS_CUDA_COMPILER, reason="needs the extra `targets`")
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="this machine has an accelerator")
+@pytest.mark.parametrize(("nvidia", "says"), [("/dev/no-gpu", False), ("/dev/null", True)])
+def test_a_missing_driver_is_trouble_only_where_there_is_a_gpu(nvidia, says):
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+    command = [sys.executable, "-c", HUSHED.format(nvidia=nvidia)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert ended.stdout == "cpu\n"
+    assert ("xla_cuda12" in ended.stderr) == says
