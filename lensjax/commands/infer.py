@@ -3,13 +3,12 @@
 import dataclasses
 import functools
 import hashlib
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -23,8 +22,9 @@ from lensjax.data.catalog import Source, open_source
 from lensjax.data.preprocess import Fit
 from lensjax.ensemble import placement, predict
 from lensjax.ensemble.fuse import Fusion
-from lensjax.ensemble.predict import Precision, Step, Weights
-from lensjax.ensemble.score import Timing, score
+from lensjax.ensemble.plan import Plan, batch_sizes, memory_budget, plan, unplanned
+from lensjax.ensemble.predict import Precision, Weights
+from lensjax.ensemble.score import score
 from lensjax.ensemble.stack import Ensemble, outline, stacked_weights
 from lensjax.errors import UsageError
 from lensjax.files import make_folder
@@ -54,7 +54,9 @@ class InferConfig:
     pixel_scale: Annotated[float | None, "arcsec/pixel, where the files do not say"] = None
     fit: Annotated[Fit, "how cutouts of another size are brought to the member's"] = "auto"
     output: Annotated[Path, "folder of the results"] = Path("results")
-    batch_size: Annotated[int, "cutouts a step"] = 128
+    batch_size: Annotated[
+        int | Literal["auto"], "cutouts a step; auto: as many as the memory allows"
+    ] = 128
     mc_samples: Annotated[int, "Monte Carlo dropout samples; 1: dropout off"] = 10
     fusion: Annotated[Fusion, "how members become one score"] = "stacked"
     precision: Annotated[Precision, "of the networks' arithmetic"] = "float32"
@@ -77,6 +79,7 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__.split(": ", 1)[1],
         spellings={"models": "ensemble"},
     )
+    runtime.hush_absent_accelerators()
     runtime.keep_compilations()
     _check(options)
     print(infer(_with_members(options)).summary(options.output))
@@ -155,60 +158,55 @@ def infer(options: InferConfig) -> Outcome:
             pixel_scale=options.pixel_scale,
         )
         make_folder(options.output)
-        ready = _step(options, ensemble, place(ensemble), mesh, source)
+        planned = _plan(options, ensemble, place(ensemble), mesh, source)
         weights = loading.result()
     parts = PartialScores(
         options.output / PARTS, _fingerprint(options, infos, source), options.resume
     )
     timing = score(
-        ready.step,
+        planned,
         weights,
         mesh,
         ensemble,
         source,
         parts,
         how=options.fit,
-        batch_size=ready.batch_size,
-        compile_seconds=ready.compile_seconds,
         profile=options.profile,
     )
-    outcome = write(options, infos, ensemble, source, parts.columns(), timing)
+    scoring = planned.record() | dataclasses.asdict(timing)
+    outcome = write(options, infos, ensemble, source, parts.columns(), scoring)
     parts.remove()
     return outcome
 
 
-class _Ready(NamedTuple):
-    """A step, the size of its batches, and what compiling it took."""
-
-    step: Step
-    batch_size: int
-    compile_seconds: float
-
-
-def _step(
+def _plan(
     options: InferConfig, ensemble: Ensemble, weights: Weights, mesh: Mesh, source: Source
-) -> _Ready:
-    """Returns the step that `options` ask for, compiled where it is a single program.
+) -> Plan:
+    """Returns the Plan for the step that `options` ask for, and says what a user may not expect.
 
     `weights` may be those of an outline.
     """
-    batch_size = placement.divisible(options.batch_size, mesh)
-    if batch_size != options.batch_size:
-        print(f"batches of {batch_size} cutouts, so that {mesh.size} devices can share them")
-    make = predict.ensemble_step if options.batch_parallel else predict.one_by_one_step
-    step = make(
+    make = functools.partial(
+        predict.ensemble_step if options.batch_parallel else predict.one_by_one_step,
         ensemble,
         mesh,
         samples=options.mc_samples,
         fusion=options.fusion,
         precision=options.precision,
     )
-    if not options.batch_parallel:
-        return _Ready(step, batch_size, 0.0)
-    began = time.perf_counter()
     layout = loader.layout(source, ensemble.preparations, options.fit)
-    compiled = predict.compiled(step, weights, layout.blank(batch_size), mesh)
-    return _Ready(compiled, batch_size, time.perf_counter() - began)
+    if options.batch_size == "auto":
+        batches = batch_sizes(len(source), layout, mesh)
+    else:
+        batches = [placement.divisible(options.batch_size, mesh)]
+        if batches[0] != options.batch_size:
+            print(f"batches of {batches[0]} cutouts, so that {mesh.size} devices can share them")
+    if not options.batch_parallel:
+        return unplanned(make(), batches[0])
+    planned = plan(make, weights, layout, mesh, batches, budget=memory_budget(mesh))
+    if options.batch_size == "auto" or planned.takes_turns:
+        print(f"a step takes {planned}", flush=True)
+    return planned
 
 
 def write(
@@ -217,9 +215,10 @@ def write(
     ensemble: Ensemble,
     source: Source,
     columns: Columns,
-    timing: Timing,
+    scoring: Mapping[str, Any],
 ) -> Outcome:
-    """Writes the output directory from `columns`, the scores in input order."""
+    """Writes the output directory from `columns`, the scores in input order, and what is to be
+    said of the `scoring`."""
     readable, reasons = columns["readable"], columns["reasons"]
     scores = {name: columns[name] for name in results.SCORES}
     of_members = {
@@ -250,7 +249,7 @@ def write(
         "given": len(source),
         "scored": int(readable.sum()),
         "rejected": int((~readable).sum()),
-        **dataclasses.asdict(timing),
+        **scoring,
         "metrics": {name: metric.to_json() for name, metric in found.items()},
     }
     # Pictures last: drawing takes memory of its own, and the catalogue is what must not be lost.
@@ -286,10 +285,13 @@ def draw(
 
 
 def _check(options: InferConfig) -> None:
-    """Raises UsageError for numbers that make no sense."""
+    """Raises UsageError for settings that make no sense."""
     for name in ("batch_size", "mc_samples", "member_shards", "top"):
-        if getattr(options, name) < 1:
+        value = getattr(options, name)
+        if value != "auto" and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
+    if options.batch_size == "auto" and not options.batch_parallel:
+        raise UsageError("--batch-size auto is for members that run together: name a number")
     if options.member_shards > 1 and not options.batch_parallel:
         raise UsageError(
             "--member-shards shares members that run together: drop --no-batch-parallel"

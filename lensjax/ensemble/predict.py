@@ -102,18 +102,6 @@ def ensemble_step(
     return step
 
 
-def compiled(step: Any, weights: Weights, inputs: Inputs, mesh: Mesh) -> Step:
-    """Returns the jitted `step` compiled for weights and inputs of these shapes.
-
-    `weights` may be those of an outline; the inputs will be on the devices of `mesh`.
-    """
-    place = NamedSharding(mesh, placement.BY_CUTOUT)
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), inputs
-    )
-    return step.lower(weights, shapes).compile()
-
-
 def one_by_one_step(
     ensemble: Ensemble, mesh: Mesh, *, samples: int, fusion: Fusion, precision: Precision
 ) -> Step:

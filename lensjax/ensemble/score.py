@@ -1,8 +1,10 @@
 """Scores all cutouts of a source, batch by batch."""
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,11 +13,15 @@ from jax.sharding import Mesh, NamedSharding
 from lensjax import STARTED, runtime, trace
 from lensjax.data import loader
 from lensjax.data.catalog import Source
+from lensjax.data.on_device import Inputs
 from lensjax.data.preprocess import Fit
 from lensjax.ensemble import placement
 from lensjax.ensemble.fuse import Scores
+from lensjax.ensemble.plan import Plan
 from lensjax.ensemble.predict import Step, Weights
 from lensjax.ensemble.stack import Ensemble
+from lensjax.errors import LensjaxError
+from lensjax.footprint import is_out_of_memory
 from lensjax.resume import Columns, PartialScores
 
 
@@ -28,10 +34,12 @@ class Timing:
     images_per_second: float | None
     seconds_to_first_batch: float | None
     resumed_from: int
+    cutouts_at_once: int
+    """Fewer than the batch size where the memory did not suffice."""
 
 
 def score(
-    step: Step,
+    plan: Plan,
     weights: Weights,
     mesh: Mesh,
     ensemble: Ensemble,
@@ -39,52 +47,128 @@ def score(
     parts: PartialScores,
     *,
     how: Fit,
-    batch_size: int,
-    compile_seconds: float = 0.0,
     profile: Path | None = None,
 ) -> Timing:
     """Adds the scores of the cutouts that `parts` does not have yet, and returns the Timing.
 
-    The scores of a batch are fetched when the next one is on the devices and under way.
-    `compile_seconds` is what the step has taken so far, its first launch may add to it. `profile`
+    The scores of a batch are fetched when the next one is on the devices and under way. `profile`
     is where to write a trace of some batches.
     """
-    on_devices = NamedSharding(mesh, placement.BY_CUTOUT)
-    start = parts.rows
+    batch_size, start = plan.size.cutouts, parts.rows
+    scorer = _Scorer(plan.step, weights, mesh, batch_size)
     batches = loader.batches(
         source, ensemble.preparations, how=how, batch_size=batch_size, start=start
     )
     launch_seconds: list[float] = []
     ends: list[float] = []
 
-    def launch(batch: loader.Batch) -> tuple[loader.Batch, Scores]:
+    def launch(batch: loader.Batch) -> tuple[loader.Batch, _Started]:
         began = time.perf_counter()
         with jax.profiler.StepTraceAnnotation("launch", step_num=len(launch_seconds)):
-            scores = step(weights, jax.device_put(batch.inputs, on_devices))
+            started = scorer.start(batch.inputs)
         launch_seconds.append(time.perf_counter() - began)
-        return batch, scores
+        return batch, started
 
     scored = runtime.one_ahead(launch, trace.waits("load", batches))
     with runtime.progress("scoring", len(source) - start, "cutouts") as advance:
-        for batch, scores in trace.traced(scored, profile):
+        for batch, started in trace.traced(scored, profile):
             with trace.stage("fetch"):
-                columns = _columns(ensemble, batch, scores)
+                columns = _columns(ensemble, batch, scorer.finish(batch.inputs, started))
             with trace.stage("keep"):
                 parts.add(columns)
             ends.append(time.perf_counter())
             advance(batch.count)
     steady = parts.rows - start - batch_size
     return Timing(
-        compile_seconds=compile_seconds + launch_seconds[0] if launch_seconds else None,
+        compile_seconds=plan.compile_seconds + launch_seconds[0] if launch_seconds else None,
         images_per_second=steady / (ends[-1] - ends[0]) if steady > 0 else None,
         seconds_to_first_batch=ends[0] - STARTED if ends else None,
         resumed_from=start,
+        cutouts_at_once=scorer.at_once,
     )
+
+
+class _Started(NamedTuple):
+    """Scores of a batch under way, `at_once` cutouts in each of `parts`; none, where the memory
+    did not suffice to start them."""
+
+    at_once: int
+    parts: list[Scores] | None
+
+
+class _Scorer:
+    """The step, on as many cutouts at once as the devices turn out to have memory for."""
+
+    def __init__(self, step: Step, weights: Weights, mesh: Mesh, at_once: int) -> None:
+        self._step, self._weights, self._mesh = step, weights, mesh
+        self.at_once = at_once
+
+    def start(self, inputs: Inputs) -> _Started:
+        """Returns the scores of a batch, under way."""
+        try:
+            return _Started(self.at_once, [self._launch(part) for part in self._split(inputs)])
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return _Started(self.at_once, None)
+
+    def finish(self, inputs: Inputs, started: _Started) -> Scores:
+        """Returns the scores of a batch on the host. Where the memory does not suffice, the batch
+        is scored again with half as many cutouts at once, and so are those that follow.
+
+        Raises LensjaxError where it does not even suffice for one cutout a device.
+        """
+        while True:
+            scores = _fetch(started)
+            if scores is not None:
+                return scores
+            # A batch that was under way already when the number was halved is not to halve it.
+            if started.at_once == self.at_once:
+                self._halve()
+            started = self.start(inputs)
+
+    def _launch(self, part: Inputs) -> Scores:
+        on_devices = NamedSharding(self._mesh, placement.BY_CUTOUT)
+        return self._step(self._weights, jax.device_put(part, on_devices))
+
+    def _split(self, inputs: Inputs) -> list[Inputs]:
+        """Returns parts of a batch that are all full, the last one padded with its last cutout."""
+        batch = len(inputs.inside[0])
+        if batch == self.at_once:
+            return [inputs]
+        rows = [np.arange(self.at_once) + first for first in range(0, batch, self.at_once)]
+        return [
+            jax.tree.map(lambda leaf, chosen=chosen: leaf[np.minimum(chosen, batch - 1)], inputs)
+            for chosen in rows
+        ]
+
+    def _halve(self) -> None:
+        half = placement.divisible(self.at_once // 2, self._mesh)
+        if not 0 < half < self.at_once:
+            raise LensjaxError(
+                f"the memory of {self._mesh.devices.flat[0]} does not suffice for a step with "
+                f"{self.at_once} cutouts: score with fewer members"
+            )
+        print(f"out of memory: {half} cutouts at once instead of {self.at_once}", file=sys.stderr)
+        self.at_once = half
+
+
+def _fetch(started: _Started) -> Scores | None:
+    """Returns the scores on the host, None where the memory did not suffice."""
+    if started.parts is None:
+        return None
+    try:
+        parts = jax.device_get(started.parts)
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=-1), *parts)
 
 
 def _columns(ensemble: Ensemble, batch: loader.Batch, scores: Scores) -> Columns:
     """Returns the rows of a batch, one array (count,) per column, NaN where unreadable."""
-    host = jax.device_get(scores)._asdict()
+    host = scores._asdict()
     member_logits, member_probs = host.pop("member_logits"), host.pop("member_probs")
     for index, name in enumerate(ensemble.names):
         host[f"{name}_logits"], host[f"{name}_probs"] = member_logits[index], member_probs[index]

@@ -1,6 +1,7 @@
 """scripts/infer.py as its user sees it: what it writes, resumes, rejects and refuses."""
 
 import json
+import re
 import resource
 import shutil
 import signal
@@ -117,7 +118,8 @@ def assert_same_scores(first, second, tolerance=0.0):
 
 
 @pytest.mark.parametrize(
-    "more", [("--batch-size", 5), ("--no-batch-parallel",), ("--batch-size", 22)]
+    "more",
+    [("--batch-size", 5), ("--no-batch-parallel",), ("--batch-size", "auto")],
 )
 def test_scores_do_not_depend_on_the_way_they_are_computed(
     run, results, members, stack_file, tmp_path, more
@@ -127,8 +129,17 @@ def test_scores_do_not_depend_on_the_way_they_are_computed(
     assert_same_scores(results, tmp_path / "r", 5e-6)
 
 
+def test_a_batch_is_as_large_as_memory_and_data_allow(run, members, stack_file, tmp_path):
+    ended = run(infer.main, *arguments(members, stack_file, tmp_path / "r", "--batch-size", "auto"))
+    record = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert record["batch_size"] == record["cutouts_at_once"] == 32
+    assert 1e8 < record["step_bytes"] < record["memory_limit_bytes"]
+    assert re.search(r"a step takes 32 cutouts: 0\.\d\d GiB of \d+\.\d\d GiB\n", ended.out)
+
+
+@pytest.mark.parametrize("then", ["auto", 5])
 def test_a_killed_run_goes_on_where_it_was(
-    run, results, members, stack_file, tmp_path, monkeypatch
+    run, results, members, stack_file, tmp_path, monkeypatch, then
 ):
     output = tmp_path / "r"
     monkeypatch.setattr(resume, "SAVE_INTERVAL_SECONDS", -1.0)
@@ -145,9 +156,10 @@ def test_a_killed_run_goes_on_where_it_was(
     assert run(infer.main, *arguments(members, stack_file, output)).status == 130
     assert not (output / "predictions.npz").exists()
     monkeypatch.setattr(resume.PartialScores, "save", saved)
-    assert run(infer.main, *arguments(members, stack_file, output)).status == 0
+    again = arguments(members, stack_file, output, "--batch-size", then)
+    assert run(infer.main, *again).status == 0
     assert json.loads((output / "run.json").read_text())["resumed_from"] == 16
-    assert_same_scores(results, output)
+    assert_same_scores(results, output, 5e-6)
     assert not (output / infer.PARTS).exists()
 
 
@@ -233,6 +245,8 @@ def test_wrong_use_is_one_clear_line(run, members, stack_file, tmp_path):
         "scripts/train.py": ("--checkpoints", tmp_path / "nothing"),
         "resnet18": ("--ensemble", "resnet19"),
         "--batch-size": ("--batch-size", 0),
+        "is none of: N, auto": ("--batch-size", "all"),
+        "name a number": ("--batch-size", "auto", "--no-batch-parallel"),
         "--top": ("--top", -1),
         "--mc-samplez": ("--mc-samplez", 3),
         "is none of": ("--fusion", "median"),

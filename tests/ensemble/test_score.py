@@ -8,6 +8,7 @@ from jax import monitoring
 from lensjax import trace
 from lensjax.data.catalog import open_source
 from lensjax.ensemble import placement, predict, score
+from lensjax.ensemble.plan import unplanned
 from lensjax.ensemble.stack import stack
 from lensjax.resume import PartialScores
 from tests.ensemble.members import PREPARATION, random_member
@@ -54,9 +55,9 @@ def run(ensemble, tmp_path, monkeypatch):
                 patched.setattr(jax, "device_put", record("put", jax.device_put))
                 patched.setattr(jax, "device_get", record("get", jax.device_get))
                 score.score(
-                    *(record("step", step), weights, mesh, ensemble, source, parts),
+                    unplanned(record("step", step), BATCH),
+                    *(weights, mesh, ensemble, source, parts),
                     how="auto",
-                    batch_size=BATCH,
                     profile=profile,
                 )
         finally:

@@ -1,0 +1,223 @@
+"""What a step takes at once: the choice, and what compilers say of the steps chosen."""
+
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax import monitoring
+
+from lensjax.data.on_device import Canvas, Layout, View
+from lensjax.data.preprocess import Preparation, geometry
+from lensjax.ensemble import placement, predict
+from lensjax.ensemble import plan as planning
+from lensjax.ensemble.plan import Plan, Size, batch_sizes, choose, plan
+from lensjax.ensemble.stack import stack
+from lensjax.footprint import Target, find_target
+from lensjax.models import registry
+from lensjax.models.registry import Architecture
+from lensjax.models.vit import VisionTransformer
+from tests.ensemble.members import PREPARATION, blank_member, random_member
+
+MESH = placement.mesh_of(jax.devices()[:1])
+POWERS = [2**power for power in range(13)]
+FIXED, BASE, DROPPED, UNDROPPED = 1000.0, 3.0, 2.0, 1.0
+
+
+def needs(size: Size) -> float:
+    """Bytes of members with layers before and after their first dropout."""
+    per_member = DROPPED * size.samples + UNDROPPED
+    return FIXED + size.cutouts * (BASE + size.members * per_member)
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        (1e9, Size(4096, 10, 4)),
+        (FIXED + 1024 * 87, Size(1024, 10, 4)),
+        (FIXED + 1024 * 87 - 1, Size(512, 10, 4)),
+        (FIXED + 64 * 87, Size(64, 10, 4)),
+        (FIXED + 64 * 87 - 1, Size(64, 5, 4)),
+        (FIXED + 64 * 15, Size(64, 1, 4)),
+        (FIXED + 64 * 15 - 1, Size(64, 1, 2)),
+        (FIXED + 64 * 6, Size(64, 1, 1)),
+        (FIXED + 64 * 6 - 1, Size(32, 1, 1)),
+        (FIXED + 6, Size(1, 1, 1)),
+        (FIXED, Size(1, 1, 1)),
+    ],
+)
+def test_samples_then_members_take_turns_before_the_batch_is_less_than_full(budget, expected):
+    assert choose(needs, budget, POWERS, samples=10, members=4) == expected
+
+
+@given(st.floats(1e3, 1e9), st.integers(1, 12), st.integers(1, 5))
+def test_the_choice_fits_where_anything_does_and_asks_seldom(budget, samples, members):
+    asked = set()
+
+    def noted(size: Size) -> float:
+        asked.add(size)
+        return needs(size)
+
+    chosen = choose(noted, budget, POWERS, samples=samples, members=members)
+    assert needs(chosen) <= budget or chosen == Size(1, 1, 1)
+    assert len(asked) <= 8
+    if chosen.cutouts > planning.FULL_BATCH:
+        assert len(asked) <= 3
+
+
+def test_a_given_batch_is_kept():
+    assert choose(needs, FIXED, [100], samples=10, members=4) == Size(100, 1, 1)
+    assert choose(needs, FIXED + 100 * 15, [100], samples=10, members=4) == Size(100, 1, 4)
+    assert choose(needs, 1e9, [100], samples=10, members=4) == Size(100, 10, 4)
+
+
+def test_a_need_that_is_not_linear_is_still_met():
+    def steep(size: Size) -> float:
+        return np.inf if size.cutouts > 700 else needs(size)
+
+    assert choose(steep, 1e9, POWERS, samples=10, members=4) == Size(512, 10, 4)
+    assert choose(lambda size: np.inf, 1e9, POWERS, samples=2, members=1) == Size(1, 1, 1)
+
+
+@functools.cache
+def preparation(size: int) -> Preparation:
+    """A quick one to compile."""
+    return dataclasses.replace(PREPARATION, input_size=size, stretch="none")
+
+
+def layout(size: int) -> Layout:
+    view = View(preparation(size), 0, (0, 1), geometry((size, size), None, preparation(size)))
+    return Layout((Canvas((size, size, 2), "float32"),), (view,))
+
+
+def test_batches_are_no_larger_than_the_data_and_the_host_allow(monkeypatch):
+    eight = jax.sharding.AbstractMesh((2, 4), (placement.MEMBER, placement.DATA))
+    assert batch_sizes(100, layout(32), MESH) == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert batch_sizes(64, layout(32), MESH)[-1] == 64
+    assert batch_sizes(0, layout(32), MESH) == [1]
+    assert batch_sizes(100, layout(32), eight) == [8, 16, 32, 64, 128]
+    assert batch_sizes(3, layout(32), eight) == [8]
+    room_for_50 = 50 * layout(32).canvases[0].nbytes * planning.BATCHES_ON_HOST
+    memory = psutil.virtual_memory()._replace(available=room_for_50 / planning.SHARE_OF_HOST)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    assert batch_sizes(10**6, layout(32), MESH)[-1] == 32
+
+
+def maker(ensemble, mesh, samples: int):
+    weights = predict.place_weights(ensemble, MESH, seed=0, samples=samples, precision="float32")
+    step = functools.partial(
+        predict.ensemble_step,
+        ensemble,
+        mesh,
+        samples=samples,
+        fusion="mean_prob",
+        precision="float32",
+    )
+    return functools.cache(step), weights
+
+
+@pytest.fixture(scope="module", autouse=True)
+def vit_tiny():
+    """An architecture whose activations weigh more than its parameters."""
+    build = functools.partial(VisionTransformer, width=64, depth=2, heads=2)
+    tiny = Architecture("vit_tiny", (), 0, 32, build)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.ARCHITECTURES, "vit_tiny", tiny)
+        yield
+
+
+@pytest.fixture(scope="module")
+def dropping(vit_tiny):
+    """Two transformers that drop in their blocks: what makes their step, and their weights."""
+    members = {
+        str(seed): random_member("vit_tiny", seed, preparation(32), block_dropout=0.1)
+        for seed in (0, 1)
+    }
+    return maker(stack(members), MESH, 2)
+
+
+def test_a_step_in_turns_gives_the_same_scores_from_less_memory(dropping):
+    make, weights = dropping
+    images = np.random.default_rng(0).normal(5.0, 2.0, (64, 32, 32, 2)).astype(np.float32)
+    inputs = dataclasses.replace(layout(32).blank(64), images=(images,))
+    at_once = plan(make, weights, layout(32), MESH, [64], budget=2**40)
+    assert at_once.size == Size(64, 2, 2) and not at_once.takes_turns
+    expected = jax.device_get(at_once.step(weights, inputs))
+    needed = at_once.step_bytes
+    for samples, members in ((1, 2), (1, 1)):
+        # The next in the order of preference, as soon as one byte is missing.
+        planned = plan(make, weights, layout(32), MESH, [64], budget=int(needed) - 1)
+        assert planned.size == Size(64, samples, members) and planned.takes_turns
+        needed = planned.step_bytes
+        found = jax.device_get(planned.step(weights, inputs))
+        for name, values in expected._asdict().items():
+            largest = np.abs(values).max()
+            np.testing.assert_allclose(getattr(found, name), values, atol=2e-5 * largest, rtol=0)
+
+
+def test_the_step_of_a_plan_is_compiled(dropping):
+    make, weights = dropping
+    planned = plan(make, weights, layout(32), MESH, [2], budget=2**40)
+    on_devices = jax.sharding.NamedSharding(MESH, placement.BY_CUTOUT)
+    inputs = jax.device_put(layout(32).blank(2), on_devices)
+    compiled = []
+
+    def on_compilation(event, _, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(about["fun_name"])
+
+    monitoring.register_event_duration_secs_listener(on_compilation)
+    try:
+        planned.step(weights, inputs)
+        assert compiled == []
+        jax.jit(lambda x: x + 1)(1.0)
+        assert compiled
+    finally:
+        monitoring.unregister_event_duration_listener(on_compilation)
+
+
+@pytest.fixture(scope="module")
+def h100() -> Target:
+    if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
+        pytest.skip("needs the extra `targets`")
+    return find_target("h100")
+
+
+def on_h100(target: Target, ensemble, samples: int) -> Callable[[int], Plan]:
+    """Returns a function from a budget to the Plan for 512 cutouts of 64 pixels."""
+    mesh = placement.mesh_of([target.device])
+    make, weights = maker(ensemble, mesh, samples)
+    return lambda budget: plan(make, weights, layout(64), mesh, [512], budget=budget, target=target)
+
+
+def test_samples_take_no_memory_on_an_h100_with_dropout_in_the_head(h100):
+    members = {name: blank_member(name, preparation(64)) for name in ("resnet18", "vit_b16")}
+    one, ten = (on_h100(h100, stack(members), samples)(2**30) for samples in (1, 10))
+    assert ten.step_bytes < 1.1 * one.step_bytes
+    # A budget of a hundredth of the card; 390 MB are weights.
+    assert ten.step_bytes < 2**30 and not ten.takes_turns
+
+
+def test_turns_bound_the_memory_of_dropout_in_blocks_on_an_h100(h100):
+    ensemble = stack({"a": blank_member("vit_tiny", preparation(64), block_dropout=0.1)})
+    one = on_h100(h100, ensemble, 1)(2**40)
+    ten = on_h100(h100, ensemble, 10)
+    together = ten(2**40)
+    assert not together.takes_turns and together.step_bytes > 2 * one.step_bytes
+    in_turns = ten(int(1.5 * one.step_bytes))
+    assert in_turns.takes_turns and in_turns.step_bytes <= in_turns.memory_limit_bytes
+
+
+def test_a_plan_for_a_tpu():
+    pytest.importorskip("libtpu")
+    target = find_target("v5e")
+    mesh = placement.mesh_of([target.device])
+    make, weights = maker(stack({"a": blank_member("vit_tiny", preparation(32))}), mesh, 4)
+    planned = plan(make, weights, layout(32), mesh, [64], budget=2**30, target=target)
+    assert planned.size == Size(64, 4, 1) and planned.step_bytes < 2**28
