@@ -28,13 +28,17 @@ from lensjax.training.step import TrainState, descend
 def ensemble(members: Sequence[str], size: int, precision: Precision, how: str) -> Loaded:
     """Returns the ensemble of `members`, computed as `how` says.
 
-    `stacked`: all members and samples in one step. `one by one`: as --no-batch-parallel does.
+    `one step`: all members and samples in one program, as infer.py has it on this device; `stacked`
+    or `apart`: with or without an array axis of members. `one by one`: as --no-batch-parallel does.
     `singly`: one step a member.
     """
-    teams = [[name] for name in members] if how == "singly" else [list(members)]
-    ensembles = [stack({name: member(name, size) for name in team}) for team in teams]
     # One device, as the peers have.
     mesh = placement.mesh_of(jax.local_devices()[:1])
+    stacked = {"stacked": True, "apart": False}.get(how, placement.stacks_members(mesh))
+    teams = [[name] for name in members] if how == "singly" else [list(members)]
+    ensembles = [
+        stack({name: member(name, size) for name in team}, stacked=stacked) for team in teams
+    ]
     in_place = NamedSharding(mesh, placement.BY_CUTOUT)
     make = predict.one_by_one_step if how == "one by one" else predict.ensemble_step
 

@@ -132,8 +132,8 @@ def infer(options: InferConfig) -> Outcome:
     folders = checkpoint.find_members(options.checkpoints, options.ensemble)
     infos = {name: checkpoint.read_info(folder) for name, folder in folders.items()}
     validations = {name: checkpoint.read_validation(folder) for name, folder in folders.items()}
-    ensemble = outline(infos, validations)
     mesh = placement.mesh_of(jax.local_devices(), options.member_shards)
+    ensemble = outline(infos, validations, stacked=placement.stacks_members(mesh))
     place = functools.partial(
         predict.place_weights,
         mesh=mesh,
@@ -144,7 +144,7 @@ def infer(options: InferConfig) -> Outcome:
 
     def load() -> Weights:
         states = stacked_weights(
-            infos, lambda name: checkpoint.read_weights(folders[name], infos[name])
+            ensemble, infos, lambda name: checkpoint.read_weights(folders[name], infos[name])
         )
         return place(dataclasses.replace(ensemble, states=states))
 

@@ -36,6 +36,16 @@ def mesh_of(devices: Sequence[jax.Device], member_shards: int = 1) -> Mesh:
     return Mesh(np.array(devices).reshape(member_shards, -1), (MEMBER, DATA))
 
 
+def stacks_members(mesh: Mesh) -> bool:
+    """Returns whether members of one structure should share an array axis on these devices.
+
+    An accelerator is filled by all of them together. On a CPU one member is enough to fill it, and
+    of stacked weights the compiled step would first copy out those of each. It has the members
+    apart, one after another in the same program, for less memory and time.
+    """
+    return mesh.devices.flat[0].platform != "cpu" or mesh.shape[MEMBER] > 1
+
+
 def divisible(batch_size: int, mesh: Mesh) -> int:
     """Returns the smallest batch that is no smaller and that all devices can share evenly."""
     return -(-batch_size // mesh.size) * mesh.size

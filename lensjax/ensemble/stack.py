@@ -1,6 +1,7 @@
-"""Members as an array axis: those of one architecture stacked, ready for one compiled step."""
+"""Members in groups, each an array axis of one compiled step."""
 
 import functools
+import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -46,20 +47,31 @@ class Ensemble:
     """Where the weights of the stacked fusion come from, in words."""
 
 
-def stack(members: Mapping[str, Member]) -> Ensemble:
+def stack(members: Mapping[str, Member], *, stacked: bool = True) -> Ensemble:
     """Returns the ensemble of `members`, by column name."""
     infos = {name: member.info for name, member in members.items()}
-    ensemble = outline(infos, {name: member.validation for name, member in members.items()})
-    return replace(ensemble, states=stacked_weights(infos, lambda name: members[name].state))
+    validations = {name: member.validation for name, member in members.items()}
+    ensemble = outline(infos, validations, stacked=stacked)
+    states = stacked_weights(ensemble, infos, lambda name: members[name].state)
+    return replace(ensemble, states=states)
 
 
 def outline(
-    infos: Mapping[str, MemberInfo], validations: Mapping[str, Validation | None]
+    infos: Mapping[str, MemberInfo],
+    validations: Mapping[str, Validation | None],
+    *,
+    stacked: bool = True,
 ) -> Ensemble:
     """Returns the ensemble of these members without their weights, for which a step can be compiled
-    while they are read."""
+    while they are read.
+
+    Members of one structure are a group, to be stacked; else each is one of its own, in the same
+    order. See `placement.stacks_members`.
+    """
     preparations = tuple(dict.fromkeys(info.preparation for info in infos.values()))
     names_of_groups = _by_structure(infos)
+    if not stacked:
+        names_of_groups = [[name] for names in names_of_groups for name in names]
     groups, states = [], []
     for names in names_of_groups:
         info = infos[names[0]]
@@ -88,15 +100,16 @@ def outline(
 
 
 def stacked_weights(
-    infos: Mapping[str, MemberInfo], read: Callable[[str], State]
+    ensemble: Ensemble, infos: Mapping[str, MemberInfo], read: Callable[[str], State]
 ) -> tuple[nnx.State, ...]:
-    """Returns the `states` of the ensemble of these members; `read` gives the weights of one."""
-    states = []
-    for names in _by_structure(infos):
+    """Returns the `states` of the outlined `ensemble`; `read` gives the weights of a member."""
+    states, names = [], iter(ensemble.names)
+    for group in ensemble.groups:
+        of_group = list(itertools.islice(names, group.members))
         # Copies of the dicts, from which what has been stacked is dropped: no weight is held twice.
-        parts = [dict(read(name)) for name in names]
+        parts = [dict(read(name)) for name in of_group]
         stacked = {key: _stacked([part.pop(key) for part in parts]) for key in list(parts[0])}
-        states.append(nnx.state(_network(infos[names[0]], stacked)))
+        states.append(nnx.state(_network(infos[of_group[0]], stacked)))
     return tuple(states)
 
 

@@ -40,8 +40,8 @@ def rows(batch: Inputs, chosen: np.ndarray) -> Inputs:
     return jax.tree.map(lambda leaf: leaf[chosen], batch)
 
 
-def scores(members, batch, samples=SAMPLES, make=predict.ensemble_step, fusion="mean_prob"):
-    ensemble = stack(members)
+def scores(members, batch, samples=SAMPLES, make=predict.ensemble_step, fusion="mean_prob", **how):
+    ensemble = stack(members, **how)
     weights = predict.place_weights(ensemble, MESH, seed=SEED, samples=samples, precision="float32")
     step = make(ensemble, MESH, samples=samples, fusion=fusion, precision="float32")
     return ensemble, step(weights, batch)
@@ -105,6 +105,17 @@ def test_walking_the_members_one_by_one_gives_the_same_scores(members):
     _, walked = scores(members, batch, make=predict.one_by_one_step)
     for name, values in stepped._asdict().items():
         np.testing.assert_allclose(getattr(walked, name), values, atol=3e-5, err_msg=name)
+
+
+def test_members_that_share_no_axis_score_as_stacked_ones_do(members):
+    batch = inputs(4)
+    ensemble, stacked = scores(members, batch)
+    apart, found = scores(members, batch, stacked=False)
+    assert [group.members for group in ensemble.groups] == [2, 1]
+    assert [group.members for group in apart.groups] == [1, 1, 1]
+    assert apart.names == ensemble.names
+    for name, values in stacked._asdict().items():
+        np.testing.assert_allclose(getattr(found, name), values, atol=1e-5, err_msg=name)
 
 
 def test_one_sample_has_no_dropout(members):

@@ -36,7 +36,7 @@ def test_weights_that_come_later_are_those_of_members_at_hand(folders):
     assert (before.names, before.groups) == (whole.names, whole.groups)
     assert before.names == ("vit.0", "vit.1", "resnet")
     assert shapes(before.states) == shapes(whole.states)
-    later = stacked_weights(infos, lambda name: read_weights(folders[name], infos[name]))
+    later = stacked_weights(before, infos, lambda name: read_weights(folders[name], infos[name]))
     jax.tree.map(np.testing.assert_array_equal, later, whole.states)
     # What is stacked leaves the members as they were.
     assert all(member.state for member in members.values())
@@ -55,8 +55,9 @@ def test_a_step_can_be_compiled_before_the_weights_are_there(folders):
 
 def test_weights_on_a_cpu_are_not_copied(folders):
     info = load_member(folders["vit.0"]).info
-    states = stacked_weights({"a": info}, lambda _: read_weights(folders["vit.0"], info))
-    ensemble = dataclasses.replace(outline({"a": info}, {"a": None}), states=states)
+    ensemble = outline({"a": info}, {"a": None})
+    states = stacked_weights(ensemble, {"a": info}, lambda _: read_weights(folders["vit.0"], info))
+    ensemble = dataclasses.replace(ensemble, states=states)
     placed = predict.place_weights(ensemble, **SETTINGS | {"precision": "float32"})
     for leaf, on_device in zip(
         jax.tree.leaves(states), jax.tree.leaves(placed.states), strict=True
