@@ -167,11 +167,12 @@ def training(size: int, batch: int) -> Case:
 
 
 def all_cases(batch: int) -> list[Case]:
-    """Returns the cases of a full run; at 224 px a batch holds an eighth of `batch` images.
+    """Returns the cases of a full run. Networks alone, in inference and training, get a quarter of
+    `batch` images, and all at 224 px an eighth.
 
     PyTorch's compiler takes a minute or two for the largest ensemble: its row is left out there.
     """
-    large = max(1, batch // 8)
+    small, large = max(1, batch // 4), max(1, batch // 8)
     pair, four, six = "resnet18 + vit_b16", "4x resnet18", "4x resnet18 + 2x vit_b16"
     without_compiler = tuple(c for c in (*LENSJAX_MODES, *PEERS) if c.name != COMPILED)
     alone: dict[str, Any] = {
@@ -193,9 +194,9 @@ def all_cases(batch: int) -> list[Case]:
             contenders=(LENSJAX, *LENSJAX_AXES, LENSJAX_SINGLY, *PLAINS),
             references=(SINGLY,),
         ),
-        *(ensemble("resnet18", size, batch, **alone) for size in (64, 128)),
-        *(training(size, batch) for size in (64, 128)),
-        ensemble("vit_b16", 64, batch, **alone),
+        *(ensemble("resnet18", size, small, **alone) for size in (64, 128)),
+        *(training(size, small) for size in (64, 128)),
+        ensemble("vit_b16", 64, small, **alone),
         ensemble("vit_b16", 224, large, **alone),
     ]
 

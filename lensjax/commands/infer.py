@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,10 @@ from lensjax.checkpoint import MemberInfo
 from lensjax.data import loader
 from lensjax.data.catalog import Source, open_source
 from lensjax.data.preprocess import Fit
-from lensjax.ensemble import placement, predict
+from lensjax.ensemble import placement, predict, rate
 from lensjax.ensemble.fuse import Fusion
 from lensjax.ensemble.plan import Plan, batch_sizes, memory_budget, plan, unplanned
-from lensjax.ensemble.predict import Precision, Weights
+from lensjax.ensemble.predict import Precision, Step, Weights
 from lensjax.ensemble.score import score
 from lensjax.ensemble.stack import Ensemble, outline, stacked_weights
 from lensjax.errors import UsageError
@@ -68,6 +68,9 @@ class InferConfig:
     resume: Annotated[bool, "go on where a killed run of the same settings stopped"] = True
     top: Annotated[int, "candidates in the mosaic and the report"] = 48
     profile: Annotated[Path | None, "folder for a profiler trace of some batches"] = None
+    benchmark: Annotated[
+        bool, "time the step beside members and samples one by one, some batches of each"
+    ] = False
     smoke: Annotated[bool, "shrink the demonstration to about a minute"] = False
 
 
@@ -113,6 +116,12 @@ class Outcome:
         """Returns the lines that a user reads at the end."""
         counts = f"{self.run['scored']} scored + {self.run['rejected']} rejected"
         lines = [f"{counts} = {self.run['given']} given; {self.run['data']}"]
+        rates = self.run.get("benchmark")
+        if rates:
+            lines.append(
+                f"in one step {rates['one_step']:.4g} cutouts/s, one by one "
+                f"{rates['one_by_one']:.4g}: {rates['one_step'] / rates['one_by_one']:.3g} times"
+            )
         shares = ", ".join(f"{m['name']} {m['share']:.2f}" for m in self.run["members"])
         lines.append(f"shares in the stacked score: {shares} ({self.run['shares_from']})")
         if self.metrics:
@@ -174,6 +183,14 @@ def infer(options: InferConfig) -> Outcome:
         profile=options.profile,
     )
     scoring = planned.record() | dataclasses.asdict(timing)
+    if options.benchmark:
+        one_by_one = _make(options, ensemble, mesh, together=False)()
+        scoring["benchmark"] = rate.side_by_side(
+            {"one_step": planned.step, "one_by_one": one_by_one},
+            weights,
+            loader.layout(source, ensemble.preparations, options.fit).blank(planned.size.cutouts),
+            mesh,
+        )
     outcome = write(options, infos, ensemble, source, parts.columns(), scoring)
     parts.remove()
     return outcome
@@ -186,14 +203,7 @@ def _plan(
 
     `weights` may be those of an outline.
     """
-    make = functools.partial(
-        predict.ensemble_step if options.batch_parallel else predict.one_by_one_step,
-        ensemble,
-        mesh,
-        samples=options.mc_samples,
-        fusion=options.fusion,
-        precision=options.precision,
-    )
+    make = _make(options, ensemble, mesh, together=options.batch_parallel)
     layout = loader.layout(source, ensemble.preparations, options.fit)
     if options.batch_size == "auto":
         batches = batch_sizes(len(source), layout, mesh)
@@ -207,6 +217,20 @@ def _plan(
     if options.batch_size == "auto" or planned.takes_turns:
         print(f"a step takes {planned}", flush=True)
     return planned
+
+
+def _make(
+    options: InferConfig, ensemble: Ensemble, mesh: Mesh, *, together: bool
+) -> Callable[..., Step]:
+    """Returns what makes a step of members and samples together, or one by one."""
+    return functools.partial(
+        predict.ensemble_step if together else predict.one_by_one_step,
+        ensemble,
+        mesh,
+        samples=options.mc_samples,
+        fusion=options.fusion,
+        precision=options.precision,
+    )
 
 
 def write(
@@ -292,6 +316,8 @@ def _check(options: InferConfig) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
     if options.batch_size == "auto" and not options.batch_parallel:
         raise UsageError("--batch-size auto is for members that run together: name a number")
+    if options.benchmark and not options.batch_parallel:
+        raise UsageError("--benchmark times the step beside --no-batch-parallel: drop the latter")
     if options.member_shards > 1 and not options.batch_parallel:
         raise UsageError(
             "--member-shards shares members that run together: drop --no-batch-parallel"

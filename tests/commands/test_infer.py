@@ -137,6 +137,14 @@ def test_a_batch_is_as_large_as_memory_and_data_allow(run, members, stack_file, 
     assert re.search(r"a step takes 32 cutouts: 0\.\d\d GiB of \d+\.\d\d GiB\n", ended.out)
 
 
+def test_the_benchmark_sets_one_step_beside_one_by_one(run, members, stack_file, tmp_path):
+    more = ("--benchmark", "--batch-size", 5)
+    ended = run(infer.main, *arguments(members, stack_file, tmp_path / "r", *more))
+    rates = json.loads((tmp_path / "r" / "run.json").read_text())["benchmark"]
+    assert set(rates) == {"one_step", "one_by_one"} and min(rates.values()) > 0
+    assert f"in one step {rates['one_step']:.4g} cutouts/s, one by one" in ended.out
+
+
 @pytest.mark.parametrize("then", ["auto", 5])
 def test_a_killed_run_goes_on_where_it_was(
     run, results, members, stack_file, tmp_path, monkeypatch, then
@@ -247,6 +255,7 @@ def test_wrong_use_is_one_clear_line(run, members, stack_file, tmp_path):
         "--batch-size": ("--batch-size", 0),
         "is none of: N, auto": ("--batch-size", "all"),
         "name a number": ("--batch-size", "auto", "--no-batch-parallel"),
+        "drop the latter": ("--benchmark", "--no-batch-parallel"),
         "--top": ("--top", -1),
         "--mc-samplez": ("--mc-samplez", 3),
         "is none of": ("--fusion", "median"),
