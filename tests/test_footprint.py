@@ -50,19 +50,16 @@ def test_temporaries_are_counted():
     assert footprint.footprint(compiled).temporaries >= 4 * size**2
 
 
-@pytest.mark.skipif(not HAS_CUDA_COMPILER, reason="needs the extra `targets`")
-def test_an_h100_need_not_be_there():
-    target = find_target("h100")
-    assert "H100" in target.device.device_kind
-    found = footprint.footprint(compile_for(doubled_and_summed, SHAPES, target))
+def test_an_h100_need_not_be_there(h100):
+    assert "H100" in h100.device.device_kind
+    found = footprint.footprint(compile_for(doubled_and_summed, SHAPES, h100))
     assert found.arguments == ARGUMENTS
     assert 0 <= found.outputs - OUTPUTS <= 64
     assert jnp.ones(3).sum() == 3  # the devices at hand stay as they were
 
 
-def test_a_tpu_need_not_be_there():
-    pytest.importorskip("libtpu")
-    found = footprint.footprint(compile_for(doubled_and_summed, SHAPES, find_target("v5e")))
+def test_a_tpu_need_not_be_there(v5e):
+    found = footprint.footprint(compile_for(doubled_and_summed, SHAPES, v5e))
     assert found.arguments == ARGUMENTS
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Callable
 
 import jax
@@ -19,7 +18,7 @@ from lensjax.ensemble import placement, predict
 from lensjax.ensemble import plan as planning
 from lensjax.ensemble.plan import Plan, Size, batch_sizes, choose, plan
 from lensjax.ensemble.stack import stack
-from lensjax.footprint import Target, find_target
+from lensjax.footprint import Target
 from lensjax.models import registry
 from lensjax.models.registry import Architecture
 from lensjax.models.vit import VisionTransformer
@@ -182,13 +181,6 @@ def test_the_step_of_a_plan_is_compiled(dropping):
         monitoring.unregister_event_duration_listener(on_compilation)
 
 
-@pytest.fixture(scope="module")
-def h100() -> Target:
-    if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
-        pytest.skip("needs the extra `targets`")
-    return find_target("h100")
-
-
 def on_h100(target: Target, ensemble, samples: int) -> Callable[[int], Plan]:
     """Returns a function from a budget to the Plan for 512 cutouts of 64 pixels."""
     mesh = placement.mesh_of([target.device])
@@ -214,10 +206,8 @@ def test_turns_bound_the_memory_of_dropout_in_blocks_on_an_h100(h100):
     assert in_turns.takes_turns and in_turns.step_bytes <= in_turns.memory_limit_bytes
 
 
-def test_a_plan_for_a_tpu():
-    pytest.importorskip("libtpu")
-    target = find_target("v5e")
-    mesh = placement.mesh_of([target.device])
+def test_a_plan_for_a_tpu(v5e):
+    mesh = placement.mesh_of([v5e.device])
     make, weights = maker(stack({"a": blank_member("vit_tiny", preparation(32))}), mesh, 4)
-    planned = plan(make, weights, layout(32), mesh, [64], budget=2**30, target=target)
+    planned = plan(make, weights, layout(32), mesh, [64], budget=2**30, target=v5e)
     assert planned.size == Size(64, 4, 1) and planned.step_bytes < 2**28
