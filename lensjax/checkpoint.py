@@ -139,7 +139,7 @@ def read_weights(folder: Path, info: MemberInfo) -> State:
         with ocp.PyTreeCheckpointer() as checkpointer:
             path = (folder / "weights").absolute()
             stored = checkpointer.metadata(path).item_metadata.tree
-            _compare(folder, state_of(info.outline()), stored)
+            compare(folder, state_of(info.outline()), stored)
             as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored}
             state = checkpointer.restore(path, restore_args=as_numpy)
     except (OSError, ValueError, KeyError, AttributeError) as error:
@@ -210,8 +210,9 @@ def weights_sha256(state: State) -> str:
     return digest.hexdigest()
 
 
-def _compare(folder: Path, wanted: State, stored: Mapping[str, Any]) -> None:
-    """Raises LensjaxError naming every array that is missing, unknown, or of another shape."""
+def compare(folder: Path, wanted: State, stored: Mapping[str, Any]) -> None:
+    """Raises LensjaxError naming every array in `folder` that is missing, unknown, or of another
+    shape than wanted."""
 
     def described(state: Mapping[str, Any]) -> dict[str, str]:
         return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in state.items()}
@@ -225,7 +226,7 @@ def _compare(folder: Path, wanted: State, stored: Mapping[str, Any]) -> None:
         if want[name] != have[name]
     ]
     if differences:
-        raise LensjaxError(f"{folder} does not fit its architecture: " + "; ".join(differences))
+        raise LensjaxError(f"{folder} does not fit its network: " + "; ".join(differences))
 
 
 def read_info(folder: Path) -> MemberInfo:

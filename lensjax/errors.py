@@ -11,3 +11,9 @@ class UsageError(LensjaxError):
     """A command that cannot be carried out as it was given."""
 
     status = 2
+
+
+class Interrupted(LensjaxError):
+    """A run that was told to end (SIGTERM, Ctrl-C) and has kept what it had done."""
+
+    status = 3

@@ -5,7 +5,9 @@ import logging
 import os
 import platform
 import resource
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
@@ -94,6 +96,30 @@ def one_ahead(launch: Callable[[Item], Launched], items: Iterable[Item]) -> Iter
         if len(ahead) == 2:
             yield ahead.pop(0)
     yield from ahead
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether SIGTERM or Ctrl-C has come: the run can end well.
+
+    A second one ends the process at once.
+    """
+    came: list[int] = []
+    # Python lets the main thread alone say what a signal does.
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, _: Any) -> None:
+        came.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

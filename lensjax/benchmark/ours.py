@@ -22,7 +22,7 @@ from lensjax.ensemble.predict import Precision
 from lensjax.ensemble.stack import stack
 from lensjax.torch_weights import load_torch_weights, tensor_shapes
 from lensjax.training.objective import binary_loss
-from lensjax.training.step import TrainState, descend
+from lensjax.training.step import Examples, Group, Programs, Setting, TrainState
 
 
 def ensemble(members: Sequence[str], size: int, precision: Precision, how: str) -> Loaded:
@@ -72,32 +72,34 @@ def training(members: Sequence[str], size: int) -> Loaded:
     """Returns training steps (forward, backward, AdamW) of the one network in `members`."""
     (name,) = members
     graph, *learnt = nnx.split(network(name, size), nnx.Param, nnx.BatchStat)
-    params, statistics = learnt
-    optimizer = optax.adamw(1e-3, weight_decay=1e-2)
-    start = TrainState(params, statistics, optimizer.init(params), jnp.zeros((), jnp.int32))
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def step(
-        state: TrainState, images: jax.Array, labels: jax.Array
-    ) -> tuple[TrainState, jax.Array]:
-        # Neither turned images nor dropout: each contender would draw its own.
-        def loss(logits: jax.Array) -> jax.Array:
-            return binary_loss(logits, labels, 0.0)
-
-        return descend(graph, optimizer, state, images, loss, key=None)
+    params, statistics = jax.tree.map(lambda leaf: leaf[None], learnt)
+    given = inputs(drawn.images(1, size))
+    setting = Setting(
+        graph,
+        given.views,
+        functools.partial(binary_loss, smoothing=0.0),
+        optax.adamw(1e-3, weight_decay=1e-2),
+    )
+    optimizer = jax.vmap(setting.optimizer.init)(params)
+    start = TrainState(params, statistics, optimizer, None, jnp.zeros(1, jnp.int32))
+    mesh = placement.mesh_of(jax.local_devices()[:1])
+    step = Programs(setting, [Group((0,))], mesh)
 
     def prepare(batch: int) -> Program:
         # Copies: the step gives away what it was given.
         state = jax.tree.map(jnp.copy, start)
-        pictures = drawn.images(batch, size)
+        given = inputs(drawn.images(batch, size))
         labels = np.arange(batch, dtype=np.float32) % 2
+        weight = np.ones((1, batch), np.float32)
+        examples = Examples(given.images[0], given.inside[0], labels, weight)
         losses: list[float] = []
 
         def run(count: int) -> Outputs:
             nonlocal state
             for _ in range(count):
-                state, loss = step(state, pictures, labels)
-                losses.append(float(loss))
+                # No key: neither turned images nor dropout, of which each contender has its own.
+                state, loss = step(state, examples, None)
+                losses.append(float(loss[0, 0]))
             return Outputs(np.array([losses]))
 
         return Program(run, batch)

@@ -5,16 +5,19 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+
+import jax
 
 from lensjax import checkpoint, config, runtime
 from lensjax.data.catalog import Source, open_source
 from lensjax.data.preprocess import Fit, Preparation, Stretch
 from lensjax.data.readers import Cutout, Unreadable
+from lensjax.ensemble import placement
 from lensjax.errors import UsageError
 from lensjax.training.dataset import Labelled, read_labelled, split
 from lensjax.training.pictures import with_pictures
-from lensjax.training.trainer import Recipe, train_member, training_record
+from lensjax.training.trainer import Recipe, train_team, training_record
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,10 @@ class TrainConfig(Recipe):
     """Options of scripts/train.py."""
 
     arch: Annotated[str, "architectures to train, comma separated"] = "resnet18"
-    members: Annotated[int, "members of each architecture"] = 1
+    members: Annotated[int, "members of each architecture, trained together"] = 1
     data: Annotated[Path | None, "labelled cutouts: .npz, catalogue or class folders"] = None
     bands: Annotated[str | None, "bands that the files hold, in order: i,r,g"] = None
     pixel_scale: Annotated[float | None, "arcsec/pixel, where the files do not say"] = None
-    scales: Annotated[int | None, "input size in pixels (default: the cutouts' own)"] = None
     stretch: Annotated[Stretch, "brightness scale of the input"] = "asinh"
     softening: Annotated[float, "noise sigmas up to which asinh is linear"] = 2.0
     fit: Annotated[Fit, "how cutouts of another size are brought to the input size"] = "auto"
@@ -34,7 +36,11 @@ class TrainConfig(Recipe):
     validation_fraction: Annotated[float, "share of the groups held back"] = 0.15
     output: Annotated[Path, "folder of the members"] = Path("checkpoints")
     seed: Annotated[int, "seed of the first member; the next has the next"] = 0
-    resume: Annotated[bool, "keep members that are there, trained alike"] = True
+    resume: Annotated[bool, "keep members that are there; go on where a killed run was"] = True
+    member_shards: Annotated[
+        int, "share the members among so many devices; the others share the cutouts"
+    ] = 1
+    save_minutes: Annotated[float, "after which the state of the run is written again"] = 10.0
 
 
 def main(argv: Sequence[str]) -> None:
@@ -79,7 +85,7 @@ def train(options: TrainConfig) -> Iterator[Trained]:
     cutout = _first_cutout(source)
     preparation = Preparation.unnormalised(
         source.bands,
-        options.scales or min(cutout.image.shape[:2]),
+        max(options.sizes(), default=min(cutout.image.shape[:2])),
         cutout.pixel_scale,
         options.stretch,
         options.softening,
@@ -91,31 +97,52 @@ def train(options: TrainConfig) -> Iterator[Trained]:
     counts = f"{len(training)} cutouts, {len(validation)} for validation"
     counts += f", {len(source) - len(data)} left out (unreadable or without a label)"
     for architecture in architectures:
-        for seed in range(options.seed, options.seed + options.members):
-            folder = options.output / architecture / str(seed)
-            yield Trained(folder, *train_one(options, training, validation, folder), counts)
+        yield from _team(options, training, validation, architecture, counts)
 
 
-def train_one(
-    options: TrainConfig, training: Labelled, validation: Labelled, folder: Path
-) -> tuple[checkpoint.MemberInfo, bool]:
-    """Returns the member in `folder`, `<architecture>/<seed>`, and whether it was trained now.
+def _team(
+    options: TrainConfig, training: Labelled, validation: Labelled, architecture: str, counts: str
+) -> Iterator[Trained]:
+    """Yields the members of an architecture, those that were there and those trained now.
 
-    Raises UsageError where the folder holds a member that was trained otherwise.
+    Raises UsageError where a folder holds a member that was trained otherwise.
     """
-    architecture, seed = folder.parent.name, int(folder.name)
     recipe = Recipe(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)})
-    if (folder / "member.json").exists() and options.resume:
-        info = checkpoint.read_info(folder)
-        wanted = training_record(recipe, training, seed)
-        if info.training == wanted and info.preparation == training.preparation:
-            return info, False
-        raise UsageError(
-            f"{folder} holds a member trained otherwise; give another --seed or --output, or "
-            "--no-resume to replace it"
-        )
-    member = train_member(training, validation, architecture, recipe, seed)
-    return checkpoint.save_member(folder, member), True
+    folder, missing = options.output / architecture, []
+    for seed in range(options.seed, options.seed + options.members):
+        info = _kept(folder / str(seed), options, training_record(recipe, training), training)
+        if info is None:
+            missing.append(seed)
+        else:
+            yield Trained(folder / str(seed), info, False, counts)
+    if not missing:
+        return
+    run = folder / "runs" / "-".join(map(str, missing))
+    members = train_team(
+        *(training, validation, architecture, recipe, missing, run),
+        mesh=placement.mesh_of(jax.local_devices(), options.member_shards),
+        resume=options.resume,
+        save_seconds=60 * options.save_minutes,
+    )
+    for seed, member in zip(missing, members, strict=True):
+        info = checkpoint.save_member(folder / str(seed), member)
+        yield Trained(folder / str(seed), info, True, counts)
+
+
+def _kept(
+    folder: Path, options: TrainConfig, record: dict[str, Any], training: Labelled
+) -> checkpoint.MemberInfo | None:
+    """Returns the member in `folder`, None where there is none or it is to be trained anew."""
+    if not ((folder / "member.json").exists() and options.resume):
+        return None
+    info = checkpoint.read_info(folder)
+    wanted = record | {"seed": int(folder.name)}
+    if info.training == wanted and info.preparation == training.preparation:
+        return info
+    raise UsageError(
+        f"{folder} holds a member trained otherwise; give another --seed or --output, or "
+        "--no-resume to replace it"
+    )
 
 
 def _check(options: TrainConfig) -> None:
@@ -123,7 +150,12 @@ def _check(options: TrainConfig) -> None:
     wrong = {
         "--members must be at least 1": options.members < 1,
         "--batch-size must be at least 1": options.batch_size < 1,
+        "--member-shards must be at least 1": options.member_shards < 1,
+        "--consistency-weight must not be negative": options.consistency_weight < 0,
+        "--average-decay must lie in 0..1, below 1": not 0 <= (options.average_decay or 0) < 1,
         "--epochs must be above 0": options.epochs <= 0,
+        "--save-minutes must not be negative": options.save_minutes < 0,
+        "--patience must be at least 1": options.patience is not None and options.patience < 1,
         "--learning-rate must be above 0": options.learning_rate <= 0,
         "--validation-fraction must lie between 0 and 1": not 0 < options.validation_fraction < 1,
         "--dropout must lie in 0..1, below 1": not 0 <= options.dropout < 1,

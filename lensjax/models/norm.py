@@ -126,7 +126,12 @@ def _backward(
         - _per_channel(bias_gradient / count)
         - centred * _per_channel(scale_gradient * inverse / count)
     )
-    return gradient.astype(images.dtype), scale_gradient, bias_gradient
+    narrow = scale.dtype  # and the bias's
+    return (
+        gradient.astype(images.dtype),
+        scale_gradient.astype(narrow),
+        bias_gradient.astype(narrow),
+    )
 
 
 normalise.defvjp(_forward, _backward)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 
 from lensjax.models.head import Head
 from lensjax.models.norm import ConvNorm
@@ -57,7 +58,7 @@ class Stage(nnx.Module):
 
     def __call__(self, images: Array, *, train: bool) -> Array:
         for block in self.blocks:
-            images = block(images, train=train)
+            images = checkpoint_name(block(images, train=train), "block")
         return images
 
 

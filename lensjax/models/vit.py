@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array, lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
 from lensjax.errors import UsageError
@@ -154,7 +155,7 @@ def run_blocks(
     def run(tokens: Array, block: tuple[nnx.State, Array | None]) -> Array:
         parameters, key = block
         block_rngs = None if key is None else nnx.Rngs(dropout=key)
-        return nnx.merge(graphdef, parameters)(tokens, rngs=block_rngs)
+        return checkpoint_name(nnx.merge(graphdef, parameters)(tokens, rngs=block_rngs), "block")
 
     def run_number(index: int | Array, tokens: Array) -> Array:
         return run(tokens, jax.tree.map(lambda leaf: leaf[index], (parameters, keys)))

@@ -1,14 +1,31 @@
 """What training minimises."""
 
+from itertools import combinations
+
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
 
 def binary_loss(logits: Array, labels: Array, smoothing: float) -> Array:
-    """Returns the mean binary cross entropy, in nats, of logits (batch,) against labels (batch,).
+    """Returns the binary cross entropies, in nats, of logits (..., batch) against labels (batch,).
 
     `smoothing` moves the labels 0 and 1 to smoothing / 2 and 1 - smoothing / 2.
     """
     targets = labels * (1.0 - smoothing) + 0.5 * smoothing
-    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets))
+    return optax.sigmoid_binary_cross_entropy(logits, jnp.broadcast_to(targets, logits.shape))
+
+
+def consistency(logits: Array) -> Array:
+    """Returns how much the predictions of several scales (scale, batch) differ, (batch,) in nats.
+
+    The mean over the pairs of scales of the divergence of Jeffreys (1946) between their Bernoulli
+    distributions, KL(p|q) + KL(q|p) = (p - q)(logit p - logit q): zero for equal predictions,
+    above it for others, and finite for all finite logits.
+    """
+    probability, pairs = jax.nn.sigmoid(logits), combinations(range(logits.shape[0]), 2)
+    divergences = [(probability[a] - probability[b]) * (logits[a] - logits[b]) for a, b in pairs]
+    if not divergences:
+        return jnp.zeros(logits.shape[1:], logits.dtype)
+    return jnp.stack(divergences).mean(0)

@@ -1,6 +1,15 @@
-"""One training step and one validation step, each compiled once."""
+"""One training step: the gradient of the joint loss, by groups of scales.
 
-from collections.abc import Callable
+A group's activations are gone before the next group begins, because its program has ended. The
+sum is exact. The joint loss is the mean of the scales' losses and, weighed, their `consistency`,
+which ties the groups together: so their logits are computed first, without gradients, and what
+the consistency asks of each logit goes into the backward pass of its group as a linear term.
+
+`Programs` maps over members and compiles; what it maps is pure and of one member.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -8,111 +17,343 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import ArrayLike
 
 from lensjax.data.on_device import View, seen
-from lensjax.training.objective import binary_loss
+from lensjax.ensemble.placement import MEMBER
+from lensjax.ensemble.predict import Precision
+from lensjax.training import scales
+from lensjax.training.objective import consistency
 
 
 class TrainState(NamedTuple):
-    """All that a step changes."""
+    """All that a step changes. `average` is a moving average of `params`, or None."""
 
     params: Any
     statistics: Any
     optimizer: Any
+    average: Any
     step: Array
 
 
 class Examples(NamedTuple):
-    """A training batch: images and `inside` of a canvas, as `on_device.seen` takes them, and
-    labels (batch,) float32."""
+    """A training batch: images and `inside` of a canvas, as `on_device.seen` takes them, labels
+    (batch,) float32, and what each example counts in the loss, (batch,) float32, one on average."""
 
-    images: ArrayLike
-    inside: ArrayLike
-    label: ArrayLike
-
-
-def optimiser(
-    *, learning_rate: float, weight_decay: float, steps: int, warmup_steps: int
-) -> optax.GradientTransformation:
-    """Returns AdamW with gradient clipping, linear warm-up and cosine decay to zero.
-
-    Weight decay leaves out all that is one-dimensional: norms and biases.
-    """
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, warmup_steps, max(steps, warmup_steps + 1)
-    )
-    adamw = optax.adamw(schedule, b2=0.98, weight_decay=weight_decay, mask=decayed)
-    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
+    images: Any
+    inside: Any
+    label: Any
+    weight: Any
 
 
-def decayed(params: Any) -> Any:
-    """Returns which parameters weight decay acts on: kernels, not norms, biases or embeddings."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "kernel" in jax.tree_util.keystr(path), params
-    )
+@dataclass(frozen=True)
+class Setting:
+    """What all programs of a training share: static.
 
-
-def train_step(
-    graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    view: View,
-    smoothing: float,
-) -> Callable[[TrainState, Examples, Array], tuple[TrainState, Array]]:
-    """Returns the jitted step (state, examples, key) -> (state, loss); `key` is the run's own."""
-
-    def step(state: TrainState, examples: Examples, key: Array) -> tuple[TrainState, Array]:
-        orient, drop = jax.random.split(jax.random.fold_in(key, state.step))
-        images = random_orientation(orient, seen(view, examples.images, examples.inside))
-
-        def loss(logits: Array) -> Array:
-            return binary_loss(logits, jnp.asarray(examples.label), smoothing)
-
-        return descend(graph, optimizer, state, images, loss, drop)
-
-    return jax.jit(step, donate_argnums=0)
-
-
-def descend(
-    graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    state: TrainState,
-    images: Array,
-    loss_of: Callable[[Array], Array],
-    key: Array | None,
-) -> tuple[TrainState, Array]:
-    """Returns the state after one step down the gradient of the loss, and the loss before it.
-
-    `images` (batch, S, S, band) are as the network sees them, `loss_of` takes the logits (batch,),
-    `key` draws the dropout masks; None turns dropout off.
+    `views`: what each scale takes of a batch, from the smallest to the largest. `loss`: from
+    logits (..., batch) and labels (batch,) to losses in the logits' shape. `average_decay`: of the
+    moving average of the parameters. These are float32 whatever the `precision` of the rest.
     """
 
-    def objective(params: Any) -> tuple[Array, Any]:
-        model = nnx.merge(graph, params, state.statistics, copy=True)
-        rngs = None if key is None else nnx.Rngs(dropout=key)
-        loss = loss_of(model(images, rngs=rngs, train=True))
-        return loss, nnx.state(model, nnx.BatchStat)
-
-    (loss, statistics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(params, statistics, optimizer_state, state.step + 1), loss
+    graph: nnx.GraphDef
+    views: tuple[View, ...]
+    loss: Callable[[Array, Array], Array]
+    optimizer: optax.GradientTransformation
+    consistency_weight: float = 0.0
+    precision: Precision = "float32"
+    average_decay: float | None = None
 
 
-def validation_step(graph: nnx.GraphDef, view: View) -> Callable[[TrainState, Examples], Array]:
-    """Returns the jitted function from (state, examples) to logits (batch,), dropout off."""
+@dataclass(frozen=True)
+class Group:
+    """Scales that share a program, and what is done to make it smaller.
 
-    @jax.jit
-    def step(state: TrainState, examples: Examples) -> Array:
-        model = nnx.merge(graph, state.params, state.statistics)
-        return model(seen(view, examples.images, examples.inside))
+    Of `micro_batches` one is computed after the other: batch normalisation then takes the
+    statistics of each. `remat`: of the forward pass only the outputs of the blocks are kept, and
+    the rest is computed once more on the way back.
+    """
 
-    return step
+    scales: tuple[int, ...]
+    micro_batches: int = 1
+    remat: bool = False
 
 
-def random_orientation(key: Array, images: Array) -> Array:
-    """Returns images (batch, S, S, band), each in one of the eight symmetries of the square."""
-    choice = jax.random.bernoulli(key, shape=(3, images.shape[0], 1, 1, 1))
-    images = jnp.where(choice[0], images[:, ::-1], images)
-    images = jnp.where(choice[1], images[:, :, ::-1], images)
-    return jnp.where(choice[2], images.swapaxes(1, 2), images)
+class Shown(NamedTuple):
+    """What a step shows a member of a batch: the examples, how each is turned (batch, 3), the key
+    of noise and dropout, and what the other groups ask of the logits (batch, scale).
+
+    Without turns and key the examples are shown as they are, to a network without dropout.
+    """
+
+    examples: Examples
+    turns: Array | None
+    key: Array | None
+    pull: Array | None = None
+
+
+def draw(examples: Examples, key: Array | None, step: Array) -> Shown:
+    """Returns what step number `step` shows of a batch to the member with this `key`."""
+    if key is None:
+        return Shown(examples, None, None)
+    turn, rest = jax.random.split(jax.random.fold_in(key, step))
+    return Shown(examples, scales.turns(turn, len(jnp.asarray(examples.label))), rest)
+
+
+def logits_at(
+    setting: Setting, scale: int, remat: bool, params: Any, statistics: Any, shown: Shown
+) -> tuple[Array, Any]:
+    """Returns the logits (batch,) of a training pass at a scale, and the new statistics."""
+    images = seen(setting.views[scale], shown.examples.images, shown.examples.inside)
+    dropout = None
+    if shown.turns is not None and shown.key is not None:
+        noise, dropout = jax.random.split(jax.random.fold_in(shown.key, scale))
+        strength = scale / max(len(setting.views) - 1, 1)
+        images = scales.disturbed(noise, scales.turned(images, shown.turns), strength)
+
+    def run(params: Any, images: Array) -> tuple[Array, Any]:
+        narrow = jax.tree.map(lambda leaf: leaf.astype(setting.precision), params)
+        model = nnx.merge(setting.graph, narrow, statistics, copy=True)
+        rngs = None if dropout is None else nnx.Rngs(dropout=dropout)
+        logits = model(images.astype(setting.precision), rngs=rngs, train=True)
+        return logits, nnx.state(model, nnx.BatchStat)
+
+    if remat:
+        run = jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names("block"))
+    return run(params, images)
+
+
+def group_logits(
+    setting: Setting, group: Group, params: Any, statistics: Any, shown: Shown
+) -> tuple[Array, Any]:
+    """Returns the logits (batch, scale) of a group, one scale after the other, and the new
+    statistics."""
+    logits = []
+    for scale in group.scales:
+        found, statistics = logits_at(setting, scale, group.remat, params, statistics, shown)
+        logits.append(found)
+    return jnp.stack(logits, axis=1), statistics
+
+
+def group_gradient(
+    setting: Setting, group: Group, scale_count: int, params: Any, statistics: Any, shown: Shown
+) -> tuple[Any, tuple[Array, Any]]:
+    """Returns a group's part of the gradient of the joint loss of `scale_count` scales, its logits
+    (batch, scale), and the new statistics."""
+    batch = len(jnp.asarray(shown.examples.label))
+
+    def gradient(statistics: Any, shown: Shown) -> tuple[Any, tuple[Array, Any]]:
+        def objective(params: Any) -> tuple[Array, tuple[Array, Any]]:
+            logits, new = group_logits(setting, group, params, statistics, shown)
+            value = example_losses(setting, logits, shown.examples).sum() / (scale_count * batch)
+            if shown.pull is not None:
+                value += (logits * shown.pull).sum()
+            elif len(group.scales) > 1:
+                value += setting.consistency_weight * consistency(logits.T).sum() / batch
+            return value, (logits, new)
+
+        return jax.grad(objective, has_aux=True)(params)
+
+    return in_turn(group.micro_batches, gradient, params, statistics, shown)
+
+
+def in_turn(
+    count: int,
+    function: Callable[[Any, Shown], tuple[Any, tuple[Array, Any]]],
+    like: Any,
+    statistics: Any,
+    shown: Shown,
+) -> tuple[Any, tuple[Array, Any]]:
+    """Returns the sum, the logits (batch, scale) and the statistics of a function of so many parts
+    of a batch, one part after the other. The sum is as `like`."""
+    if count == 1:
+        return function(statistics, shown)
+
+    def body(carry: tuple[Any, Any], part: tuple[Array, Shown]) -> tuple[tuple[Any, Any], Array]:
+        total, statistics = carry
+        number, of_part = part
+        if shown.key is not None:
+            of_part = of_part._replace(key=jax.random.fold_in(shown.key, number))
+        found, (logits, statistics) = function(statistics, of_part)
+        return (jax.tree.map(jnp.add, total, found), statistics), logits
+
+    def split(leaf: ArrayLike) -> Array:
+        leaf = jnp.asarray(leaf)
+        return leaf.reshape(count, -1, *leaf.shape[1:])
+
+    parts = jax.tree.map(split, shown._replace(key=None))
+    start = jax.tree.map(jnp.zeros_like, like), statistics
+    (total, statistics), logits = jax.lax.scan(body, start, (jnp.arange(count), parts))
+    return total, (logits.reshape(-1, logits.shape[-1]), statistics)
+
+
+def example_losses(setting: Setting, logits: Array, examples: Examples) -> Array:
+    """Returns the weighed losses (scale, batch) of logits (batch, scale)."""
+    return setting.loss(logits.T, jnp.asarray(examples.label)) * jnp.asarray(examples.weight)[None]
+
+
+def update(setting: Setting, state: TrainState, gradient: Any, statistics: Any) -> TrainState:
+    """Returns the state after a step down the gradient.
+
+    The moving average forgets faster at first, as by min(decay, (1 + step) / (10 + step)) in
+    TensorFlow's `ExponentialMovingAverage`: the start is not in it for long.
+    """
+    updates, optimizer = setting.optimizer.update(gradient, state.optimizer, state.params)
+    params: Any = optax.apply_updates(state.params, updates)
+    average = state.average
+    if setting.average_decay is not None:
+        decay = jnp.minimum(setting.average_decay, (1 + state.step) / (10 + state.step))
+        average = optax.incremental_update(params, average, 1 - decay)
+    return TrainState(params, statistics, optimizer, average, state.step + 1)
+
+
+Step = Callable[[TrainState, Examples, Array | None], tuple[TrainState, Array]]
+
+
+class Programs:
+    """The compiled programs of a step that trains at the scales of some groups.
+
+    Called with state, examples and keys, of which all but the images, `inside` and labels have the
+    members in front, returns the new state and the losses (member, scale). The state is given away.
+    """
+
+    def __init__(self, setting: Setting, groups: Sequence[Group], mesh: Mesh) -> None:
+        self.groups = tuple(groups)
+        count = sum(len(group.scales) for group in groups)
+        examples = Examples(None, None, None, 0)
+
+        def whole(
+            state: TrainState, examples: Examples, key: Array | None
+        ) -> tuple[TrainState, Array]:
+            shown = draw(examples, key, state.step)
+            gradient, (logits, statistics) = group_gradient(
+                setting, groups[0], count, state.params, state.statistics, shown
+            )
+            losses = example_losses(setting, logits, examples).mean(-1)
+            return update(setting, state, gradient, statistics), losses
+
+        def look(group: Group) -> Callable[..., Array]:
+            def logits(
+                params: Any, statistics: Any, step: Array, examples: Examples, key: Array | None
+            ) -> Array:
+                def part(statistics: Any, shown: Shown) -> tuple[Any, tuple[Array, Any]]:
+                    return (), group_logits(setting, group, params, statistics, shown)
+
+                shown = draw(examples, key, step)
+                return in_turn(group.micro_batches, part, (), statistics, shown)[1][0]
+
+            return logits
+
+        def pulls(logits: tuple[Array, ...]) -> tuple[Array, ...]:
+            def total(logits: tuple[Array, ...]) -> Array:
+                together = jnp.concatenate(logits, axis=1).T
+                return setting.consistency_weight * consistency(together).mean()
+
+            return jax.grad(total)(logits)
+
+        def add(group: Group) -> Callable[..., tuple[Any, Any, Array]]:
+            def gradient(
+                total: Any,
+                params: Any,
+                statistics: Any,
+                step: Array,
+                examples: Examples,
+                key: Array | None,
+                pull: Array,
+            ) -> tuple[Any, Any, Array]:
+                shown = draw(examples, key, step)._replace(pull=pull)
+                found, (logits, statistics) = group_gradient(
+                    setting, group, count, params, statistics, shown
+                )
+                total = found if total is None else jax.tree.map(jnp.add, total, found)
+                return total, statistics, example_losses(setting, logits, examples).mean(-1)
+
+            return gradient
+
+        def compiled(function: Callable, axes: tuple, give_away: tuple[int, ...] = ()) -> Any:
+            return jax.jit(over_members(function, axes, mesh), donate_argnums=give_away)
+
+        self.whole = compiled(whole, (0, examples, 0), (0,))
+        self.look = [compiled(look(group), (0, 0, 0, examples, 0)) for group in groups]
+        self.pulls = compiled(pulls, (0,))
+        self.add = [
+            compiled(add(group), (0, 0, 0, 0, examples, 0, 0), (0,)) for group in self.groups
+        ]
+        self.finish = compiled(
+            lambda state, gradient, statistics: update(setting, state, gradient, statistics),
+            (0, 0, 0),
+            (0,),
+        )
+        self._ties = setting.consistency_weight != 0 and count > 1
+
+    def __call__(
+        self, state: TrainState, examples: Examples, keys: Array | None
+    ) -> tuple[TrainState, Array]:
+        if len(self.groups) == 1:
+            return self.whole(state, examples, keys)
+        given = state.params, state.statistics, state.step, examples, keys
+        pulls: Sequence[Array | None] = [None] * len(self.groups)
+        if self._ties:
+            pulls = self.pulls(tuple(look(*given) for look in self.look))
+        total, statistics, losses = None, state.statistics, []
+        for add, pull in zip(self.add, pulls, strict=True):
+            total, statistics, found = add(
+                total, state.params, statistics, state.step, examples, keys, pull
+            )
+            losses.append(found)
+        return self.finish(state, total, statistics), jnp.concatenate(losses, axis=1)
+
+
+def over_members(function: Callable, axes: tuple, mesh: Mesh) -> Callable:
+    """Returns `function` of one member mapped over those in front of its arguments, of which each
+    device along the mesh's axis of members takes its own; `axes` are as `jax.vmap` has them.
+
+    The batch may be split over the mesh's other axis: what depends on all of it, as the statistics
+    of batch normalisation do, the devices exchange.
+    """
+
+    def each(*arguments: Any) -> Any:
+        mapped = [part for axis, part in zip(axes, arguments, strict=True) if axis == 0]
+        if len(jax.tree.leaves(mapped)[0]) > 1:
+            return jax.vmap(function, axes)(*arguments)
+        # A sole member is not mapped: its layers would stand behind the axis, and be copied.
+        alone = (_first(axis, part) for axis, part in zip(axes, arguments, strict=True))
+        return jax.tree.map(lambda leaf: leaf[None], function(*alone))
+
+    if mesh.shape[MEMBER] == 1:
+        return each
+    in_specs = jax.tree.map(
+        lambda axis: PartitionSpec() if axis is None else PartitionSpec(MEMBER),
+        axes,
+        is_leaf=lambda axis: axis is None,
+    )
+    return jax.shard_map(
+        each,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=PartitionSpec(MEMBER),
+        axis_names={MEMBER},
+        check_vma=False,
+    )
+
+
+def _first(axis: Any, argument: Any) -> Any:
+    """Returns an argument without its axis of one member."""
+    if isinstance(axis, tuple):
+        return type(argument)(*map(_first, axis, argument))
+    return argument if axis is None else jax.tree.map(lambda leaf: leaf[0], argument)
+
+
+def validation_step(
+    setting: Setting, scale: int, mesh: Mesh
+) -> Callable[[Any, Any, Examples], Array]:
+    """Returns the jitted function from parameters, statistics and examples to the logits
+    (member, batch) at a scale, without turns, noise or dropout."""
+
+    def logits(params: Any, statistics: Any, examples: Examples) -> Array:
+        narrow = jax.tree.map(lambda leaf: leaf.astype(setting.precision), params)
+        model = nnx.merge(setting.graph, narrow, statistics)
+        images = seen(setting.views[scale], examples.images, examples.inside)
+        return model(images.astype(setting.precision))
+
+    return jax.jit(over_members(logits, (0, 0, None), mesh))

@@ -1,33 +1,51 @@
-"""Trains one member: labelled cutouts in, a member with its validation record out."""
+"""Trains a team: members of one architecture, stacked, that see each batch together."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 from scipy.special import expit
 
 from lensjax import metrics, runtime
-from lensjax.checkpoint import Member, MemberInfo, State, state_of
+from lensjax.checkpoint import Member, MemberInfo, state_of
 from lensjax.data import loader
-from lensjax.ensemble import calibrate
-from lensjax.errors import LensjaxError, UsageError
+from lensjax.data.on_device import View
+from lensjax.ensemble import calibrate, placement
+from lensjax.ensemble.predict import Precision
+from lensjax.errors import Interrupted, LensjaxError, UsageError
 from lensjax.training.dataset import Labelled
+from lensjax.training.journal import Journal
+from lensjax.training.objective import binary_loss
+from lensjax.training.optimiser import optimiser
+from lensjax.training.scales import Schedule, active_at, views_at
+from lensjax.training.snapshots import Snapshot, Snapshots
 from lensjax.training.step import (
     Examples,
+    Group,
+    Programs,
+    Setting,
     TrainState,
-    optimiser,
-    train_step,
     validation_step,
 )
 
-Validation = Callable[[TrainState, Examples], Array]
+BY_MEMBER_AND_CUTOUT = PartitionSpec(placement.MEMBER, placement.DATA)
+
+Validate = Callable[[Any, Any, Examples], Array]
+Grouping = Callable[[tuple[int, ...]], Sequence[Group]]
+"""How the scales of a step are grouped."""
 
 
 @dataclass(frozen=True)
@@ -42,70 +60,339 @@ class Recipe:
     label_smoothing: Annotated[float, "share of the labels spread over both classes"] = 0.0
     dropout: Annotated[float, "dropout rate before the last layer"] = 0.2
     block_dropout: Annotated[float, "dropout rate inside transformer blocks"] = 0.0
+    patience: Annotated[
+        int | None, "epochs without a better validation loss after which a member stops"
+    ] = None
+    scales: Annotated[
+        str | None,
+        "input sizes in pixels, comma separated; the largest is the member's own "
+        "(default: the cutouts' size)",
+    ] = None
+    schedule: Annotated[
+        Schedule, "all scales in every step, or one: each its share of the steps, or drawn"
+    ] = "joint"
+    consistency_weight: Annotated[
+        float, "of the divergence between the scales' predictions in the joint loss"
+    ] = 0.0
+    average_decay: Annotated[
+        float | None, "decay of the moving average of the weights, which is then what is kept"
+    ] = None
+    bootstrap: Annotated[bool, "each member weighs the cutouts by a bootstrap of its own"] = False
+    precision: Annotated[Precision, "of the networks' arithmetic; weights are float32"] = "float32"
+
+    def sizes(self) -> list[int]:
+        """Returns the input sizes, none where the cutouts' size is meant."""
+        try:
+            return [int(size) for size in self.scales.split(",")] if self.scales else []
+        except ValueError as error:
+            raise UsageError(f"--scales {self.scales}: give numbers as in 64,112,224") from error
 
 
-def train_member(
-    training: Labelled, validation: Labelled, architecture: str, recipe: Recipe, seed: int
-) -> Member:
-    """Returns a member trained from `seed`, the best of its epochs by validation loss.
+class Best(NamedTuple):
+    """The best epoch of each member by validation loss, on the host: `loss` and `stale_epochs`
+    since then (member,), `logits` (member, n) of the validation data, and `weights`, the trees of
+    parameters and batch statistics, with the members in front."""
 
-    Raises LensjaxError where the loss stops being finite, UsageError where the training data do
-    not fill a batch.
+    loss: np.ndarray
+    stale_epochs: np.ndarray
+    logits: np.ndarray
+    weights: tuple[Any, Any]
+
+    @staticmethod
+    def none(state: TrainState, rows: int) -> "Best":
+        """Returns what is there before the first epoch has ended."""
+        members = len(state.step)
+        weights = jax.tree.map(np.array, _kept(state))
+        logits = np.zeros((members, rows))
+        return Best(np.full(members, np.inf), np.zeros(members, np.int64), logits, weights)
+
+    def updated(
+        self, loss: np.ndarray, logits: np.ndarray, state: TrainState, patience: float
+    ) -> "Best":
+        """Returns the best of this and of the epoch that has ended.
+
+        A member out of patience stays as it is: it ends as it would without its company.
+        """
+        better = (loss < self.loss) & (self.stale_epochs < patience)
+
+        def chosen(new: ArrayLike, old: np.ndarray) -> np.ndarray:
+            new = np.asarray(new)
+            return np.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        weights = _kept(state)
+        return Best(
+            chosen(loss, self.loss),
+            np.where(better, 0, self.stale_epochs + 1),
+            chosen(logits, self.logits),
+            jax.tree.map(chosen, weights, self.weights) if better.any() else self.weights,
+        )
+
+
+def _kept(state: TrainState) -> tuple[Any, Any]:
+    """Returns what is kept of a state: averaged parameters where there are such, and statistics."""
+    return state.params if state.average is None else state.average, state.statistics
+
+
+class Run(NamedTuple):
+    """All of a team that changes as it is trained, the members in front of every array."""
+
+    state: TrainState
+    best: Best
+
+
+class Team(NamedTuple):
+    """What a team is trained with; nothing of it changes.
+
+    `validate` has a function a scale. `keys` (member,) draw turns, noise and dropout. `weights`
+    (member, cutout) is what each training cutout counts.
+    """
+
+    architecture: str
+    setting: Setting
+    mesh: Mesh
+    validate: tuple[Validate, ...]
+    keys: Array
+    weights: np.ndarray
+    steps: int
+    steps_an_epoch: int
+
+
+def train_team(
+    training: Labelled,
+    validation: Labelled,
+    architecture: str,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    mesh: Mesh | None = None,
+    grouping: Grouping = lambda scales: (Group(scales),),
+    resume: bool = True,
+    save_seconds: float = 600.0,
+) -> list[Member]:
+    """Returns a member for each of the `seeds`, each the best of its epochs by validation loss.
+
+    Each is what it would be if trained alone. The run lives in `folder`: metrics, and from time to
+    time its state, from which it goes on if it was killed. Members and batches are shared among the
+    devices of `mesh`, as a rule the first alone. Raises LensjaxError where a loss stops being
+    finite, UsageError where the training data do not fill a batch, Interrupted where the process is
+    told to end.
     """
     if len(training) < recipe.batch_size:
         raise UsageError(
             f"{len(training)} training cutouts do not fill a batch of {recipe.batch_size}; "
             "lower --batch-size"
         )
-    info = MemberInfo(
-        architecture,
-        training.preparation,
-        recipe.dropout,
-        recipe.block_dropout,
-        training=training_record(recipe, training, seed),
-        versions=runtime.versions(),
-    )
-    root = jax.random.key(seed)
-    graph, params, statistics = initialise(info, jax.random.fold_in(root, 0))
-    per_epoch = len(training) // recipe.batch_size
-    steps = max(1, round(recipe.epochs * per_epoch))
-    optimizer = optimiser(
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        steps=steps,
-        warmup_steps=max(1, round(recipe.warmup * steps)),
-    )
-    state = TrainState(params, statistics, optimizer.init(params), jnp.zeros((), jnp.int32))
-    step = train_step(graph, optimizer, training.view, recipe.label_smoothing)
-    validate = validation_step(graph, training.view)
-    key = jax.random.fold_in(root, 1)
-    batches = iter(loader.shuffled(training.arrays, recipe.batch_size, seed))
-    best_loss, best, best_logits = math.inf, None, np.zeros(len(validation))
-    loss: Array | None = None
+    info = member_info(training, architecture, recipe)
+    mesh = placement.mesh_of(jax.local_devices()[:1]) if mesh is None else mesh
+    team, state = assemble(info, training.view, training.arrays["label"], recipe, seeds, mesh)
+    by_member = NamedSharding(mesh, placement.BY_MEMBER)
+    start, run = 0, Run(state, Best.none(state, len(validation)))
+    settings = training_record(recipe, training) | {
+        "architecture": architecture,
+        "seeds": list(seeds),
+        "preparation": training.preparation.to_json(),
+    }
+    with Snapshots(folder, settings, resume=resume) as snapshots:
+        # One order for all seeds: those that share batches see what each would see alone.
+        rows = {"row": np.arange(len(training))}
+        batches = loader.shuffled(training.arrays | rows, recipe.batch_size, seed=0)
+        found = snapshots.newest(run)
+        if found is not None:
+            start, run = found.step, found.arrays
+            batches.set_state(found.record["batches"])
+        run = run._replace(state=jax.device_put(run.state, by_member))
+        best = _train(
+            team,
+            run,
+            start,
+            batches,
+            training,
+            validation,
+            recipe,
+            grouping,
+            snapshots,
+            save_seconds,
+        )
+    graph = team.setting.graph
+    return [_finish(info, graph, best, index, seed, validation) for index, seed in enumerate(seeds)]
+
+
+def _train(
+    team: Team,
+    run: Run,
+    start: int,
+    batches: grain.DatasetIterator,
+    training: Labelled,
+    validation: Labelled,
+    recipe: Recipe,
+    grouping: Grouping,
+    snapshots: Snapshots,
+    save_seconds: float,
+) -> Best:
+    """Returns the best epochs of a team that goes on from `run` after `start` steps."""
+    state, best = run
+    size, patience = recipe.batch_size, recipe.patience or math.inf
+    scale_count = len(team.setting.views)
+
+    @functools.cache
+    def programs(scales: tuple[int, ...]) -> Programs:
+        return Programs(team.setting, grouping(scales), team.mesh)
+
+    pending: Pending | None = None
     shown: dict[str, float] = {}
-    with runtime.progress(f"training {architecture}", steps * recipe.batch_size, "images") as bar:
-        for index in range(steps):
+    what = f"training {len(team.keys)} x {team.architecture}"
+    saved = began = time.monotonic()
+    with (
+        Journal(snapshots.folder, start) as journal,
+        runtime.asked_to_stop() as asked_to_stop,
+        runtime.progress(what, (team.steps - start) * size, "images") as bar,
+    ):
+        for done in range(start + 1, team.steps + 1):
+            scales = active_at(recipe.schedule, done - 1, team.steps, scale_count)
             batch = next(batches)
-            state, new_loss = step(state, Examples(**batch), key)
-            if loss is not None:
-                shown["loss"] = _finite(loss, index)
-            loss = new_loss
-            bar(recipe.batch_size, **shown)
-            if (index + 1) % per_epoch == 0 or index + 1 == steps:
-                logits = predict(validate, state, validation, recipe.batch_size)
-                validation_loss = calibrate.object_loss(logits, validation.arrays["label"]).mean()
-                shown["validation_loss"] = float(validation_loss)
-                if validation_loss < best_loss:
-                    best_loss, best_logits = validation_loss, logits
-                    trained = nnx.merge(graph, state.params, state.statistics)
-                    best = jax.tree.map(np.array, state_of(trained))
-    if best is None:
-        raise LensjaxError(f"{architecture}: no epoch ended with a finite validation loss")
-    return _finish(info, best, validation, best_logits)
+            rows = batch.pop("row")
+            examples = Examples(**batch, weight=team.weights[:, rows])
+            state, losses = programs(scales)(state, _placed(examples, team.mesh), team.keys)
+            if pending is not None:
+                # A step late: the device is never made to wait for it.
+                shown["loss"] = pending.finite_losses(training).mean()
+            pending = Pending(done, scales, rows, losses)
+            bar(size, **shown)
+            if done % team.steps_an_epoch == 0 or done == team.steps:
+                rate = (done - start) * size / (time.monotonic() - began)
+                found = pending.finite_losses(training)
+                for scale, validate in enumerate(team.validate):
+                    logits = predict(validate, state, validation, size)
+                    of_scale = found[:, scales.index(scale)] if scale in scales else None
+                    for row in _rows(done, team, scale, of_scale, validation, logits, rate):
+                        journal.write(row)
+                # The largest scale is the one that the member will be used at.
+                loss = calibrate.object_loss(logits, validation.arrays["label"]).mean(-1)
+                best = best.updated(loss, logits, state, patience)
+                shown["validation_loss"] = loss.mean()
+            ends = asked_to_stop()
+            if ends or time.monotonic() - saved > save_seconds or done == team.steps:
+                pending.finite_losses(training)  # the last good state stays the last
+                snapshots.save(Snapshot(done, Run(state, best), {"batches": batches.get_state()}))
+                saved = time.monotonic()
+            if ends:
+                raise Interrupted(
+                    f"stopped after {done} of {team.steps} steps; the same command goes on there"
+                )
+            if (best.stale_epochs >= patience).all():
+                break
+    return best
 
 
-def initialise(info: MemberInfo, key: Array) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """Returns the graph, the parameters and the batch statistics of a new network.
+class Pending(NamedTuple):
+    """A step under way: its number, its scales, the rows of its cutouts, and its losses
+    (member, scale)."""
+
+    step: int
+    scales: tuple[int, ...]
+    rows: np.ndarray
+    losses: Array
+
+    def finite_losses(self, training: Labelled) -> np.ndarray:
+        """Returns the losses, or raises LensjaxError where one is not finite."""
+        values = np.asarray(self.losses, np.float64)
+        if not np.isfinite(values).all():
+            ids = ", ".join(map(str, training.id[self.rows[:4]]))
+            raise LensjaxError(
+                f"the training loss is {values[~np.isfinite(values)][0]} at step {self.step}, on "
+                f"{len(self.rows)} cutouts ({ids}, ...); lower --learning-rate or look for cutouts "
+                "with extreme values. What was saved before it is kept"
+            )
+        return values
+
+
+def assemble(
+    info: MemberInfo,
+    view: View,
+    labels: np.ndarray,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    mesh: Mesh,
+) -> tuple[Team, TrainState]:
+    """Returns the team of these seeds and its state before the first step.
+
+    Raises UsageError where the devices of `mesh` cannot share members or batches evenly.
+    """
+    _check_shares(recipe.batch_size, len(seeds), mesh)
+    roots = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    graph, params, statistics = initialise(info, fold_in(roots, 0))
+    views = views_at(view, recipe.sizes() or [view.preparation.input_size])
+    per_epoch = len(labels) // recipe.batch_size
+    steps = max(1, round(recipe.epochs * per_epoch))
+    setting = Setting(
+        graph,
+        views,
+        functools.partial(binary_loss, smoothing=recipe.label_smoothing),
+        optimiser(
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            steps=steps,
+            warmup=recipe.warmup,
+            phases=len(views) if recipe.schedule == "progressive" else 1,
+        ),
+        recipe.consistency_weight,
+        recipe.precision,
+        recipe.average_decay,
+    )
+    team = Team(
+        info.architecture,
+        setting,
+        mesh,
+        tuple(validation_step(setting, scale, mesh) for scale in range(len(views))),
+        jax.device_put(fold_in(roots, 1), NamedSharding(mesh, placement.BY_MEMBER)),
+        _weights(seeds, len(labels), recipe.bootstrap),
+        steps,
+        per_epoch,
+    )
+    return team, TrainState(
+        params,
+        statistics,
+        jax.jit(jax.vmap(setting.optimizer.init))(params),
+        jax.tree.map(jnp.copy, params) if recipe.average_decay is not None else None,
+        jnp.zeros(len(seeds), jnp.int32),
+    )
+
+
+def _weights(seeds: Sequence[int], count: int, bootstrap: bool) -> np.ndarray:
+    """Returns what each of `count` cutouts counts for each member, (member, count) float32.
+
+    With `bootstrap` how often it stands in a resample: Poisson(1), which the count of draws with
+    replacement tends to (Oza & Russell 2001, "Online bagging and boosting").
+    """
+    if not bootstrap:
+        return np.ones((len(seeds), count), np.float32)
+    draws = [np.random.default_rng([seed, count]).poisson(1.0, count) for seed in seeds]
+    return np.array(draws, np.float32)
+
+
+def _check_shares(batch_size: int, members: int, mesh: Mesh) -> None:
+    """Raises UsageError where the devices of `mesh` cannot share members or batches evenly."""
+    shards, parts = mesh.shape[placement.MEMBER], mesh.shape[placement.DATA]
+    if members % shards:
+        raise UsageError(f"--member-shards {shards} does not divide the {members} members to train")
+    if batch_size % parts:
+        raise UsageError(
+            f"{parts} devices cannot share --batch-size {batch_size}: take a multiple of {parts}"
+        )
+
+
+def _placed(examples: Examples, mesh: Mesh) -> Examples:
+    """Returns a batch on the devices, shared among them."""
+    by_cutout = NamedSharding(mesh, placement.BY_CUTOUT)
+    places = Examples(by_cutout, by_cutout, by_cutout, NamedSharding(mesh, BY_MEMBER_AND_CUTOUT))
+    return jax.device_put(examples, places)
+
+
+def initialise(info: MemberInfo, keys: Array) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Returns the graph of new networks, their parameters and their batch statistics, both with
+    the `keys` (member,) in front.
 
     The weights are drawn in one compiled program, which the compilation cache keeps.
     """
@@ -116,47 +403,87 @@ def initialise(info: MemberInfo, key: Array) -> tuple[nnx.GraphDef, nnx.State, n
     def draw(key: Array) -> list[nnx.State]:
         return list(nnx.split(build(key), nnx.Param, nnx.BatchStat)[1:])
 
-    return nnx.graphdef(nnx.eval_shape(build, key)), *jax.jit(draw)(key)
+    return nnx.graphdef(nnx.eval_shape(build, keys[0])), *jax.jit(jax.vmap(draw))(keys)
 
 
-def training_record(recipe: Recipe, training: Labelled, seed: int) -> dict[str, Any]:
-    """Returns what `member.json` says of the training; the same record means the same member."""
+def member_info(training: Labelled, architecture: str, recipe: Recipe) -> MemberInfo:
+    """Returns what is known of a member before it is trained."""
+    return MemberInfo(
+        architecture,
+        training.preparation,
+        recipe.dropout,
+        recipe.block_dropout,
+        training=training_record(recipe, training),
+        versions=runtime.versions(),
+    )
+
+
+def training_record(recipe: Recipe, training: Labelled) -> dict[str, Any]:
+    """Returns what `member.json` says of the training, all but the seed; the same record and the
+    same seed mean the same member."""
     return dataclasses.asdict(recipe) | {
-        "seed": seed,
         "cutouts": len(training),
         "lenses": int(training.arrays["label"].sum()),
         "first_id": str(training.id[0]),
     }
 
 
-def predict(validate: Validation, state: TrainState, data: Labelled, batch_size: int) -> np.ndarray:
-    """Returns the logits (n,) float64 of `data`, dropout off; the last batch is padded."""
-    parts = []
+def predict(validate: Validate, state: TrainState, data: Labelled, batch_size: int) -> np.ndarray:
+    """Returns the logits (member, n) float64 of `data` by the averaged weights, where there are
+    such, dropout off; the last batch is padded."""
+    parts, (params, statistics) = [], _kept(state)
+    ones = np.ones(batch_size, np.float32)
     for start in range(0, len(data), batch_size):
         stop = min(start + batch_size, len(data))
         rows = np.resize(np.arange(start, stop), batch_size)
-        examples = Examples(**{name: values[rows] for name, values in data.arrays.items()})
-        parts.append(np.asarray(validate(state, examples))[: stop - start])
-    return np.concatenate(parts).astype(np.float64)
+        arrays = {name: values[rows] for name, values in data.arrays.items()}
+        logits = validate(params, statistics, Examples(**arrays, weight=ones))
+        parts.append(logits[..., : stop - start])
+    return np.concatenate(jax.device_get(parts), axis=-1).astype(np.float64)
 
 
-def _finite(loss: Array, step: int) -> float:
-    value = float(loss)
-    if not math.isfinite(value):
-        raise LensjaxError(
-            f"the training loss is {value} at step {step}; lower --learning-rate or look for "
-            "cutouts with extreme values"
-        )
-    return value
+def _rows(
+    step: int,
+    team: Team,
+    scale: int,
+    losses: np.ndarray | None,
+    data: Labelled,
+    logits: np.ndarray,
+    rate: float,
+) -> Iterator[dict[str, float]]:
+    """Yields what the journal says of each member at a scale at the end of an epoch; the training
+    `losses` (member,) are those of the last step, None where it had another scale."""
+    label = data.arrays["label"]
+    for member, values in enumerate(logits):
+        probability = expit(values)
+        yield {
+            "step": step,
+            "epoch": step / team.steps_an_epoch,
+            "member": member,
+            "size": team.setting.views[scale].preparation.input_size,
+            "training_loss": math.nan if losses is None else losses[member],
+            "loss": calibrate.object_loss(values, label).mean(),
+            "auroc": metrics.auroc(probability, label),
+            "tpr0": metrics.tpr_at(probability, label, 0),
+            "tpr10": metrics.tpr_at(probability, label, 10),
+            "ece": metrics.expected_calibration_error(probability, label),
+            "images_per_second": rate,
+        }
 
 
-def _finish(info: MemberInfo, state: State, validation: Labelled, logits: np.ndarray) -> Member:
-    """Returns the member with its calibration and metrics, from its validation `logits` (n,)."""
-    label = validation.arrays["label"]
+def _finish(
+    info: MemberInfo, graph: nnx.GraphDef, best: Best, index: int, seed: int, validation: Labelled
+) -> Member:
+    """Returns a member at its best, with its calibration and metrics."""
+    if not np.isfinite(best.loss[index]):
+        raise LensjaxError(f"{info.architecture}: no epoch ended with a finite validation loss")
+    weights = jax.tree.map(lambda leaf: leaf[index], best.weights)
+    label, logits = validation.arrays["label"], best.logits[index]
     slope, intercept = calibrate.platt(logits, label)
     probability = expit(slope * logits + intercept)
     info = dataclasses.replace(
         info,
+        training=info.training | {"seed": seed},
         calibration={
             "slope": slope,
             "intercept": intercept,
@@ -164,4 +491,5 @@ def _finish(info: MemberInfo, state: State, validation: Labelled, logits: np.nda
         },
         metrics=metrics.evaluate(probability, label).to_json(),
     )
+    state = state_of(nnx.merge(graph, *weights))
     return Member(info, state, {"id": validation.id, "label": label, "logit": logits})

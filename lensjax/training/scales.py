@@ -1,0 +1,81 @@
+"""The resolutions that a network is trained at: what each shows of a cutout, and when."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from lensjax.data.on_device import View
+from lensjax.data.preprocess import geometry
+from lensjax.errors import UsageError
+
+Schedule = Literal["joint", "progressive", "alternating"]
+
+# What the largest size gets beside turns: moves of up to so much of its side, and noise in units of
+# the normalised pixels' standard deviation. Smaller sizes get less, the smallest none.
+MOST_SHIFT = 0.04
+MOST_NOISE = 0.1
+
+
+def views_at(view: View, sizes: Sequence[int]) -> tuple[View, ...]:
+    """Returns what networks of these input sizes, ascending, take of the canvas of `view`.
+
+    All show the same part of the sky and share bands, stretch and normalisation; `seen` brings a
+    canvas to the size of a view, antialiased. Raises UsageError for sizes that are none.
+    """
+    if not sizes or any(size < 1 for size in sizes) or len(set(sizes)) < len(sizes):
+        raise UsageError(f"--scales wants different sizes of at least 1, not {list(sizes)}")
+    views = []
+    for size in sorted(sizes):
+        if size == view.preparation.input_size:
+            views.append(view)
+            continue
+        preparation = dataclasses.replace(view.preparation, input_size=size)
+        of_canvas = geometry(view.geometry.shape, None, preparation, "resize")
+        views.append(dataclasses.replace(view, preparation=preparation, geometry=of_canvas))
+    return tuple(views)
+
+
+def active_at(schedule: Schedule, step: int, steps: int, scales: int) -> tuple[int, ...]:
+    """Returns the scales, counted from the smallest, that step number `step` of `steps` trains at.
+
+    `joint`: all. `progressive`: one after the other, an equal share of the steps each.
+    `alternating`: one, drawn from the step's number, so that a run that goes on draws the same.
+    """
+    if schedule == "joint":
+        return tuple(range(scales))
+    if schedule == "progressive":
+        return (min(step * scales // steps, scales - 1),)
+    return (int(np.random.default_rng(step).integers(scales)),)
+
+
+def turns(key: Array, count: int) -> Array:
+    """Returns draws (count, 3) of one of the eight symmetries of the square for each image."""
+    return jax.random.bernoulli(key, shape=(count, 3))
+
+
+def turned(images: Array, turns: Array) -> Array:
+    """Returns images (batch, S, S, band), each mirrored and transposed as its `turns` say."""
+    rows, columns, transposed = (turns[:, i, None, None, None] for i in range(3))
+    images = jnp.where(rows, images[:, ::-1], images)
+    images = jnp.where(columns, images[:, :, ::-1], images)
+    return jnp.where(transposed, images.swapaxes(1, 2), images)
+
+
+def disturbed(key: Array, images: Array, strength: float) -> Array:
+    """Returns images (batch, S, S, band) moved by some pixels, around the edges, and noisier.
+
+    `strength` is 0 for none and 1 for the most.
+    """
+    most = round(strength * MOST_SHIFT * images.shape[1])
+    if strength == 0:
+        return images
+    move, blur = jax.random.split(key)
+    by = jax.random.randint(move, (images.shape[0], 2), -most, most + 1)
+    images = jax.vmap(lambda image, by: jnp.roll(image, by, axis=(0, 1)))(images, by)
+    noise = jax.random.normal(blur, images.shape, images.dtype)
+    return images + jnp.asarray(strength * MOST_NOISE, images.dtype) * noise

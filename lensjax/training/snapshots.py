@@ -1,0 +1,122 @@
+"""The state of a training run on disk, so that a run killed anywhere goes on where it was."""
+
+import json
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from lensjax import checkpoint
+from lensjax.errors import LensjaxError, UsageError
+from lensjax.files import make_folder, replacing
+
+Tree = Any
+
+
+class Snapshot(NamedTuple):
+    """A run after so many steps: its arrays, and what else it needs, as JSON has it."""
+
+    step: int
+    arrays: Tree
+    record: dict[str, Any]
+
+
+class Snapshots:
+    """The two newest states of a run, written to a folder while the run goes on.
+
+    Orbax writes a state under another name and renames it when it is whole, so what is found is
+    whole. States of a run with other `settings` are refused, with `resume` off they are discarded.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
+        self.folder = folder
+        if not resume:
+            shutil.rmtree(folder, ignore_errors=True)
+        make_folder(folder)
+        _claim(folder / "settings.json", settings)
+        self._manager = ocp.CheckpointManager(
+            (folder / "steps").absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=2),
+            item_handlers={
+                "arrays": ocp.PyTreeCheckpointHandler(use_compression=False),
+                "record": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def __enter__(self) -> "Snapshots":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.close()  # what is being written still is
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Begins to write a state. The arrays are copied first: the run may give them away."""
+        # Not by `device_get`: on a CPU that would be a view of what the next step writes to.
+        arrays = {name: np.array(leaf) for name, leaf in named_leaves(snapshot.arrays).items()}
+        self._manager.save(
+            snapshot.step,
+            args=ocp.args.Composite(
+                arrays=ocp.args.PyTreeSave(arrays), record=ocp.args.JsonSave(snapshot.record)
+            ),
+        )
+
+    def newest(self, like: Tree) -> Snapshot | None:
+        """Returns the newest state, its arrays NumPy's in a tree as `like`; None without any.
+
+        Raises LensjaxError where an array is missing, unknown or of another shape, naming all.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        wanted = named_leaves(like)
+        stored = self._manager.item_metadata(step)["arrays"].tree
+        checkpoint.compare(self.folder / "steps" / str(step), wanted, stored)
+        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored}
+        arrays, record = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                arrays=ocp.args.PyTreeRestore(restore_args=as_numpy), record=ocp.args.JsonRestore()
+            ),
+        ).values()
+        leaves = [np.asarray(arrays[name]) for name in wanted]
+        return Snapshot(step, jax.tree.unflatten(jax.tree.structure(like), leaves), record)
+
+
+def named_leaves(tree: Tree) -> dict[str, Any]:
+    """Returns the leaves of a tree by their path, in the order of the leaves."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def _claim(path: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of the run, or raises UsageError naming those that were others."""
+    settings = json.loads(json.dumps(settings))
+    if not path.exists():
+        text = json.dumps(settings, indent=1).encode()
+        with replacing(path, len(text)) as file:
+            file.write(text)
+        return
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise LensjaxError(f"{path} cannot be read ({error}); give --no-resume") from error
+    names = sorted(before.keys() | settings.keys())
+    others = [
+        f"{name} {before.get(name)} (now {settings.get(name)})"
+        for name in names
+        if before.get(name) != settings.get(name)
+    ]
+    if others:
+        raise UsageError(
+            f"{path.parent} holds a run that was begun with {', '.join(others)}: give another "
+            "--output, or --no-resume to begin anew"
+        )

@@ -1,0 +1,225 @@
+"""The gradient by groups of scales against that of the whole joint loss."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax import monitoring
+from jax.flatten_util import ravel_pytree
+
+from lensjax.data.on_device import View
+from lensjax.data.preprocess import Preparation, geometry
+from lensjax.ensemble import placement
+from lensjax.models.head import Head
+from lensjax.models.norm import ConvNorm
+from lensjax.models.vit import VisionTransformer
+from lensjax.training import step as steps
+from lensjax.training.objective import binary_loss, consistency
+from lensjax.training.scales import views_at
+from lensjax.training.step import Examples, Group, Programs, Setting, TrainState
+
+BATCH, SIZES, WEIGHT, MEMBERS = 4, (16, 32, 48), 0.7, 2
+MESH = placement.mesh_of(jax.devices()[:1])
+PREPARATION = Preparation(("g", "r"), 48, None, "none", 1.0, (0.0, 0.0), (1.0, 1.0))
+VIEW = View(PREPARATION, 0, (0, 1), geometry((48, 48), None, PREPARATION))
+
+
+class Convolutional(nnx.Module):
+    """Two convolutions with batch normalisation, and a head with dropout."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.first = ConvNorm(2, 8, 3, stride=2, rngs=rngs)
+        self.second = ConvNorm(8, 16, 3, stride=2, rngs=rngs)
+        self.head = Head(16, 0.3, rngs=rngs)
+
+    def __call__(self, images, *, rngs=None, train=False):
+        features = self.second(nnx.relu(self.first(images, train=train)), train=train)
+        return self.head(nnx.relu(features).mean((1, 2)), rngs=rngs)
+
+
+def transformer(rngs: nnx.Rngs) -> nnx.Module:
+    return VisionTransformer(
+        **{"width": 24, "depth": 2, "heads": 2, "bands": 2, "input_size": 48},
+        **{"dropout": 0.2, "block_dropout": 0.0, "rngs": rngs},
+    )
+
+
+def setting_and_state(build, **more) -> tuple[Setting, TrainState]:
+    """Returns two members with weights that are nowhere zero."""
+
+    def draw(seed: int) -> tuple:
+        parts = nnx.split(build(nnx.Rngs(seed)), nnx.Param, nnx.BatchStat)
+        flat, unravel = ravel_pytree(parts[1])
+        noise = 0.1 * np.random.default_rng(seed).normal(size=flat.shape).astype(np.float32)
+        return parts[0], unravel(flat + noise), parts[2]
+
+    (graph, *first), (_, *second) = draw(1), draw(2)
+    params, statistics = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
+    setting = Setting(
+        graph,
+        views_at(VIEW, SIZES),
+        functools.partial(binary_loss, smoothing=0.1),
+        optax.sgd(1.0),
+        **{"consistency_weight": WEIGHT, **more},
+    )
+    average = jax.tree.map(jnp.copy, params) if setting.average_decay else None
+    optimizer = jax.vmap(setting.optimizer.init)(params)
+    return setting, TrainState(params, statistics, optimizer, average, jnp.array([3, 3]))
+
+
+@pytest.fixture(scope="module")
+def examples() -> Examples:
+    rng = np.random.default_rng(5)
+    inside = np.tile(np.array([0, 48, 0, 48], np.int32), (BATCH, 1))
+    images = rng.normal(0, 1, (BATCH, 48, 48, 2)).astype(np.float32)
+    weight = rng.poisson(1.0, (MEMBERS, BATCH)).astype(np.float32)
+    return Examples(images, inside, (np.arange(BATCH) % 2).astype(np.float32), weight)
+
+
+KEYS = jax.vmap(jax.random.key)(jnp.arange(MEMBERS))
+
+
+def stepped(setting, state, groups, examples, keys=KEYS, mesh=MESH):
+    copies = jax.tree.map(jnp.copy, state)  # a step gives its state away
+    return Programs(setting, groups, mesh)(copies, examples, keys)
+
+
+def gradient(before: TrainState, after: TrainState) -> np.ndarray:
+    """Returns what stochastic gradient descent at rate one went down, flat."""
+    return np.asarray(ravel_pytree(before.params)[0] - ravel_pytree(after.params)[0])
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    """`tolerance` is relative to the largest value."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+GROUPINGS = {
+    "two": [Group((0, 1)), Group((2,))],
+    "three": [Group((0,)), Group((1,)), Group((2,))],
+    "rematerialised": [Group((0, 1), remat=True), Group((2,), remat=True)],
+}
+
+
+@pytest.mark.parametrize(
+    ("build", "grouping", "weight"),
+    [
+        (Convolutional, "two", WEIGHT),
+        (Convolutional, "three", 0.0),
+        (Convolutional, "rematerialised", WEIGHT),
+        (transformer, "rematerialised", WEIGHT),
+    ],
+)
+def test_groups_give_the_gradient_of_the_whole_loss(build, grouping, weight, examples):
+    setting, state = setting_and_state(build, consistency_weight=weight)
+    whole, losses = stepped(setting, state, [Group((0, 1, 2))], examples)
+    grouped, found = stepped(setting, state, GROUPINGS[grouping], examples)
+    assert_close(gradient(state, grouped), gradient(state, whole), 1e-5)
+    np.testing.assert_allclose(found, losses, rtol=1e-5)
+    for mine, theirs in zip(
+        jax.tree.leaves(grouped.statistics), jax.tree.leaves(whole.statistics), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_the_whole_loss_is_what_it_says(examples):
+    """Against its definition, member by member, written out without groups."""
+    setting, state = setting_and_state(Convolutional)
+    after, losses = stepped(setting, state, [Group((0, 1, 2))], examples)
+    for member in range(MEMBERS):
+        own = jax.tree.map(lambda leaf, member=member: leaf[member], state)
+        weight = examples.weight[member]
+        shown = steps.draw(examples._replace(weight=weight), KEYS[member], own.step)
+
+        def loss(params, own=own, shown=shown, weight=weight):
+            logits, statistics = [], own.statistics
+            for scale in range(3):
+                found, statistics = steps.logits_at(
+                    setting, scale, False, params, statistics, shown
+                )
+                logits.append(found)
+            entropies = jnp.stack(
+                [(weight * setting.loss(each, examples.label)).mean() for each in logits]
+            )
+            tie = WEIGHT * consistency(jnp.stack(logits)).mean()
+            return entropies.mean() + tie, (entropies, statistics)
+
+        expected, (entropies, statistics) = jax.grad(loss, has_aux=True)(own.params)
+        moved = jax.tree.map(lambda a, b, m=member: a[m] - b[m], state.params, after.params)
+        assert_close(ravel_pytree(moved)[0], ravel_pytree(expected)[0], 1e-5)
+        np.testing.assert_allclose(losses[member], entropies, rtol=1e-5)
+        new = jax.tree.map(lambda leaf, m=member: leaf[m], after.statistics)
+        assert_close(ravel_pytree(new)[0], ravel_pytree(statistics)[0], 1e-5)
+
+
+def test_micro_batches_add_up_without_batch_normalisation(examples):
+    setting, state = setting_and_state(transformer)
+    expected = stepped(setting, state, [Group((0, 1, 2))], examples, None)
+    found = stepped(setting, state, [Group((0, 1)), Group((2,), 2)], examples, None)
+    assert_close(gradient(state, found[0]), gradient(state, expected[0]), 1e-5)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+
+
+def test_with_dropout_micro_batches_of_tied_groups_draw_the_same_in_both_passes(examples):
+    """The same parts one by one, as groups and as one: only so do the pulls fit the logits."""
+    setting, state = setting_and_state(Convolutional)
+    together, _ = stepped(setting, state, [Group((0, 1), 2)], examples)
+    apart, _ = stepped(setting, state, [Group((0,), 2), Group((1,), 2)], examples)
+    assert_close(gradient(state, apart), gradient(state, together), 1e-5)
+
+
+def test_each_program_is_compiled_once(examples):
+    compiled = []
+
+    def on_compilation(event, _, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(about["fun_name"])
+
+    setting, state = setting_and_state(Convolutional)
+    programs = Programs(setting, GROUPINGS["three"], MESH)
+    jax.clear_caches()
+    monitoring.register_event_duration_secs_listener(on_compilation)
+    try:
+        for _ in range(3):
+            state, _ = programs(state, examples, KEYS)
+    finally:
+        monitoring.unregister_event_duration_listener(on_compilation)
+    # Per group its logits and its gradient, then the pulls, the update, and one concatenation.
+    assert len(compiled) <= 3 + 3 + 1 + 1 + 1, compiled
+
+
+def test_the_average_is_of_the_parameters_and_forgets_its_start(examples):
+    setting, state = setting_and_state(Convolutional, average_decay=0.9)
+    after, _ = stepped(setting, state, [Group((0,))], examples)
+    decay = 4 / 13  # at step 3: less than 0.9
+    for average, before, now in zip(
+        *map(jax.tree.leaves, (after.average, state.params, after.params)), strict=True
+    ):
+        np.testing.assert_allclose(average, decay * before + (1 - decay) * now, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [Convolutional, transformer])
+def test_bfloat16_keeps_float32_parameters_and_nearly_the_gradient(build, examples):
+    setting, state = setting_and_state(build)
+    narrow, _ = setting_and_state(build, precision="bfloat16")
+    expected, _ = stepped(setting, state, [Group((0,))], examples)
+    found, _ = stepped(narrow, state, [Group((0,))], examples)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(found.params))
+    mine, theirs = gradient(state, found), gradient(state, expected)
+    assert np.linalg.norm(mine - theirs) < 0.1 * np.linalg.norm(theirs)
+    assert np.abs(mine - theirs).max() > 0
+
+
+def test_a_member_gets_the_gradient_that_it_would_get_alone(examples):
+    setting, state = setting_and_state(Convolutional)
+    together, _ = stepped(setting, state, [Group((0,))], examples)
+    sole = jax.tree.map(lambda leaf: leaf[1:], state)
+    alone, _ = stepped(
+        setting, sole, [Group((0,))], examples._replace(weight=examples.weight[1:]), KEYS[1:]
+    )
+    expected = gradient(sole, jax.tree.map(lambda leaf: leaf[1:], together))
+    assert_close(gradient(sole, alone), expected, 1e-5)
