@@ -18,11 +18,14 @@ import jax
 import psutil
 from jax import ShapeDtypeStruct
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from lensjax.errors import UsageError
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+# The compiler counts neither the workspace of cuDNN nor the gaps between blocks of memory.
+SHARE_OF_ACCELERATOR = 0.9
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,17 @@ def compile_for(function: Any, arguments: Any, target: Target | None = None) -> 
         return function.lower(*arguments).compile(dict(target.compiler_options))
 
 
+def footprint_for(function: Any, arguments: Any, target: Target | None = None) -> Footprint | None:
+    """Returns the Footprint of a jitted function as `compile_for` compiles it, None where the
+    compiler says that the memory does not suffice."""
+    try:
+        return footprint(compile_for(function, arguments, target))
+    except Exception as error:
+        if is_out_of_memory(error):
+            return None
+        raise
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Returns whether a device, or a compiler for one, says that the memory does not suffice."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
@@ -92,6 +106,14 @@ def find_target(name: str) -> Target:
     if name not in known:
         raise UsageError(f"unknown target {name!r}: choose from {', '.join(known)}")
     return known[name]()
+
+
+def memory_budget(mesh: Mesh, share_of_host: float) -> int:
+    """Returns the bytes that a program may take on each device of `mesh`; on a CPU this share of
+    what is left."""
+    device = mesh.devices.flat[0]
+    share = share_of_host if device.platform == "cpu" else SHARE_OF_ACCELERATOR
+    return int(share * memory_limit_bytes(device))
 
 
 def memory_limit_bytes(device: jax.Device) -> int:
@@ -121,7 +143,9 @@ def _h100() -> Target:
     except NotImplementedError:
         _register_cuda_compiler()
         devices = _cuda_devices(description)
-    return Target(devices[0])
+    # Which kernel multiplies best is measured on the device. Without it, a guess at a Triton kernel
+    # may not even compile; cuBLAS always does.
+    return Target(devices[0], {"xla_gpu_enable_triton_gemm": False})
 
 
 def _cuda_devices(description: str) -> list[jax.Device]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from lensjax import __version__, checkpoint, runtime
 from lensjax.commands.simulate import SimulateConfig, simulate_survey
 from lensjax.commands.train import TrainConfig, train
-from lensjax.training.trainer import Recipe
+from lensjax.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,13 @@ from lensjax.data.catalog import Source, open_source
 from lensjax.data.preprocess import Fit
 from lensjax.ensemble import placement, predict, rate
 from lensjax.ensemble.fuse import Fusion
-from lensjax.ensemble.plan import Plan, batch_sizes, memory_budget, plan, unplanned
+from lensjax.ensemble.plan import SHARE_OF_HOST, Plan, batch_sizes, plan, unplanned
 from lensjax.ensemble.predict import Precision, Step, Weights
 from lensjax.ensemble.score import score
 from lensjax.ensemble.stack import Ensemble, outline, stacked_weights
 from lensjax.errors import UsageError
 from lensjax.files import make_folder
+from lensjax.footprint import memory_budget
 from lensjax.metrics import Metrics
 from lensjax.resume import Columns, PartialScores
 
@@ -213,7 +214,8 @@ def _plan(
             print(f"batches of {batches[0]} cutouts, so that {mesh.size} devices can share them")
     if not options.batch_parallel:
         return unplanned(make(), batches[0])
-    planned = plan(make, weights, layout, mesh, batches, budget=memory_budget(mesh))
+    budget = memory_budget(mesh, SHARE_OF_HOST)
+    planned = plan(make, weights, layout, mesh, batches, budget=budget)
     if options.batch_size == "auto" or planned.takes_turns:
         print(f"a step takes {planned}", flush=True)
     return planned

@@ -2,22 +2,33 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
+from jax.sharding import NamedSharding
 
 from lensjax import checkpoint, config, runtime
+from lensjax.data import loader
 from lensjax.data.catalog import Source, open_source
-from lensjax.data.preprocess import Fit, Preparation, Stretch
+from lensjax.data.on_device import Canvas, View
+from lensjax.data.preprocess import Fit, Preparation, Stretch, geometry
 from lensjax.data.readers import Cutout, Unreadable
 from lensjax.ensemble import placement
 from lensjax.errors import UsageError
+from lensjax.files import make_folder
+from lensjax.footprint import find_target
+from lensjax.training import plan
 from lensjax.training.dataset import Labelled, read_labelled, split
 from lensjax.training.pictures import with_pictures
-from lensjax.training.trainer import Recipe, train_team, training_record
+from lensjax.training.recipe import Recipe
+from lensjax.training.step import Programs, TrainState
+from lensjax.training.team import Team, assemble, training_record
+from lensjax.training.trainer import StepPrograms, train_team
 
 
 @dataclass(frozen=True)
@@ -40,14 +51,23 @@ class TrainConfig(Recipe):
     member_shards: Annotated[
         int, "share the members among so many devices; the others share the cutouts"
     ] = 1
+    memory_budget: Annotated[str, "of a step on each device: bytes, 16GiB, or auto"] = "auto"
+    plan: Annotated[bool, "print what a step needs, write OUTPUT/plan.json, and stop"] = False
+    target: Annotated[
+        Literal["h100", "v5e"] | None, "plan for this device, which need not be there"
+    ] = None
     save_minutes: Annotated[float, "after which the state of the run is written again"] = 10.0
 
 
 def main(argv: Sequence[str]) -> None:
     """Trains what `argv` asks for and prints a line for each member."""
+    argv = ["--schedule=progressive" if word == "--progressive" else word for word in argv]
     options = config.parse(TrainConfig, argv, description=__doc__.split(": ", 1)[1])
     runtime.hush_absent_accelerators()
     runtime.keep_compilations()
+    if options.plan:
+        print(make_plan(options))
+        return
     for trained in train(options):
         print(trained.summary())
 
@@ -77,19 +97,11 @@ def train(options: TrainConfig) -> Iterator[Trained]:
     """
     if options.data is None:
         raise UsageError("--data is missing: give labelled cutouts; scripts/simulate.py makes some")
+    if options.target is not None:
+        raise UsageError("--target is for --plan: a run is planned for the devices that it is on")
     _check(options)
     architectures = list(checkpoint.parse_ensemble(options.arch))
-    source = open_source(
-        str(options.data), needed=None, bands=options.bands, pixel_scale=options.pixel_scale
-    )
-    cutout = _first_cutout(source)
-    preparation = Preparation.unnormalised(
-        source.bands,
-        max(options.sizes(), default=min(cutout.image.shape[:2])),
-        cutout.pixel_scale,
-        options.stretch,
-        options.softening,
-    )
+    source, preparation = _opened(options)
     data = read_labelled(source, preparation, options.fit)
     training, validation = split(data, options.validation_fraction)
     if options.pictures:
@@ -107,7 +119,7 @@ def _team(
 
     Raises UsageError where a folder holds a member that was trained otherwise.
     """
-    recipe = Recipe(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)})
+    recipe = _recipe(options)
     folder, missing = options.output / architecture, []
     for seed in range(options.seed, options.seed + options.members):
         info = _kept(folder / str(seed), options, training_record(recipe, training), training)
@@ -118,15 +130,136 @@ def _team(
     if not missing:
         return
     run = folder / "runs" / "-".join(map(str, missing))
+    mesh = placement.mesh_of(jax.local_devices(), options.member_shards)
+    budget = plan.budget_bytes(options.memory_budget, mesh)
+
+    def programs_for(team: Team, state: TrainState) -> StepPrograms:
+        return _planned(options, team, state, training, budget, run)
+
     members = train_team(
         *(training, validation, architecture, recipe, missing, run),
-        mesh=placement.mesh_of(jax.local_devices(), options.member_shards),
+        mesh=mesh,
+        programs_for=programs_for,
         resume=options.resume,
         save_seconds=60 * options.save_minutes,
     )
     for seed, member in zip(missing, members, strict=True):
         info = checkpoint.save_member(folder / str(seed), member)
         yield Trained(folder / str(seed), info, True, counts)
+
+
+def _planned(
+    options: TrainConfig,
+    team: Team,
+    state: TrainState,
+    training: Labelled,
+    budget: int,
+    run: Path,
+) -> StepPrograms:
+    """Returns the programs that fit the budget; a run that goes on takes those that it had.
+
+    Says on standard error where a scale is not simply computed at once.
+    """
+    groups = plan.recorded_groups(run / "plan.json", options.memory_budget)
+    if options.resume and groups is not None:
+        return {
+            scales: Programs(
+                team.setting, [g for g in groups if set(g.scales) <= set(scales)], team.mesh
+            )
+            for scales in team.scale_sets
+        }
+    images = training.arrays["images"]
+    canvas = Canvas(images.shape[1:], images.dtype.name)
+    planned = plan.plan_team(team, state, canvas, batch=options.batch_size, budget=budget)
+    for note in planned.notes():
+        print(f"{team.architecture}, {note}", file=sys.stderr)
+    make_folder(run)
+    plan.write(run / "plan.json", planned.record() | {"memory_budget": options.memory_budget})
+    return planned.programs()
+
+
+def make_plan(options: TrainConfig) -> str:
+    """Returns the table of what a training step needs, and writes it to OUTPUT/plan.json.
+
+    Without data the cutouts are taken to be as large as the largest scale, in three bands unless
+    `bands` says otherwise. Raises UsageError as `train` does, and for several architectures.
+    """
+    _check(options)
+    (architecture, *others) = checkpoint.parse_ensemble(options.arch)
+    if others:
+        raise UsageError("--plan takes one architecture at a time")
+    canvas, view = _canvas(options)
+    recipe = _recipe(options)
+    target = find_target(options.target) if options.target else None
+    devices = jax.local_devices()[:1] if target else jax.local_devices()
+    mesh = placement.mesh_of(devices, 1 if target else options.member_shards)
+    budget = options.memory_budget
+    if target and budget == "auto":
+        raise UsageError("--target wants a --memory-budget such as 70GiB: the device is not here")
+    available = plan.budget_bytes(budget, mesh)
+    info = checkpoint.MemberInfo(
+        architecture, view.preparation, recipe.dropout, recipe.block_dropout
+    )
+    seeds = range(options.seed, options.seed + options.members)
+    labels = np.zeros(options.batch_size, np.float32)
+    team, state = assemble(info, view, labels, recipe, seeds, mesh)
+    planned = plan.plan_team(
+        *(team, state, canvas),
+        batch=options.batch_size,
+        budget=available,
+        target=target,
+        compare=True,
+    )
+    record, lines = planned.record() | {"memory_budget": budget}, [planned.table()]
+    if target is None:
+        outline = plan.outline_of(team, state, canvas, options.batch_size)
+        programs = planned.programs()[team.scale_sets[-1]]
+        state = jax.device_put(state, NamedSharding(mesh, placement.BY_MEMBER))
+        record["steps_per_second"] = plan.speed(team, programs, state, outline)
+        lines.append(f"{record['steps_per_second']:.3g} steps/s at the last set of scales")
+        peak = (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
+        if peak is not None:
+            record["measured_peak_bytes"] = peak
+            lines.append(f"measured peak {plan.in_gb(peak)}")
+    make_folder(options.output)
+    plan.write(options.output / "plan.json", record)
+    return "\n".join([*lines, str(options.output / "plan.json")])
+
+
+def _canvas(options: TrainConfig) -> tuple[Canvas, View]:
+    """Returns how cutouts travel to the device, and what the largest scale takes of them."""
+    if options.data is not None:
+        source, preparation = _opened(options)
+        layout = loader.layout(source, (preparation,), options.fit)
+        return layout.canvases[layout.views[0].canvas], layout.views[0]
+    if not options.sizes():
+        raise UsageError("--plan wants --data or --scales: how large are the cutouts?")
+    bands = tuple((options.bands or "i,r,g").split(","))
+    size = max(options.sizes())
+    preparation = Preparation.unnormalised(
+        bands, size, options.pixel_scale, options.stretch, options.softening
+    )
+    view = View(preparation, 0, tuple(range(len(bands))), geometry((size, size), None, preparation))
+    return Canvas((size, size, len(bands)), "float32"), view
+
+
+def _opened(options: TrainConfig) -> tuple[Source, Preparation]:
+    """Returns the cutouts of `--data` and how networks see them, their pixels not normalised."""
+    source = open_source(
+        str(options.data), needed=None, bands=options.bands, pixel_scale=options.pixel_scale
+    )
+    cutout = _first_cutout(source)
+    return source, Preparation.unnormalised(
+        source.bands,
+        max(options.sizes(), default=min(cutout.image.shape[:2])),
+        cutout.pixel_scale,
+        options.stretch,
+        options.softening,
+    )
+
+
+def _recipe(options: TrainConfig) -> Recipe:
+    return Recipe(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)})
 
 
 def _kept(
@@ -150,6 +283,7 @@ def _check(options: TrainConfig) -> None:
     wrong = {
         "--members must be at least 1": options.members < 1,
         "--batch-size must be at least 1": options.batch_size < 1,
+        "--micro-batches must be at least 1": options.micro_batches < 1,
         "--member-shards must be at least 1": options.member_shards < 1,
         "--consistency-weight must not be negative": options.consistency_weight < 0,
         "--average-decay must lie in 0..1, below 1": not 0 <= (options.average_decay or 0) < 1,

@@ -21,6 +21,7 @@ MEMBER, DATA = "member", "data"
 EVERYWHERE = PartitionSpec()
 BY_MEMBER = PartitionSpec(MEMBER)
 BY_CUTOUT = PartitionSpec(DATA)
+BY_MEMBER_AND_CUTOUT = PartitionSpec(MEMBER, DATA)
 
 
 def mesh_of(devices: Sequence[jax.Device], member_shards: int = 1) -> Mesh:

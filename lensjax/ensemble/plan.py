@@ -14,13 +14,10 @@ from jax.sharding import Mesh, NamedSharding
 from lensjax.data.on_device import Inputs, Layout
 from lensjax.ensemble import placement
 from lensjax.ensemble.predict import Step, Weights
-from lensjax.footprint import Target, compile_for, footprint, is_out_of_memory, memory_limit_bytes
+from lensjax.footprint import Target, footprint_for
 
 # Enough cutouts to keep a device busy in every layer.
 FULL_BATCH = 64
-
-# The compiler counts neither the workspace of cuDNN nor the gaps between blocks of memory.
-SHARE_OF_ACCELERATOR = 0.9
 
 # In a CPU's memory live also the batches that wait, the scores, the files' pages and other
 # programs, and where it runs out there is no error to catch: the process is killed. Nothing is
@@ -160,13 +157,6 @@ def batch_sizes(rows: int, layout: Layout, mesh: Mesh) -> list[int]:
     return sizes
 
 
-def memory_budget(mesh: Mesh) -> int:
-    """Returns the bytes that a step may take on each device of `mesh`."""
-    device = mesh.devices.flat[0]
-    share = SHARE_OF_HOST if device.platform == "cpu" else SHARE_OF_ACCELERATOR
-    return int(share * memory_limit_bytes(device))
-
-
 def abstract_inputs(layout: Layout, cutouts: int, mesh: Mesh) -> Inputs:
     """Returns a batch on the devices of `mesh`, of which there are only shapes and types."""
     place = NamedSharding(mesh, placement.BY_CUTOUT)
@@ -183,12 +173,9 @@ def step_bytes(
 
     The next batch is on its way while a step computes: its inputs and outputs are there too.
     """
-    try:
-        figure = footprint(compile_for(step, (weights, inputs), target))
-    except Exception as error:
-        if is_out_of_memory(error):
-            return math.inf
-        raise
+    figure = footprint_for(step, (weights, inputs), target)
+    if figure is None:
+        return math.inf
     next_inputs = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(inputs))
     return figure.peak + next_inputs // mesh.size + figure.outputs
 

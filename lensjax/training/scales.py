@@ -53,6 +53,12 @@ def active_at(schedule: Schedule, step: int, steps: int, scales: int) -> tuple[i
     return (int(np.random.default_rng(step).integers(scales)),)
 
 
+def scale_sets(schedule: Schedule, scales: int) -> tuple[tuple[int, ...], ...]:
+    """Returns the sets of scales that steps train at."""
+    every = tuple(range(scales))
+    return (every,) if schedule == "joint" else tuple((scale,) for scale in every)
+
+
 def turns(key: Array, count: int) -> Array:
     """Returns draws (count, 3) of one of the eight symmetries of the square for each image."""
     return jax.random.bernoulli(key, shape=(count, 3))

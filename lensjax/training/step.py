@@ -215,11 +215,18 @@ class Programs:
 
     Called with state, examples and keys, of which all but the images, `inside` and labels have the
     members in front, returns the new state and the losses (member, scale). The state is given away.
+    `scale_count`: of the step, where the groups are only some of it.
     """
 
-    def __init__(self, setting: Setting, groups: Sequence[Group], mesh: Mesh) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        groups: Sequence[Group],
+        mesh: Mesh,
+        scale_count: int | None = None,
+    ) -> None:
         self.groups = tuple(groups)
-        count = sum(len(group.scales) for group in groups)
+        count = scale_count or sum(len(group.scales) for group in groups)
         examples = Examples(None, None, None, 0)
 
         def whole(

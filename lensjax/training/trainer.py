@@ -1,91 +1,46 @@
 """Trains a team: members of one architecture, stacked, that see each batch together."""
 
 import dataclasses
-import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from jax.typing import ArrayLike
 from scipy.special import expit
 
 from lensjax import metrics, runtime
 from lensjax.checkpoint import Member, MemberInfo, state_of
 from lensjax.data import loader
-from lensjax.data.on_device import View
 from lensjax.ensemble import calibrate, placement
-from lensjax.ensemble.predict import Precision
 from lensjax.errors import Interrupted, LensjaxError, UsageError
 from lensjax.training.dataset import Labelled
 from lensjax.training.journal import Journal
-from lensjax.training.objective import binary_loss
-from lensjax.training.optimiser import optimiser
-from lensjax.training.scales import Schedule, active_at, views_at
+from lensjax.training.recipe import Recipe
+from lensjax.training.scales import active_at
 from lensjax.training.snapshots import Snapshot, Snapshots
-from lensjax.training.step import (
-    Examples,
-    Group,
-    Programs,
-    Setting,
-    TrainState,
-    validation_step,
-)
-
-BY_MEMBER_AND_CUTOUT = PartitionSpec(placement.MEMBER, placement.DATA)
+from lensjax.training.step import Examples, Group, Programs, TrainState, validation_step
+from lensjax.training.team import Team, assemble, member_info, training_record
 
 Validate = Callable[[Any, Any, Examples], Array]
-Grouping = Callable[[tuple[int, ...]], Sequence[Group]]
-"""How the scales of a step are grouped."""
+StepPrograms = Mapping[tuple[int, ...], Programs]
+"""The programs of a step by its scales."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a member is trained; durations in epochs of the training data."""
-
-    batch_size: Annotated[int, "cutouts a step"] = 32
-    epochs: Annotated[float, "passes over the training data; may be a fraction"] = 20.0
-    learning_rate: Annotated[float, "peak of the learning rate"] = 1e-3
-    warmup: Annotated[float, "share of the steps in which the learning rate rises"] = 0.1
-    weight_decay: Annotated[float, "decoupled weight decay of the kernels"] = 0.05
-    label_smoothing: Annotated[float, "share of the labels spread over both classes"] = 0.0
-    dropout: Annotated[float, "dropout rate before the last layer"] = 0.2
-    block_dropout: Annotated[float, "dropout rate inside transformer blocks"] = 0.0
-    patience: Annotated[
-        int | None, "epochs without a better validation loss after which a member stops"
-    ] = None
-    scales: Annotated[
-        str | None,
-        "input sizes in pixels, comma separated; the largest is the member's own "
-        "(default: the cutouts' size)",
-    ] = None
-    schedule: Annotated[
-        Schedule, "all scales in every step, or one: each its share of the steps, or drawn"
-    ] = "joint"
-    consistency_weight: Annotated[
-        float, "of the divergence between the scales' predictions in the joint loss"
-    ] = 0.0
-    average_decay: Annotated[
-        float | None, "decay of the moving average of the weights, which is then what is kept"
-    ] = None
-    bootstrap: Annotated[bool, "each member weighs the cutouts by a bootstrap of its own"] = False
-    precision: Annotated[Precision, "of the networks' arithmetic; weights are float32"] = "float32"
-
-    def sizes(self) -> list[int]:
-        """Returns the input sizes, none where the cutouts' size is meant."""
-        try:
-            return [int(size) for size in self.scales.split(",")] if self.scales else []
-        except ValueError as error:
-            raise UsageError(f"--scales {self.scales}: give numbers as in 64,112,224") from error
+def at_once(team: Team, state: TrainState) -> StepPrograms:
+    """Returns programs that take all scales of a step at once, whatever memory there is."""
+    del state
+    return {
+        scales: Programs(team.setting, (Group(scales, team.micro_batches),), team.mesh)
+        for scales in team.scale_sets
+    }
 
 
 class Best(NamedTuple):
@@ -140,23 +95,6 @@ class Run(NamedTuple):
     best: Best
 
 
-class Team(NamedTuple):
-    """What a team is trained with; nothing of it changes.
-
-    `validate` has a function a scale. `keys` (member,) draw turns, noise and dropout. `weights`
-    (member, cutout) is what each training cutout counts.
-    """
-
-    architecture: str
-    setting: Setting
-    mesh: Mesh
-    validate: tuple[Validate, ...]
-    keys: Array
-    weights: np.ndarray
-    steps: int
-    steps_an_epoch: int
-
-
 def train_team(
     training: Labelled,
     validation: Labelled,
@@ -166,7 +104,7 @@ def train_team(
     folder: Path,
     *,
     mesh: Mesh | None = None,
-    grouping: Grouping = lambda scales: (Group(scales),),
+    programs_for: Callable[[Team, TrainState], StepPrograms] = at_once,
     resume: bool = True,
     save_seconds: float = 600.0,
 ) -> list[Member]:
@@ -187,6 +125,7 @@ def train_team(
     mesh = placement.mesh_of(jax.local_devices()[:1]) if mesh is None else mesh
     team, state = assemble(info, training.view, training.arrays["label"], recipe, seeds, mesh)
     by_member = NamedSharding(mesh, placement.BY_MEMBER)
+    programs = programs_for(team, state)
     start, run = 0, Run(state, Best.none(state, len(validation)))
     settings = training_record(recipe, training) | {
         "architecture": architecture,
@@ -210,7 +149,7 @@ def train_team(
             training,
             validation,
             recipe,
-            grouping,
+            programs,
             snapshots,
             save_seconds,
         )
@@ -226,7 +165,7 @@ def _train(
     training: Labelled,
     validation: Labelled,
     recipe: Recipe,
-    grouping: Grouping,
+    programs: StepPrograms,
     snapshots: Snapshots,
     save_seconds: float,
 ) -> Best:
@@ -235,10 +174,7 @@ def _train(
     size, patience = recipe.batch_size, recipe.patience or math.inf
     scale_count = len(team.setting.views)
 
-    @functools.cache
-    def programs(scales: tuple[int, ...]) -> Programs:
-        return Programs(team.setting, grouping(scales), team.mesh)
-
+    validates = [validation_step(team.setting, scale, team.mesh) for scale in range(scale_count)]
     pending: Pending | None = None
     shown: dict[str, float] = {}
     what = f"training {len(team.keys)} x {team.architecture}"
@@ -253,7 +189,7 @@ def _train(
             batch = next(batches)
             rows = batch.pop("row")
             examples = Examples(**batch, weight=team.weights[:, rows])
-            state, losses = programs(scales)(state, _placed(examples, team.mesh), team.keys)
+            state, losses = programs[scales](state, _placed(examples, team.mesh), team.keys)
             if pending is not None:
                 # A step late: the device is never made to wait for it.
                 shown["loss"] = pending.finite_losses(training).mean()
@@ -262,7 +198,7 @@ def _train(
             if done % team.steps_an_epoch == 0 or done == team.steps:
                 rate = (done - start) * size / (time.monotonic() - began)
                 found = pending.finite_losses(training)
-                for scale, validate in enumerate(team.validate):
+                for scale, validate in enumerate(validates):
                     logits = predict(validate, state, validation, size)
                     of_scale = found[:, scales.index(scale)] if scale in scales else None
                     for row in _rows(done, team, scale, of_scale, validation, logits, rate):
@@ -307,125 +243,13 @@ class Pending(NamedTuple):
         return values
 
 
-def assemble(
-    info: MemberInfo,
-    view: View,
-    labels: np.ndarray,
-    recipe: Recipe,
-    seeds: Sequence[int],
-    mesh: Mesh,
-) -> tuple[Team, TrainState]:
-    """Returns the team of these seeds and its state before the first step.
-
-    Raises UsageError where the devices of `mesh` cannot share members or batches evenly.
-    """
-    _check_shares(recipe.batch_size, len(seeds), mesh)
-    roots = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-    fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-    graph, params, statistics = initialise(info, fold_in(roots, 0))
-    views = views_at(view, recipe.sizes() or [view.preparation.input_size])
-    per_epoch = len(labels) // recipe.batch_size
-    steps = max(1, round(recipe.epochs * per_epoch))
-    setting = Setting(
-        graph,
-        views,
-        functools.partial(binary_loss, smoothing=recipe.label_smoothing),
-        optimiser(
-            learning_rate=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            steps=steps,
-            warmup=recipe.warmup,
-            phases=len(views) if recipe.schedule == "progressive" else 1,
-        ),
-        recipe.consistency_weight,
-        recipe.precision,
-        recipe.average_decay,
-    )
-    team = Team(
-        info.architecture,
-        setting,
-        mesh,
-        tuple(validation_step(setting, scale, mesh) for scale in range(len(views))),
-        jax.device_put(fold_in(roots, 1), NamedSharding(mesh, placement.BY_MEMBER)),
-        _weights(seeds, len(labels), recipe.bootstrap),
-        steps,
-        per_epoch,
-    )
-    return team, TrainState(
-        params,
-        statistics,
-        jax.jit(jax.vmap(setting.optimizer.init))(params),
-        jax.tree.map(jnp.copy, params) if recipe.average_decay is not None else None,
-        jnp.zeros(len(seeds), jnp.int32),
-    )
-
-
-def _weights(seeds: Sequence[int], count: int, bootstrap: bool) -> np.ndarray:
-    """Returns what each of `count` cutouts counts for each member, (member, count) float32.
-
-    With `bootstrap` how often it stands in a resample: Poisson(1), which the count of draws with
-    replacement tends to (Oza & Russell 2001, "Online bagging and boosting").
-    """
-    if not bootstrap:
-        return np.ones((len(seeds), count), np.float32)
-    draws = [np.random.default_rng([seed, count]).poisson(1.0, count) for seed in seeds]
-    return np.array(draws, np.float32)
-
-
-def _check_shares(batch_size: int, members: int, mesh: Mesh) -> None:
-    """Raises UsageError where the devices of `mesh` cannot share members or batches evenly."""
-    shards, parts = mesh.shape[placement.MEMBER], mesh.shape[placement.DATA]
-    if members % shards:
-        raise UsageError(f"--member-shards {shards} does not divide the {members} members to train")
-    if batch_size % parts:
-        raise UsageError(
-            f"{parts} devices cannot share --batch-size {batch_size}: take a multiple of {parts}"
-        )
-
-
 def _placed(examples: Examples, mesh: Mesh) -> Examples:
     """Returns a batch on the devices, shared among them."""
     by_cutout = NamedSharding(mesh, placement.BY_CUTOUT)
-    places = Examples(by_cutout, by_cutout, by_cutout, NamedSharding(mesh, BY_MEMBER_AND_CUTOUT))
-    return jax.device_put(examples, places)
-
-
-def initialise(info: MemberInfo, keys: Array) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """Returns the graph of new networks, their parameters and their batch statistics, both with
-    the `keys` (member,) in front.
-
-    The weights are drawn in one compiled program, which the compilation cache keeps.
-    """
-
-    def build(key: Array) -> nnx.Module:
-        return info.build(nnx.Rngs(key))
-
-    def draw(key: Array) -> list[nnx.State]:
-        return list(nnx.split(build(key), nnx.Param, nnx.BatchStat)[1:])
-
-    return nnx.graphdef(nnx.eval_shape(build, keys[0])), *jax.jit(jax.vmap(draw))(keys)
-
-
-def member_info(training: Labelled, architecture: str, recipe: Recipe) -> MemberInfo:
-    """Returns what is known of a member before it is trained."""
-    return MemberInfo(
-        architecture,
-        training.preparation,
-        recipe.dropout,
-        recipe.block_dropout,
-        training=training_record(recipe, training),
-        versions=runtime.versions(),
+    places = Examples(
+        by_cutout, by_cutout, by_cutout, NamedSharding(mesh, placement.BY_MEMBER_AND_CUTOUT)
     )
-
-
-def training_record(recipe: Recipe, training: Labelled) -> dict[str, Any]:
-    """Returns what `member.json` says of the training, all but the seed; the same record and the
-    same seed mean the same member."""
-    return dataclasses.asdict(recipe) | {
-        "cutouts": len(training),
-        "lenses": int(training.arrays["label"].sum()),
-        "first_id": str(training.id[0]),
-    }
+    return jax.device_put(examples, places)
 
 
 def predict(validate: Validate, state: TrainState, data: Labelled, batch_size: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lensjax.commands import demo, evaluate, infer, simulate, train
 from lensjax.commands.simulate import SimulateConfig
-from lensjax.training.trainer import Recipe
+from lensjax.training.recipe import Recipe
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from lensjax.data.preprocess import Preparation, geometry
 from lensjax.errors import LensjaxError, UsageError
 from lensjax.training import trainer
 from lensjax.training.dataset import Labelled, measure_normalisation, split
+from lensjax.training.recipe import Recipe
 from lensjax.training.step import TrainState
-from lensjax.training.trainer import Recipe, train_team
+from lensjax.training.trainer import train_team
 
 PREPARATION = Preparation(
     bands=("g",),

@@ -1,0 +1,53 @@
+"""How a member is trained, as the options of scripts/train.py say it."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from lensjax.ensemble.predict import Precision
+from lensjax.errors import UsageError
+from lensjax.training.scales import Schedule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a member is trained; durations in epochs of the training data."""
+
+    batch_size: Annotated[int, "cutouts a step"] = 32
+    epochs: Annotated[float, "passes over the training data; may be a fraction"] = 20.0
+    learning_rate: Annotated[float, "peak of the learning rate"] = 1e-3
+    warmup: Annotated[float, "share of the steps in which the learning rate rises"] = 0.1
+    weight_decay: Annotated[float, "decoupled weight decay of the kernels"] = 0.05
+    label_smoothing: Annotated[float, "share of the labels spread over both classes"] = 0.0
+    dropout: Annotated[float, "dropout rate before the last layer"] = 0.2
+    block_dropout: Annotated[float, "dropout rate inside transformer blocks"] = 0.0
+    patience: Annotated[
+        int | None, "epochs without a better validation loss after which a member stops"
+    ] = None
+    scales: Annotated[
+        str | None,
+        "input sizes in pixels, comma separated; the largest is the member's own "
+        "(default: the cutouts' size)",
+    ] = None
+    schedule: Annotated[
+        Schedule,
+        "all scales in every step, or one: each its share of the steps (also: --progressive), or "
+        "drawn",
+    ] = "joint"
+    consistency_weight: Annotated[
+        float, "of the divergence between the scales' predictions in the joint loss"
+    ] = 0.0
+    average_decay: Annotated[
+        float | None, "decay of the moving average of the weights, which is then what is kept"
+    ] = None
+    bootstrap: Annotated[bool, "each member weighs the cutouts by a bootstrap of its own"] = False
+    micro_batches: Annotated[
+        int, "parts of a batch, computed one after the other, whose gradients are added"
+    ] = 1
+    precision: Annotated[Precision, "of the networks' arithmetic; weights are float32"] = "float32"
+
+    def sizes(self) -> list[int]:
+        """Returns the input sizes, none where the cutouts' size is meant."""
+        try:
+            return [int(size) for size in self.scales.split(",")] if self.scales else []
+        except ValueError as error:
+            raise UsageError(f"--scales {self.scales}: give numbers as in 64,112,224") from error

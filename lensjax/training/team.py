@@ -1,0 +1,164 @@
+"""A team before its first step: members of one architecture, stacked, that train together."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh, NamedSharding
+
+from lensjax import runtime
+from lensjax.checkpoint import MemberInfo
+from lensjax.data.on_device import View
+from lensjax.ensemble import placement
+from lensjax.errors import UsageError
+from lensjax.training.dataset import Labelled
+from lensjax.training.objective import binary_loss
+from lensjax.training.optimiser import optimiser
+from lensjax.training.recipe import Recipe
+from lensjax.training.scales import scale_sets, views_at
+from lensjax.training.step import Setting, TrainState
+
+
+class Team(NamedTuple):
+    """What a team is trained with; nothing of it changes.
+
+    `scale_sets`: the scales of a step, all that there are. Of each batch at least so many
+    `micro_batches`. `keys` (member,) draw turns, noise and dropout. `weights` (member, cutout) is
+    what each training cutout counts.
+    """
+
+    architecture: str
+    setting: Setting
+    mesh: Mesh
+    scale_sets: tuple[tuple[int, ...], ...]
+    micro_batches: int
+    keys: Array
+    weights: np.ndarray
+    steps: int
+    steps_an_epoch: int
+
+
+def assemble(
+    info: MemberInfo,
+    view: View,
+    labels: np.ndarray,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    mesh: Mesh,
+) -> tuple[Team, TrainState]:
+    """Returns the team of these seeds and its state before the first step.
+
+    Raises UsageError where members, batches and parts of batches cannot be shared evenly.
+    """
+    _check_shares(recipe, len(seeds), mesh)
+    roots = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
+    fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    graph, params, statistics = initialise(info, fold_in(roots, 0))
+    views = views_at(view, recipe.sizes() or [view.preparation.input_size])
+    per_epoch = len(labels) // recipe.batch_size
+    steps = max(1, round(recipe.epochs * per_epoch))
+    setting = Setting(
+        graph,
+        views,
+        functools.partial(binary_loss, smoothing=recipe.label_smoothing),
+        optimiser(
+            learning_rate=recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            steps=steps,
+            warmup=recipe.warmup,
+            phases=len(views) if recipe.schedule == "progressive" else 1,
+        ),
+        recipe.consistency_weight,
+        recipe.precision,
+        recipe.average_decay,
+    )
+    team = Team(
+        info.architecture,
+        setting,
+        mesh,
+        scale_sets(recipe.schedule, len(views)),
+        recipe.micro_batches,
+        jax.device_put(fold_in(roots, 1), NamedSharding(mesh, placement.BY_MEMBER)),
+        _weights(seeds, len(labels), recipe.bootstrap),
+        steps,
+        per_epoch,
+    )
+    return team, TrainState(
+        params,
+        statistics,
+        jax.jit(jax.vmap(setting.optimizer.init))(params),
+        jax.tree.map(jnp.copy, params) if recipe.average_decay is not None else None,
+        jnp.zeros(len(seeds), jnp.int32),
+    )
+
+
+def _weights(seeds: Sequence[int], count: int, bootstrap: bool) -> np.ndarray:
+    """Returns what each of `count` cutouts counts for each member, (member, count) float32.
+
+    With `bootstrap` how often it stands in a resample: Poisson(1), which the count of draws with
+    replacement tends to (Oza & Russell 2001, "Online bagging and boosting").
+    """
+    if not bootstrap:
+        return np.ones((len(seeds), count), np.float32)
+    draws = [np.random.default_rng([seed, count]).poisson(1.0, count) for seed in seeds]
+    return np.array(draws, np.float32)
+
+
+def _check_shares(recipe: Recipe, members: int, mesh: Mesh) -> None:
+    """Raises UsageError where members, batches and parts of batches cannot be shared evenly."""
+    shards, parts = mesh.shape[placement.MEMBER], mesh.shape[placement.DATA]
+    batch_size = recipe.batch_size
+    if batch_size % recipe.micro_batches:
+        raise UsageError(
+            f"--micro-batches {recipe.micro_batches} does not divide --batch-size {batch_size}"
+        )
+    if members % shards:
+        raise UsageError(f"--member-shards {shards} does not divide the {members} members to train")
+    if batch_size % parts:
+        raise UsageError(
+            f"{parts} devices cannot share --batch-size {batch_size}: take a multiple of {parts}"
+        )
+
+
+def initialise(info: MemberInfo, keys: Array) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Returns the graph of new networks, their parameters and their batch statistics, both with
+    the `keys` (member,) in front.
+
+    The weights are drawn in one compiled program, which the compilation cache keeps.
+    """
+
+    def build(key: Array) -> nnx.Module:
+        return info.build(nnx.Rngs(key))
+
+    def draw(key: Array) -> list[nnx.State]:
+        return list(nnx.split(build(key), nnx.Param, nnx.BatchStat)[1:])
+
+    return nnx.graphdef(nnx.eval_shape(build, keys[0])), *jax.jit(jax.vmap(draw))(keys)
+
+
+def member_info(training: Labelled, architecture: str, recipe: Recipe) -> MemberInfo:
+    """Returns what is known of a member before it is trained."""
+    return MemberInfo(
+        architecture,
+        training.preparation,
+        recipe.dropout,
+        recipe.block_dropout,
+        training=training_record(recipe, training),
+        versions=runtime.versions(),
+    )
+
+
+def training_record(recipe: Recipe, training: Labelled) -> dict[str, Any]:
+    """Returns what `member.json` says of the training, all but the seed; the same record and the
+    same seed mean the same member."""
+    return dataclasses.asdict(recipe) | {
+        "cutouts": len(training),
+        "lenses": int(training.arrays["label"].sum()),
+        "first_id": str(training.id[0]),
+    }
