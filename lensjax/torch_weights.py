@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lensjax.errors import LensjaxError
+from lensjax.errors import LensjaxError, UsageError
+from lensjax.models.adapt import FIRST_KERNELS, to_bands
+from lensjax.models.resnet import ResNet
 from lensjax.models.vit import PATCH_SIZE, VisionTransformer, interpolate_position_embedding
 from lensjax.torch_file import StateDict
 
@@ -140,9 +142,12 @@ def _plain_names(state_dict: StateDict) -> StateDict:
 
 
 def _naming(model: nnx.Module, tensors: StateDict) -> Names:
-    if not isinstance(model, VisionTransformer):
-        return RESNET_NAMES
-    return TIMM_VIT_NAMES if "cls_token" in tensors else TORCHVISION_VIT_NAMES
+    match model:
+        case ResNet():
+            return RESNET_NAMES
+        case VisionTransformer():
+            return TIMM_VIT_NAMES if "cls_token" in tensors else TORCHVISION_VIT_NAMES
+    raise UsageError(f"neither torchvision nor timm has weights for a {type(model).__name__}")
 
 
 def _source(
@@ -195,12 +200,11 @@ def _adapt(tensors: StateDict, sources: dict[str, _Source]) -> tuple[str, ...]:
     Changes `tensors`; a head that is not to be loaded is taken out of both dictionaries.
     """
     notes = []
-    first = sources.get("stem.entry.conv.kernel") or sources["embedding.patches.kernel"]
+    (first,) = (sources[name] for name in FIRST_KERNELS if name in sources)
     kernel = tensors.get(first.names[0])
     if kernel is not None and kernel.ndim == 4 and kernel.shape[1] not in (0, first.shape[1]):
         held, bands = kernel.shape[1], first.shape[1]
-        mean = kernel.astype(np.float32).mean(axis=1, keepdims=True)
-        tensors[first.names[0]] = np.repeat(mean * (held / bands), bands, axis=1)
+        tensors[first.names[0]] = to_bands(kernel, bands, axis=1)
         notes.append(f"first layer adapted from {held} bands to {bands}")
 
     positions = sources.get("embedding.positions")

@@ -2,13 +2,14 @@
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 from flax import nnx
 
 from lensjax.errors import UsageError
+from lensjax.models.hybrid import HybridTransformer
 from lensjax.models.resnet import ResNet
 from lensjax.models.vit import VisionTransformer
 
@@ -18,13 +19,14 @@ class Architecture:
     """What is known of an architecture before it is built.
 
     `parameters` is the number of weights at 3 bands, 224 pixels and one logit; `build` takes the
-    keywords of `create`.
+    keywords of `create`. `depths` orders the parts of the network from the images to the logit.
     """
 
     name: str
     aliases: tuple[str, ...]
     parameters: int
     default_input_size: int
+    depths: Mapping[str, int]
     build: Callable[..., nnx.Module]
 
 
@@ -47,13 +49,14 @@ def _resnet(
 ARCHITECTURES = {
     architecture.name: architecture
     for architecture in (
-        Architecture("resnet18", (), 11_177_025, 64, partial(_resnet, (2, 2, 2, 2))),
-        Architecture("resnet34", (), 21_285_185, 64, partial(_resnet, (3, 4, 6, 3))),
+        Architecture("resnet18", (), 11_177_025, 64, ResNet.DEPTHS, partial(_resnet, (2, 2, 2, 2))),
+        Architecture("resnet34", (), 21_285_185, 64, ResNet.DEPTHS, partial(_resnet, (3, 4, 6, 3))),
         Architecture(
             "vit_s16",
             ("vit_small_patch16_224",),
             21_666_049,
             64,
+            VisionTransformer.DEPTHS,
             partial(VisionTransformer, width=384, depth=12, heads=6),
         ),
         Architecture(
@@ -61,7 +64,24 @@ ARCHITECTURES = {
             ("vit_base_patch16_224",),
             85_799_425,
             64,
+            VisionTransformer.DEPTHS,
             partial(VisionTransformer, width=768, depth=12, heads=12),
+        ),
+        Architecture(
+            "light_transformer",
+            (),
+            1_989_361,
+            64,
+            HybridTransformer.DEPTHS,
+            partial(HybridTransformer, width=192, depth=4, heads=6),
+        ),
+        Architecture(
+            "trans_enc_s",
+            (),
+            15_030_241,
+            64,
+            HybridTransformer.DEPTHS,
+            partial(HybridTransformer, width=384, depth=8, heads=6, stochastic_depth=0.1),
         ),
     )
 }

@@ -65,6 +65,8 @@ class Stage(nnx.Module):
 class ResNet(nnx.Module):
     """A residual network with basic blocks; `depths` holds the blocks of its four stages."""
 
+    DEPTHS = {"stem": 0, "stages": 1, "head": 2}
+
     def __init__(
         self, depths: tuple[int, int, int, int], *, bands: int, dropout: float, rngs: nnx.Rngs
     ) -> None:

@@ -5,6 +5,7 @@ one block with stacked parameters, run by `lax.scan`: they compile once, whateve
 last block computes what the logit hangs on, the class token, and nothing else.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -111,6 +112,8 @@ class Block(nnx.Module):
 class VisionTransformer(nnx.Module):
     """A vision transformer on patches of 16x16 pixels."""
 
+    DEPTHS = {"embedding": 0, "blocks": 1, "last": 2, "norm": 3, "head": 3}
+
     def __init__(
         self,
         *,
@@ -125,7 +128,7 @@ class VisionTransformer(nnx.Module):
     ) -> None:
         block = partial(Block, width, heads, 4 * width, block_dropout)
         self.embedding = Embedding(bands, input_size, width, rngs=rngs)
-        self.blocks = _stacked(block, depth - 1, rngs)
+        self.blocks = stacked(block, depth - 1, rngs)
         self.last = block(rngs=rngs)
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
         self.head = Head(width, dropout, rngs=rngs)
@@ -145,23 +148,38 @@ class VisionTransformer(nnx.Module):
 
 
 def run_blocks(
-    blocks: Block, tokens: Array, *, rngs: nnx.Rngs | None, train: bool = False
+    blocks: Block,
+    tokens: Array,
+    *,
+    rngs: nnx.Rngs | None,
+    train: bool = False,
+    skipped: Sequence[float] = (),
 ) -> Array:
-    """Returns tokens (batch, token, width) after blocks with stacked parameters (block, ...)."""
+    """Returns tokens (batch, token, width) after blocks with stacked parameters (block, ...).
+
+    `skipped`: in training, the share of images that skip each block; the others take so much more
+    of it that the mean is the same. Empty for none.
+    """
     graphdef, parameters = nnx.split(blocks)
     depth = blocks.attention.query.kernel.shape[0]
     keys = None if rngs is None else jax.random.split(rngs.dropout(), depth)
+    skips = train and keys is not None and any(skipped)
 
-    def run(tokens: Array, block: tuple[nnx.State, Array | None]) -> Array:
-        parameters, key = block
+    def run(tokens: Array, block: tuple[nnx.State, Array | None, Array | None]) -> Array:
+        parameters, key, rate = block
         block_rngs = None if key is None else nnx.Rngs(dropout=key)
-        return checkpoint_name(nnx.merge(graphdef, parameters)(tokens, rngs=block_rngs), "block")
+        after = nnx.merge(graphdef, parameters)(tokens, rngs=block_rngs)
+        if key is not None and rate is not None:
+            taken = jax.random.bernoulli(jax.random.fold_in(key, 1), 1 - rate, (len(tokens), 1, 1))
+            after = tokens + (after - tokens) * (taken / (1 - rate)).astype(tokens.dtype)
+        return checkpoint_name(after, "block")
 
     def run_number(index: int | Array, tokens: Array) -> Array:
-        return run(tokens, jax.tree.map(lambda leaf: leaf[index], (parameters, keys)))
+        return run(tokens, jax.tree.map(lambda leaf: leaf[index], (parameters, keys, None)))
 
     if rngs is None or train or not blocks.dropout.rate:
-        return lax.scan(lambda *args: (run(*args), None), tokens, (parameters, keys))[0]
+        rates = jnp.asarray(skipped, jnp.float32) if skips else None
+        return lax.scan(lambda *args: (run(*args), None), tokens, (parameters, keys, rates))[0]
     # Samples for inference: the first block is out of the loop, because its attention precedes all
     # dropout, and a `vmap` over keys computes it once. (This loop goes by number, since `scan`
     # would copy the parameters of the others; its gradient would be slow.)
@@ -218,7 +236,7 @@ def _gelu(x: Array) -> Array:
     return 0.5 * x * (1 + lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
 
 
-def _stacked(make: partial[Block], count: int, rngs: nnx.Rngs) -> Block:
+def stacked(make: partial[Block], count: int, rngs: nnx.Rngs) -> Block:
     """Returns one block whose parameters are those of `count` blocks, on a leading axis."""
     keys = jax.random.split(rngs.params(), count)
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0))))

@@ -125,7 +125,7 @@ def maker(ensemble, mesh, samples: int):
 def vit_tiny():
     """An architecture whose activations weigh more than its parameters."""
     build = functools.partial(VisionTransformer, width=64, depth=2, heads=2)
-    tiny = Architecture("vit_tiny", (), 0, 32, build)
+    tiny = Architecture("vit_tiny", (), 0, 32, {}, build)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.ARCHITECTURES, "vit_tiny", tiny)
         yield
