@@ -80,8 +80,7 @@ class Member:
 
 def state_of(model: nnx.Module) -> State:
     """Returns the parameters and batch statistics of `model` as arrays by dotted name."""
-    leaves = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model, LEARNED)))
-    return {_dotted(path): leaf for path, leaf in leaves}
+    return named_leaves(nnx.to_pure_dict(nnx.state(model, LEARNED)))
 
 
 def nnx_state(model: nnx.Module, state: State) -> nnx.State:
@@ -91,13 +90,19 @@ def nnx_state(model: nnx.Module, state: State) -> nnx.State:
     """
     learned = nnx.state(model, LEARNED)
     values = jax.tree_util.tree_map_with_path(
-        lambda path, _: state[_dotted(path)], nnx.to_pure_dict(learned)
+        lambda path, _: state[dotted(path)], nnx.to_pure_dict(learned)
     )
     nnx.replace_by_pure_dict(learned, values)
     return learned
 
 
-def _dotted(path: tuple[Any, ...]) -> str:
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by their dotted path, in the order of the leaves."""
+    return {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def dotted(path: tuple[Any, ...]) -> str:
+    """Returns the path of a leaf as its name: stages.0.blocks.1.first.conv.kernel."""
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 

@@ -122,7 +122,9 @@ def _team(
     recipe = _recipe(options)
     folder, missing = options.output / architecture, []
     for seed in range(options.seed, options.seed + options.members):
-        info = _kept(folder / str(seed), options, training_record(recipe, training), training)
+        info = _kept(
+            folder / str(seed), options, training_record(recipe, training, architecture), training
+        )
         if info is None:
             missing.append(seed)
         else:
@@ -285,6 +287,8 @@ def _check(options: TrainConfig) -> None:
         "--batch-size must be at least 1": options.batch_size < 1,
         "--micro-batches must be at least 1": options.micro_batches < 1,
         "--member-shards must be at least 1": options.member_shards < 1,
+        "--focusing must be 0 or at least 1": not (options.focusing == 0 or options.focusing >= 1),
+        "--layer-decay must lie in 0..1, above 0": not 0 < options.layer_decay <= 1,
         "--consistency-weight must not be negative": options.consistency_weight < 0,
         "--average-decay must lie in 0..1, below 1": not 0 <= (options.average_decay or 0) < 1,
         "--epochs must be above 0": options.epochs <= 0,

@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from tensorboardX import SummaryWriter
 
@@ -39,15 +38,8 @@ class Journal:
             file.write(text)
         self._events = SummaryWriter(str(folder), purge_step=step + 1)
 
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Ends the file of TensorBoard's events."""
         self._events.close()
 
     def write(self, row: Mapping[str, float]) -> None:

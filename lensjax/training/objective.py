@@ -8,13 +8,17 @@ import optax
 from jax import Array
 
 
-def binary_loss(logits: Array, labels: Array, smoothing: float) -> Array:
+def binary_loss(logits: Array, labels: Array, smoothing: float, focusing: float = 0.0) -> Array:
     """Returns the binary cross entropies, in nats, of logits (..., batch) against labels (batch,).
 
-    `smoothing` moves the labels 0 and 1 to smoothing / 2 and 1 - smoothing / 2.
+    `smoothing` moves the labels 0 and 1 to smoothing / 2 and 1 - smoothing / 2. `focusing` is gamma
+    of the focal loss (Lin et al. 2017, "Focal loss for dense object detection", equation 4): what
+    is sure already counts less; 0 for none, else at least 1.
     """
-    targets = labels * (1.0 - smoothing) + 0.5 * smoothing
-    return optax.sigmoid_binary_cross_entropy(logits, jnp.broadcast_to(targets, logits.shape))
+    targets = jnp.broadcast_to(labels * (1.0 - smoothing) + 0.5 * smoothing, logits.shape)
+    if focusing == 0:
+        return optax.sigmoid_binary_cross_entropy(logits, targets)
+    return optax.sigmoid_focal_loss(logits, targets, gamma=focusing)
 
 
 def consistency(logits: Array) -> Array:

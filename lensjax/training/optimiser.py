@@ -5,14 +5,24 @@ from typing import Any
 import jax
 import optax
 
+NOTHING = optax.identity()
+
 
 def optimiser(
-    *, learning_rate: float, weight_decay: float, steps: int, warmup: float, phases: int = 1
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    steps: int,
+    warmup: float,
+    phases: int = 1,
+    before: optax.GradientTransformation = NOTHING,
+    after: optax.GradientTransformation = NOTHING,
 ) -> optax.GradientTransformation:
     """Returns AdamW with gradient clipping; the learning rate rises and falls in each phase.
 
     In the first `warmup` share of a phase it rises linearly, then it falls as a cosine to zero.
-    Weight decay (Loshchilov & Hutter 2019) acts on kernels alone.
+    Weight decay (Loshchilov & Hutter 2019) acts on kernels alone. `before` and `after` change
+    gradients and updates.
     """
     length = -(-steps // phases)
     rise = max(1, round(warmup * length))
@@ -20,7 +30,7 @@ def optimiser(
     starts = [length * number for number in range(1, phases)]
     schedule = optax.join_schedules([phase] * phases, starts)
     adamw = optax.adamw(schedule, b2=0.98, weight_decay=weight_decay, mask=decayed)
-    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
+    return optax.chain(before, optax.clip_by_global_norm(1.0), adamw, after)
 
 
 def decayed(params: Any) -> Any:

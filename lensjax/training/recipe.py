@@ -18,6 +18,8 @@ class Recipe:
     warmup: Annotated[float, "share of the steps in which the learning rate rises"] = 0.1
     weight_decay: Annotated[float, "decoupled weight decay of the kernels"] = 0.05
     label_smoothing: Annotated[float, "share of the labels spread over both classes"] = 0.0
+    focusing: Annotated[float, "gamma of the focal loss, 0 for none: sure cutouts count less"] = 0.0
+    balanced: Annotated[bool, "lenses count as much as all others together"] = False
     dropout: Annotated[float, "dropout rate before the last layer"] = 0.2
     block_dropout: Annotated[float, "dropout rate inside transformer blocks"] = 0.0
     patience: Annotated[
@@ -43,6 +45,15 @@ class Recipe:
     micro_batches: Annotated[
         int, "parts of a batch, computed one after the other, whose gradients are added"
     ] = 1
+    start_from: Annotated[
+        str | None, "folder of members to start from, as --checkpoints of infer.py"
+    ] = None
+    freeze: Annotated[
+        str | None, "weights that stay as they are, by the beginning of their name: stem,stages.0"
+    ] = None
+    layer_decay: Annotated[
+        float, "factor of the learning rate from each layer to the one before it"
+    ] = 1.0
     precision: Annotated[Precision, "of the networks' arithmetic; weights are float32"] = "float32"
 
     def sizes(self) -> list[int]:

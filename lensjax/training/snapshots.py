@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -47,21 +46,16 @@ class Snapshots:
             },
         )
 
-    def __enter__(self) -> "Snapshots":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._manager.close()  # what is being written still is
+    def close(self) -> None:
+        """Waits until what is being written is whole."""
+        self._manager.close()
 
     def save(self, snapshot: Snapshot) -> None:
         """Begins to write a state. The arrays are copied first: the run may give them away."""
         # Not by `device_get`: on a CPU that would be a view of what the next step writes to.
-        arrays = {name: np.array(leaf) for name, leaf in named_leaves(snapshot.arrays).items()}
+        arrays = {
+            name: np.array(leaf) for name, leaf in checkpoint.named_leaves(snapshot.arrays).items()
+        }
         self._manager.save(
             snapshot.step,
             args=ocp.args.Composite(
@@ -77,7 +71,7 @@ class Snapshots:
         step = self._manager.latest_step()
         if step is None:
             return None
-        wanted = named_leaves(like)
+        wanted = checkpoint.named_leaves(like)
         stored = self._manager.item_metadata(step)["arrays"].tree
         checkpoint.compare(self.folder / "steps" / str(step), wanted, stored)
         as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored}
@@ -89,12 +83,6 @@ class Snapshots:
         ).values()
         leaves = [np.asarray(arrays[name]) for name in wanted]
         return Snapshot(step, jax.tree.unflatten(jax.tree.structure(like), leaves), record)
-
-
-def named_leaves(tree: Tree) -> dict[str, Any]:
-    """Returns the leaves of a tree by their path, in the order of the leaves."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _claim(path: Path, settings: dict[str, Any]) -> None:

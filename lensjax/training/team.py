@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,9 @@ from lensjax.checkpoint import MemberInfo
 from lensjax.data.on_device import View
 from lensjax.ensemble import placement
 from lensjax.errors import UsageError
+from lensjax.models import registry
 from lensjax.training.dataset import Labelled
+from lensjax.training.finetune import frozen_names, paced, start_hashes, starts
 from lensjax.training.objective import binary_loss
 from lensjax.training.optimiser import optimiser
 from lensjax.training.recipe import Recipe
@@ -60,19 +63,25 @@ def assemble(
     roots = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
     fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
     graph, params, statistics = initialise(info, fold_in(roots, 0))
+    if recipe.start_from is not None:
+        params, statistics = starts(Path(recipe.start_from), info, seeds)
+    depths = registry.resolve(info.architecture).depths
+    before, after = paced(depths, recipe.layer_decay, frozen_names(recipe.freeze, params))
     views = views_at(view, recipe.sizes() or [view.preparation.input_size])
     per_epoch = len(labels) // recipe.batch_size
     steps = max(1, round(recipe.epochs * per_epoch))
     setting = Setting(
         graph,
         views,
-        functools.partial(binary_loss, smoothing=recipe.label_smoothing),
+        functools.partial(binary_loss, smoothing=recipe.label_smoothing, focusing=recipe.focusing),
         optimiser(
             learning_rate=recipe.learning_rate,
             weight_decay=recipe.weight_decay,
             steps=steps,
             warmup=recipe.warmup,
             phases=len(views) if recipe.schedule == "progressive" else 1,
+            before=before,
+            after=after,
         ),
         recipe.consistency_weight,
         recipe.precision,
@@ -85,7 +94,7 @@ def assemble(
         scale_sets(recipe.schedule, len(views)),
         recipe.micro_batches,
         jax.device_put(fold_in(roots, 1), NamedSharding(mesh, placement.BY_MEMBER)),
-        _weights(seeds, len(labels), recipe.bootstrap),
+        _weights(seeds, labels, recipe),
         steps,
         per_epoch,
     )
@@ -98,16 +107,21 @@ def assemble(
     )
 
 
-def _weights(seeds: Sequence[int], count: int, bootstrap: bool) -> np.ndarray:
-    """Returns what each of `count` cutouts counts for each member, (member, count) float32.
+def _weights(seeds: Sequence[int], labels: np.ndarray, recipe: Recipe) -> np.ndarray:
+    """Returns what each cutout counts for each member, (member, cutout) float32.
 
-    With `bootstrap` how often it stands in a resample: Poisson(1), which the count of draws with
-    replacement tends to (Oza & Russell 2001, "Online bagging and boosting").
+    Balanced, each class counts half of all. With bootstrap a cutout counts as often as it stands in
+    a resample: Poisson(1), which the count of draws with replacement tends to (Oza & Russell 2001,
+    "Online bagging and boosting").
     """
-    if not bootstrap:
-        return np.ones((len(seeds), count), np.float32)
-    draws = [np.random.default_rng([seed, count]).poisson(1.0, count) for seed in seeds]
-    return np.array(draws, np.float32)
+    count = len(labels)
+    weights = np.ones((len(seeds), count))
+    if recipe.bootstrap:
+        weights *= [np.random.default_rng([seed, count]).poisson(1.0, count) for seed in seeds]
+    if recipe.balanced:
+        share = labels.mean()
+        weights *= np.where(labels == 1, 0.5 / max(share, 1e-9), 0.5 / max(1 - share, 1e-9))
+    return weights.astype(np.float32)
 
 
 def _check_shares(recipe: Recipe, members: int, mesh: Mesh) -> None:
@@ -149,15 +163,16 @@ def member_info(training: Labelled, architecture: str, recipe: Recipe) -> Member
         training.preparation,
         recipe.dropout,
         recipe.block_dropout,
-        training=training_record(recipe, training),
+        training=training_record(recipe, training, architecture),
         versions=runtime.versions(),
     )
 
 
-def training_record(recipe: Recipe, training: Labelled) -> dict[str, Any]:
+def training_record(recipe: Recipe, training: Labelled, architecture: str) -> dict[str, Any]:
     """Returns what `member.json` says of the training, all but the seed; the same record and the
     same seed mean the same member."""
     return dataclasses.asdict(recipe) | {
+        "started_from_sha256": start_hashes(recipe.start_from, architecture),
         "cutouts": len(training),
         "lenses": int(training.arrays["label"].sum()),
         "first_id": str(training.id[0]),

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,12 +128,12 @@ def train_team(
     by_member = NamedSharding(mesh, placement.BY_MEMBER)
     programs = programs_for(team, state)
     start, run = 0, Run(state, Best.none(state, len(validation)))
-    settings = training_record(recipe, training) | {
+    settings = training_record(recipe, training, architecture) | {
         "architecture": architecture,
         "seeds": list(seeds),
         "preparation": training.preparation.to_json(),
     }
-    with Snapshots(folder, settings, resume=resume) as snapshots:
+    with closing(Snapshots(folder, settings, resume=resume)) as snapshots:
         # One order for all seeds: those that share batches see what each would see alone.
         rows = {"row": np.arange(len(training))}
         batches = loader.shuffled(training.arrays | rows, recipe.batch_size, seed=0)
@@ -180,7 +181,7 @@ def _train(
     what = f"training {len(team.keys)} x {team.architecture}"
     saved = began = time.monotonic()
     with (
-        Journal(snapshots.folder, start) as journal,
+        closing(Journal(snapshots.folder, start)) as journal,
         runtime.asked_to_stop() as asked_to_stop,
         runtime.progress(what, (team.steps - start) * size, "images") as bar,
     ):

@@ -1,6 +1,7 @@
 """metrics.csv and TensorBoard's events of a run that is stopped and goes on."""
 
 import csv
+from contextlib import closing
 
 from tensorboardX.proto.event_pb2 import Event
 
@@ -16,12 +17,12 @@ def steps(folder) -> list[str]:
 
 
 def test_rows_after_the_step_that_a_run_goes_on_from_are_written_again(tmp_path):
-    with Journal(tmp_path, 0) as journal:
+    with closing(Journal(tmp_path, 0)) as journal:
         for step in (10, 20, 30):
             journal.write(row(step))
     with (tmp_path / "metrics.csv").open("a") as file:
         file.write("40,0.2")  # torn by a power cut
-    with Journal(tmp_path, 20) as journal:
+    with closing(Journal(tmp_path, 20)) as journal:
         assert steps(tmp_path) == ["10", "20"]
         journal.write(row(30))
     assert steps(tmp_path) == ["10", "20", "30"]
@@ -30,7 +31,7 @@ def test_rows_after_the_step_that_a_run_goes_on_from_are_written_again(tmp_path)
 
 
 def test_tensorboard_finds_the_metrics_of_each_member(tmp_path):
-    with Journal(tmp_path, 0) as journal:
+    with closing(Journal(tmp_path, 0)) as journal:
         journal.write(row(10, member=1))
     (events,) = tmp_path.glob("events.out.tfevents.*")
     found = {

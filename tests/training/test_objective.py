@@ -22,6 +22,19 @@ def test_loss_equals_its_definition_and_smoothing_moves_the_labels(smoothing):
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("gamma", [1.0, 2.5])
+def test_the_focal_loss_equals_its_definition(gamma):
+    logits, labels = np.array([2.0, -1.0, 9.0, 40.0]), np.array([1.0, 0.0, 0.0, 1.0])
+    true = np.where(labels == 1, expit(logits), expit(-logits))
+    expected = -((1 - true) ** gamma) * np.log(true)
+
+    def loss(logits):
+        return binary_loss(logits, jnp.asarray(labels), 0.0, gamma)
+
+    np.testing.assert_allclose(loss(jnp.asarray(logits)), expected, rtol=1e-4, atol=1e-7)
+    assert np.isfinite(jax.grad(lambda x: loss(x).sum())(jnp.asarray(logits))).all()
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(LOGITS, LOGITS, LOGITS), min_size=2, max_size=2))
 def test_consistency_is_the_mean_of_both_divergences_over_the_pairs(rows):

@@ -1,12 +1,15 @@
 """States of a run on disk: whole, refused where they do not fit, untouched by what follows."""
 
+from contextlib import closing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lensjax.checkpoint import named_leaves
 from lensjax.errors import LensjaxError, UsageError
-from lensjax.training.snapshots import Snapshot, Snapshots, named_leaves
+from lensjax.training.snapshots import Snapshot, Snapshots
 
 SETTINGS = {"learning_rate": 0.1, "seeds": [1, 2]}
 
@@ -16,11 +19,11 @@ def tree(value: float) -> dict:
 
 
 def test_the_newest_state_comes_back_bit_by_bit(tmp_path):
-    with Snapshots(tmp_path, SETTINGS, resume=True) as snapshots:
+    with closing(Snapshots(tmp_path, SETTINGS, resume=True)) as snapshots:
         assert snapshots.newest(tree(0.0)) is None
         for step in (1, 2, 3):
             snapshots.save(Snapshot(step, tree(step / 3), {"place": {"at": step}}))
-    with Snapshots(tmp_path, SETTINGS, resume=True) as snapshots:
+    with closing(Snapshots(tmp_path, SETTINGS, resume=True)) as snapshots:
         step, arrays, record = snapshots.newest(tree(0.0))
     assert (step, record) == (3, {"place": {"at": 3}})
     jax.tree.map(np.testing.assert_array_equal, arrays, tree(1.0))
@@ -30,22 +33,22 @@ def test_the_newest_state_comes_back_bit_by_bit(tmp_path):
 def test_what_the_run_gives_away_does_not_change_what_is_written(tmp_path):
     forward = jax.jit(lambda leaf: leaf + 1, donate_argnums=0)
     big = jnp.zeros((512, 512))
-    with Snapshots(tmp_path, SETTINGS, resume=True) as snapshots:
+    with closing(Snapshots(tmp_path, SETTINGS, resume=True)) as snapshots:
         snapshots.save(Snapshot(1, {"big": big}, {}))
         for _ in range(20):
             big = forward(big)
         big.block_until_ready()
-    with Snapshots(tmp_path, SETTINGS, resume=True) as snapshots:
+    with closing(Snapshots(tmp_path, SETTINGS, resume=True)) as snapshots:
         found = snapshots.newest({"big": big})
     np.testing.assert_array_equal(found.arrays["big"], 0.0)
 
 
 def test_a_state_of_another_network_is_refused_with_all_differences(tmp_path):
-    with Snapshots(tmp_path, SETTINGS, resume=True) as snapshots:
+    with closing(Snapshots(tmp_path, SETTINGS, resume=True)) as snapshots:
         snapshots.save(Snapshot(1, tree(1.0), {}))
     other = {"params": {"kernel": jnp.zeros((2, 4)), "bias": jnp.zeros(4)}}
     with (
-        Snapshots(tmp_path, SETTINGS, resume=True) as snapshots,
+        closing(Snapshots(tmp_path, SETTINGS, resume=True)) as snapshots,
         pytest.raises(LensjaxError) as raised,
     ):
         snapshots.newest(other)
@@ -54,12 +57,12 @@ def test_a_state_of_another_network_is_refused_with_all_differences(tmp_path):
 
 
 def test_a_run_of_other_settings_is_refused_or_begun_anew(tmp_path):
-    with Snapshots(tmp_path, SETTINGS, resume=True) as snapshots:
+    with closing(Snapshots(tmp_path, SETTINGS, resume=True)) as snapshots:
         snapshots.save(Snapshot(1, tree(1.0), {}))
     other = SETTINGS | {"learning_rate": 0.2}
     with pytest.raises(UsageError, match=r"learning_rate 0.1 \(now 0.2\).*--no-resume"):
         Snapshots(tmp_path, other, resume=True)
-    with Snapshots(tmp_path, other, resume=False) as snapshots:
+    with closing(Snapshots(tmp_path, other, resume=False)) as snapshots:
         assert snapshots.newest(tree(0.0)) is None
 
 

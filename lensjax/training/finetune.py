@@ -1,0 +1,137 @@
+"""Training that does not begin from nothing: whose weights, and how far each layer may go."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from lensjax import checkpoint
+from lensjax.checkpoint import MemberInfo, State, dotted, named_leaves
+from lensjax.errors import UsageError
+from lensjax.models.adapt import FIRST_KERNELS, to_bands
+from lensjax.models.vit import interpolate_position_embedding
+from lensjax.training.optimiser import NOTHING
+
+
+def starts(folder: Path, info: MemberInfo, seeds: Sequence[int]) -> tuple[nnx.State, nnx.State]:
+    """Returns the parameters and batch statistics that these seeds start from, stacked.
+
+    The members of the architecture in `folder` take turns by the seed, so that a seed starts from
+    the same one whatever its company. Raises UsageError where there is none, LensjaxError where
+    weights do not fit.
+    """
+    folders = list(checkpoint.find_members(folder, info.architecture).values())
+    states = {place: _fitted(folders[place], info) for place in {s % len(folders) for s in seeds}}
+    rows = [states[seed % len(folders)] for seed in seeds]
+    stacked = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
+    state = checkpoint.nnx_state(info.outline(), stacked)
+    params, statistics = nnx.split_state(state, nnx.Param, nnx.BatchStat)
+    return params, statistics
+
+
+def start_hashes(folder: str | None, architecture: str) -> list[str]:
+    """Returns the hashes of the weights that a training starts from."""
+    if folder is None:
+        return []
+    found = checkpoint.find_members(Path(folder), architecture).values()
+    return [checkpoint.read_info(member).weights_sha256 for member in found]
+
+
+def _fitted(folder: Path, info: MemberInfo) -> State:
+    """Returns the weights of the member in `folder` for the bands and the input size of `info`."""
+    found = checkpoint.read_info(folder)
+    state = dict(checkpoint.read_weights(folder, found))
+    bands, held = info.preparation.bands, found.preparation.bands
+    for name in FIRST_KERNELS:
+        if name in state and bands != held:
+            state[name] = _first_kernel(state[name], held, bands)
+    positions = "embedding.positions"
+    wanted = checkpoint.state_of(info.outline())
+    if positions in wanted:
+        old, new = (round((len(s[positions]) - 1) ** 0.5) for s in (state, wanted))
+        state[positions] = np.asarray(interpolate_position_embedding(state[positions], old, new))
+    checkpoint.compare(folder, wanted, state)
+    return state
+
+
+def _first_kernel(kernel: np.ndarray, held: Sequence[str], bands: Sequence[str]) -> np.ndarray:
+    """Returns a first kernel (..., held band and so on, output) for other bands: the same bands in
+    another order keep what was learned of each, others get the mean."""
+    outputs = kernel.shape[-1]
+    # Networks on patches have pixels and bands in one axis, the bands inside.
+    apart = kernel.reshape(-1, len(held), outputs)
+    if set(bands) == set(held):
+        fitted = apart[:, [held.index(band) for band in bands]]
+    else:
+        fitted = to_bands(apart, len(bands), axis=1)
+    if kernel.ndim == 2:
+        return fitted.reshape(-1, outputs)
+    return fitted.reshape(*kernel.shape[:2], len(bands), outputs)
+
+
+def paced(
+    depths: Mapping[str, int], decay: float, frozen: Sequence[str]
+) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """Returns what is done to gradients before, and to updates after, an optimiser.
+
+    The update of a layer is multiplied by `decay` for each layer that follows it (Clark et al.
+    2020, "ELECTRA", section 3.1), and weights whose names begin as one of `frozen` stay as they
+    are. `depths`: the order of the network's parts, as it states it itself.
+    """
+
+    def hold(updates: Any, params: Any) -> Any:
+        del params
+        return _mapped(lambda name, leaf: leaf * (not _begins(name, frozen)), updates)
+
+    def pace(updates: Any, params: Any) -> Any:
+        del params
+        places = {n: _places(n, leaf, depths) for n, leaf in named_leaves(updates).items()}
+        layers = sorted(set().union(*places.values()))
+
+        def slowed(name: str, leaf: Array) -> Array:
+            after = [len(layers) - 1 - layers.index(place) for place in places[name]]
+            factors = decay ** np.array(after, np.float32)
+            return leaf * factors.reshape(-1, *[1] * (leaf.ndim - 1))
+
+        return _mapped(slowed, updates)
+
+    before = optax.stateless(hold) if frozen else NOTHING
+    return before, optax.chain(before, optax.stateless(pace) if decay != 1 else NOTHING)
+
+
+def frozen_names(option: str | None, params: Any) -> list[str]:
+    """Returns the beginnings of names that `--freeze` lists.
+
+    Raises UsageError where one is that of no parameter, or where all are frozen.
+    """
+    frozen = [part.strip() for part in option.split(",")] if option else []
+    names = list(named_leaves(params))
+    for part in frozen:
+        if not any(_begins(name, [part]) for name in names):
+            known = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
+            raise UsageError(f"--freeze {part}: no weights are called so; the network has {known}")
+    if all(_begins(name, frozen) for name in names):
+        raise UsageError(f"--freeze {option} leaves nothing to train")
+    return frozen
+
+
+def _places(name: str, leaf: Array, depths: Mapping[str, int]) -> list[tuple[int, ...]]:
+    """Returns where the rows of a parameter stand in the network, in an order that sorts."""
+    part, *rest = name.split(".")
+    if part == "blocks":  # a row a block
+        return [(depths[part], row) for row in range(leaf.shape[0])]
+    return [(depths[part], *(int(word) for word in rest if word.isdigit()))]
+
+
+def _begins(name: str, beginnings: Sequence[str]) -> bool:
+    return any(f"{name}.".startswith(f"{beginning}.") for beginning in beginnings)
+
+
+def _mapped(function: Callable[[str, Array], Array], tree: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(dotted(path), leaf), tree)
