@@ -70,6 +70,8 @@ PLAIN = "vmap of Flax's own Conv"
 BEFORE = "PyTorch before"
 AFTER = "PyTorch after"
 EAGER = "PyTorch backbone once"
+AT_ONCE = "lensjax all sizes at once"
+GROUPED = "lensjax a group a size"
 COMPILED = "PyTorch backbone once + compile"
 
 TORCH = ("torch",)
@@ -166,6 +168,25 @@ def training(size: int, batch: int) -> Case:
     )
 
 
+def joint_training(sizes: tuple[int, ...], consistency: float, batch: int) -> Case:
+    """Returns the case of training steps of a resnet18 at several sizes, in groups and not."""
+    title = f"resnet18 training step at {'+'.join(map(str, sizes))} px"
+    settings = {"members": members_of("resnet18"), "size": max(sizes), "sizes": sizes}
+    return Case(
+        title + (" with consistency" if consistency else ""),
+        settings | {"consistency": consistency},
+        ({},),
+        (
+            Contender(AT_ONCE, "ours:training"),
+            Contender(GROUPED, "ours:training", {"grouped": True}),
+        ),
+        (AT_ONCE,),
+        batch,
+        # With consistency the groups' logits are computed twice: no work, but a price.
+        3 * sum(drawn.flops("resnet18.0", size) for size in sizes),
+    )
+
+
 def all_cases(batch: int) -> list[Case]:
     """Returns the cases of a full run. Networks alone, in inference and training, get a quarter of
     `batch` images, and all at 224 px an eighth.
@@ -196,6 +217,7 @@ def all_cases(batch: int) -> list[Case]:
         ),
         *(ensemble("resnet18", size, small, **alone) for size in (64, 128)),
         *(training(size, small) for size in (64, 128)),
+        *(joint_training((32, 64, 96), weight, small) for weight in (0.0, 1.0)),
         ensemble("vit_b16", 64, small, **alone),
         ensemble("vit_b16", 224, large, **alone),
     ]
@@ -216,6 +238,13 @@ GOALS = (
     Goal("rate", "resnet18 at 128 px, T = 1", FLOAT32, EAGER, 1 / 1.15),
     Goal("rate", "resnet18 training step at 64 px", "lensjax", "PyTorch", 1 / 1.15),
     Goal("rate", "resnet18 training step at 128 px", "lensjax", "PyTorch", 1 / 1.15),
+    Goal("rate", "resnet18 training step at 32+64+96 px", GROUPED, AT_ONCE, 1 / 1.05),
+    Goal(
+        "rate",
+        "resnet18 training step at 32+64+96 px with consistency",
+        *(GROUPED, AT_ONCE),
+        1 / 1.4,
+    ),
     Goal("share", "vit_b16 at 64 px, T = 1", FLOAT32, "", 0.85),
     Goal("share", "vit_b16 at 224 px, T = 1", FLOAT32, "", 0.85),
     Goal("memory", "resnet18 + vit_b16 at 64 px, T = 10", FLOAT32, BEFORE, 0.7),

@@ -22,6 +22,7 @@ from lensjax.ensemble.predict import Precision
 from lensjax.ensemble.stack import stack
 from lensjax.torch_weights import load_torch_weights, tensor_shapes
 from lensjax.training.objective import binary_loss
+from lensjax.training.scales import views_at
 from lensjax.training.step import Examples, Group, Programs, Setting, TrainState
 
 
@@ -68,22 +69,33 @@ def ensemble(members: Sequence[str], size: int, precision: Precision, how: str) 
     return Loaded(prepare, device(), device_peak_bytes)
 
 
-def training(members: Sequence[str], size: int) -> Loaded:
-    """Returns training steps (forward, backward, AdamW) of the one network in `members`."""
+def training(
+    members: Sequence[str],
+    size: int,
+    sizes: Sequence[int] = (),
+    consistency: float = 0.0,
+    grouped: bool = False,
+) -> Loaded:
+    """Returns training steps (forward, backward, AdamW) of the one network in `members`, on images
+    of `size` pixels: at this size, or jointly at several `sizes`, all in one program or `grouped`,
+    each in one of its own."""
     (name,) = members
     graph, *learnt = nnx.split(network(name, size), nnx.Param, nnx.BatchStat)
     params, statistics = jax.tree.map(lambda leaf: leaf[None], learnt)
-    given = inputs(drawn.images(1, size))
+    (view,) = inputs(drawn.images(1, size)).views
     setting = Setting(
         graph,
-        given.views,
+        views_at(view, sizes or [size]),
         functools.partial(binary_loss, smoothing=0.0),
         optax.adamw(1e-3, weight_decay=1e-2),
+        consistency,
     )
     optimizer = jax.vmap(setting.optimizer.init)(params)
     start = TrainState(params, statistics, optimizer, None, jnp.zeros(1, jnp.int32))
     mesh = placement.mesh_of(jax.local_devices()[:1])
-    step = Programs(setting, [Group((0,))], mesh)
+    scales = tuple(range(len(setting.views)))
+    groups = [Group((scale,)) for scale in scales] if grouped else [Group(scales)]
+    step = Programs(setting, groups, mesh)
 
     def prepare(batch: int) -> Program:
         # Copies: the step gives away what it was given.
@@ -99,7 +111,7 @@ def training(members: Sequence[str], size: int) -> Loaded:
             for _ in range(count):
                 # No key: neither turned images nor dropout, of which each contender has its own.
                 state, loss = step(state, examples, None)
-                losses.append(float(loss[0, 0]))
+                losses.append(float(loss.mean()))
             return Outputs(np.array([losses]))
 
         return Program(run, batch)

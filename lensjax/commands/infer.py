@@ -72,7 +72,9 @@ class InferConfig:
     benchmark: Annotated[
         bool, "time the step beside members and samples one by one, some batches of each"
     ] = False
-    smoke: Annotated[bool, "shrink the demonstration to about a minute"] = False
+    smoke: Annotated[
+        bool, "to see within a minute that all runs: with the members of a small demonstration"
+    ] = False
 
 
 def main(argv: Sequence[str]) -> None:
@@ -91,6 +93,10 @@ def main(argv: Sequence[str]) -> None:
 
 def _with_members(options: InferConfig) -> InferConfig:
     """Returns the options with members and data, those of the demonstration where it is meant."""
+    if options.smoke:
+        ensemble = ",".join(checkpoint.parse_ensemble(options.ensemble))
+        data = options.data if options.checkpoints == DEMO else None
+        options = dataclasses.replace(options, ensemble=ensemble, checkpoints=DEMO, data=data)
     checkpoints = options.checkpoints
     if checkpoints is None:
         checkpoints = DEMO if options.data is None else Path("checkpoints")
@@ -183,7 +189,7 @@ def infer(options: InferConfig) -> Outcome:
         how=options.fit,
         profile=options.profile,
     )
-    scoring = planned.record() | dataclasses.asdict(timing)
+    scoring = planned.record() | {"mesh": dict(mesh.shape)} | dataclasses.asdict(timing)
     if options.benchmark:
         one_by_one = _make(options, ensemble, mesh, together=False)()
         scoring["benchmark"] = rate.side_by_side(

@@ -57,6 +57,9 @@ class TrainConfig(Recipe):
         Literal["h100", "v5e"] | None, "plan for this device, which need not be there"
     ] = None
     save_minutes: Annotated[float, "after which the state of the run is written again"] = 10.0
+    smoke: Annotated[
+        bool, "to see within a minute that all runs: few steps on small simulated cutouts"
+    ] = False
 
 
 def main(argv: Sequence[str]) -> None:
@@ -65,11 +68,42 @@ def main(argv: Sequence[str]) -> None:
     options = config.parse(TrainConfig, argv, description=__doc__.split(": ", 1)[1])
     runtime.hush_absent_accelerators()
     runtime.keep_compilations()
+    if options.smoke:
+        options = shrunk(options)
     if options.plan:
         print(make_plan(options))
         return
     for trained in train(options):
         print(trained.summary())
+
+
+def shrunk(options: TrainConfig) -> TrainConfig:
+    """Returns the options of a run of about a minute that goes the same way, on cutouts simulated
+    for it.
+
+    As many scales as there were, but small ones, at most two members of each architecture, and
+    neither weights to start from nor a budget: these belong to the devices and files of the run.
+    """
+    from lensjax.commands.simulate import SimulateConfig, simulate_survey
+
+    sky = SimulateConfig(output=runtime.cache_folder() / "smoke", count=240, size=48)
+    if not (Path(str(sky.output)) / "truth.csv").exists():
+        simulate_survey(sky)
+    sizes = [32 + 16 * number for number in range(len(options.sizes()))]
+    return dataclasses.replace(
+        options,
+        data=Path(str(sky.output)) / "train.npz",
+        bands=None,
+        pixel_scale=None,
+        scales=",".join(map(str, sizes)) or None,
+        members=min(options.members, 2),
+        batch_size=16,
+        micro_batches=min(options.micro_batches, 2),
+        epochs=0.6,
+        validation_fraction=0.25,
+        memory_budget="auto",
+        start_from=None,
+    )
 
 
 @dataclass(frozen=True)

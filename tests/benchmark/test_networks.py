@@ -75,3 +75,11 @@ def test_training_steps_learn():
     program = ours.training(["resnet18.0"], 32).prepare(2)
     losses = program.run(3).values[0]
     assert losses.shape == (3,) and np.isfinite(losses).all() and losses[2] != losses[0]
+
+
+def test_grouped_training_steps_are_the_same_steps():
+    how = {"members": ["resnet18.0"], "size": 32, "sizes": (16, 32), "consistency": 1.0}
+    at_once, grouped = (
+        ours.training(**how, grouped=grouped).prepare(4).run(2).values for grouped in (False, True)
+    )
+    np.testing.assert_allclose(grouped, at_once, rtol=1e-4)

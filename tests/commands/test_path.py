@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,6 +118,16 @@ def small_demo(monkeypatch, tmp_path):
     sky = SimulateConfig(count=160, size=32, test_fraction=0.3)
     small = dataclasses.replace(demo.SMOKE, sky=sky, convolutional=recipe, transformer=recipe)
     monkeypatch.setattr(demo, "SMOKE", small)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in Path("configs").glob("*.yaml")))
+def test_every_config_runs_in_small(run, small_demo, tmp_path, name):
+    path = Path("configs") / name
+    script = re.match(rf"# python scripts/(\w+)\.py --config {path}", path.read_text())[1]
+    main = {"infer": infer.main, "train": train.main}[script]
+    ended = run(main, "--config", path, "--smoke", "--output", tmp_path / "out")
+    assert ended.status == 0, ended
+    assert ("scored + 0 rejected" if script == "infer" else ": trained; validation") in ended.out
 
 
 def test_the_demonstration_makes_its_members_once(run, small_demo, tmp_path):

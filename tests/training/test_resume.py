@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ARCHITECTURE = "resnet18"
+ARCHITECTURE = "light_transformer"
 STEPS = 24
 KILLS = 3
 

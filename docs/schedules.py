@@ -1,0 +1,111 @@
+"""Trains a network at one size and at two, by each schedule, and prints the table of docs/training.md.
+
+    python docs/schedules.py FOLDER
+
+Three seeds of each, trained together, on a simulated sky that is made in FOLDER; every network is
+then tried at both sizes on cutouts that no training saw. Brackets hold 95 % of 1000 resamples of
+seeds and test cutouts. A run that was killed goes on where it was.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from lensjax import metrics, runtime
+from lensjax.checkpoint import Member, nnx_state
+from lensjax.commands.simulate import SimulateConfig, simulate_survey
+from lensjax.data.catalog import open_source
+from lensjax.data.on_device import seen
+from lensjax.data.preprocess import Preparation
+from lensjax.training.dataset import Labelled, read_labelled, split
+from lensjax.training.recipe import Recipe
+from lensjax.training.scales import views_at
+from lensjax.training.trainer import train_team
+
+ARCHITECTURE, SEEDS, SIZES = "resnet18", (0, 1, 2), (24, 48)
+PLAIN = Recipe(batch_size=32, epochs=6.0, learning_rate=1e-3)
+RECIPES = {
+    "24 px alone": dataclasses.replace(PLAIN, scales="24"),
+    "48 px alone": dataclasses.replace(PLAIN, scales="48"),
+    "progressive": dataclasses.replace(PLAIN, scales="24,48", schedule="progressive"),
+    "alternating": dataclasses.replace(PLAIN, scales="24,48", schedule="alternating"),
+    "joint": dataclasses.replace(PLAIN, scales="24,48"),
+    "joint, consistency 1": dataclasses.replace(PLAIN, scales="24,48", consistency_weight=1.0),
+}
+
+
+def opened(path: Path, size: int) -> Labelled:
+    """Returns the labelled cutouts of a file as a network of this input size sees them."""
+    source = open_source(str(path), needed=None)
+    preparation = Preparation.unnormalised(
+        source.bands, size, source[0].pixel_scale, "asinh", softening=2.0
+    )
+    return read_labelled(source, preparation, "resize")
+
+
+def scores(member: Member, test: Labelled, size: int) -> np.ndarray:
+    """Returns the logits (n,) of the test cutouts at an input size."""
+    preparation = dataclasses.replace(member.info.preparation, input_size=max(SIZES))
+    (view,) = views_at(dataclasses.replace(test.view, preparation=preparation), [size])
+    abstract = member.info.outline()
+    graph, state = nnx.graphdef(abstract), nnx_state(abstract, member.state)
+
+    @jax.jit
+    def logits(state: nnx.State, images: jax.Array, inside: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state)(seen(view, images, inside))
+
+    parts = [
+        logits(state, test.arrays["images"][rows], test.arrays["inside"][rows])
+        for rows in np.array_split(np.arange(len(test)), len(test) // 50)
+    ]
+    return np.concatenate(parts)
+
+
+def with_interval(logits: np.ndarray, label: np.ndarray, metric: str) -> str:
+    """Returns the mean over the seeds of a metric of logits (seed, n), and its interval."""
+    measure = {"AUROC": metrics.auroc, "TPR10": lambda s, y: metrics.tpr_at(s, y, 10)}[metric]
+    rng = np.random.default_rng(0)
+
+    def mean(seeds: np.ndarray, rows: np.ndarray) -> float:
+        return float(np.mean([measure(logits[seed, rows], label[rows]) for seed in seeds]))
+
+    count = len(logits)
+    draws = [
+        mean(rng.integers(count, size=count), rng.integers(len(label), size=len(label)))
+        for _ in range(1000)
+    ]
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return f"{mean(np.arange(count), np.arange(len(label))):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def main(folder: Path) -> None:
+    runtime.keep_compilations()
+    sky = SimulateConfig(
+        output=folder / "sky", size=48, count=4000, test_fraction=0.25, seed=1,
+        einstein_radius=1.5, arc_snr=100.0, sources="hubble",
+    )  # fmt: skip
+    if not (folder / "sky" / "truth.csv").exists():
+        simulate_survey(sky)
+    columns = [f"{metric} at {size} px" for size in SIZES for metric in ("AUROC", "TPR10")]
+    print(f"| trained | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}", flush=True)
+    test = opened(folder / "sky" / "test.npz", max(SIZES))
+    label = test.arrays["label"]
+    for number, (name, recipe) in enumerate(RECIPES.items()):
+        data = opened(folder / "sky" / "train.npz", max(recipe.sizes()))
+        training, validation = split(data, 0.15)
+        members = train_team(
+            *(training, validation, ARCHITECTURE, recipe, SEEDS, folder / str(number))
+        )
+        cells = []
+        for size in SIZES:
+            logits = np.stack([scores(member, test, size) for member in members])
+            cells += [with_interval(logits, label, metric) for metric in ("AUROC", "TPR10")]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
