@@ -1,4 +1,4 @@
-"""Trains a network at one size and at two, by each schedule, and prints the table of docs/training.md.
+"""Trains a network at one size and at two, by each schedule: the table of docs/training.md.
 
     python docs/schedules.py FOLDER
 
