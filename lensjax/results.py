@@ -21,7 +21,7 @@ from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table
 from numpy.typing import NDArray
 
-from lensjax.data.tables import read_table, standardise
+from lensjax.data.tables import plain, read_table, standardise, to_arrow
 from lensjax.errors import UsageError
 from lensjax.files import replacing
 
@@ -79,7 +79,7 @@ def candidate_table(catalogue: Table, scores: Scores, members: Members, readable
     rows = ranking(scores, readable)
     table = Table({"rank": np.arange(1, rows.size + 1)})
     for name in ("id", "ra", "dec"):
-        table[name] = _plain(catalogue[name][rows])
+        table[name] = plain(catalogue[name][rows])
     for name in SCORES:
         table[name] = np.asarray(scores[name])[rows]
     for name, outputs in members.items():
@@ -92,7 +92,7 @@ def candidate_table(catalogue: Table, scores: Scores, members: Members, readable
         while free.lower() in taken:
             free += "_input"
         taken.add(free.lower())
-        table[free] = _plain(catalogue[name][rows])
+        table[free] = plain(catalogue[name][rows])
     return table
 
 
@@ -103,7 +103,7 @@ def write_candidates(folder: str | os.PathLike[str], table: Table) -> None:
     UTF-8. A column of vectors is a list in Parquet, a vector in FITS, and a JSON array in CSV.
     """
     size = sum(table[name].nbytes for name in table.colnames)
-    arrow = pa.table({name: _to_arrow(table[name]) for name in table.colnames})
+    arrow = pa.table({name: to_arrow(table[name]) for name in table.colnames})
     with replacing(Path(folder) / "candidates.parquet", size) as file:
         pyarrow.parquet.write_table(arrow.replace_schema_metadata(_text_lengths(table)), file)
     with replacing(Path(folder) / "candidates.csv", 2 * size) as file:
@@ -149,7 +149,7 @@ def write_predictions(
         arrays[f"{name}_probs"] = scored(outputs["probs"])
     for name in ("id", "path"):
         if name in catalogue.colnames:
-            arrays[name] = _filled(_plain(catalogue[name]))
+            arrays[name] = _filled(plain(catalogue[name]))
     size = sum(array.nbytes for array in arrays.values())
     with replacing(Path(folder) / "predictions.npz", size) as file:
         np.savez(file, allow_pickle=False, **arrays)
@@ -163,9 +163,9 @@ def write_rejects(
 ) -> None:
     """Write rejects.csv: `path,id,reason` of each unreadable row; the header alone without any."""
     rows = np.flatnonzero(~np.asarray(readable, bool)).tolist()
-    ids = _filled(_plain(catalogue["id"][rows]))
+    ids = _filled(plain(catalogue["id"][rows]))
     paths = (
-        _filled(_plain(catalogue["path"][rows]))
+        _filled(plain(catalogue["path"][rows]))
         if "path" in catalogue.colnames
         else np.full(len(rows), "")
     )
@@ -245,7 +245,7 @@ def read_labels(file: str | os.PathLike[str]) -> Table:
             f"{path} has the columns {', '.join(table.colnames)}: "
             "labels need `label`, and `id` or `path`"
         )
-    columns = {name: _filled(_plain(table[name])) for name in keys}
+    columns = {name: _filled(plain(table[name])) for name in keys}
     return Table(columns | {"label": np.asarray(table["label"])})
 
 
@@ -279,41 +279,6 @@ def match(predictions: Predictions, labels: Table) -> Match:
     )
 
 
-def _plain(column: Column) -> Column:
-    """The column as numbers, bools or str of native byte order, its gaps masked."""
-    data = np.ma.getdata(np.asanyarray(column))
-    gaps = np.ma.getmaskarray(np.ma.asarray(column))
-    if data.dtype.kind == "O":
-        gaps = gaps | np.array([value is None for value in data], bool)
-        present = [value for value in data if value is not None]
-        data = _unboxed(present, data, gaps)
-    if data.dtype.kind == "S":
-        data = np.char.decode(data, "utf-8", "replace")
-    elif data.dtype.kind not in "biufU":
-        data = data.astype(str)
-    data = data.astype(data.dtype.newbyteorder("="), copy=False)
-    gap_free = not gaps.any()
-    made = Column(data) if gap_free else MaskedColumn(data, mask=gaps)
-    made.name, made.unit = column.name, column.unit
-    return made
-
-
-def _unboxed(present: list[Any], data: Array, gaps: Array) -> Array:
-    """Objects as an array of one plain type, or else as their texts."""
-    kinds = {type(value) for value in present}
-    plain = len(kinds) == 1 and issubclass(kinds.pop(), (bool, int, float, np.generic))
-    values = np.array(present if plain else [_text(value) for value in present])
-    if values.dtype.kind not in "biufU":  # integers beyond 64 bits, or nothing but gaps
-        values = np.array([_text(value) for value in present], dtype="U")
-    filled = np.zeros(data.shape, values.dtype if present else "U1")
-    filled[~gaps] = values
-    return filled
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
 def _filled(column: Column) -> Array:
     """The column as an array; gaps are NaN, or empty text. Integers with gaps become text."""
     if not isinstance(column, MaskedColumn):
@@ -322,16 +287,6 @@ def _filled(column: Column) -> Array:
         return np.asarray(column.filled(np.nan))
     texts = np.ma.getdata(column).astype(str)
     return np.where(np.ma.getmaskarray(column), "", texts)
-
-
-def _to_arrow(column: Column) -> pa.Array:
-    data, gaps = np.ma.getdata(np.asanyarray(column)), np.ma.getmaskarray(np.ma.asarray(column))
-    if data.ndim == 1:
-        return pa.array(data, mask=gaps if gaps.any() else None)
-    values = pa.array(data.ravel(), mask=gaps.ravel() if gaps.any() else None)
-    for length in reversed(data.shape[1:]):
-        values = pa.FixedSizeListArray.from_arrays(values, length)
-    return values
 
 
 def _text_lengths(table: Table) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Rows scored so far, kept on disk, so that a run killed anywhere starts again where it was."""
+"""Rows done so far, kept on disk, so that a run killed anywhere starts again where it was."""
 
 import json
 import shutil
@@ -15,8 +15,8 @@ SAVE_INTERVAL_SECONDS = 20.0
 Columns = dict[str, np.ndarray]
 
 
-class PartialScores:
-    """The columns of the rows scored so far, in input order, saved in parts in a folder.
+class PartialRows:
+    """The columns of the rows done so far, in input order, saved in parts in a folder.
 
     A part is written to a temporary name and renamed, so a part that is there is whole. Parts of a
     run with another `fingerprint` (other members, data or settings) are discarded.

@@ -17,9 +17,11 @@ from jax.sharding import Mesh
 
 from lensjax import checkpoint, config, metrics, results, runtime
 from lensjax.checkpoint import MemberInfo
-from lensjax.data import loader
-from lensjax.data.catalog import Source, open_source
+from lensjax.data import loader, shards
+from lensjax.data.catalog import Format, open_source
 from lensjax.data.preprocess import Fit
+from lensjax.data.shards import Encoding
+from lensjax.data.source import Source
 from lensjax.ensemble import placement, predict, rate
 from lensjax.ensemble.fuse import Fusion
 from lensjax.ensemble.plan import SHARE_OF_HOST, Plan, batch_sizes, plan, unplanned
@@ -30,7 +32,7 @@ from lensjax.errors import UsageError
 from lensjax.files import make_folder
 from lensjax.footprint import memory_budget
 from lensjax.metrics import Metrics
-from lensjax.resume import Columns, PartialScores
+from lensjax.resume import Columns, PartialRows
 
 DEMO = Path("demo")
 PARTS = ".scores"
@@ -53,8 +55,13 @@ class InferConfig:
     ] = None
     bands: Annotated[str | None, "bands that the files hold: i,r,g or g=EXTENSION,..."] = None
     pixel_scale: Annotated[float | None, "arcsec/pixel, where the files do not say"] = None
+    format: Annotated[Format, "kind of the data, where it is not recognised"] = "auto"
     fit: Annotated[Fit, "how cutouts of another size are brought to the member's"] = "auto"
     output: Annotated[Path, "folder of the results"] = Path("results")
+    pack: Annotated[
+        Path | None, "write the cutouts to ArrayRecord shards in this folder, and stop"
+    ] = None
+    pack_as: Annotated[Encoding, "pixels as they are, or whole numbers as PNG"] = "raw"
     batch_size: Annotated[
         int | Literal["auto"], "cutouts a step; auto: as many as the memory allows"
     ] = 128
@@ -88,6 +95,9 @@ def main(argv: Sequence[str]) -> None:
     runtime.hush_absent_accelerators()
     runtime.keep_compilations()
     _check(options)
+    if options.pack is not None:
+        print(repack(options, options.pack))
+        return
     print(infer(_with_members(options)).summary(options.output))
 
 
@@ -172,11 +182,12 @@ def infer(options: InferConfig) -> Outcome:
             needed=_all_bands(infos),
             bands=options.bands,
             pixel_scale=options.pixel_scale,
+            form=options.format,
         )
         make_folder(options.output)
         planned = _plan(options, ensemble, place(ensemble), mesh, source)
         weights = loading.result()
-    parts = PartialScores(
+    parts = PartialRows(
         options.output / PARTS, _fingerprint(options, infos, source), options.resume
     )
     timing = score(
@@ -201,6 +212,28 @@ def infer(options: InferConfig) -> Outcome:
     outcome = write(options, infos, ensemble, source, parts.columns(), scoring)
     parts.remove()
     return outcome
+
+
+def repack(options: InferConfig, folder: Path) -> str:
+    """Writes all cutouts of `options.data`, with all their bands, to shards in `folder` and returns
+    a line about them."""
+    if options.data is None:
+        raise UsageError("--data is missing: which cutouts are to be packed?")
+    source = open_source(
+        options.data,
+        needed=None,
+        bands=options.bands,
+        pixel_scale=options.pixel_scale,
+        form=options.format,
+    )
+    with runtime.progress("packing", len(source), "cutouts") as advance:
+        packed = shards.pack(
+            source, folder, encoding=options.pack_as, resume=options.resume, progress=advance
+        )
+    return (
+        f"{folder}: {packed} packed + {len(source) - packed} rejected = {len(source)} given; "
+        f"{source.description}"
+    )
 
 
 def _plan(

@@ -14,10 +14,11 @@ from jax.sharding import NamedSharding
 
 from lensjax import checkpoint, config, runtime
 from lensjax.data import loader
-from lensjax.data.catalog import Source, open_source
+from lensjax.data.catalog import Format, open_source
 from lensjax.data.on_device import Canvas, View
 from lensjax.data.preprocess import Fit, Preparation, Stretch, geometry
 from lensjax.data.readers import Cutout, Unreadable
+from lensjax.data.source import Source
 from lensjax.ensemble import placement
 from lensjax.errors import UsageError
 from lensjax.files import make_folder
@@ -37,9 +38,10 @@ class TrainConfig(Recipe):
 
     arch: Annotated[str, "architectures to train, comma separated"] = "resnet18"
     members: Annotated[int, "members of each architecture, trained together"] = 1
-    data: Annotated[Path | None, "labelled cutouts: .npz, catalogue or class folders"] = None
+    data: Annotated[Path | None, "labelled cutouts, as --data of infer.py takes them"] = None
     bands: Annotated[str | None, "bands that the files hold, in order: i,r,g"] = None
     pixel_scale: Annotated[float | None, "arcsec/pixel, where the files do not say"] = None
+    format: Annotated[Format, "kind of the data, where it is not recognised"] = "auto"
     stretch: Annotated[Stretch, "brightness scale of the input"] = "asinh"
     softening: Annotated[float, "noise sigmas up to which asinh is linear"] = 2.0
     fit: Annotated[Fit, "how cutouts of another size are brought to the input size"] = "auto"
@@ -282,7 +284,11 @@ def _canvas(options: TrainConfig) -> tuple[Canvas, View]:
 def _opened(options: TrainConfig) -> tuple[Source, Preparation]:
     """Returns the cutouts of `--data` and how networks see them, their pixels not normalised."""
     source = open_source(
-        str(options.data), needed=None, bands=options.bands, pixel_scale=options.pixel_scale
+        str(options.data),
+        needed=None,
+        bands=options.bands,
+        pixel_scale=options.pixel_scale,
+        form=options.format,
     )
     cutout = _first_cutout(source)
     return source, Preparation.unnormalised(

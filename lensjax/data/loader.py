@@ -9,10 +9,10 @@ import grain
 import numpy as np
 
 from lensjax import trace
-from lensjax.data.catalog import Source, Stack
 from lensjax.data.on_device import Canvas, Inputs, Layout, View
 from lensjax.data.preprocess import Geometry, Preparation, fill_masked, fit, geometry
 from lensjax.data.readers import Unreadable, perhaps_masked
+from lensjax.data.source import Source, Stack
 from lensjax.errors import UsageError
 
 # More threads than these wait for the interpreter rather than for the disk.

@@ -1,4 +1,4 @@
-"""Reads a catalogue of cutouts: CSV, Parquet or a FITS table, every column as it is."""
+"""Reads a catalogue of cutouts: CSV, Parquet, VOTable or FITS, every column as it is."""
 
 import re
 from collections.abc import Iterable
@@ -17,7 +17,8 @@ from lensjax.data.readers import FITS_SUFFIXES, has_suffix
 from lensjax.errors import UsageError
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
-TABLE_SUFFIXES = (".csv", *PARQUET_SUFFIXES)
+VOTABLE_SUFFIXES = (".vot", ".votable", ".xml")
+TABLE_SUFFIXES = (".csv", *PARQUET_SUFFIXES, *VOTABLE_SUFFIXES)
 
 KNOWN_COLUMNS = ("id", "ra", "dec", "path", "label", "group")
 PATH_COLUMNS = ("path", "filepath", "filename")
@@ -41,7 +42,9 @@ def read_table(path: Path) -> Table:
     """
     try:
         if has_suffix(path, FITS_SUFFIXES):
-            return _fits_table(path)
+            return _astropy_table(path, "fits", memmap=False)
+        if has_suffix(path, VOTABLE_SUFFIXES):
+            return _astropy_table(path, "votable")
         is_parquet = has_suffix(path, PARQUET_SUFFIXES)
         arrow = pa.parquet.read_table(path) if is_parquet else _csv(path)
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
@@ -119,6 +122,52 @@ def label_column(values: Iterable[Any], source: str) -> np.ndarray:
     return np.array([meaning[value] for value in array.tolist()], np.int64)
 
 
+def plain(column: Column) -> Column:
+    """The column as numbers, bools or str of native byte order, its gaps masked."""
+    data = np.ma.getdata(np.asanyarray(column))
+    gaps = np.ma.getmaskarray(np.ma.asarray(column))
+    if data.dtype.kind == "O":
+        gaps = gaps | np.array([value is None for value in data], bool)
+        present = [value for value in data if value is not None]
+        data = _unboxed(present, data, gaps)
+    if data.dtype.kind == "S":
+        data = np.char.decode(data, "utf-8", "replace")
+    elif data.dtype.kind not in "biufU":
+        data = data.astype(str)
+    data = data.astype(data.dtype.newbyteorder("="), copy=False)
+    gap_free = not gaps.any()
+    made = Column(data) if gap_free else MaskedColumn(data, mask=gaps)
+    made.name, made.unit = column.name, column.unit
+    return made
+
+
+def to_arrow(column: Column) -> pa.Array:
+    """The column as Arrow's, its gaps as nulls, vectors as lists."""
+    data, gaps = np.ma.getdata(np.asanyarray(column)), np.ma.getmaskarray(np.ma.asarray(column))
+    if data.ndim == 1:
+        return pa.array(data, mask=gaps if gaps.any() else None)
+    values = pa.array(data.ravel(), mask=gaps.ravel() if gaps.any() else None)
+    for length in reversed(data.shape[1:]):
+        values = pa.FixedSizeListArray.from_arrays(values, length)
+    return values
+
+
+def _unboxed(present: list[Any], data: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Objects as an array of one plain type, or else as their texts."""
+    kinds = {type(value) for value in present}
+    plain = len(kinds) == 1 and issubclass(kinds.pop(), (bool, int, float, np.generic))
+    values = np.array(present if plain else [_text(value) for value in present])
+    if values.dtype.kind not in "biufU":  # integers beyond 64 bits, or nothing but gaps
+        values = np.array([_text(value) for value in present], dtype="U")
+    filled = np.zeros(data.shape, values.dtype if present else "U1")
+    filled[~gaps] = values
+    return filled
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
 def _first_spelling(columns: list[str], spellings: tuple[str, ...]) -> str | None:
     """The first of the columns that has one of the names, as they are before any case."""
     for spelling in spellings:
@@ -142,8 +191,8 @@ def _degrees(column: Column, name: str, source: str) -> np.ndarray:
         raise UsageError(f"column {name} of {source} is not in decimal degrees: {error}") from error
 
 
-def _fits_table(path: Path) -> Table:
-    table = Table.read(path, format="fits", memmap=False)
+def _astropy_table(path: Path, form: str, **how: Any) -> Table:
+    table = Table.read(path, format=form, **how)
     table.convert_bytestring_to_unicode()
     table.meta.clear()
     return table

@@ -12,9 +12,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from lensjax import STARTED, runtime, trace
 from lensjax.data import loader
-from lensjax.data.catalog import Source
 from lensjax.data.on_device import Inputs
 from lensjax.data.preprocess import Fit
+from lensjax.data.source import Source
 from lensjax.ensemble import placement
 from lensjax.ensemble.fuse import Scores
 from lensjax.ensemble.plan import Plan
@@ -22,7 +22,7 @@ from lensjax.ensemble.predict import Step, Weights
 from lensjax.ensemble.stack import Ensemble
 from lensjax.errors import LensjaxError
 from lensjax.footprint import is_out_of_memory
-from lensjax.resume import Columns, PartialScores
+from lensjax.resume import Columns, PartialRows
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def score(
     mesh: Mesh,
     ensemble: Ensemble,
     source: Source,
-    parts: PartialScores,
+    parts: PartialRows,
     *,
     how: Fit,
     profile: Path | None = None,

@@ -8,9 +8,9 @@ import numpy as np
 
 from lensjax import runtime
 from lensjax.data import loader
-from lensjax.data.catalog import Source
 from lensjax.data.on_device import View, seen
 from lensjax.data.preprocess import Preparation
+from lensjax.data.source import Source
 from lensjax.data.splits import held_back
 from lensjax.errors import UsageError
 

@@ -151,7 +151,7 @@ def test_a_killed_run_goes_on_where_it_was(
 ):
     output = tmp_path / "r"
     monkeypatch.setattr(resume, "SAVE_INTERVAL_SECONDS", -1.0)
-    saved = resume.PartialScores.save
+    saved = resume.PartialRows.save
     calls = []
 
     def save_then_die(parts):
@@ -160,10 +160,10 @@ def test_a_killed_run_goes_on_where_it_was(
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(resume.PartialScores, "save", save_then_die)
+    monkeypatch.setattr(resume.PartialRows, "save", save_then_die)
     assert run(infer.main, *arguments(members, stack_file, output)).status == 130
     assert not (output / "predictions.npz").exists()
-    monkeypatch.setattr(resume.PartialScores, "save", saved)
+    monkeypatch.setattr(resume.PartialRows, "save", saved)
     again = arguments(members, stack_file, output, "--batch-size", then)
     assert run(infer.main, *again).status == 0
     assert json.loads((output / "run.json").read_text())["resumed_from"] == 16

@@ -59,6 +59,24 @@ def test_fits_table_keeps_types(tmp_path):
     assert has_table(tmp_path / "a.fits") and not has_table(tmp_path / "none.fits")
 
 
+def test_votable_keeps_types_and_gaps(tmp_path):
+    written = Table(
+        {
+            "id": 2**60 + np.arange(3),
+            "path": ["a,b.fits", "ä.fits", 'c".fits'],
+            "grade": MaskedColumn([1, 2, 3], mask=[0, 1, 0]),
+        }
+    )
+    written.write(tmp_path / "list.vot", format="votable")
+    table = read_table(tmp_path / "list.vot")
+    assert table["id"].tolist() == [2**60, 2**60 + 1, 2**60 + 2]
+    assert table["path"].tolist() == ["a,b.fits", "ä.fits", 'c".fits']
+    assert table["grade"].tolist() == [1, None, 3]
+    (tmp_path / "torn.xml").write_bytes((tmp_path / "list.vot").read_bytes()[:300])
+    with pytest.raises(UsageError, match="cannot be read as a table"):
+        read_table(tmp_path / "torn.xml")
+
+
 def test_known_columns_are_found_in_any_case_and_checked():
     table = Table({"FilePath": ["a"], "RA": ["10.5"], "Dec": [-3], "ID": ["x"], "Label": ["Lens"]})
     table["filename"], table["path_length"] = ["n"], [1]

@@ -12,7 +12,7 @@ from lensjax.ensemble.fuse import Scores
 from lensjax.ensemble.plan import unplanned
 from lensjax.ensemble.score import score
 from lensjax.errors import LensjaxError
-from lensjax.resume import PartialScores
+from lensjax.resume import PartialRows
 from tests.ensemble.members import PREPARATION
 
 ROWS, BATCH = 23, 8
@@ -53,7 +53,7 @@ def scored(tmp_path):
     ensemble = SimpleNamespace(names=("a",), preparations=(PREPARATION,))
 
     def run(step, batch=BATCH):
-        parts = PartialScores(tmp_path / "parts", {}, resume=False)
+        parts = PartialRows(tmp_path / "parts", {}, resume=False)
         timing = score(unplanned(step, batch), None, MESH, ensemble, source, parts, how="resize")
         return timing, parts.columns(), images[:, 0, 0, 0]
 

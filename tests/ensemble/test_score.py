@@ -10,7 +10,7 @@ from lensjax.data.catalog import open_source
 from lensjax.ensemble import placement, predict, score
 from lensjax.ensemble.plan import unplanned
 from lensjax.ensemble.stack import stack
-from lensjax.resume import PartialScores
+from lensjax.resume import PartialRows
 from tests.ensemble.members import PREPARATION, random_member
 
 BATCH, BATCHES = 4, 9
@@ -46,7 +46,7 @@ def run(ensemble, tmp_path, monkeypatch):
         settings = {"samples": 2, "precision": "float32"}
         weights = predict.place_weights(ensemble, mesh, seed=0, **settings)
         step = make(ensemble, mesh, fusion="stacked", **settings)
-        parts = PartialScores(tmp_path / "parts", {}, resume=False)
+        parts = PartialRows(tmp_path / "parts", {}, resume=False)
         # From here on each program is compiled anew, also those of single operations.
         jax.clear_caches()
         monitoring.register_event_duration_secs_listener(on_compilation)

@@ -1,0 +1,211 @@
+"""Sources of image files: one file a cutout, or one file a band of a cutout by a template."""
+
+import glob
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from astropy.table import Table
+
+from lensjax.data.bands import Selection, Wanted, select
+from lensjax.data.preprocess import join
+from lensjax.data.readers import (
+    COLOURS,
+    FITS_SUFFIXES,
+    Cutout,
+    Names,
+    Plane,
+    Unreadable,
+    fits_shape,
+    has_suffix,
+    read_planes,
+    stem,
+)
+from lensjax.data.source import Source, Stack, describe, source_of, source_of_stack
+from lensjax.data.stacks import read_fits_stack
+from lensjax.errors import UsageError
+
+# How many readable files are looked at before the bands of a data set are called wrong.
+PROBES = 16
+
+_BAND_FILE = re.compile(r"(u|g|r|i|z|y|j|h|ks?|vis|b|v|w[1-4]|f\d{3,4}[a-z]{1,2}\d?)", re.I)
+
+
+def source_of_files(
+    table: Table,
+    kind: str,
+    wanted: Wanted,
+    pixel_scale: float | None,
+    band_names: Names = (),
+) -> Source:
+    """A source of image files, a row each with its `path`.
+
+    `{band}` in a path stands for each of the `band_names`: one file a band.
+    """
+    paths = [str(path) for path in table["path"]]
+    bands, example = _probe(paths, kind, wanted, band_names)
+    settled = wanted._replace(needed=bands) if bands else wanted
+
+    def read(row: int) -> Cutout:
+        try:
+            _, cutout = _read_bands(paths[row], settled, band_names)
+        except UsageError as error:
+            raise Unreadable(str(error)) from error
+        return cutout if pixel_scale is None else replace(cutout, pixel_scale=pixel_scale)
+
+    if example is None:
+        return source_of(table, bands, f"{kind}: none of its files can be read", False, read)
+    seen = replace(example, pixel_scale=pixel_scale or example.pixel_scale)
+    return source_of(table, bands, f"{kind}: {describe(table, bands, seen)}", False, read)
+
+
+def _probe(
+    paths: Iterable[str], kind: str, wanted: Wanted, band_names: Names
+) -> tuple[tuple[str, ...], Cutout | None]:
+    """The bands that most of the first readable files hold, and the first cutout that has them.
+
+    Raises `UsageError` where none of them holds the bands that are wanted.
+    """
+    found: list[tuple[tuple[str, ...], Cutout]] = []
+    refused: list[UsageError] = []
+    for path in paths:
+        try:
+            found.append(_read_bands(path, wanted, band_names))
+        except Unreadable:
+            continue
+        except UsageError as error:
+            refused.append(error)
+        if len(found) + len(refused) == PROBES:
+            break
+    if refused and not found:
+        raise UsageError(f"{kind}: {refused[0]}") from refused[0]
+    if not found:
+        return wanted.needed or (), None
+    most = Counter(bands for bands, _ in found).most_common(1)[0][0]
+    return most, next(cutout for bands, cutout in found if bands == most)
+
+
+class _WrongBands(Unreadable):
+    """A file that can be read and does not hold the wanted bands."""
+
+
+def _read_bands(path: str, wanted: Wanted, band_names: Names) -> tuple[tuple[str, ...], Cutout]:
+    """The bands given out and the cutout of one file, or of one file a band.
+
+    Raises `Unreadable`, and `UsageError` where a readable file does not hold the wanted bands.
+    """
+    if not path:
+        raise Unreadable("no path is given")
+    if "{band}" in path:
+        if not band_names:
+            raise Unreadable(f"no such file: {path}")
+        bands, files = _band_files(path, wanted, band_names)
+        return bands, join([_only_plane(file) for file in files])
+    chosen = Selection((), ())
+
+    def choose(names: Names) -> tuple[int, ...]:
+        nonlocal chosen
+        try:
+            chosen = select(names, wanted)
+        except UsageError as error:
+            raise _WrongBands(str(error)) from error
+        return chosen.planes
+
+    try:
+        planes = read_planes(path, choose)
+    except _WrongBands as error:
+        raise UsageError(str(error)) from error
+    return chosen.bands, join(planes)
+
+
+def _band_files(path: str, wanted: Wanted, band_names: Names) -> tuple[tuple[str, ...], list[str]]:
+    """The bands given out and the file of each."""
+    bands, planes = select(band_names, wanted)
+    return bands, [path.replace("{band}", str(band_names[plane])) for plane in planes]
+
+
+def _only_plane(path: str) -> Plane:
+    """The plane of a file of one band, the first where others (of other filters) follow."""
+
+    def choose(names: Names) -> tuple[int, ...]:
+        if len(names) > 1 and (names == COLOURS or not any(names)):
+            raise Unreadable(f"{Path(path).name} holds {len(names)} channels, not one band")
+        return (0,)
+
+    try:
+        return read_planes(path, choose)[0]
+    except Unreadable as error:
+        raise Unreadable(f"{Path(path).name}: {error}") from error
+
+
+def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> Source:
+    """Cutouts of one file a band: `{band}` stands for the band, `{id}` for the object.
+
+    Without `{id}` the files are one cutout, or, where they are (N, H, W), a stack of N.
+    """
+    if template.count("{band}") != 1 or template.count("{id}") > 1:
+        raise UsageError(f"--data {template}: a template has {{band}} once and {{id}} at most once")
+    found = matches(template, "|".join(map(re.escape, _said(wanted)))) or matches(template)
+    if not found:
+        raise UsageError(f"--data {template}: no file is of this form")
+    band_names = tuple(sorted({band for _, band in found}))
+    kind = f"one file a band {template}"
+    if "{id}" in template:
+        objects = sorted({name for name, _ in found})
+        paths = [template.replace("{id}", name) for name in objects]
+        table = Table({"id": objects, "path": paths})
+        return source_of_files(table, kind, wanted, pixel_scale, band_names)
+    try:
+        bands, files = _band_files(template, wanted, band_names)
+    except UsageError as error:
+        raise UsageError(f"{kind}: {error}") from error
+    if has_suffix(template, FITS_SUFFIXES) and len(fits_shape(files[0])) == 3:
+        stacks, skies = zip(*(read_fits_stack(file) for file in files), strict=True)
+        if len({stack.shape for stack in stacks}) > 1:
+            shapes = ", ".join(f"{b} {s.shape}" for b, s in zip(bands, stacks, strict=True))
+            raise UsageError(f"{kind}: the bands differ in shape: {shapes}")
+        stack = Stack(
+            (*stacks[0].shape[1:], len(bands)),
+            np.result_type(*stacks),
+            pixel_scale or skies[0].pixel_scale,
+            lambda rows: np.stack([images[rows] for images in stacks], axis=-1),
+        )
+        return source_of_stack(kind, template, len(stacks[0]), {}, bands, stack, False)
+    table = Table({"id": [Path(template).parent.name or "cutout"], "path": [template]})
+    return source_of_files(table, kind, wanted, pixel_scale, band_names)
+
+
+def _said(wanted: Wanted) -> tuple[str, ...]:
+    """What the data are said to call the bands, the members' names standing for themselves."""
+    called = dict(wanted.called)
+    needed = wanted.needed or tuple(called)
+    return (*wanted.order, *(called.get(band, band) for band in needed))
+
+
+def matches(template: str, band: str = "") -> list[tuple[str, str]]:
+    """The pairs of id and band of all files of the template's form, sorted.
+
+    `band`: a regular expression for the bands, any text without one.
+    """
+    # The id takes all it can: in `{id}_{band}` the band has no underscore unless it is said.
+    form = re.escape(template).replace(re.escape("{band}"), f"(?P<band>{band or '[^/]+'})")
+    form = form.replace(re.escape("{id}"), "(?P<id>[^/]+)")
+    parts = re.split(r"\{band\}|\{id\}", template)
+    files = glob.iglob("*".join(glob.escape(part) for part in parts))
+    found = (re.fullmatch(form, file) for file in files)
+    return sorted((match.groupdict().get("id", ""), match["band"]) for match in found if match)
+
+
+def band_folder(path: Path, files: list[str], wanted: Wanted) -> str | None:
+    """The template of a folder whose files are named by bands (`g.fits`, `r.fits`), else None."""
+    stems = [stem(file) for file in files]
+    suffixes = {file[len(name) :] for file, name in zip(files, stems, strict=True)}
+    said = _said(wanted)
+    if len(files) < 2 or len(suffixes) > 1 or len(set(stems)) < len(stems):
+        return None
+    if not all(name in said or _BAND_FILE.fullmatch(name) for name in stems):
+        return None
+    return str(path / ("{band}" + suffixes.pop()))

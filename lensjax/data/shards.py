@@ -1,0 +1,279 @@
+"""Cutouts packed into ArrayRecord shards, so that a million small files are read once.
+
+A folder holds `shard-00000.array_record` and so on, a record a cutout in the order of the rows, and
+`index.parquet`: the table of the source, and of each cutout its size, type, pixel scale and, where
+it could not be read, why. A record is the pixels row by row, (height, width, band), in the
+narrowest type that holds them exactly, or a PNG file of them.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import grain
+import imagecodecs
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from array_record.python.array_record_module import ArrayRecordWriter
+from astropy.table import Table
+
+from lensjax.data.bands import Wanted, select
+from lensjax.data.readers import Cutout, Unreadable
+from lensjax.data.source import Source, Stack, describe, source_of
+from lensjax.data.tables import plain, read_table, standardise, to_arrow
+from lensjax.errors import LensjaxError, UsageError
+from lensjax.files import make_folder, replacing
+from lensjax.resume import PartialRows
+
+Encoding = Literal["raw", "png"]
+
+INDEX = "index.parquet"
+PROGRESS = ".partial"
+SHARD_ROWS = 4096
+TYPES = ("uint8", "uint16", "float32")
+PNG = "png"
+# What the index says of each cutout beside the table of the source.
+HEIGHT, WIDTH, TYPE, SCALE, REASON = (
+    f"_{name}" for name in ("height", "width", "type", "pixel_scale", "reason")
+)
+_BANDS = b"lensjax_bands"
+
+
+class Packed(NamedTuple):
+    """A cutout as a record, and what the index says of it. `type` is one of TYPES or PNG."""
+
+    record: bytes
+    height: int = 0
+    width: int = 0
+    type: str = ""
+    pixel_scale: float = float("nan")
+    ra: float = float("nan")
+    dec: float = float("nan")
+    reason: str = ""
+
+
+def pack(
+    source: Source,
+    folder: Path,
+    *,
+    encoding: Encoding = "raw",
+    resume: bool = True,
+    threads: int | None = None,
+    progress: Callable[[int], object] = lambda count: None,
+) -> int:
+    """Writes all cutouts of `source` to shards in `folder` and returns how many could be read.
+
+    A run that was killed goes on with the shard that it was writing. Raises UsageError where the
+    folder holds something else, LensjaxError where it cannot be written to.
+    """
+    make_folder(folder)
+    if (folder / INDEX).exists() and resume:
+        raise UsageError(f"{folder} holds shards already: give another folder, or --no-resume")
+    if not resume:
+        (folder / INDEX).unlink(missing_ok=True)
+    identity = {"rows": len(source), "description": source.description, "encoding": encoding}
+    parts = PartialRows(folder / PROGRESS, identity, resume)
+    for first in range(parts.rows, len(source), SHARD_ROWS):
+        rows = range(first, min(first + SHARD_ROWS, len(source)))
+        packed = _write_shard(
+            shard_path(folder, first // SHARD_ROWS),
+            _packed(source, rows, encoding, threads),
+            progress,
+        )
+        # A row of the index without its record, which is in the shard by now.
+        of_index = zip(*(item[1:] for item in packed), strict=True)
+        columns = dict(zip(Packed._fields[1:], map(np.array, of_index), strict=True))
+        parts.add(columns | {"readable": columns["reason"] == ""})
+        parts.save()
+    columns = parts.columns()
+    _write_index(folder / INDEX, source, columns)
+    parts.remove()
+    return int(columns["readable"].sum())
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.array_record"
+
+
+def are_shards(folder: Path) -> bool:
+    """True for a folder that `pack` has written."""
+    return (folder / INDEX).is_file()
+
+
+def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
+    """The cutouts that `pack` wrote to a folder. Raises `UsageError` where it is not whole."""
+    index = read_table(path / INDEX)
+    missing = [name for name in (HEIGHT, WIDTH, TYPE, SCALE, REASON) if name not in index.colnames]
+    described = (pa.parquet.read_schema(path / INDEX).metadata or {}).get(_BANDS)
+    if missing or described is None or not len(index):
+        raise UsageError(f"{path / INDEX} is no index of shards: pack the cutouts again")
+    count = len(index)
+    shards = [shard_path(path, number) for number in range(-(-count // SHARD_ROWS))]
+    absent = [shard.name for shard in shards if not shard.is_file()]
+    if absent:
+        raise UsageError(f"{path} lacks {', '.join(absent)}: pack the cutouts again")
+    names = tuple(json.loads(described))
+    try:
+        bands, planes = select(names, wanted)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    records = _opened(path, shards, count)
+    form = {name: np.ma.filled(np.ma.asarray(index[name])) for name in (HEIGHT, WIDTH, TYPE, SCALE)}
+    reasons = np.ma.filled(np.ma.asarray(index[REASON]), "").astype(str)
+    if pixel_scale is not None:
+        form[SCALE] = np.full(count, pixel_scale)
+
+    def read(row: int) -> Cutout:
+        if reasons[row]:
+            raise Unreadable(str(reasons[row]))
+        shape = (int(form[HEIGHT][row]), int(form[WIDTH][row]), len(names))
+        image = _pixels(_records(records, [row])[0], str(form[TYPE][row]), shape)
+        scale = float(form[SCALE][row])
+        return Cutout(
+            np.ascontiguousarray(image[..., planes], np.float32), scale if scale > 0 else None
+        )
+
+    table = standardise(index, str(path))
+    table.remove_columns([HEIGHT, WIDTH, TYPE, SCALE, REASON])
+    if "path" not in table.colnames:
+        table["path"] = [f"{path}[{row}]" for row in range(count)]
+    first = int(np.flatnonzero(reasons == "")[0]) if (reasons == "").any() else None
+    if first is None:
+        return source_of(table, bands, f"shards {path}: none can be read", False, read)
+    height, width = int(form[HEIGHT][first]), int(form[WIDTH][first])
+    scale = float(form[SCALE][first])
+    example = Cutout(
+        np.empty((height, width, len(bands)), np.float32), scale if scale > 0 else None
+    )
+    stack = None
+    is_one = all(len(np.unique(values)) == 1 for values in form.values())
+    if is_one and not reasons.any() and form[TYPE][0] in TYPES:
+        stack = _stack(records, example, str(form[TYPE][0]), len(names), planes)
+    return source_of(
+        table, bands, f"shards {path}: {describe(table, bands, example)}", False, read, stack
+    )
+
+
+def _packed(
+    source: Source, rows: range, encoding: Encoding, threads: int | None
+) -> Iterator[Packed]:
+    """The cutouts of some rows, read ahead by threads, in order."""
+    ra, dec = (np.asarray(source.table[name], np.float64) for name in ("ra", "dec"))
+
+    def read(row: int) -> Packed:
+        try:
+            cutout = source[row]
+        except Unreadable as error:
+            return Packed(b"", reason=str(error), ra=ra[row], dec=dec[row])
+        record, kind = _record(cutout.image, encoding)
+        return Packed(
+            record,
+            cutout.image.shape[0],
+            cutout.image.shape[1],
+            kind,
+            cutout.pixel_scale or float("nan"),
+            ra[row] if np.isfinite(ra[row]) else cutout.ra,
+            dec[row] if np.isfinite(dec[row]) else cutout.dec,
+        )
+
+    if threads is None:
+        threads = 0 if source.in_memory else min(8, os.cpu_count() or 1)
+    dataset = grain.MapDataset.range(rows.start, rows.stop).map(read)
+    ahead = 64 * threads
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(threads, ahead)))
+
+
+def _record(image: np.ndarray, encoding: Encoding) -> tuple[bytes, str]:
+    """An image (height, width, band) float32 as bytes, and their type."""
+    kind = "float32"
+    with np.errstate(invalid="ignore"):
+        for name in ("uint8", "uint16"):
+            if np.array_equal(image.astype(name), image):
+                kind = name
+                break
+    pixels = np.ascontiguousarray(image, kind)
+    if encoding == "png" and kind != "float32" and pixels.shape[2] in (1, 3):
+        return bytes(imagecodecs.png_encode(pixels)), PNG
+    return pixels.tobytes(), kind
+
+
+def _pixels(record: bytes, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The image of a record. Raises `Unreadable` where it is not of the size that is stated."""
+    try:
+        found = imagecodecs.png_decode(record) if kind == PNG else np.frombuffer(record, kind)
+        return found.reshape(shape)
+    except Exception as error:
+        raise Unreadable(f"the record is damaged: {' '.join(str(error).split())[:100]}") from error
+
+
+def _stack(
+    records: Any, example: Cutout, kind: str, channels: int, planes: tuple[int, ...]
+) -> Stack:
+    """The same cutouts many at a time: all of one size and type."""
+    height, width, bands = example.image.shape
+    shape, all_planes = (height, width, channels), planes == tuple(range(channels))
+
+    def read(rows: slice) -> np.ndarray:
+        chosen = _records(records, range(rows.start, rows.stop))
+        images = _pixels(b"".join(chosen), kind, (len(chosen), *shape))
+        return images if all_planes else images[..., planes]
+
+    return Stack((height, width, bands), np.dtype(kind), example.pixel_scale, read)
+
+
+def _opened(path: Path, shards: list[Path], count: int) -> Any:
+    """The records of some shards by row. Raises `UsageError` where they are damaged."""
+    try:
+        records = grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
+        found = len(records)
+    # The library has errors of its own, and of the operating system.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UsageError(f"the shards of {path} cannot be read: {reason}") from error
+    if found != count:
+        raise UsageError(f"{path} has an index of {count} cutouts, and {found} of them in shards")
+    return records
+
+
+def _records(records: Any, rows: Any) -> list[bytes]:
+    try:
+        return list(records.__getitems__(list(rows)))
+    except Exception as error:
+        raise Unreadable(f"the shard is damaged: {' '.join(str(error).split())[:100]}") from error
+
+
+def _write_shard(
+    path: Path, packed: Iterator[Packed], progress: Callable[[int], object]
+) -> list[Packed]:
+    """Writes a shard, whole or not at all, and returns its cutouts without their records."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    done = []
+    try:
+        # One record a group: any of them is found without reading its neighbours.
+        writer = ArrayRecordWriter(str(draft), "group_size:1,uncompressed")
+        for item in packed:
+            writer.write(item.record)
+            done.append(item._replace(record=b""))
+            progress(1)
+        writer.close()
+        os.replace(draft, path)
+    except (OSError, RuntimeError) as error:
+        raise LensjaxError(f"cannot write {path}: {error}; choose another folder") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    return done
+
+
+def _write_index(path: Path, source: Source, columns: dict[str, np.ndarray]) -> None:
+    table: Table = source.table.copy(copy_data=False)
+    table["ra"], table["dec"] = columns["ra"], columns["dec"]
+    for name, key in ((HEIGHT, "height"), (WIDTH, "width"), (TYPE, "type"), (REASON, "reason")):
+        table[name] = columns[key]
+    table[SCALE] = columns["pixel_scale"]
+    arrow = pa.table({name: to_arrow(plain(table[name])) for name in table.colnames})
+    arrow = arrow.replace_schema_metadata({_BANDS: json.dumps(source.bands)})
+    with replacing(path, arrow.nbytes) as file:
+        pyarrow.parquet.write_table(arrow, file)

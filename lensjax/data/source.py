@@ -1,0 +1,171 @@
+"""What every form of data becomes: a source of cutouts, with a table that has a row for each.
+
+A source reads cutout `i` on demand and knows its rows in advance, so that a run can be planned, cut
+short and taken up again, and no row is ever lost: one that cannot be read raises `Unreadable` when
+its turn comes.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from astropy.table import Table
+
+from lensjax.data.bands import Wanted, select
+from lensjax.data.preprocess import join
+from lensjax.data.readers import Cutout, Names, Plane, Sky, masked
+from lensjax.data.tables import KNOWN_COLUMNS, standardise
+from lensjax.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Cutouts of one shape (height, width, band), type and pixel scale, as arrays hold them.
+
+    `read` gives those of some rows in a row, (n, height, width, band), in the type of the arrays
+    and without regard to masks.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    pixel_scale: float | None
+    read: Callable[[slice], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Cutouts by row number.
+
+    `table`: a row a cutout, in the order given, with `id, ra, dec` (degrees, NaN where unknown),
+    `path`, `label` (1 lens, 0 none, -1 unknown) and `group` where known, then the columns that
+    the input carried. `bands`: those of the cutouts' channels, in order. `description`: one line.
+    `in_memory`: whether reading a cutout is a matter of slicing an array. `stack`: the same
+    cutouts many at a time, where all are of one form; None where that is not known.
+    """
+
+    table: Table
+    bands: tuple[str, ...]
+    description: str
+    in_memory: bool
+    read: Callable[[int], Cutout]
+    stack: Stack | None = None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, row: int) -> Cutout:
+        """The cutout of one row; may be called from several threads. Raises `Unreadable`."""
+        return self.read(int(row))
+
+
+def source_of(
+    table: Table,
+    bands: tuple[str, ...],
+    description: str,
+    in_memory: bool,
+    read: Callable[[int], Cutout],
+    stack: Stack | None = None,
+) -> Source:
+    """The source, its table completed by `id`, `ra` and `dec` and its known columns put first."""
+    rows = len(table)
+    defaults = {"id": np.arange(rows), "ra": np.full(rows, np.nan), "dec": np.full(rows, np.nan)}
+    for name, values in defaults.items():
+        if name not in table.colnames:
+            table[name] = values
+    known = [name for name in KNOWN_COLUMNS if name in table.colnames]
+    carried = [name for name in table.colnames if name not in known]
+    return Source(table[[*known, *carried]], bands, description, in_memory, read, stack)
+
+
+def describe(table: Table, bands: tuple[str, ...], example: Cutout) -> str:
+    """Number, labels, size, bands and scale of the cutouts, in words."""
+    height, width = example.image.shape[:2]
+    number = "1 cutout" if len(table) == 1 else f"{len(table)} cutouts"
+    words = [f"{number} of {width}x{height} pixels", f"bands {', '.join(bands)}"]
+    scale = example.pixel_scale
+    words.append(f"{scale:.4g} arcsec/pixel" if scale else "pixel scale not known")
+    if "label" in table.colnames:
+        label = np.asarray(table["label"])
+        words.append(f"{(label == 1).sum()} lenses and {(label == 0).sum()} others by label")
+    if "id" in table.colnames:
+        repeated = len(table) - len(set(table["id"].tolist()))
+        if repeated:
+            words.append(f"{repeated} rows repeat the id of another")
+    return ", ".join(words)
+
+
+class Beside(NamedTuple):
+    """What a file says beside its array of images: values a cutout, which are carried, the names of
+    the channels, and the pixel scale (arcsec)."""
+
+    columns: Mapping[str, np.ndarray] = {}
+    bands: Names | None = None
+    pixel_scale: float | None = None
+
+
+def source_of_array(
+    images: Any, path: Path, beside: Beside, wanted: Wanted, *, in_memory: bool
+) -> Source:
+    """A source of one array: (N, H, W[, C]) or (N, C, H, W), the shorter axis being C.
+
+    Two axes, or three of which the last is no longer than four, are one cutout. `images` has a
+    shape and a type and is sliced, as arrays in files are. What lies `beside` it is carried where
+    it has one value a cutout.
+    """
+    said = tuple(int(length) for length in images.shape)
+    if len(said) == 2 or (len(said) == 3 and said[-1] <= 4):
+        images, said = np.asarray(images[...])[np.newaxis], (1, *said)
+    shape = said if len(said) != 3 else (*said, 1)
+    if len(shape) != 4 or 0 in shape or images.dtype.kind not in "fiub":
+        text = " x ".join(map(str, said)) or "one"
+        raise UsageError(
+            f"{path}: an array of {text} {images.dtype} is no stack of cutouts; wanted are numbers "
+            "of shape (N, H, W), (N, H, W, C) or (N, C, H, W)"
+        )
+    channels_last = shape[3] <= shape[1]
+    count, *sides, channels = shape if channels_last else (shape[0], *shape[2:], shape[1])
+    names = beside.bands or (None,) * channels
+    if len(names) != channels:
+        raise UsageError(f"{path}: {len(names)} bands are named for {channels} channels")
+    try:
+        bands, planes = select(names, wanted)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    all_planes = planes == tuple(range(channels))
+
+    def read(rows: slice) -> np.ndarray:
+        part = np.asarray(images[rows]).reshape(-1, *shape[1:])
+        part = part if channels_last else np.moveaxis(part, 1, 3)
+        return part if all_planes else part[..., planes]
+
+    stack = Stack((sides[0], sides[1], len(planes)), images.dtype, beside.pixel_scale, read)
+    columns = {name: v for name, v in beside.columns.items() if v.shape == (count,)}
+    kind = f"stack {path} read as ({'N, H, W, C' if channels_last else 'N, C, H, W'})"
+    return source_of_stack(kind, str(path), count, columns, bands, stack, in_memory)
+
+
+def source_of_stack(
+    kind: str,
+    path: str,
+    count: int,
+    columns: Mapping[str, np.ndarray],
+    bands: tuple[str, ...],
+    stack: Stack,
+    in_memory: bool,
+) -> Source:
+    """A source of a stack of `count` cutouts."""
+    table = Table(dict(columns))
+    table.convert_bytestring_to_unicode()
+    table = standardise(table, path)
+    table["path"] = [f"{path}[{row}]" for row in range(count)]
+    sky = Sky(stack.pixel_scale)
+
+    def read(row: int) -> Cutout:
+        image = stack.read(slice(row, row + 1))[0]
+        return join([Plane(masked(image[..., band]), sky) for band in range(len(bands))])
+
+    example = Cutout(np.empty(stack.shape, np.float32), stack.pixel_scale)
+    text = f"{kind}: {describe(table, bands, example)}"
+    return source_of(table, bands, text, in_memory, read, stack)
