@@ -4,7 +4,10 @@ Whatever a file holds, reading it ends in planes or in `Unreadable` with a short
 file among a million is a row of the rejects, not the end of a run.
 """
 
+import gzip
+import io
 import logging
+import mmap
 import os
 import re
 import stat
@@ -32,6 +35,15 @@ COLOURS = ("red", "green", "blue")
 
 # A cutout of 8192 x 8192 pixels is a survey tile given by mistake, or a decompression bomb.
 MAX_VALUES = 2**26
+
+# What a compressed file may hold.
+MAX_BYTES = 4 * MAX_VALUES
+
+# Blocks of 36 cards. Longer ones are no headers of cutouts.
+LONGEST_HEADER = 512
+
+# Axes or columns, by the standard.
+MOST_FIELDS = 999
 
 # A value is taken for the mark of a mask when it lies this many times further from the other
 # pixels than these reach from their own median on that side.
@@ -270,8 +282,38 @@ def _array(path: str | Path) -> tuple[np.ndarray, Names]:
     return channels, (None,) * channels.shape[2]
 
 
+def open_fits(path: str | Path, *, memmap: bool = False) -> fits.HDUList:
+    """The open FITS file. Raises `Unreadable` where astropy would work without end: at a first
+    header that does not end, at millions of axes or fields, at a compressed file that swells."""
+    with open(path, "rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            file.seek(0)
+            content = gzip.GzipFile(fileobj=file).read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:
+                raise Unreadable(f"larger than {MAX_BYTES} bytes once it is decompressed")
+            _check_headers(content)
+            return fits.open(io.BytesIO(content))
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            _check_headers(content)
+    return fits.open(path, memmap=memmap)
+
+
+def _check_headers(content: bytes | mmap.mmap) -> None:
+    if content[:6] != b"SIMPLE":
+        raise Unreadable("not a FITS file")
+    if not re.search(rb"END {77}", content[: 2880 * LONGEST_HEADER]):
+        raise Unreadable(f"the FITS header has no end in its first {LONGEST_HEADER} blocks")
+    for keyword in (b"NAXIS   =", b"TFIELDS ="):
+        at = content.find(keyword)
+        while at >= 0:
+            count = content[at + 9 : at + 30].strip()
+            if count.isdigit() and int(count) > MOST_FIELDS:
+                raise Unreadable(f"{keyword[:7].decode().strip()} {count.decode()} in a header")
+            at = content.find(keyword, at + 1)
+
+
 def _fits_planes(path: str | Path, choose: Choose) -> list[Plane]:
-    with fits.open(path, memmap=False) as hdus:
+    with open_fits(path) as hdus:
         images = []
         for hdu in hdus:
             # Checked before the walk goes on, since going on may decompress what is skipped.
@@ -331,7 +373,7 @@ def _survey_mask(pixels: np.ndarray) -> np.ndarray:
 def fits_shape(path: str | Path) -> tuple[int, ...]:
     """The shape of the first image of a FITS file, axes of one left out; () where none is found."""
     try:
-        with fits.open(path, memmap=False) as hdus:
+        with open_fits(path) as hdus:
             return _lengths(_first_image(hdus))
     # What is wrong with the file is said when it is read.
     except Exception:
@@ -346,7 +388,7 @@ def fits_stack(path: str | Path) -> tuple[np.ndarray, Sky]:
     """
     try:
         _check_file(path)
-        with fits.open(path, memmap=True) as hdus:
+        with open_fits(path, memmap=True) as hdus:
             hdu = _first_image(hdus)
             return _pixels(hdu), sky_of(hdu.header)
     except Unreadable:

@@ -13,7 +13,7 @@ import pyarrow.parquet
 from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table
 
-from lensjax.data.readers import FITS_SUFFIXES, has_suffix
+from lensjax.data.readers import FITS_SUFFIXES, has_suffix, open_fits
 from lensjax.errors import UsageError
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -47,7 +47,8 @@ def read_table(path: Path) -> Table:
             return _astropy_table(path, "votable")
         is_parquet = has_suffix(path, PARQUET_SUFFIXES)
         arrow = pa.parquet.read_table(path) if is_parquet else _csv(path)
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+    # Arbitrary bytes: astropy and Arrow have errors of their own, down to KeyError.
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"{path} cannot be read as a table: {reason}") from error
     repeated = sorted({name for name in arrow.column_names if arrow.column_names.count(name) > 1})
@@ -62,7 +63,7 @@ def read_table(path: Path) -> Table:
 def has_table(path: Path) -> bool:
     """True where a FITS file holds a table and no image before it."""
     try:
-        with fits.open(path, memmap=False) as hdus:
+        with open_fits(path) as hdus:
             for hdu in hdus:
                 if isinstance(hdu, fits.BinTableHDU | fits.TableHDU):
                     return True

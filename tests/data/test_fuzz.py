@@ -1,0 +1,25 @@
+"""Whatever the bytes: a cutout, or a reason. Thousands of damaged files, in a process of their own."""
+
+import json
+import subprocess
+import sys
+
+from tests.data import fuzz
+
+
+def test_damaged_files_never_end_a_run_nor_are_lost():
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.data.fuzz"], capture_output=True, text=True, timeout=900
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    outcomes = json.loads(ended.stdout.splitlines()[-1])
+    assert outcomes.keys() == {*fuzz.files(), "shards", "hostile"}
+    cases = {
+        kind: sum(map(found.get, {"opened", "refused"} & found.keys()))
+        for kind, found in outcomes.items()
+    }
+    assert sum(cases.values()) >= 2000
+    assert all(count >= fuzz.MUTATIONS for kind, count in cases.items() if kind != "hostile")
+    # Damage was done, and not to all.
+    assert sum(found.get("read", 0) for found in outcomes.values()) > 300
+    assert sum(found.get("rejected", 0) for found in outcomes.values()) > 300
