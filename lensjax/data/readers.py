@@ -293,8 +293,8 @@ def open_fits(path: str | Path, *, memmap: bool = False) -> fits.HDUList:
                 raise Unreadable(f"larger than {MAX_BYTES} bytes once it is decompressed")
             _check_headers(content)
             return fits.open(io.BytesIO(content))
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            _check_headers(content)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            _check_headers(mapped)
     return fits.open(path, memmap=memmap)
 
 
