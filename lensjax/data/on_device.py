@@ -99,21 +99,47 @@ def prepare(inputs: Inputs) -> list[Array]:
 
 
 def seen(view: View, images: ArrayLike, inside: ArrayLike) -> Array:
-    """What a network sees, (batch, S, S, band) float32, of the images and `inside` of a canvas.
-
-    With the stretch `asinh`: arcsinh((image - level) / (softening * noise)), which is linear in
-    the noise and logarithmic in the bright cores, after Lupton et al. 2004 (PASP 116, 133). Then,
-    as for `none`, (x - mean) / std per band.
-    """
+    """What a network sees, (batch, S, S, band) float32, of the images and `inside` of a canvas:
+    (stretched - mean) / std per band."""
     preparation = view.preparation
-    x, inside = on_grid(view, images, inside)
-    if preparation.stretch == "asinh":
-        level, noise = level_and_noise(x, inside)
-        signal = (x - level[:, None, None, :]) / noise[:, None, None, :]
-        x = jnp.arcsinh(signal / preparation.softening)
+    x = stretched(preparation.stretch, preparation.softening, *on_grid(view, images, inside))
     mean = jnp.asarray(preparation.mean, jnp.float32).reshape(1, 1, 1, -1)
     std = jnp.asarray(preparation.std, jnp.float32).reshape(1, 1, 1, -1)
     return (x - mean) / std
+
+
+def stretched(stretch: str, softening: float, images: Array, inside: Array) -> Array:
+    """Images (batch, S, S, band) float32 with their brightness on another scale, band by band.
+
+    With the signal (image - level) / (softening * noise), level and noise as `level_and_noise` has
+    them: `asinh` is arcsinh(signal), linear in the noise and logarithmic in the bright cores
+    (Lupton et al. 2004, PASP 116, 133); `log` log(1 + signal), what lies below the level as the
+    level; `linear` the signal itself. `percentile` is linear from 0 at the 0.5th to 1 at the 99.5th
+    percentile of what is `inside`, and clipped there. `none` leaves the images as they are.
+    """
+    if stretch == "none":
+        return images
+    if stretch == "percentile":
+        low, high = (limit[:, None, None, :] for limit in percentile_limits(images, inside))
+        return jnp.clip((images - low) / jnp.where(high > low, high - low, 1.0), 0.0, 1.0)
+    level, noise = (value[:, None, None, :] for value in level_and_noise(images, inside))
+    signal = (images - level) / noise / softening
+    if stretch == "log":
+        return jnp.log1p(jnp.maximum(signal, 0.0))
+    return jnp.arcsinh(signal) if stretch == "asinh" else signal
+
+
+def percentile_limits(images: Array, inside: Array) -> tuple[Array, Array]:
+    """The 0.5th and 99.5th percentile, each (batch, band) float32, of what is `inside` of images
+    (batch, height, width, band), between two values as NumPy has it."""
+    rows, count = _sky_rows(images, inside)
+    # In whole numbers: in float32 the place of a pixel among many would be off by one.
+    whole = jnp.stack([(count - 1) // 200, (199 * (count - 1)) // 200], axis=1)
+    part = jnp.stack([(count - 1) % 200, (199 * (count - 1)) % 200], axis=1) / 200.0
+    above = jnp.minimum(whole + 1, (count - 1)[:, None])
+    found = order_statistics(rows, jnp.concatenate([whole, above], axis=1))
+    limits = found[:, :2] + part * (found[:, 2:] - found[:, :2])
+    return limits[:, 0].reshape(len(images), -1), limits[:, 1].reshape(len(images), -1)
 
 
 def on_grid(view: View, images: ArrayLike, inside: ArrayLike) -> tuple[Array, Array]:
@@ -164,12 +190,9 @@ def level_and_noise(images: ArrayLike, inside: ArrayLike) -> tuple[Array, Array]
     rises above the level: the sky of an eight-bit picture is clipped to black and has no deviation
     at all. Both scale with the flux, so that the stretched image does not depend on its unit.
     """
-    images, inside = jnp.asarray(images, jnp.float32), jnp.asarray(inside)
-    batch, height, width, bands = images.shape
-    is_sky = _mask(inside, (height, width))
-    # Padding is no sky: it would hide the noise. Infinite, it ends the order.
-    rows = jnp.moveaxis(jnp.where(is_sky, images, jnp.inf), -1, 1).reshape(batch * bands, -1)
-    count = jnp.repeat((inside[:, 1] - inside[:, 0]) * (inside[:, 3] - inside[:, 2]), bands)
+    images = jnp.asarray(images, jnp.float32)
+    batch, bands = images.shape[0], images.shape[-1]
+    rows, count = _sky_rows(images, jnp.asarray(inside))
     middle = jnp.stack([(count - 1) // 2, count // 2], axis=1)
     bright_ranks = jnp.stack([(199 * (count - 1) + 100) // 200, count - 1], axis=1)
     ranks = jnp.concatenate([middle, bright_ranks], axis=1)
@@ -181,6 +204,16 @@ def level_and_noise(images: ArrayLike, inside: ArrayLike) -> tuple[Array, Array]
     scale = jnp.maximum(noise, NOISE_FLOOR * rise)
     scale = jnp.where(scale > 0, scale, 1.0)
     return level.reshape(batch, bands), scale.reshape(batch, bands)
+
+
+def _sky_rows(images: Array, inside: Array) -> tuple[Array, Array]:
+    """The pixels of each image and band in a row, (batch * band, height * width), those that are
+    not `inside` infinite, and how many are, (batch * band,)."""
+    batch, height, width, bands = images.shape
+    # Padding is no sky: it would hide the noise. Infinite, it ends the order.
+    sky = jnp.where(_mask(inside, (height, width)), images, jnp.inf)
+    count = jnp.repeat((inside[:, 1] - inside[:, 0]) * (inside[:, 3] - inside[:, 2]), bands)
+    return jnp.moveaxis(sky, -1, 1).reshape(batch * bands, -1), count
 
 
 def order_statistics(rows: Array, ranks: Array) -> Array:

@@ -17,7 +17,7 @@ from scipy import ndimage, sparse
 from lensjax.data.readers import Cutout, Plane, Unreadable
 from lensjax.errors import UsageError
 
-Stretch = Literal["asinh", "none"]
+Stretch = Literal["asinh", "log", "linear", "percentile", "none"]
 Fit = Literal["auto", "resample", "resize", "crop"]
 STRETCHES = get_args(Stretch)
 WAYS_TO_FIT = get_args(Fit)
@@ -31,8 +31,8 @@ class Preparation:
     """How a member wants its cutouts.
 
     `input_size` in pixels, `pixel_scale` in arcsec per pixel (None: any), `stretch` one of
-    `asinh` and `none`, `softening` in units of the noise, `mean` and `std` per band of the
-    stretched pixels. Raises `UsageError` where these do not fit each other.
+    STRETCHES, `softening` in units of the noise, `mean` and `std` per band of the stretched
+    pixels. Raises `UsageError` where these do not fit each other.
     """
 
     bands: tuple[str, ...]

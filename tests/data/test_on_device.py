@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from astropy.visualization import LogStretch, PercentileInterval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -20,11 +21,13 @@ from lensjax.data.on_device import (
     level_and_noise,
     on_grid,
     order_statistics,
+    percentile_limits,
     prepare,
     seen,
+    stretched,
 )
+from lensjax.data.preprocess import STRETCHES, fit, geometry
 from lensjax.data.preprocess import background_level as background_on_host
-from lensjax.data.preprocess import fit, geometry
 from tests.data.wanted import preparation
 
 rng = np.random.default_rng(1)
@@ -187,7 +190,7 @@ def test_level_and_noise_are_those_of_the_sorted_sky(picture):
         np.testing.assert_allclose(scale[row], expected[1], rtol=1e-7)
 
 
-def stretched(image, prepared):
+def as_seen(image, prepared):
     view = view_of(prepared, image.shape[:2])
     return np.asarray(
         jax.jit(seen, static_argnums=0)(view, image[None], all_sky(1, *image.shape[:2]))
@@ -207,13 +210,13 @@ def test_stretch_against_its_formula():
     median = np.median(image.astype(np.float64), axis=(0, 1), keepdims=True)
     sigma = 1.4826 * np.median(abs(image - median), axis=(0, 1), keepdims=True)
     expected = (np.arcsinh((image - median) / (3.0 * sigma)) - 0.3) / 2.0
-    np.testing.assert_allclose(stretched(image, prepared), expected, atol=2e-5)
+    np.testing.assert_allclose(as_seen(image, prepared), expected, atol=2e-5)
 
 
 def test_no_stretch_leaves_pixels_to_the_normalisation():
     image = noise(6, 6, 2)
     prepared = preparation(6, stretch="none", mean=1.0, std=2.0)
-    np.testing.assert_allclose(stretched(image, prepared), (image - 1) / 2, rtol=1e-6)
+    np.testing.assert_allclose(as_seen(image, prepared), (image - 1) / 2, rtol=1e-6)
 
 
 @settings(deadline=None, max_examples=30)
@@ -223,7 +226,7 @@ def test_the_unit_of_flux_does_not_matter(exponent, sky):
     image[6:10, 6:10] += 50
     factor = np.float32(10.0**exponent)
     np.testing.assert_allclose(
-        stretched(image * factor, preparation()), stretched(image, preparation()), atol=1e-4
+        as_seen(image * factor, preparation()), as_seen(image, preparation()), atol=1e-4
     )
 
 
@@ -234,10 +237,10 @@ def test_a_sky_without_noise_gives_finite_contrast(picture):
         image[10:20, 10:20] = 255.0
     elif picture == "point":
         image[16, 16] = 255.0
-    result = stretched(image, preparation(32))
+    result = as_seen(image, preparation(32))
     assert np.isfinite(result).all()
     assert result.max() == pytest.approx(0 if picture == "flat" else np.arcsinh(256 / 3), rel=1e-5)
-    np.testing.assert_array_equal(result, stretched(image * 2, preparation(32)))
+    np.testing.assert_array_equal(result, as_seen(image * 2, preparation(32)))
 
 
 def test_preparations_that_differ_in_brightness_share_the_work():
@@ -249,3 +252,53 @@ def test_preparations_that_differ_in_brightness_share_the_work():
     ]
     one, both = (jax.jit(prepare).lower(batch).compile().as_text() for batch in inputs)
     assert both.count(" while(") == one.count(" while(") > 0
+
+
+# --- stretches ---
+
+
+def stretches(name, images, inside=None, softening=2.0):
+    inside = all_sky(*images.shape[:3]) if inside is None else inside
+    return np.asarray(jax.jit(stretched, static_argnums=(0, 1))(name, softening, images, inside))
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 9, 2), (1, 32, 31, 1), (2, 101, 101, 1)])
+def test_percentiles_are_those_of_numpy_and_astropy(shape):
+    images = noise(*shape) ** 3
+    found = stretches("percentile", images)
+    for image, plane in np.ndindex(shape[0], shape[3]):
+        pixels = images[image, ..., plane].astype(np.float64)
+        expected = PercentileInterval(99.0)(pixels)
+        np.testing.assert_allclose(found[image, ..., plane], expected, atol=2e-6)
+        assert (found[image] == 0).any() and (found[image] == 1).any()
+
+
+def test_percentiles_are_of_what_is_inside():
+    images, inside = noise(1, 8, 8, 1), np.array([[2, 6, 1, 8]], np.int32)
+    low, high = jax.jit(percentile_limits)(images, inside)
+    expected = np.percentile(images[0, 2:6, 1:8, 0].astype(np.float64), (0.5, 99.5))
+    np.testing.assert_allclose([low[0, 0], high[0, 0]], expected, rtol=1e-5)
+
+
+def test_stretches_of_the_signal_equal_their_formulas():
+    images = noise(2, 12, 12, 2) * 3 + 40
+    images[:, 5:7, 5:7] += 500
+    level, sigma = (
+        np.asarray(v)[:, None, None] for v in level_and_noise(images, all_sky(2, 12, 12))
+    )
+    signal = (images.astype(np.float64) - level) / sigma / 2.0
+    np.testing.assert_allclose(stretches("linear", images), signal, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(stretches("asinh", images), np.arcsinh(signal), rtol=1e-4, atol=1e-5)
+    top = signal.max()
+    expected = LogStretch(a=top)(np.clip(signal / top, 0, 1)) * np.log(1 + top)
+    np.testing.assert_allclose(stretches("log", images), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(stretches("none", images), images)
+
+
+@pytest.mark.parametrize("name", STRETCHES)
+def test_a_flat_image_stays_finite_and_only_none_hangs_on_the_unit(name):
+    flat = np.full((1, 8, 8, 1), 7.0, np.float32)
+    assert np.isfinite(stretches(name, flat)).all()
+    images = noise(2, 16, 16, 2)
+    found, scaled = stretches(name, images), stretches(name, images * np.float32(2.0**-40))
+    assert np.array_equal(found, scaled) == (name != "none")

@@ -53,7 +53,7 @@ def test_json_round_trip():
 @pytest.mark.parametrize(
     "change",
     [
-        {"stretch": "log"},
+        {"stretch": "sqrt"},
         {"bands": []},
         {"mean": [0.0]},
         {"std": [0.0, 1.0]},
