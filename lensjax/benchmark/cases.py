@@ -70,6 +70,8 @@ PLAIN = "vmap of Flax's own Conv"
 BEFORE = "PyTorch before"
 AFTER = "PyTorch after"
 EAGER = "PyTorch backbone once"
+IN_MEMORY = "in memory"
+READ_AS = {"fits": "FITS files", "png": "PNG files", "shards": "ArrayRecord shards"}
 AT_ONCE = "lensjax all sizes at once"
 GROUPED = "lensjax a group a size"
 COMPILED = "PyTorch backbone once + compile"
@@ -223,6 +225,62 @@ def all_cases(batch: int) -> list[Case]:
     ]
 
 
+def reading_cases(folders: Mapping[int, Mapping[str, str]], batch: int) -> list[Case]:
+    """Returns the cases of reading cutouts from `folders`, by size and kind, and of a resnet18 that
+    is fed from them."""
+    cases = []
+    for size, by_kind in folders.items():
+        contenders = [
+            Contender(f"lensjax, {READ_AS[kind]}", "reading:lensjax", {"folder": folder})
+            for kind, folder in by_kind.items()
+        ]
+        contenders += [
+            Contender(
+                f"PyTorch, {READ_AS[kind]}",
+                "torch_readers:pytorch",
+                {"folder": by_kind[kind]},
+                TORCH,
+            )
+            for kind in ("fits", "png")
+        ]
+        for kind in ("fits", "png"):
+            of_kind = tuple(c for c in contenders if READ_AS[kind] in c.name)
+            # The shards hold the same pixels as the FITS files.
+            packed = contenders[2:3] if kind == "fits" else []
+            title = f"reading {READ_AS[kind]} at {size} px"
+            settings = {"size": size}
+            reference = f"PyTorch, {READ_AS[kind]}"
+            cases.append(
+                Case(
+                    title,
+                    settings,
+                    ({},),
+                    (*of_kind, *packed),
+                    (reference, of_kind[0].name),
+                    batch,
+                    None,
+                )
+            )
+    size = min(folders)
+    fed = [Contender(IN_MEMORY, "reading:fed", {"folder": None})]
+    fed += [
+        Contender(f"from {READ_AS[kind]}", "reading:fed", {"folder": folder})
+        for kind, folder in folders[size].items()
+    ]
+    cases.append(
+        Case(
+            f"resnet18 fed at {size} px",
+            {"size": size},
+            ({},),
+            tuple(fed),
+            (IN_MEMORY,),
+            batch,
+            drawn.flops("resnet18.0", size),
+        )
+    )
+    return cases
+
+
 def quick_cases() -> list[Case]:
     """Returns one small case, to see within a minute or two that everything runs."""
     return [ensemble("2x resnet18", 32, 4, samples=(1, 3))]
@@ -248,4 +306,23 @@ GOALS = (
     Goal("share", "vit_b16 at 64 px, T = 1", FLOAT32, "", 0.85),
     Goal("share", "vit_b16 at 224 px, T = 1", FLOAT32, "", 0.85),
     Goal("memory", "resnet18 + vit_b16 at 64 px, T = 10", FLOAT32, BEFORE, 0.7),
+)
+
+READING_GOALS = (
+    *(
+        Goal("rate", f"reading {kind} at {size} px", f"lensjax, {kind}", f"PyTorch, {kind}", 1.5)
+        for size in (64, 224)
+        for kind in ("FITS files", "PNG files")
+    ),
+    *(
+        Goal(
+            "rate",
+            f"reading FITS files at {size} px",
+            "lensjax, ArrayRecord shards",
+            "lensjax, FITS files",
+            5.0,
+        )
+        for size in (64, 224)
+    ),
+    Goal("rate", "resnet18 fed at 64 px", "from ArrayRecord shards", IN_MEMORY, 1 / 1.03),
 )

@@ -15,7 +15,7 @@ from typing import Annotated
 from lensjax import config, results, runtime
 from lensjax.benchmark import arena, cases, table
 from lensjax.benchmark.arena import Block, Pace
-from lensjax.benchmark.cases import Case
+from lensjax.benchmark.cases import Case, Goal
 from lensjax.errors import LensjaxError, UsageError
 from lensjax.files import make_folder
 
@@ -32,6 +32,8 @@ class BenchmarkConfig:
     contenders: Annotated[str, "rows to fill, comma separated, with * and ?"] = "*"
     list: Annotated[bool, "show the names of the cases and stop"] = False
     quick: Annotated[bool, "one small case of its own, in a minute or two"] = False
+    data: Annotated[bool, "reading files, beside PyTorch's DataLoader; made in OUTPUT/data"] = False
+    items: Annotated[int, "files of each kind, with --data; a tenth at 224 px"] = 20000
     batch_size: Annotated[int, "images a batch; a quarter for one network, an eighth at 224 px"] = (
         128
     )
@@ -48,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     """
     options = config.parse(BenchmarkConfig, argv, description=__doc__.split(": ", 1)[1])
     _check(options)
-    known = cases.quick_cases() if options.quick else cases.all_cases(options.batch_size)
+    known, goals = _known(options)
     if options.list:
         print("\n".join(case.name for case in known))
         return
@@ -62,14 +64,30 @@ def main(argv: Sequence[str]) -> None:
         print("\n".join(lines), flush=True)
         text += lines
         _write(options, blocks, text)
-    goals = list(table.goal_lines(cases.GOALS, blocks))
-    print("\n".join([*goals, f"{options.output / 'benchmark.md'}"]))
-    _write(options, blocks, text + goals)
+    reached = list(table.goal_lines(goals, blocks))
+    print("\n".join([*reached, f"{options.output / 'benchmark.md'}"]))
+    _write(options, blocks, text + reached)
     odd = [
         f"{row.name} ({block.title})" for block in blocks for row in block.rows if not row.agrees
     ]
     if odd:
         raise LensjaxError(f"failed, or said something else than lensjax: {', '.join(odd)}")
+
+
+def _known(options: BenchmarkConfig) -> tuple[list[Case], tuple[Goal, ...]]:
+    """Returns the cases that there are, and what is to be reached in them."""
+    if options.quick:
+        return cases.quick_cases(), cases.GOALS
+    if not options.data:
+        return cases.all_cases(options.batch_size), cases.GOALS
+    from lensjax.benchmark import reading  # brings in JAX, for which each contender has a process
+
+    _tell("making files")
+    counts = {64: options.items, 224: max(options.items // 10, options.batch_size)}
+    folders = {
+        size: reading.make(options.output / "data", size, count) for size, count in counts.items()
+    }
+    return cases.reading_cases(folders, options.batch_size), cases.READING_GOALS
 
 
 def choose(known: Sequence[Case], cases: str, contenders: str) -> list[Case]:
@@ -121,7 +139,7 @@ def _peer_versions() -> dict[str, str]:
 
 def _check(options: BenchmarkConfig) -> None:
     """Raises UsageError for numbers that make no sense."""
-    for name in ("batch_size", "rounds", "seconds", "patience"):
+    for name in ("batch_size", "items", "rounds", "seconds", "patience"):
         if getattr(options, name) <= 0:
             raise UsageError(f"--{name.replace('_', '-')} must be above 0")
 
