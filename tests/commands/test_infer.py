@@ -56,6 +56,23 @@ def test_the_output_directory_is_the_contract(results):
     }
 
 
+def test_packed_cutouts_score_alike(run, members, stack_file, results, tmp_path):
+    packed = tmp_path / "packed"
+    ended = run(infer.main, "--data", stack_file, "--pack", packed)
+    assert ended.status == 0, ended
+    assert f"{CUTOUTS} packed + 0 rejected = {CUTOUTS} given" in ended.out
+    ended = run(infer.main, *arguments(members, packed, tmp_path / "out"))
+    assert ended.status == 0, ended
+    found, expected = (
+        np.load(folder / "predictions.npz", allow_pickle=False)
+        for folder in (tmp_path / "out", results)
+    )
+    for name in ("id", "ensemble_logits", "vit_s16.0_probs"):
+        np.testing.assert_array_equal(found[name], expected[name])
+    again = run(infer.main, "--data", stack_file, "--pack", packed)
+    assert again.status == 2 and "holds shards already" in again.error
+
+
 @pytest.mark.parametrize("form", ["parquet", "csv", "fits"])
 def test_the_catalogue_opens_in_astropy_best_first(results, form):
     table = Table.read(results / f"candidates.{form}")
