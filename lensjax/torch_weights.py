@@ -10,7 +10,7 @@ from flax import nnx
 
 from lensjax.errors import LensjaxError, UsageError
 from lensjax.models.adapt import FIRST_KERNELS, to_bands
-from lensjax.models.resnet import ResNet
+from lensjax.models.hybrid import HybridTransformer
 from lensjax.models.vit import PATCH_SIZE, VisionTransformer, interpolate_position_embedding
 from lensjax.torch_file import StateDict
 
@@ -143,11 +143,11 @@ def _plain_names(state_dict: StateDict) -> StateDict:
 
 def _naming(model: nnx.Module, tensors: StateDict) -> Names:
     match model:
-        case ResNet():
-            return RESNET_NAMES
         case VisionTransformer():
             return TIMM_VIT_NAMES if "cls_token" in tensors else TORCHVISION_VIT_NAMES
-    raise UsageError(f"neither torchvision nor timm has weights for a {type(model).__name__}")
+        case HybridTransformer():
+            raise UsageError("neither torchvision nor timm has weights for this architecture")
+    return RESNET_NAMES
 
 
 def _source(

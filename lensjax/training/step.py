@@ -8,6 +8,7 @@ the consistency asks of each logit goes into the backward pass of its group as a
 `Programs` maps over members and compiles; what it maps is pure and of one member.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -229,15 +230,14 @@ class Programs:
         count = scale_count or sum(len(group.scales) for group in groups)
         examples = Examples(None, None, None, 0)
 
-        def whole(
-            state: TrainState, examples: Examples, key: Array | None
-        ) -> tuple[TrainState, Array]:
-            shown = draw(examples, key, state.step)
+        def gradient_of(
+            params: Any, statistics: Any, step: Array, examples: Examples, key: Array | None
+        ) -> tuple[Any, Any, Array]:
+            shown = draw(examples, key, step)
             gradient, (logits, statistics) = group_gradient(
-                setting, groups[0], count, state.params, state.statistics, shown
+                setting, groups[0], count, params, statistics, shown
             )
-            losses = example_losses(setting, logits, examples).mean(-1)
-            return update(setting, state, gradient, statistics), losses
+            return gradient, statistics, example_losses(setting, logits, examples).mean(-1)
 
         def look(group: Group) -> Callable[..., Array]:
             def logits(
@@ -280,17 +280,26 @@ class Programs:
         def compiled(function: Callable, axes: tuple, give_away: tuple[int, ...] = ()) -> Any:
             return jax.jit(over_members(function, axes, mesh), donate_argnums=give_away)
 
-        self.whole = compiled(whole, (0, examples, 0), (0,))
+        gradients = over_members(gradient_of, (0, 0, 0, examples, 0), mesh)
+        updates = over_members(
+            functools.partial(update, setting), (0, 0, 0), mesh, plain_alone=False
+        )
+
+        def whole(
+            state: TrainState, examples: Examples, keys: Array | None
+        ) -> tuple[TrainState, Array]:
+            gradient, statistics, losses = gradients(
+                state.params, state.statistics, state.step, examples, keys
+            )
+            return updates(state, gradient, statistics), losses
+
+        self.whole = jax.jit(whole, donate_argnums=0)
         self.look = [compiled(look(group), (0, 0, 0, examples, 0)) for group in groups]
         self.pulls = compiled(pulls, (0,))
         self.add = [
             compiled(add(group), (0, 0, 0, 0, examples, 0, 0), (0,)) for group in self.groups
         ]
-        self.finish = compiled(
-            lambda state, gradient, statistics: update(setting, state, gradient, statistics),
-            (0, 0, 0),
-            (0,),
-        )
+        self.finish = jax.jit(updates, donate_argnums=0)
         self._ties = setting.consistency_weight != 0 and count > 1
 
     def __call__(
@@ -311,19 +320,22 @@ class Programs:
         return self.finish(state, total, statistics), jnp.concatenate(losses, axis=1)
 
 
-def over_members(function: Callable, axes: tuple, mesh: Mesh) -> Callable:
+def over_members(
+    function: Callable, axes: tuple, mesh: Mesh, *, plain_alone: bool = True
+) -> Callable:
     """Returns `function` of one member mapped over those in front of its arguments, of which each
     device along the mesh's axis of members takes its own; `axes` are as `jax.vmap` has them.
 
     The batch may be split over the mesh's other axis: what depends on all of it, as the statistics
-    of batch normalisation do, the devices exchange.
+    of batch normalisation do, the devices exchange. With `plain_alone` a sole member is not mapped:
+    its layers would stand behind the axis, and be copied. (What is written over its arguments is
+    mapped all the same: without the axis it would be another array, and copied too.)
     """
 
     def each(*arguments: Any) -> Any:
         mapped = [part for axis, part in zip(axes, arguments, strict=True) if axis == 0]
-        if len(jax.tree.leaves(mapped)[0]) > 1:
+        if not plain_alone or len(jax.tree.leaves(mapped)[0]) > 1:
             return jax.vmap(function, axes)(*arguments)
-        # A sole member is not mapped: its layers would stand behind the axis, and be copied.
         alone = (_first(axis, part) for axis, part in zip(axes, arguments, strict=True))
         return jax.tree.map(lambda leaf: leaf[None], function(*alone))
 
