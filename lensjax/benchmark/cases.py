@@ -219,7 +219,7 @@ def all_cases(batch: int) -> list[Case]:
         ),
         *(ensemble("resnet18", size, small, **alone) for size in (64, 128)),
         *(training(size, small) for size in (64, 128)),
-        *(joint_training((32, 64, 96), weight, small) for weight in (0.0, 1.0)),
+        *(joint_training((64, 128, 192), weight, small) for weight in (0.0, 1.0)),
         ensemble("vit_b16", 64, small, **alone),
         ensemble("vit_b16", 224, large, **alone),
     ]
@@ -296,10 +296,10 @@ GOALS = (
     Goal("rate", "resnet18 at 128 px, T = 1", FLOAT32, EAGER, 1 / 1.15),
     Goal("rate", "resnet18 training step at 64 px", "lensjax", "PyTorch", 1 / 1.15),
     Goal("rate", "resnet18 training step at 128 px", "lensjax", "PyTorch", 1 / 1.15),
-    Goal("rate", "resnet18 training step at 32+64+96 px", GROUPED, AT_ONCE, 1 / 1.05),
+    Goal("rate", "resnet18 training step at 64+128+192 px", GROUPED, AT_ONCE, 1 / 1.05),
     Goal(
         "rate",
-        "resnet18 training step at 32+64+96 px with consistency",
+        "resnet18 training step at 64+128+192 px with consistency",
         *(GROUPED, AT_ONCE),
         1 / 1.4,
     ),

@@ -230,14 +230,22 @@ class Programs:
         count = scale_count or sum(len(group.scales) for group in groups)
         examples = Examples(None, None, None, 0)
 
-        def gradient_of(
-            params: Any, statistics: Any, step: Array, examples: Examples, key: Array | None
-        ) -> tuple[Any, Any, Array]:
-            shown = draw(examples, key, step)
-            gradient, (logits, statistics) = group_gradient(
-                setting, groups[0], count, params, statistics, shown
-            )
-            return gradient, statistics, example_losses(setting, logits, examples).mean(-1)
+        def gradients(group: Group) -> Callable[..., tuple[Any, Any, Array]]:
+            def of_member(
+                params: Any,
+                statistics: Any,
+                step: Array,
+                examples: Examples,
+                key: Array | None,
+                pull: Array | None,
+            ) -> tuple[Any, Any, Array]:
+                shown = draw(examples, key, step)._replace(pull=pull)
+                gradient, (logits, statistics) = group_gradient(
+                    setting, group, count, params, statistics, shown
+                )
+                return gradient, statistics, example_losses(setting, logits, examples).mean(-1)
+
+            return over_members(of_member, (0, 0, 0, examples, 0, 0), mesh)
 
         def look(group: Group) -> Callable[..., Array]:
             def logits(
@@ -258,46 +266,30 @@ class Programs:
 
             return jax.grad(total)(logits)
 
-        def add(group: Group) -> Callable[..., tuple[Any, Any, Array]]:
-            def gradient(
-                total: Any,
-                params: Any,
-                statistics: Any,
-                step: Array,
-                examples: Examples,
-                key: Array | None,
-                pull: Array,
-            ) -> tuple[Any, Any, Array]:
-                shown = draw(examples, key, step)._replace(pull=pull)
-                found, (logits, statistics) = group_gradient(
-                    setting, group, count, params, statistics, shown
-                )
-                total = found if total is None else jax.tree.map(jnp.add, total, found)
-                return total, statistics, example_losses(setting, logits, examples).mean(-1)
+        def compiled(function: Callable, axes: tuple) -> Any:
+            return jax.jit(over_members(function, axes, mesh))
 
-            return gradient
-
-        def compiled(function: Callable, axes: tuple, give_away: tuple[int, ...] = ()) -> Any:
-            return jax.jit(over_members(function, axes, mesh), donate_argnums=give_away)
-
-        gradients = over_members(gradient_of, (0, 0, 0, examples, 0), mesh)
-        updates = over_members(
-            functools.partial(update, setting), (0, 0, 0), mesh, plain_alone=False
-        )
+        change = functools.partial(update, setting)
+        updates = over_members(change, (0, 0, 0), mesh, plain_alone=False)
 
         def whole(
             state: TrainState, examples: Examples, keys: Array | None
         ) -> tuple[TrainState, Array]:
-            gradient, statistics, losses = gradients(
-                state.params, state.statistics, state.step, examples, keys
+            gradient, statistics, losses = gradients(groups[0])(
+                state.params, state.statistics, state.step, examples, keys, None
             )
             return updates(state, gradient, statistics), losses
+
+        def add(group: Group, total: Any, *given: Any) -> tuple[Any, Any, Array]:
+            gradient, statistics, losses = gradients(group)(*given)
+            total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
+            return total, statistics, losses
 
         self.whole = jax.jit(whole, donate_argnums=0)
         self.look = [compiled(look(group), (0, 0, 0, examples, 0)) for group in groups]
         self.pulls = compiled(pulls, (0,))
         self.add = [
-            compiled(add(group), (0, 0, 0, 0, examples, 0, 0), (0,)) for group in self.groups
+            jax.jit(functools.partial(add, group), donate_argnums=0) for group in self.groups
         ]
         self.finish = jax.jit(updates, donate_argnums=0)
         self._ties = setting.consistency_weight != 0 and count > 1
