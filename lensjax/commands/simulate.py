@@ -12,9 +12,11 @@ import pyarrow
 import pyarrow.csv
 
 from lensjax import config, runtime
-from lensjax.data import loader, on_device
+from lensjax.data import loader, on_device, shards
+from lensjax.data.bands import Wanted
 from lensjax.data.catalog import open_source
 from lensjax.data.preprocess import Preparation
+from lensjax.data.source import Beside, source_of_array
 from lensjax.data.splits import held_back
 from lensjax.errors import UsageError
 from lensjax.files import make_folder, replacing
@@ -27,7 +29,7 @@ from lensjax.sky.survey import SURVEYS, Survey
 class SimulateConfig:
     """Options of scripts/simulate.py."""
 
-    output: Annotated[Path | None, "folder for train.npz, test.npz, truth.csv, preview.png"] = None
+    output: Annotated[Path | None, "folder for the cutouts, truth.csv, preview.png"] = None
     survey: Annotated[str, f"whose bands, seeing and depth: {', '.join(SURVEYS)}"] = "decam"
     size: Annotated[int | None, "pixels across (default: the survey's own)"] = None
     count: Annotated[int, "cutouts in all"] = 8000
@@ -43,6 +45,7 @@ class SimulateConfig:
     sources_pixel_scale: Annotated[float, "arcsec/pixel of the stamps"] = 0.03
     einstein_radius: Annotated[float | None, "smallest, arcsec (default: the survey's own)"] = None
     arc_snr: Annotated[float | None, "smallest S/N of arcs (default: the survey's own)"] = None
+    pack: Annotated[bool, "write folders of ArrayRecord shards, train and test, not .npz"] = False
     seed: Annotated[int, "seed of everything that is drawn"] = 0
 
 
@@ -78,13 +81,16 @@ def simulate_survey(options: SimulateConfig) -> str:
         )
     test = held_back(sky.truth["group"], options.test_fraction, "test")
     for name, rows in (("train", ~test), ("test", test)):
-        _write_stack(options.output / f"{name}.npz", survey, sky, rows)
+        if options.pack:
+            _write_shards(options.output / name, survey, sky, rows)
+        else:
+            _write_stack(options.output / f"{name}.npz", survey, sky, rows)
     _write_preview(options.output / "preview.png", survey, sky)
     _write_truth(options.output / "truth.csv", sky, test)
-    lenses = int(sky.truth["label"].sum())
+    lenses, ending = int(sky.truth["label"].sum()), "" if options.pack else ".npz"
     return (
         f"{options.output}: {lenses} lenses and {options.count - lenses} others as {survey.name} "
-        f"sees them; {int((~test).sum())} in train.npz, {int(test.sum())} in test.npz"
+        f"sees them; {int((~test).sum())} in train{ending}, {int(test.sum())} in test{ending}"
     )
 
 
@@ -134,6 +140,13 @@ def _write_stack(path: Path, survey: Survey, sky: Sky, rows: np.ndarray) -> None
     arrays |= {"bands": np.array(survey.bands), "pixel_scale": np.array(survey.pixel_scale)}
     with replacing(path, sky.images[rows].nbytes) as file:
         np.savez(file, allow_pickle=False, images=sky.images[rows], **arrays)
+
+
+def _write_shards(folder: Path, survey: Survey, sky: Sky, rows: np.ndarray) -> None:
+    columns = {name: values[rows] for name, values in sky.truth.items()}
+    beside = Beside(columns, survey.bands, survey.pixel_scale)
+    source = source_of_array(sky.images[rows], folder, beside, Wanted(), in_memory=True)
+    shards.pack(source, folder, resume=False)
 
 
 def _write_truth(path: Path, sky: Sky, test: np.ndarray) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lensjax.commands import demo, evaluate, infer, simulate, train
 from lensjax.commands.simulate import SimulateConfig
+from lensjax.data.catalog import open_source
 from lensjax.training.recipe import Recipe
 
 
@@ -36,6 +37,21 @@ def test_the_simulated_sky_is_complete_and_split_by_galaxy(sky):
     assert training["images"].shape[1:] == (32, 32, 3) and list(test["bands"]) == ["g", "r", "i"]
     assert set(truth["split"]) == {"train", "test"}
     assert Image.open(sky / "preview.png").width == 12 * 32
+
+
+def test_a_simulated_sky_can_be_packed(run, sky, tmp_path):
+    options = ("--count", 160, "--size", 32, "--test-fraction", 0.3, "--pack")
+    ended = run(simulate.main, "--output", tmp_path, *options)
+    assert ended.status == 0 and "in train, " in ended.out, ended
+    for name in ("train", "test"):
+        plain, packed = (
+            open_source(path, needed=None) for path in (sky / f"{name}.npz", tmp_path / name)
+        )
+        rows = slice(0, len(plain))
+        np.testing.assert_array_equal(packed.stack.read(rows), plain.stack.read(rows))
+        for column in ("id", "label", "group", "kind"):
+            assert packed.table[column].tolist() == plain.table[column].tolist()
+        assert packed.bands == plain.bands and packed.stack.pixel_scale == plain.stack.pixel_scale
 
 
 def test_simulate_train_infer_evaluate(run, sky, tmp_path):
