@@ -16,8 +16,8 @@ from lensjax import checkpoint, config, runtime
 from lensjax.data import loader
 from lensjax.data.catalog import Format, open_source
 from lensjax.data.on_device import Canvas, View
+from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.preprocess import Fit, Preparation, Stretch, geometry
-from lensjax.data.readers import Cutout, Unreadable
 from lensjax.data.source import Source
 from lensjax.ensemble import placement
 from lensjax.errors import UsageError

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from lensjax.data.readers import COLOURS, Names
+from lensjax.data.planes import COLOURS, Names
 from lensjax.errors import UsageError
 
 PICTURE_BANDS = ("i", "r", "g")

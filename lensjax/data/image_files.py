@@ -11,19 +11,10 @@ import numpy as np
 from astropy.table import Table
 
 from lensjax.data.bands import Selection, Wanted, select
+from lensjax.data.fits_images import fits_shape
+from lensjax.data.planes import COLOURS, Cutout, Names, Plane, Unreadable
 from lensjax.data.preprocess import join
-from lensjax.data.readers import (
-    COLOURS,
-    FITS_SUFFIXES,
-    Cutout,
-    Names,
-    Plane,
-    Unreadable,
-    fits_shape,
-    has_suffix,
-    read_planes,
-    stem,
-)
+from lensjax.data.readers import FITS_SUFFIXES, has_suffix, read_planes, stem
 from lensjax.data.source import Source, Stack, describe, source_of, source_of_stack
 from lensjax.data.stacks import read_fits_stack
 from lensjax.errors import UsageError

@@ -10,8 +10,8 @@ import numpy as np
 
 from lensjax import trace
 from lensjax.data.on_device import Canvas, Inputs, Layout, View
+from lensjax.data.planes import Unreadable, perhaps_masked
 from lensjax.data.preprocess import Geometry, Preparation, fill_masked, fit, geometry
-from lensjax.data.readers import Unreadable, perhaps_masked
 from lensjax.data.source import Source, Stack
 from lensjax.errors import UsageError
 

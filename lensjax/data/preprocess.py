@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from scipy import ndimage, sparse
 
-from lensjax.data.readers import Cutout, Plane, Unreadable
+from lensjax.data.planes import Cutout, Plane, Unreadable
 from lensjax.errors import UsageError
 
 Stretch = Literal["asinh", "log", "linear", "percentile", "none"]

@@ -21,7 +21,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from astropy.table import Table
 
 from lensjax.data.bands import Wanted, select
-from lensjax.data.readers import Cutout, Unreadable
+from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.source import Source, Stack, describe, source_of
 from lensjax.data.tables import plain, read_table, standardise, to_arrow
 from lensjax.errors import LensjaxError, UsageError

@@ -14,8 +14,8 @@ import numpy as np
 from astropy.table import Table
 
 from lensjax.data.bands import Wanted, select
+from lensjax.data.planes import Cutout, Names, Plane, Sky, masked
 from lensjax.data.preprocess import join
-from lensjax.data.readers import Cutout, Names, Plane, Sky, masked
 from lensjax.data.tables import KNOWN_COLUMNS, standardise
 from lensjax.errors import UsageError
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from lensjax.data.bands import Wanted
-from lensjax.data.readers import Sky, Unreadable, fits_shape, fits_stack, has_suffix
+from lensjax.data.fits_images import fits_shape, fits_stack
+from lensjax.data.planes import Sky, Unreadable
+from lensjax.data.readers import has_suffix
 from lensjax.data.source import Beside, Source, source_of_array
 from lensjax.data.tables import PARQUET_SUFFIXES, read_table
 from lensjax.errors import UsageError

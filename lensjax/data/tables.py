@@ -13,7 +13,8 @@ import pyarrow.parquet
 from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table
 
-from lensjax.data.readers import FITS_SUFFIXES, has_suffix, open_fits
+from lensjax.data.fits_images import open_fits
+from lensjax.data.readers import FITS_SUFFIXES, has_suffix
 from lensjax.errors import UsageError
 
 PARQUET_SUFFIXES = (".parquet", ".pq")

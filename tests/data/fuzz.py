@@ -30,7 +30,7 @@ from PIL import Image
 
 from lensjax.data import shards
 from lensjax.data.catalog import open_source
-from lensjax.data.readers import Unreadable
+from lensjax.data.planes import Unreadable
 from lensjax.errors import UsageError
 
 SECONDS_A_CASE = 20

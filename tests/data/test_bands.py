@@ -3,7 +3,7 @@
 import pytest
 
 from lensjax.data.bands import Selection, parse, select, short_name
-from lensjax.data.readers import COLOURS
+from lensjax.data.planes import COLOURS
 from lensjax.errors import UsageError
 
 EUCLID = ("DES_G_BGSUB", "DES_R_BGSUB", "VIS_BGSUB", "DES_I_BGSUB", "NIR_Y_BGSUB")

@@ -7,7 +7,7 @@ from astropy.table import Table
 from PIL import Image
 
 from lensjax.data.catalog import open_source
-from lensjax.data.readers import Unreadable
+from lensjax.data.planes import Unreadable
 from lensjax.errors import UsageError
 
 # pytest undoes the filters that the readers set.

@@ -10,8 +10,8 @@ from astropy.io import fits
 from lensjax.data.catalog import open_source
 from lensjax.data.loader import batches, layout, shuffled
 from lensjax.data.on_device import prepare
+from lensjax.data.planes import masked
 from lensjax.data.preprocess import fill_masked, fit, geometry
-from lensjax.data.readers import masked
 from lensjax.errors import UsageError
 from tests.data.wanted import preparation
 

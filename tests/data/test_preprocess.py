@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lensjax.data.planes import Plane, Sky, Unreadable
 from lensjax.data.preprocess import (
     Preparation,
     background_level,
@@ -18,7 +19,6 @@ from lensjax.data.preprocess import (
     join,
     resample,
 )
-from lensjax.data.readers import Plane, Sky, Unreadable
 from lensjax.errors import UsageError
 from tests.data.wanted import preparation
 

@@ -14,18 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lensjax.data.readers import (
-    COLOURS,
-    IMAGE_SUFFIXES,
-    MAX_VALUES,
-    Unreadable,
-    channels_last,
-    fits_stack,
-    has_suffix,
-    masked,
-    read_planes,
-    stem,
-)
+from lensjax.data.fits_images import fits_stack
+from lensjax.data.planes import COLOURS, MAX_VALUES, Unreadable, channels_last, masked
+from lensjax.data.readers import IMAGE_SUFFIXES, has_suffix, read_planes, stem
 
 # pytest undoes the filters that the module sets.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -6,8 +6,8 @@ from PIL import Image
 
 from lensjax.data import loader, shards
 from lensjax.data.catalog import open_source
+from lensjax.data.planes import Unreadable
 from lensjax.data.preprocess import Preparation
-from lensjax.data.readers import Unreadable
 from lensjax.errors import UsageError
 
 GRI = ("g", "r", "i")

@@ -1,0 +1,157 @@
+"""What a file of a cutout is read into: planes, each a picture in one band, its masked pixels NaN.
+
+Whatever a file holds, reading it ends in planes or in `Unreadable` with a short reason: one bad
+file among a million is a row of the rejects, not the end of a run.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+COLOURS = ("red", "green", "blue")
+
+# A cutout of 8192 x 8192 pixels is a survey tile given by mistake, or a decompression bomb.
+MAX_VALUES = 2**26
+
+# A value is taken for the mark of a mask when it lies this many times further from the other
+# pixels than these reach from their own median on that side.
+MASK_GAP = 10.0
+
+
+class Unreadable(Exception):
+    """A cutout that cannot be used. The message is a short reason on one line."""
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A picture of one object in several bands, as its file holds it.
+
+    `image` is (height, width, band) float32 with NaN where a pixel is masked, `pixel_scale` in
+    arcsec per pixel (None: unknown), `ra` and `dec` of the centre in degrees (NaN: unknown).
+    """
+
+    image: np.ndarray
+    pixel_scale: float | None = None
+    ra: float = float("nan")
+    dec: float = float("nan")
+
+
+class Sky(NamedTuple):
+    """Where a plane lies: pixel scale (arcsec, None: unknown), centre ra and dec (degrees)."""
+
+    pixel_scale: float | None = None
+    ra: float = float("nan")
+    dec: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One band of one file: `pixels` (height, width) float32, NaN where masked."""
+
+    pixels: np.ndarray
+    sky: Sky = Sky()
+
+
+Names = tuple[str | None, ...]
+"""What a file calls its planes, in its order; None for a plane without a name."""
+
+Choose = Callable[[Names], Sequence[int]]
+"""Says which planes are wanted, in order, from the names; may raise `Unreadable`."""
+
+
+def channels_last(array: np.ndarray) -> np.ndarray:
+    """(height, width, channel) of a picture (H, W), (H, W, C) or (C, H, W): the small axis is C."""
+    if array.ndim == 2:
+        return array[..., np.newaxis]
+    if array.ndim != 3:
+        raise Unreadable(f"{array.ndim} dimensions where a picture has 2 or 3")
+    return array if array.shape[2] <= array.shape[0] else np.moveaxis(array, 0, 2)
+
+
+def masked(pixels: np.ndarray) -> np.ndarray:
+    """(height, width) float32 of a plane, with NaN for infinities and for marks of masked pixels.
+
+    A mark is the lowest or the highest value of a plane of floating-point numbers that at least
+    two pixels hold exactly and that lies far outside of what all others span, such as 100.0
+    where fluxes are 1e-12, or -99. Integers are left as they are: there the ends of the range
+    are black sky and saturation.
+    """
+    if pixels.dtype.kind not in "fiub":
+        raise Unreadable(f"pixels are of type {pixels.dtype}, not numbers")
+    if pixels.size == 0:
+        raise Unreadable("the image has no pixels")
+    with np.errstate(over="ignore"):
+        plane = pixels.astype(np.float32)
+    if pixels.dtype.kind != "f":
+        return plane
+    finite = np.isfinite(plane)
+    plane[~finite] = np.nan
+    values = plane[finite]
+    for sign in (1.0, -1.0):
+        mark = (sign * values).min(initial=np.inf)
+        if np.count_nonzero(values == sign * mark) < 2:
+            continue
+        others = sign * values[values != sign * mark].astype(np.float64)
+        if others.size < 2:
+            continue
+        nearest = others.min()
+        reach = np.median(others) - nearest
+        if reach > 0 and nearest - mark > MASK_GAP * reach:
+            plane[plane == sign * mark] = np.nan
+            values = values[values != sign * mark]
+    return plane
+
+
+def perhaps_masked(images: np.ndarray) -> np.ndarray:
+    """(n,) bool of images (n, height, width, band): False where `masked` would find nothing.
+
+    That is where all values are finite and none is the lowest or the highest of its band twice.
+    """
+    count, height, width, bands = images.shape
+    if images.dtype.kind != "f":
+        return np.zeros(count, bool)
+    # Rows of the image are reduced first: their pixels lie side by side.
+    lines = images.reshape(count, height, width * bands)
+    found = ~np.isfinite(lines).all(axis=(1, 2))
+    for extreme in (np.minimum, np.maximum):
+        of_band = extreme.reduce(extreme.reduce(lines, 1).reshape(count, width, bands), 1)
+        equal = lines == np.tile(of_band, width)[:, np.newaxis]
+        # Where they are finite each band has its extreme once at least.
+        found |= np.array([np.count_nonzero(image) for image in equal]) > bands
+    return found
+
+
+def check_file(path: str | Path) -> None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise Unreadable("no such file") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise Unreadable("is a folder, not a file")
+    # Opening a named pipe would wait for ever.
+    if not stat.S_ISREG(status.st_mode):
+        raise Unreadable("not a regular file")
+    if status.st_size == 0:
+        raise Unreadable("empty file")
+
+
+def short(error: Exception) -> str:
+    """One line of at most 160 characters that says what went wrong."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"cannot be decoded: {' '.join((text or type(error).__name__).split())}"[:160]
+
+
+def check_size(shape: Sequence[int]) -> None:
+    values = 1
+    for length in shape:
+        values *= int(length)
+    if values > MAX_VALUES:
+        size = " x ".join(str(length) for length in shape)
+        raise Unreadable(f"too large for a cutout: {size} values, the limit is {MAX_VALUES}")
+    if values <= 0:
+        raise Unreadable("the image has no pixels")
