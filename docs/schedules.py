@@ -27,7 +27,7 @@ from lensjax.training.scales import views_at
 from lensjax.training.trainer import train_team
 
 ARCHITECTURE, SEEDS, SIZES = "resnet18", (0, 1, 2), (24, 48)
-PLAIN = Recipe(batch_size=32, epochs=6.0, learning_rate=1e-3)
+PLAIN = Recipe(batch_size=32, epochs=4.0, learning_rate=1e-3)
 RECIPES = {
     "24 px alone": dataclasses.replace(PLAIN, scales="24"),
     "48 px alone": dataclasses.replace(PLAIN, scales="48"),
