@@ -23,9 +23,10 @@ from lensjax.ensemble import placement
 from lensjax.errors import UsageError
 from lensjax.files import make_folder
 from lensjax.footprint import find_target
-from lensjax.training import plan
+from lensjax.training import team_plan
 from lensjax.training.dataset import Labelled, read_labelled, split
 from lensjax.training.pictures import with_pictures
+from lensjax.training.plan import in_gb, outline_of
 from lensjax.training.recipe import Recipe
 from lensjax.training.step import Programs, TrainState
 from lensjax.training.team import Team, assemble, training_record
@@ -169,7 +170,7 @@ def _team(
         return
     run = folder / "runs" / "-".join(map(str, missing))
     mesh = placement.mesh_of(jax.local_devices(), options.member_shards)
-    budget = plan.budget_bytes(options.memory_budget, mesh)
+    budget = team_plan.budget_bytes(options.memory_budget, mesh)
 
     def programs_for(team: Team, state: TrainState) -> StepPrograms:
         return _planned(options, team, state, training, budget, run)
@@ -198,7 +199,7 @@ def _planned(
 
     Says on standard error where a scale is not simply computed at once.
     """
-    groups = plan.recorded_groups(run / "plan.json", options.memory_budget)
+    groups = team_plan.recorded_groups(run / "plan.json", options.memory_budget)
     if options.resume and groups is not None:
         return {
             scales: Programs(
@@ -208,11 +209,11 @@ def _planned(
         }
     images = training.arrays["images"]
     canvas = Canvas(images.shape[1:], images.dtype.name)
-    planned = plan.plan_team(team, state, canvas, batch=options.batch_size, budget=budget)
+    planned = team_plan.plan_team(team, state, canvas, batch=options.batch_size, budget=budget)
     for note in planned.notes():
         print(f"{team.architecture}, {note}", file=sys.stderr)
     make_folder(run)
-    plan.write(run / "plan.json", planned.record() | {"memory_budget": options.memory_budget})
+    team_plan.write(run / "plan.json", planned.record() | {"memory_budget": options.memory_budget})
     return planned.programs()
 
 
@@ -234,14 +235,14 @@ def make_plan(options: TrainConfig) -> str:
     budget = options.memory_budget
     if target and budget == "auto":
         raise UsageError("--target wants a --memory-budget such as 70GiB: the device is not here")
-    available = plan.budget_bytes(budget, mesh)
+    available = team_plan.budget_bytes(budget, mesh)
     info = checkpoint.MemberInfo(
         architecture, view.preparation, recipe.dropout, recipe.block_dropout
     )
     seeds = range(options.seed, options.seed + options.members)
     labels = np.zeros(options.batch_size, np.float32)
     team, state = assemble(info, view, labels, recipe, seeds, mesh)
-    planned = plan.plan_team(
+    planned = team_plan.plan_team(
         *(team, state, canvas),
         batch=options.batch_size,
         budget=available,
@@ -250,17 +251,17 @@ def make_plan(options: TrainConfig) -> str:
     )
     record, lines = planned.record() | {"memory_budget": budget}, [planned.table()]
     if target is None:
-        outline = plan.outline_of(team, state, canvas, options.batch_size)
+        outline = outline_of(team, state, canvas, options.batch_size)
         programs = planned.programs()[team.scale_sets[-1]]
         state = jax.device_put(state, NamedSharding(mesh, placement.BY_MEMBER))
-        record["steps_per_second"] = plan.speed(team, programs, state, outline)
+        record["steps_per_second"] = team_plan.speed(team, programs, state, outline)
         lines.append(f"{record['steps_per_second']:.3g} steps/s at the last set of scales")
         peak = (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
         if peak is not None:
             record["measured_peak_bytes"] = peak
-            lines.append(f"measured peak {plan.in_gb(peak)}")
+            lines.append(f"measured peak {in_gb(peak)}")
     make_folder(options.output)
-    plan.write(options.output / "plan.json", record)
+    team_plan.write(options.output / "plan.json", record)
     return "\n".join([*lines, str(options.output / "plan.json")])
 
 

@@ -13,8 +13,10 @@ from lensjax.data.on_device import Canvas
 from lensjax.errors import UsageError
 from lensjax.footprint import Footprint
 from lensjax.training import plan as planning
-from lensjax.training.plan import Need, budget_bytes, choose, plan, recorded_groups
+from lensjax.training.plan import Need, choose, plan_step
 from lensjax.training.step import Examples, Group
+from lensjax.training.team import Team
+from lensjax.training.team_plan import budget_bytes, recorded_groups
 from tests.training.small import BATCH, MESH, Convolutional, setting_and_state
 
 SIZES = (1, 2, 3)
@@ -87,7 +89,7 @@ def outline(state) -> planning.Outline:
 def planned(budget: float, target=None, batch: int = BATCH) -> planning.Plan:
     setting, state = setting_and_state(Convolutional)
     of_batch = outline(state).of_batch(batch)
-    return plan(setting, (0, 1, 2), of_batch, MESH, budget=budget, target=target)
+    return plan_step(setting, (0, 1, 2), of_batch, MESH, budget=budget, target=target)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +175,7 @@ def test_what_cannot_be_planned_is_refused(tmp_path):
 
 def test_canvases_travel_in_their_own_type():
     setting, state = setting_and_state(Convolutional)
-    team = planning.Team("x", setting, MESH, ((0,),), 1, jnp.arange(2), np.ones((2, 4)), 1, 1)
+    team = Team("x", setting, MESH, ((0,),), 1, jnp.arange(2), np.ones((2, 4)), 1, 1)
     found = planning.outline_of(team, state, Canvas((48, 48, 2), "uint8"), 4).examples
     assert found.images.shape == (4, 48, 48, 2) and found.images.dtype == jnp.uint8
     assert found.weight.shape == (2, 4)
