@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
+from scipy.special import expit
 
 from lensjax import metrics, runtime
 from lensjax.checkpoint import Member, nnx_state
@@ -48,7 +49,7 @@ def opened(path: Path, size: int) -> Labelled:
 
 
 def scores(member: Member, test: Labelled, size: int) -> np.ndarray:
-    """Returns the logits (n,) of the test cutouts at an input size."""
+    """Returns the probabilities (n,) of the test cutouts at an input size, by the plain logits."""
     preparation = dataclasses.replace(member.info.preparation, input_size=max(SIZES))
     (view,) = views_at(dataclasses.replace(test.view, preparation=preparation), [size])
     abstract = member.info.outline()
@@ -62,18 +63,18 @@ def scores(member: Member, test: Labelled, size: int) -> np.ndarray:
         logits(state, test.arrays["images"][rows], test.arrays["inside"][rows])
         for rows in np.array_split(np.arange(len(test)), len(test) // 50)
     ]
-    return np.concatenate(parts)
+    return expit(np.concatenate(parts))
 
 
-def with_interval(logits: np.ndarray, label: np.ndarray, metric: str) -> str:
-    """Returns the mean over the seeds of a metric of logits (seed, n), and its interval."""
+def with_interval(probability: np.ndarray, label: np.ndarray, metric: str) -> str:
+    """Returns the mean over the seeds of a metric of probabilities (seed, n), and its interval."""
     measure = {"AUROC": metrics.auroc, "TPR10": lambda s, y: metrics.tpr_at(s, y, 10)}[metric]
     rng = np.random.default_rng(0)
 
     def mean(seeds: np.ndarray, rows: np.ndarray) -> float:
-        return float(np.mean([measure(logits[seed, rows], label[rows]) for seed in seeds]))
+        return float(np.mean([measure(probability[seed, rows], label[rows]) for seed in seeds]))
 
-    count = len(logits)
+    count = len(probability)
     draws = [
         mean(rng.integers(count, size=count), rng.integers(len(label), size=len(label)))
         for _ in range(1000)
@@ -102,8 +103,8 @@ def main(folder: Path) -> None:
         )
         cells = []
         for size in SIZES:
-            logits = np.stack([scores(member, test, size) for member in members])
-            cells += [with_interval(logits, label, metric) for metric in ("AUROC", "TPR10")]
+            found = np.stack([scores(member, test, size) for member in members])
+            cells += [with_interval(found, label, metric) for metric in ("AUROC", "TPR10")]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
