@@ -163,7 +163,8 @@ def _of_stack(
         images = batch.inputs.images[0]
         with np.errstate(over="ignore"):
             images[:count] = stack.read(rows)
-        for place in np.flatnonzero(perhaps_masked(images[:count])).tolist():
+        suspects = [] if stack.whole else np.flatnonzero(perhaps_masked(images[:count])).tolist()
+        for place in suspects:
             try:
                 image = source[first + place].image
             except Unreadable as error:

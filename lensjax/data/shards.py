@@ -36,20 +36,22 @@ SHARD_ROWS = 4096
 TYPES = ("uint8", "uint16", "float32")
 PNG = "png"
 # What the index says of each cutout beside the table of the source.
-HEIGHT, WIDTH, TYPE, SCALE, REASON = (
-    f"_{name}" for name in ("height", "width", "type", "pixel_scale", "reason")
+HEIGHT, WIDTH, TYPE, SCALE, MASKED, REASON = OF_CUTOUT = tuple(
+    f"_{name}" for name in ("height", "width", "type", "pixel_scale", "masked", "reason")
 )
 _BANDS = b"lensjax_bands"
 
 
 class Packed(NamedTuple):
-    """A cutout as a record, and what the index says of it. `type` is one of TYPES or PNG."""
+    """A cutout as a record, and what the index says of it. `type` is one of TYPES or PNG, `masked`
+    the number of values that are NaN."""
 
     record: bytes
     height: int = 0
     width: int = 0
     type: str = ""
     pixel_scale: float = float("nan")
+    masked: int = 0
     ra: float = float("nan")
     dec: float = float("nan")
     reason: str = ""
@@ -106,7 +108,7 @@ def are_shards(folder: Path) -> bool:
 def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     """The cutouts that `pack` wrote to a folder. Raises `UsageError` where it is not whole."""
     index = read_table(path / INDEX)
-    missing = [name for name in (HEIGHT, WIDTH, TYPE, SCALE, REASON) if name not in index.colnames]
+    missing = [name for name in OF_CUTOUT if name not in index.colnames]
     described = (pa.parquet.read_schema(path / INDEX).metadata or {}).get(_BANDS)
     if missing or described is None or not len(index):
         raise UsageError(f"{path / INDEX} is no index of shards: pack the cutouts again")
@@ -137,7 +139,7 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
         )
 
     table = standardise(index, str(path))
-    table.remove_columns([HEIGHT, WIDTH, TYPE, SCALE, REASON])
+    table.remove_columns(list(OF_CUTOUT))
     if "path" not in table.colnames:
         table["path"] = [f"{path}[{row}]" for row in range(count)]
     first = int(np.flatnonzero(reasons == "")[0]) if (reasons == "").any() else None
@@ -151,7 +153,8 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     stack = None
     is_one = all(len(np.unique(values)) == 1 for values in form.values())
     if is_one and not reasons.any() and form[TYPE][0] in TYPES:
-        stack = _stack(records, example, str(form[TYPE][0]), len(names), planes)
+        whole = not np.any(index[MASKED])
+        stack = _stack(records, example, str(form[TYPE][0]), len(names), planes, whole)
     return source_of(
         table, bands, f"shards {path}: {describe(table, bands, example)}", False, read, stack
     )
@@ -175,6 +178,7 @@ def _packed(
             cutout.image.shape[1],
             kind,
             cutout.pixel_scale or float("nan"),
+            int(np.isnan(cutout.image).sum()),
             ra[row] if np.isfinite(ra[row]) else cutout.ra,
             dec[row] if np.isfinite(dec[row]) else cutout.dec,
         )
@@ -210,7 +214,12 @@ def _pixels(record: bytes, kind: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _stack(
-    records: Any, example: Cutout, kind: str, channels: int, planes: tuple[int, ...]
+    records: Any,
+    example: Cutout,
+    kind: str,
+    channels: int,
+    planes: tuple[int, ...],
+    whole: bool,
 ) -> Stack:
     """The same cutouts many at a time: all of one size and type."""
     height, width, bands = example.image.shape
@@ -221,7 +230,7 @@ def _stack(
         images = _pixels(b"".join(chosen), kind, (len(chosen), *shape))
         return images if all_planes else images[..., planes]
 
-    return Stack((height, width, bands), np.dtype(kind), example.pixel_scale, read)
+    return Stack((height, width, bands), np.dtype(kind), example.pixel_scale, read, whole)
 
 
 def _opened(path: Path, shards: list[Path], count: int) -> Any:
@@ -270,9 +279,8 @@ def _write_shard(
 def _write_index(path: Path, source: Source, columns: dict[str, np.ndarray]) -> None:
     table: Table = source.table.copy(copy_data=False)
     table["ra"], table["dec"] = columns["ra"], columns["dec"]
-    for name, key in ((HEIGHT, "height"), (WIDTH, "width"), (TYPE, "type"), (REASON, "reason")):
-        table[name] = columns[key]
-    table[SCALE] = columns["pixel_scale"]
+    for name in OF_CUTOUT:
+        table[name] = columns[name.removeprefix("_")]
     arrow = pa.table({name: to_arrow(plain(table[name])) for name in table.colnames})
     arrow = arrow.replace_schema_metadata({_BANDS: json.dumps(source.bands)})
     with replacing(path, arrow.nbytes) as file:

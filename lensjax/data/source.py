@@ -25,13 +25,14 @@ class Stack:
     """Cutouts of one shape (height, width, band), type and pixel scale, as arrays hold them.
 
     `read` gives those of some rows in a row, (n, height, width, band), in the type of the arrays
-    and without regard to masks.
+    and without regard to masks. `whole`: whether it is known that no pixel is masked.
     """
 
     shape: tuple[int, int, int]
     dtype: np.dtype
     pixel_scale: float | None
     read: Callable[[slice], np.ndarray]
+    whole: bool = False
 
 
 @dataclass(frozen=True)
