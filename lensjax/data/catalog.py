@@ -156,7 +156,9 @@ def _open_catalogue(path: Path, wanted: Wanted, pixel_scale: float | None) -> So
     files = [str(file).strip() for file in np.ma.filled(np.ma.asarray(table["path"]), "")]
     if "id" not in table.colnames:
         table["id"] = [stem(file) for file in files]
-    paths = [str(path.parent / file) if file else "" for file in files]
+    # A million `Path`s would take ten seconds.
+    folder = "" if path.parent == Path() else str(path.parent)
+    paths = [os.path.join(folder, file) if file else "" for file in files]
     table["path"] = paths
     templates = (file for file in paths if "{band}" in file)
     found = next(filter(None, map(matches, templates)), [])
