@@ -94,7 +94,7 @@ def assemble(
         scale_sets(recipe.schedule, len(views)),
         recipe.micro_batches,
         jax.device_put(fold_in(roots, 1), NamedSharding(mesh, placement.BY_MEMBER)),
-        _weights(seeds, labels, recipe),
+        weigh(seeds, labels, recipe),
         steps,
         per_epoch,
     )
@@ -107,7 +107,7 @@ def assemble(
     )
 
 
-def _weights(seeds: Sequence[int], labels: np.ndarray, recipe: Recipe) -> np.ndarray:
+def weigh(seeds: Sequence[int], labels: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Returns what each cutout counts for each member, (member, cutout) float32.
 
     Balanced, each class counts half of all. With bootstrap a cutout counts as often as it stands in

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lensjax import checkpoint
 from lensjax.data.on_device import View
 from lensjax.data.preprocess import Preparation, geometry
 from lensjax.errors import LensjaxError, UsageError
@@ -13,6 +14,7 @@ from lensjax.training import trainer
 from lensjax.training.dataset import Labelled, measure_normalisation, split
 from lensjax.training.recipe import Recipe
 from lensjax.training.step import TrainState
+from lensjax.training.team import weigh
 from lensjax.training.trainer import train_team
 
 PREPARATION = Preparation(
@@ -97,6 +99,35 @@ def test_a_member_ends_as_it_would_alone(sides, tmp_path):
         np.testing.assert_allclose(alone.state[name], leaf, atol=tolerance, err_msg=name)
     np.testing.assert_allclose(alone.validation["logit"], together.validation["logit"], atol=2e-4)
     assert alone.info.training == together.info.training
+
+
+def test_training_goes_on_from_given_weights_and_leaves_the_frozen_alone(team, sides, tmp_path):
+    for number, member in enumerate(team):
+        checkpoint.save_member(tmp_path / "vit_s16" / str(number), member)
+    recipe = dataclasses.replace(
+        RECIPE, epochs=0.5, start_from=str(tmp_path), freeze="embedding,blocks", layer_decay=0.8
+    )
+    (again,) = train_team(*sides, "vit_s16", recipe, (1,), tmp_path / "run")
+    for name, leaf in again.state.items():
+        stays = np.array_equal(leaf, team[1].state[name])
+        assert stays == name.startswith(("embedding.", "blocks.")), name
+    hashes = again.info.training["started_from_sha256"]
+    assert hashes == [checkpoint.weights_sha256(member.state) for member in team]
+
+
+def test_a_balanced_loss_gives_both_classes_the_same_say():
+    labels = np.array([1, 0, 0, 0, 0], np.float32)
+    weights = assemble_weights(labels, balanced=True)
+    assert weights.shape == (2, 5) and weights[0, 0] == pytest.approx(weights[0, 1:].sum())
+    np.testing.assert_allclose(weights.mean(1), 1.0, rtol=1e-6)
+    np.testing.assert_array_equal(assemble_weights(labels, balanced=False), 1.0)
+    drawn = assemble_weights(np.zeros(4000, np.float32), bootstrap=True)
+    assert abs(drawn.mean() - 1) < 0.05 and abs(drawn.var() - 1) < 0.1  # Poisson(1)
+    assert not np.array_equal(*drawn)
+
+
+def assemble_weights(labels: np.ndarray, **recipe) -> np.ndarray:
+    return weigh((3, 4), labels, Recipe(**recipe))
 
 
 def test_members_of_other_seeds_are_others(team):
