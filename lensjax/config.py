@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union
 
 import yaml
 
-from lensjax.errors import LensjaxError, UsageError
+from lensjax.errors import LensjaxError, UsageError, one_line
 
 Config = TypeVar("Config")
 
@@ -113,7 +113,7 @@ def _read_yaml(path: Path | None, hints: Mapping[str, Any], fields: Mapping[str,
     try:
         content = yaml.safe_load(path.read_text()) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UsageError(f"cannot read the config {path}: {reason}") from error
     if not isinstance(content, dict):
         raise UsageError(f"the config {path} must hold `key: value` lines")

@@ -1,6 +1,11 @@
 """What a user is told when something cannot go on: one line, and an exit status."""
 
 
+def one_line(error: Exception, length: int | None = None) -> str:
+    """Returns what an error says on one line, of at most so many characters."""
+    return " ".join(str(error).split())[:length]
+
+
 class LensjaxError(Exception):
     """A run that failed. The message is one line: what is wrong, where, what to do."""
 

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from lensjax.errors import LensjaxError, UsageError
+from lensjax.errors import LensjaxError, UsageError, one_line
 
 StateDict = dict[str, np.ndarray]
 
@@ -90,7 +90,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
         TypeError,
         ValueError,
     ) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise LensjaxError(f"cannot read {path}: the file is damaged ({reason})") from error
 
 

@@ -230,33 +230,25 @@ def reading_cases(folders: Mapping[int, Mapping[str, str]], batch: int) -> list[
     is fed from them."""
     cases = []
     for size, by_kind in folders.items():
-        contenders = [
-            Contender(f"lensjax, {READ_AS[kind]}", "reading:lensjax", {"folder": folder})
-            for kind, folder in by_kind.items()
-        ]
-        contenders += [
-            Contender(
+        # The shards hold the same pixels as the FITS files.
+        for kind, packed in (("fits", ["shards"]), ("png", [])):
+            ours, *others = (
+                Contender(f"lensjax, {READ_AS[each]}", "reading:lensjax", {"folder": by_kind[each]})
+                for each in (kind, *packed)
+            )
+            peer = Contender(
                 f"PyTorch, {READ_AS[kind]}",
                 "torch_readers:pytorch",
                 {"folder": by_kind[kind]},
                 TORCH,
             )
-            for kind in ("fits", "png")
-        ]
-        for kind in ("fits", "png"):
-            of_kind = tuple(c for c in contenders if READ_AS[kind] in c.name)
-            # The shards hold the same pixels as the FITS files.
-            packed = contenders[2:3] if kind == "fits" else []
-            title = f"reading {READ_AS[kind]} at {size} px"
-            settings = {"size": size}
-            reference = f"PyTorch, {READ_AS[kind]}"
             cases.append(
                 Case(
-                    title,
-                    settings,
+                    f"reading {READ_AS[kind]} at {size} px",
+                    {"size": size},
                     ({},),
-                    (*of_kind, *packed),
-                    (reference, of_kind[0].name),
+                    (ours, peer, *others),
+                    (peer.name, ours.name),
                     batch,
                     None,
                 )

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 
 BANDS = 3
+BAND_NAMES = tuple(f"band{index}" for index in range(BANDS))
+SOFTENING = 2.0
 DROPOUT = 0.2
 PATCH = 16
 WIDTH, DEPTH = 768, 12

@@ -178,5 +178,4 @@ def _info(name: str, size: int) -> MemberInfo:
 
 
 def _preparation(size: int) -> Preparation:
-    bands = tuple(f"band{index}" for index in range(drawn.BANDS))
-    return Preparation.unnormalised(bands, size, None, "none", 1.0)
+    return Preparation.unnormalised(drawn.BAND_NAMES, size, None, "none", 1.0)

@@ -21,9 +21,6 @@ from lensjax.data.preprocess import Preparation
 from lensjax.ensemble import placement, predict
 from lensjax.ensemble.stack import stack
 
-# As the members of the benchmark call them.
-BANDS = tuple(f"band{index}" for index in range(drawn.BANDS))
-SOFTENING = 2.0
 KINDS = ("fits", "png", "shards")
 
 
@@ -43,7 +40,9 @@ def make(folder: Path, size: int, count: int) -> dict[str, str]:
                 # No two are the same, and drawing them takes no time.
                 write(path, np.roll(images[number % 64], number // 64, axis=0))
     if not shards.are_shards(folders["shards"]):
-        source = open_source(folders["fits"], needed=BANDS, bands=",".join(BANDS))
+        source = open_source(
+            folders["fits"], needed=drawn.BAND_NAMES, bands=",".join(drawn.BAND_NAMES)
+        )
         shards.pack(source, folders["shards"])
     return {kind: str(path) for kind, path in folders.items()}
 
@@ -59,7 +58,7 @@ def _write_png(path: Path, image: np.ndarray) -> None:
 
 def lensjax(folder: str, size: int) -> Loaded:
     """Returns cutouts read, batched, brought to the device and stretched there."""
-    preparation = Preparation.unnormalised(BANDS, size, None, "asinh", SOFTENING)
+    preparation = Preparation.unnormalised(drawn.BAND_NAMES, size, None, "asinh", drawn.SOFTENING)
 
     def prepare(batch: int) -> Program:
         endless = batches(folder, [preparation], batch)
@@ -110,7 +109,7 @@ def fed(folder: str | None, size: int) -> Loaded:
 
 def batches(folder: str, preparations: Sequence[Preparation], batch: int) -> Iterator[Batch]:
     """Yields full batches without end."""
-    source = open_source(folder, needed=BANDS, bands=",".join(BANDS))
+    source = open_source(folder, needed=drawn.BAND_NAMES, bands=",".join(drawn.BAND_NAMES))
     while True:
         for each in loader.batches(source, preparations, how="auto", batch_size=batch):
             if each.count == batch:

@@ -11,9 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lensjax.benchmark import drawn
 from lensjax.benchmark.contract import Loaded, Outputs, Program
-
-SOFTENING = 2.0
 
 
 class Cutouts(Dataset):
@@ -39,7 +38,7 @@ def stretch(image: np.ndarray) -> np.ndarray:
     """Returns arcsinh((image - level) / (softening noise)) of an image (band, height, width)."""
     level = np.median(image, axis=(1, 2), keepdims=True)
     noise = 1.4826 * np.median(np.abs(image - level), axis=(1, 2), keepdims=True)
-    return np.arcsinh((image - level) / (SOFTENING * noise)).astype(np.float32)
+    return np.arcsinh((image - level) / (drawn.SOFTENING * noise)).astype(np.float32)
 
 
 def pytorch(folder: str, size: int) -> Loaded:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lensjax.benchmark.contract import Loaded, Program
+from lensjax.errors import one_line
 
 PREFIX = "lensjax.benchmark."
 
@@ -30,7 +31,7 @@ def main() -> None:
         serve(sys.stdin, answers)
     except Exception as error:
         traceback.print_exc()
-        say(answers, {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"})
+        say(answers, {"error": f"{type(error).__name__}: {one_line(error)}"})
         sys.exit(1)
 
 

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from lensjax import checkpoint, config, runtime
+from lensjax import checkpoint, config, results, runtime
 from lensjax.data import loader
 from lensjax.data.catalog import Format, open_source
 from lensjax.data.on_device import Canvas, View
@@ -213,7 +213,9 @@ def _planned(
     for note in planned.notes():
         print(f"{team.architecture}, {note}", file=sys.stderr)
     make_folder(run)
-    team_plan.write(run / "plan.json", planned.record() | {"memory_budget": options.memory_budget})
+    results.write_json(
+        run / "plan.json", planned.record() | {"memory_budget": options.memory_budget}
+    )
     return planned.programs()
 
 
@@ -261,7 +263,7 @@ def make_plan(options: TrainConfig) -> str:
             record["measured_peak_bytes"] = peak
             lines.append(f"measured peak {in_gb(peak)}")
     make_folder(options.output)
-    team_plan.write(options.output / "plan.json", record)
+    results.write_json(options.output / "plan.json", record)
     return "\n".join([*lines, str(options.output / "plan.json")])
 
 

@@ -52,29 +52,24 @@ def open_source(
     wanted = parse(needed, bands)
     if pixel_scale is not None and not pixel_scale > 0:
         raise UsageError(f"--pixel-scale {pixel_scale} must be above zero (arcsec per pixel)")
-    if form == "auto":
-        form = recognise(data, wanted)
-    if form == "template":
+    if form == "template" or (form == "auto" and "{" in str(data)):
         return open_template(str(data), wanted, pixel_scale)
     path = Path(data)
     if not path.exists():
         raise UsageError(f"--data {path}: no such file or folder")
+    if form == "auto":
+        form = recognise(path, wanted)
     if path.is_dir() and form not in ("folder", "zarr", "shards"):
         raise UsageError(f"--data {path} is a folder: it cannot be of the format {form}")
     return _OPENED_BY[form](path, wanted, pixel_scale)
 
 
-def recognise(data: str | Path, wanted: Wanted) -> Format:
-    """The kind of data at `data`. Raises `UsageError` where there are none, or no kind is known."""
-    if "{" in str(data):
-        return "template"
-    path = Path(data)
+def recognise(path: Path, wanted: Wanted) -> Format:
+    """The kind of data in a file or folder. Raises `UsageError` where no kind is known."""
     if path.is_dir():
         if stacks.is_zarr(path):
             return "zarr"
         return "shards" if shards.are_shards(path) else "folder"
-    if not path.exists():
-        raise UsageError(f"--data {path}: no such file or folder")
     is_fits = has_suffix(path, FITS_SUFFIXES)
     if stacks.is_zarr_catalogue(path):
         return "zarr"

@@ -153,7 +153,7 @@ def _pixels(hdu: fits.ImageHDU) -> np.ndarray:
 _BLOCK, _CARD = 2880, 80
 _TYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 # What changes the meaning of pixels or the length of the data: astropy knows about it.
-_NOT_PLAIN = frozenset(("BSCALE", "BZERO", "BLANK", "GROUPS", "ZIMAGE", "CONTINUE", "INHERIT"))
+_NOT_PLAIN = frozenset(("BSCALE", "BZERO", "BLANK", "GROUPS", "ZIMAGE", "CONTINUE"))
 
 
 def _plain_images(content: bytes) -> list[_Image] | None:

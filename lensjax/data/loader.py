@@ -1,6 +1,5 @@
 """Feeds cutouts in batches, read ahead by threads, in the order given."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,9 +13,6 @@ from lensjax.data.planes import Unreadable, perhaps_masked
 from lensjax.data.preprocess import Geometry, Preparation, fill_masked, fit, geometry
 from lensjax.data.source import Source, Stack
 from lensjax.errors import UsageError
-
-# More threads than these wait for the interpreter rather than for the disk.
-MOST_THREADS = 8
 
 # Batches held ready beyond the one in use.
 BATCHES_AHEAD = 2
@@ -85,7 +81,7 @@ def batches(
     bands that the source does not give.
     """
     if threads is None:
-        threads = 0 if source.in_memory else min(MOST_THREADS, os.cpu_count() or 1)
+        threads = source.threads
     unfitted = _unfitted(source, preparations, how)
     if unfitted is not None and source.stack is not None:
         return _of_stack(source, source.stack, unfitted, batch_size, start, threads)
@@ -150,7 +146,7 @@ def _unfitted(source: Source, preparations: Sequence[Preparation], how: str) -> 
 def _of_stack(
     source: Source, stack: Stack, layout: Layout, batch_size: int, start: int, threads: int
 ) -> Iterator[Batch]:
-    ra, dec = _places(source)
+    ra, dec = source.places
 
     @trace.is_stage("read")
     def read(first: int) -> Batch:
@@ -217,7 +213,7 @@ def _of_cutouts(
 ) -> Iterator[Batch]:
     grids, layout = _grids(preparations), _fitted(source, preparations)
     channels = [_channels(source, grid) for grid in grids]
-    ra, dec = _places(source)
+    ra, dec = source.places
 
     @trace.is_stage("read")
     def prepare(row: int) -> _Row:
@@ -281,11 +277,6 @@ def _blank(layout: Layout, batch_size: int, count: int) -> Batch:
         masked=np.zeros(batch_size, np.int64),
         actions=tuple([""] * batch_size for _ in layout.views),
     )
-
-
-def _places(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    ra, dec = (np.asarray(source.table[name], np.float64) for name in ("ra", "dec"))
-    return ra, dec
 
 
 def _channels(source: Source, preparation: Preparation) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from lensjax.data.bands import Wanted, select
 from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.source import Source, Stack, describe, source_of
 from lensjax.data.tables import plain, read_table, standardise, to_arrow
-from lensjax.errors import LensjaxError, UsageError
+from lensjax.errors import LensjaxError, UsageError, one_line
 from lensjax.files import make_folder, replacing
 from lensjax.resume import PartialRows
 
@@ -128,31 +128,30 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     if pixel_scale is not None:
         form[SCALE] = np.full(count, pixel_scale)
 
+    def scale_of(row: int) -> float | None:
+        scale = float(form[SCALE][row])
+        return scale if scale > 0 else None
+
     def read(row: int) -> Cutout:
         if reasons[row]:
             raise Unreadable(str(reasons[row]))
         shape = (int(form[HEIGHT][row]), int(form[WIDTH][row]), len(names))
         image = _pixels(_records(records, [row])[0], str(form[TYPE][row]), shape)
-        scale = float(form[SCALE][row])
-        return Cutout(
-            np.ascontiguousarray(image[..., planes], np.float32), scale if scale > 0 else None
-        )
+        return Cutout(np.ascontiguousarray(image[..., planes], np.float32), scale_of(row))
 
     table = standardise(index, str(path))
     table.remove_columns(list(OF_CUTOUT))
     if "path" not in table.colnames:
         table["path"] = [f"{path}[{row}]" for row in range(count)]
-    first = int(np.flatnonzero(reasons == "")[0]) if (reasons == "").any() else None
-    if first is None:
+    readable = np.flatnonzero(reasons == "")
+    if not len(readable):
         return source_of(table, bands, f"shards {path}: none can be read", False, read)
+    first = int(readable[0])
     height, width = int(form[HEIGHT][first]), int(form[WIDTH][first])
-    scale = float(form[SCALE][first])
-    example = Cutout(
-        np.empty((height, width, len(bands)), np.float32), scale if scale > 0 else None
-    )
+    example = Cutout(np.empty((height, width, len(bands)), np.float32), scale_of(first))
     stack = None
     is_one = all(len(np.unique(values)) == 1 for values in form.values())
-    if is_one and not reasons.any() and form[TYPE][0] in TYPES:
+    if is_one and len(readable) == count and form[TYPE][0] in TYPES:
         whole = not np.any(index[MASKED])
         stack = _stack(records, example, str(form[TYPE][0]), len(names), planes, whole)
     return source_of(
@@ -164,7 +163,7 @@ def _packed(
     source: Source, rows: range, encoding: Encoding, threads: int | None
 ) -> Iterator[Packed]:
     """The cutouts of some rows, read ahead by threads, in order."""
-    ra, dec = (np.asarray(source.table[name], np.float64) for name in ("ra", "dec"))
+    ra, dec = source.places
 
     def read(row: int) -> Packed:
         try:
@@ -183,8 +182,7 @@ def _packed(
             dec[row] if np.isfinite(dec[row]) else cutout.dec,
         )
 
-    if threads is None:
-        threads = 0 if source.in_memory else min(8, os.cpu_count() or 1)
+    threads = source.threads if threads is None else threads
     dataset = grain.MapDataset.range(rows.start, rows.stop).map(read)
     ahead = 64 * threads
     return iter(dataset.to_iter_dataset(grain.ReadOptions(threads, ahead)))
@@ -210,7 +208,7 @@ def _pixels(record: bytes, kind: str, shape: tuple[int, ...]) -> np.ndarray:
         found = imagecodecs.png_decode(record) if kind == PNG else np.frombuffer(record, kind)
         return found.reshape(shape)
     except Exception as error:
-        raise Unreadable(f"the record is damaged: {' '.join(str(error).split())[:100]}") from error
+        raise Unreadable(f"the record is damaged: {one_line(error, 100)}") from error
 
 
 def _stack(
@@ -240,7 +238,7 @@ def _opened(path: Path, shards: list[Path], count: int) -> Any:
         found = len(records)
     # The library has errors of its own, and of the operating system.
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise UsageError(f"the shards of {path} cannot be read: {reason}") from error
     if found != count:
         raise UsageError(f"{path} has an index of {count} cutouts, and {found} of them in shards")
@@ -251,7 +249,7 @@ def _records(records: Any, rows: Any) -> list[bytes]:
     try:
         return list(records.__getitems__(list(rows)))
     except Exception as error:
-        raise Unreadable(f"the shard is damaged: {' '.join(str(error).split())[:100]}") from error
+        raise Unreadable(f"the shard is damaged: {one_line(error, 100)}") from error
 
 
 def _write_shard(

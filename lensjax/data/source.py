@@ -5,6 +5,7 @@ short and taken up again, and no row is ever lost: one that cannot be read raise
 its turn comes.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from lensjax.data.planes import Cutout, Names, Plane, Sky, masked
 from lensjax.data.preprocess import join
 from lensjax.data.tables import KNOWN_COLUMNS, standardise
 from lensjax.errors import UsageError
+
+# More threads than these wait for the interpreter rather than for the disk.
+MOST_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,17 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def threads(self) -> int:
+        """How many threads read ahead: one a core, and none for arrays in memory."""
+        return 0 if self.in_memory else min(MOST_THREADS, os.cpu_count() or 1)
+
+    @property
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """`ra` and `dec` by the table, each (row,) float64 degrees."""
+        ra, dec = (np.asarray(self.table[name], np.float64) for name in ("ra", "dec"))
+        return ra, dec
 
     def __getitem__(self, row: int) -> Cutout:
         """The cutout of one row; may be called from several threads. Raises `Unreadable`."""

@@ -17,7 +17,7 @@ from lensjax.data.planes import Sky, Unreadable
 from lensjax.data.readers import has_suffix
 from lensjax.data.source import Beside, Source, source_of_array
 from lensjax.data.tables import PARQUET_SUFFIXES, read_table
-from lensjax.errors import UsageError
+from lensjax.errors import UsageError, one_line
 
 NUMPY_SUFFIXES = (".npy", ".npz")
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
@@ -135,9 +135,11 @@ def open_zarr(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
         images = _images(store, named)
         attributes = {**opened.attrs, **images.attrs}
         small = {name: np.asarray(item[...]) for name, item in named.items() if item.ndim <= 1}
+    except UsageError:
+        raise
     # The store may hold anything: Zarr, its codecs and the file system have errors of their own.
     except Exception as error:
-        raise error if isinstance(error, UsageError) else _unusable(store, "Zarr", error) from error
+        raise _unusable(store, "Zarr", error) from error
     if catalogue is None:
         beside = _beside(small, attributes, pixel_scale)
         return source_of_array(images, store, beside, wanted, in_memory=False)
@@ -236,5 +238,4 @@ def _text(value: Any) -> str:
 
 
 def _unusable(path: Path, kind: str, error: Exception) -> UsageError:
-    reason = " ".join(str(error).split())[:160]
-    return UsageError(f"{path} cannot be read as {kind}: {reason}")
+    return UsageError(f"{path} cannot be read as {kind}: {one_line(error, 160)}")

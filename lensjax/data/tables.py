@@ -15,7 +15,7 @@ from astropy.table import Column, MaskedColumn, Table
 
 from lensjax.data.fits_images import open_fits
 from lensjax.data.readers import FITS_SUFFIXES, has_suffix
-from lensjax.errors import UsageError
+from lensjax.errors import UsageError, one_line
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 VOTABLE_SUFFIXES = (".vot", ".votable", ".xml")
@@ -50,7 +50,7 @@ def read_table(path: Path) -> Table:
         arrow = pa.parquet.read_table(path) if is_parquet else _csv(path)
     # Arbitrary bytes: astropy and Arrow have errors of their own, down to KeyError.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UsageError(f"{path} cannot be read as a table: {reason}") from error
     repeated = sorted({name for name in arrow.column_names if arrow.column_names.count(name) > 1})
     if repeated:

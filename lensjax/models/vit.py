@@ -163,14 +163,14 @@ def run_blocks(
     graphdef, parameters = nnx.split(blocks)
     depth = blocks.attention.query.kernel.shape[0]
     keys = None if rngs is None else jax.random.split(rngs.dropout(), depth)
-    skips = train and keys is not None and any(skipped)
 
     def run(tokens: Array, block: tuple[nnx.State, Array | None, Array | None]) -> Array:
         parameters, key, rate = block
         block_rngs = None if key is None else nnx.Rngs(dropout=key)
         after = nnx.merge(graphdef, parameters)(tokens, rngs=block_rngs)
-        if key is not None and rate is not None:
-            taken = jax.random.bernoulli(jax.random.fold_in(key, 1), 1 - rate, (len(tokens), 1, 1))
+        if block_rngs is not None and rate is not None:
+            # Drawn after the masks, from the same stream: no key is used twice.
+            taken = jax.random.bernoulli(block_rngs.dropout(), 1 - rate, (len(tokens), 1, 1))
             after = tokens + (after - tokens) * (taken / (1 - rate)).astype(tokens.dtype)
         return checkpoint_name(after, "block")
 
@@ -178,7 +178,7 @@ def run_blocks(
         return run(tokens, jax.tree.map(lambda leaf: leaf[index], (parameters, keys, None)))
 
     if rngs is None or train or not blocks.dropout.rate:
-        rates = jnp.asarray(skipped, jnp.float32) if skips else None
+        rates = jnp.asarray(skipped, jnp.float32) if train and any(skipped) else None
         return lax.scan(lambda *args: (run(*args), None), tokens, (parameters, keys, rates))[0]
     # Samples for inference: the first block is out of the loop, because its attention precedes all
     # dropout, and a `vmap` over keys computes it once. (This loop goes by number, since `scan`

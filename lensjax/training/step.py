@@ -208,9 +208,6 @@ def update(setting: Setting, state: TrainState, gradient: Any, statistics: Any) 
     return TrainState(params, statistics, optimizer, average, state.step + 1)
 
 
-Step = Callable[[TrainState, Examples, Array | None], tuple[TrainState, Array]]
-
-
 class Programs:
     """The compiled programs of a step that trains at the scales of some groups.
 

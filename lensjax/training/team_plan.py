@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 
 from lensjax.data.on_device import Canvas
 from lensjax.errors import UsageError
-from lensjax.files import replacing
 from lensjax.footprint import Target, memory_budget
 from lensjax.training.plan import Need, Outline, Plan, Scales, in_gb, outline_of, plan_step
 from lensjax.training.step import Group, Programs, TrainState
@@ -172,13 +171,6 @@ def plan_team(
         for scales in team.scale_sets
     }
     return TeamPlan(team, batch, device.device_kind, budget, plans)
-
-
-def write(path: Path, record: Mapping[str, Any]) -> None:
-    """Writes plan.json."""
-    text = (json.dumps(record, indent=1) + "\n").encode()
-    with replacing(path, len(text)) as file:
-        file.write(text)
 
 
 def recorded_groups(path: Path, budget: str) -> list[Group] | None:
