@@ -91,7 +91,8 @@ def training(
         consistency,
     )
     optimizer = jax.vmap(setting.optimizer.init)(params)
-    start = TrainState(params, statistics, optimizer, None, jnp.zeros(1, jnp.int32))
+    of_scales = (statistics,) * len(setting.views)
+    start = TrainState(params, of_scales, optimizer, None, jnp.zeros(1, jnp.int32))
     mesh = placement.mesh_of(jax.local_devices()[:1])
     scales = tuple(range(len(setting.views)))
     groups = [Group((scale,)) for scale in scales] if grouped else [Group(scales)]

@@ -2,8 +2,7 @@
 
 All scales at once are fastest, and taken where they fit. Else each scale is asked what it needs
 alone, is cut into micro-batches and then rematerialised where that is too much, and neighbours are
-put together as long as they fit: neighbours, because running statistics of batch normalisation
-follow the scales in their order, whatever the groups.
+put together as long as they fit.
 """
 
 import dataclasses

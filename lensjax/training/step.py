@@ -29,10 +29,14 @@ from lensjax.training.objective import consistency
 
 
 class TrainState(NamedTuple):
-    """All that a step changes. `average` is a moving average of `params`, or None."""
+    """All that a step changes. `average` is a moving average of `params`, or None.
+
+    `statistics`: of batch normalisation, one tree a scale: a lens of 64 pixels has other channel
+    means than the same lens of 224, and a mean of both is that of neither.
+    """
 
     params: Any
-    statistics: Any
+    statistics: tuple[Any, ...]
     optimizer: Any
     average: Any
     step: Array
@@ -104,7 +108,7 @@ def draw(examples: Examples, key: Array | None, step: Array) -> Shown:
 def logits_at(
     setting: Setting, scale: int, remat: bool, params: Any, statistics: Any, shown: Shown
 ) -> tuple[Array, Any]:
-    """Returns the logits (batch,) of a training pass at a scale, and the new statistics."""
+    """Returns the logits (batch,) of a training pass at a scale, and its new statistics."""
     images = seen(setting.views[scale], shown.examples.images, shown.examples.inside)
     dropout = None
     if shown.turns is not None and shown.key is not None:
@@ -125,15 +129,15 @@ def logits_at(
 
 
 def group_logits(
-    setting: Setting, group: Group, params: Any, statistics: Any, shown: Shown
-) -> tuple[Array, Any]:
-    """Returns the logits (batch, scale) of a group, one scale after the other, and the new
-    statistics."""
-    logits = []
+    setting: Setting, group: Group, params: Any, statistics: tuple[Any, ...], shown: Shown
+) -> tuple[Array, tuple[Any, ...]]:
+    """Returns the logits (batch, scale) of a group, one scale after the other, and the statistics
+    of all scales, new for those of the group."""
+    logits, new = [], list(statistics)
     for scale in group.scales:
-        found, statistics = logits_at(setting, scale, group.remat, params, statistics, shown)
+        found, new[scale] = logits_at(setting, scale, group.remat, params, new[scale], shown)
         logits.append(found)
-    return jnp.stack(logits, axis=1), statistics
+    return jnp.stack(logits, axis=1), tuple(new)
 
 
 def group_gradient(
@@ -358,9 +362,9 @@ def validation_step(
     """Returns the jitted function from parameters, statistics and examples to the logits
     (member, batch) at a scale, without turns, noise or dropout."""
 
-    def logits(params: Any, statistics: Any, examples: Examples) -> Array:
+    def logits(params: Any, statistics: tuple[Any, ...], examples: Examples) -> Array:
         narrow = jax.tree.map(lambda leaf: leaf.astype(setting.precision), params)
-        model = nnx.merge(setting.graph, narrow, statistics)
+        model = nnx.merge(setting.graph, narrow, statistics[scale])
         images = seen(setting.views[scale], examples.images, examples.inside)
         return model(images.astype(setting.precision))
 

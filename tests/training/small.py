@@ -65,4 +65,5 @@ def setting_and_state(build, **more) -> tuple[Setting, TrainState]:
     )
     average = jax.tree.map(jnp.copy, params) if setting.average_decay else None
     optimizer = jax.vmap(setting.optimizer.init)(params)
-    return setting, TrainState(params, statistics, optimizer, average, jnp.array([3, 3]))
+    of_scales = tuple(jax.tree.map(jnp.copy, statistics) for _ in setting.views)
+    return setting, TrainState(params, of_scales, optimizer, average, jnp.array([3, 3]))

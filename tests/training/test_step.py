@@ -86,12 +86,11 @@ def test_the_whole_loss_is_what_it_says(examples):
         shown = steps.draw(examples._replace(weight=weight), KEYS[member], own.step)
 
         def loss(params, own=own, shown=shown, weight=weight):
-            logits, statistics = [], own.statistics
-            for scale in range(3):
-                found, statistics = steps.logits_at(
-                    setting, scale, False, params, statistics, shown
-                )
-                logits.append(found)
+            passes = [
+                steps.logits_at(setting, scale, False, params, own.statistics[scale], shown)
+                for scale in range(3)
+            ]
+            logits, statistics = zip(*passes, strict=True)
             entropies = jnp.stack(
                 [(weight * setting.loss(each, examples.label)).mean() for each in logits]
             )

@@ -5,9 +5,10 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lensjax import checkpoint
-from lensjax.data.on_device import View
+from lensjax.data.on_device import View, seen
 from lensjax.data.preprocess import Preparation, geometry
 from lensjax.errors import LensjaxError, UsageError
 from lensjax.training import trainer
@@ -87,6 +88,19 @@ def test_the_member_records_its_validation(member, sides):
     np.testing.assert_array_equal(member.validation["id"], validation.id)
     np.testing.assert_array_equal(member.validation["label"], validation.arrays["label"])
     assert np.isfinite(member.validation["logit"]).all()
+
+
+def test_a_member_of_several_sizes_scores_as_it_was_validated(sides, tmp_path):
+    """With the weights and the running statistics of its own size, the largest."""
+    recipe = dataclasses.replace(RECIPE, epochs=2.0, scales="8,16")
+    (member,) = train_team(*sides, "resnet18", recipe, (3,), tmp_path)
+    abstract = member.info.outline()
+    state = checkpoint.nnx_state(abstract, member.state)
+    arrays = sides[1].arrays
+    view = dataclasses.replace(sides[1].view, preparation=member.info.preparation)
+    images = seen(view, arrays["images"], arrays["inside"])
+    logits = nnx.merge(nnx.graphdef(abstract), state)(images)
+    np.testing.assert_allclose(logits, member.validation["logit"], atol=1e-4)
 
 
 def test_a_member_ends_as_it_would_alone(sides, tmp_path):
