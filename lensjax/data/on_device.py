@@ -16,6 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lensjax.data.preprocess import Geometry, Preparation, border, centred, dense_weights
+from lensjax.data.zscale import zscale_limits
 
 # The noise cannot be told from less than one grey level of an eight-bit picture.
 NOISE_FLOOR = 1.0 / 256.0
@@ -115,12 +116,13 @@ def stretched(stretch: str, softening: float, images: Array, inside: Array) -> A
     them: `asinh` is arcsinh(signal), linear in the noise and logarithmic in the bright cores
     (Lupton et al. 2004, PASP 116, 133); `log` log(1 + signal), what lies below the level as the
     level; `linear` the signal itself. `percentile` is linear from 0 at the 0.5th to 1 at the 99.5th
-    percentile of what is `inside`, and clipped there. `none` leaves the images as they are.
+    percentile of what is `inside`, and clipped there; `zscale` likewise between `zscale_limits`.
+    `none` leaves the images as they are.
     """
     if stretch == "none":
         return images
-    if stretch == "percentile":
-        low, high = (limit[:, None, None, :] for limit in percentile_limits(images, inside))
+    if stretch in LIMITS:
+        low, high = (limit[:, None, None, :] for limit in LIMITS[stretch](images, inside))
         return jnp.clip((images - low) / jnp.where(high > low, high - low, 1.0), 0.0, 1.0)
     level, noise = (value[:, None, None, :] for value in level_and_noise(images, inside))
     signal = (images - level) / noise / softening
@@ -140,6 +142,10 @@ def percentile_limits(images: Array, inside: Array) -> tuple[Array, Array]:
     found = order_statistics(rows, jnp.concatenate([whole, above], axis=1))
     limits = found[:, :2] + part * (found[:, 2:] - found[:, :2])
     return limits[:, 0].reshape(len(images), -1), limits[:, 1].reshape(len(images), -1)
+
+
+LIMITS = {"percentile": percentile_limits, "zscale": zscale_limits}
+"""Stretches that are linear between two limits, and where these are found."""
 
 
 def on_grid(view: View, images: ArrayLike, inside: ArrayLike) -> tuple[Array, Array]:

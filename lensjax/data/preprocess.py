@@ -17,7 +17,7 @@ from scipy import ndimage, sparse
 from lensjax.data.planes import Cutout, Plane, Unreadable
 from lensjax.errors import UsageError
 
-Stretch = Literal["asinh", "log", "linear", "percentile", "none"]
+Stretch = Literal["asinh", "log", "linear", "percentile", "zscale", "none"]
 Fit = Literal["auto", "resample", "resize", "crop"]
 STRETCHES = get_args(Stretch)
 WAYS_TO_FIT = get_args(Fit)
