@@ -19,6 +19,7 @@ from lensjax import checkpoint, config, metrics, results, runtime
 from lensjax.checkpoint import MemberInfo
 from lensjax.data import loader, shards
 from lensjax.data.catalog import Format, open_source
+from lensjax.data.planes import MAX_VALUES
 from lensjax.data.preprocess import Fit
 from lensjax.data.shards import Encoding
 from lensjax.data.source import Source
@@ -56,6 +57,7 @@ class InferConfig:
     bands: Annotated[str | None, "bands that the files hold: i,r,g or g=EXTENSION,..."] = None
     pixel_scale: Annotated[float | None, "arcsec/pixel, where the files do not say"] = None
     format: Annotated[Format, "kind of the data, where it is not recognised"] = "auto"
+    max_values: Annotated[int, "pixels times bands of the largest cutout in a file"] = MAX_VALUES
     fit: Annotated[Fit, "how cutouts of another size are brought to the member's"] = "auto"
     output: Annotated[Path, "folder of the results"] = Path("results")
     pack: Annotated[
@@ -183,6 +185,7 @@ def infer(options: InferConfig) -> Outcome:
             bands=options.bands,
             pixel_scale=options.pixel_scale,
             form=options.format,
+            max_values=options.max_values,
         )
         make_folder(options.output)
         planned = _plan(options, ensemble, place(ensemble), mesh, source)
@@ -225,6 +228,7 @@ def repack(options: InferConfig, folder: Path) -> str:
         bands=options.bands,
         pixel_scale=options.pixel_scale,
         form=options.format,
+        max_values=options.max_values,
     )
     with runtime.progress("packing", len(source), "cutouts") as advance:
         packed = shards.pack(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from lensjax.data.planes import COLOURS, Names
+from lensjax.data.planes import COLOURS, MAX_VALUES, Names
 from lensjax.errors import UsageError
 
 PICTURE_BANDS = ("i", "r", "g")
@@ -21,12 +21,14 @@ class Wanted(NamedTuple):
 
     `needed`: the members' bands in their order, None for all that the data hold. `order`: the
     bands of the data in the order of their planes. `called`: pairs of a band and what the data
-    call it. Either of the last two is empty where nothing was said.
+    call it. Either of these two is empty where nothing was said. `most_values`: of a cutout in a
+    file of its own, beyond which it is not decoded.
     """
 
     needed: tuple[str, ...] | None = None
     order: tuple[str, ...] = ()
     called: tuple[tuple[str, str], ...] = ()
+    most_values: int = MAX_VALUES
 
 
 class Selection(NamedTuple):

@@ -11,6 +11,7 @@ from astropy.table import Table
 from lensjax.data import shards, stacks
 from lensjax.data.bands import Wanted, parse
 from lensjax.data.image_files import band_folder, matches, open_template, source_of_files
+from lensjax.data.planes import MAX_VALUES
 from lensjax.data.readers import FITS_SUFFIXES, IMAGE_SUFFIXES, has_suffix, stem
 from lensjax.data.source import Source
 from lensjax.data.tables import (
@@ -36,12 +37,14 @@ def open_source(
     bands: str | None = None,
     pixel_scale: float | None = None,
     form: Format = "auto",
+    max_values: int = MAX_VALUES,
 ) -> Source:
     """The cutouts at `data`: a folder, a catalogue, a stack, shards, or a `{band}` template.
 
     `needed`: the bands to give out, in this order; None for all that the data hold. `bands`: what
     the user says the data hold (`i,r,g`, or `g=VIS_BGSUB,r=NIR_Y`). `pixel_scale` in arcsec per
-    pixel stands above what FITS headers say. `form` stands above what is recognised.
+    pixel stands above what FITS headers say. `form` stands above what is recognised. `max_values`:
+    of a cutout in a file of its own (pixels times bands); a larger one is not decoded.
 
     The paths of a catalogue are relative to its folder; absolute ones and `..` are followed,
     since the catalogue is the user's own. Identifiers are the catalogue's, and may repeat; else
@@ -49,7 +52,9 @@ def open_source(
 
     Raises `UsageError` where there is nothing to read, or the bands are not the needed ones.
     """
-    wanted = parse(needed, bands)
+    if max_values < 1:
+        raise UsageError(f"--max-values {max_values} must be at least 1")
+    wanted = parse(needed, bands)._replace(most_values=max_values)
     if pixel_scale is not None and not pixel_scale > 0:
         raise UsageError(f"--pixel-scale {pixel_scale} must be above zero (arcsec per pixel)")
     if form == "template" or (form == "auto" and "{" in str(data)):

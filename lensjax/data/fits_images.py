@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from astropy.io import fits
@@ -38,9 +38,6 @@ from lensjax.data.planes import (
 # cannot be used the reason is in `Unreadable`.
 warnings.filterwarnings("ignore", category=AstropyWarning)
 
-# What a compressed file may hold.
-MAX_BYTES = 4 * MAX_VALUES
-
 # Blocks of 36 cards. Longer ones are no headers of cutouts.
 LONGEST_HEADER = 512
 
@@ -58,20 +55,35 @@ _WCS_KEYWORD = re.compile(
 )
 
 
-def open_fits(path: str | Path, *, memmap: bool = False) -> fits.HDUList:
+def open_fits(
+    path: str | Path, most_values: int = MAX_VALUES, *, memmap: bool = False
+) -> fits.HDUList:
     """The open FITS file. Raises `Unreadable` where astropy would work without end: at a first
     header that does not end, at millions of axes or fields, at a compressed file that swells."""
     with open(path, "rb") as file:
         if file.read(2) == b"\x1f\x8b":
             file.seek(0)
-            content = gzip.GzipFile(fileobj=file).read(MAX_BYTES + 1)
-            if len(content) > MAX_BYTES:
-                raise Unreadable(f"larger than {MAX_BYTES} bytes once it is decompressed")
-            _check_headers(content)
-            return fits.open(io.BytesIO(content))
+            return _open_content(_decompressed(file, _most_bytes(most_values)))
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             _check_headers(mapped)
     return fits.open(path, memmap=memmap)
+
+
+def _most_bytes(most_values: int) -> int:
+    """What a file of a cutout may take: float32, and headers."""
+    return 4 * most_values + 2**20
+
+
+def _decompressed(file: BinaryIO, most_bytes: int) -> bytes:
+    content = gzip.GzipFile(fileobj=file).read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise Unreadable(f"larger than {most_bytes} bytes once decompressed (--max-values)")
+    return content
+
+
+def _open_content(content: bytes) -> fits.HDUList:
+    _check_headers(content)
+    return fits.open(io.BytesIO(content))
 
 
 def _check_headers(content: bytes | mmap.mmap) -> None:
@@ -97,35 +109,46 @@ class _Image(NamedTuple):
     pixels: Callable[[], np.ndarray]
 
 
-def fits_planes(path: str | Path, choose: Choose) -> list[Plane]:
+def fits_planes(path: str | Path, choose: Choose, most_values: int = MAX_VALUES) -> list[Plane]:
     """The chosen planes of a FITS file: those of its first image, where that is a cube, else its
     two-dimensional images. Raises `Unreadable`."""
-    plain = _plain_images(Path(path).read_bytes()) if os.path.getsize(path) < MAX_BYTES else None
+    most_bytes = _most_bytes(most_values)
+    if os.path.getsize(path) > most_bytes:
+        with open_fits(path, most_values) as hdus:
+            return _planes(_images(hdus, most_values), choose, most_values)
+    content = Path(path).read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        content = _decompressed(io.BytesIO(content), most_bytes)
+    plain = _plain_images(content)
     if plain is not None:
-        return _planes(plain, choose)
-    with open_fits(path) as hdus:
-        images = []
-        for hdu in hdus:
-            # Checked before the walk goes on, since going on may decompress what is skipped.
-            if hdu.is_image and len(hdu.shape) > 0:
-                check_size(hdu.shape)
-                images.append(_image_of(hdu))
-        return _planes(images, choose)
+        return _planes(plain, choose, most_values)
+    with _open_content(content) as hdus:
+        return _planes(_images(hdus, most_values), choose, most_values)
 
 
-def _planes(images: Sequence[_Image], choose: Choose) -> list[Plane]:
+def _images(hdus: fits.HDUList, most_values: int) -> list[_Image]:
+    images = []
+    for hdu in hdus:
+        # Checked before the walk goes on, since going on may decompress what is skipped.
+        if hdu.is_image and len(hdu.shape) > 0:
+            check_size(hdu.shape, most_values)
+            images.append(_image_of(hdu))
+    return images
+
+
+def _planes(images: Sequence[_Image], choose: Choose, most_values: int) -> list[Plane]:
     images = [i for i in images if 2 <= len(i.shape) <= 3 and not _is_companion(i.name)]
     if not images:
         raise Unreadable("the FITS file holds no image")
     if len(images[0].shape) == 3:
-        check_size(images[0].shape)
+        check_size(images[0].shape, most_values)
         cube, sky = channels_last(images[0].pixels()), images[0].sky()
         names: Names = (None,) * cube.shape[2]
         return [Plane(_survey_mask(cube[..., index]), sky) for index in choose(names)]
     images = [image for image in images if len(image.shape) == 2]
     chosen = [images[index] for index in choose(tuple(image.name for image in images))]
     for image in chosen:
-        check_size(image.shape)
+        check_size(image.shape, most_values)
     return [Plane(_survey_mask(image.pixels()), image.sky()) for image in chosen]
 
 

@@ -94,7 +94,7 @@ def _read_bands(path: str, wanted: Wanted, band_names: Names) -> tuple[tuple[str
         if not band_names:
             raise Unreadable(f"no such file: {path}")
         bands, files = _band_files(path, wanted, band_names)
-        return bands, join([_only_plane(file) for file in files])
+        return bands, join([_only_plane(file, wanted.most_values) for file in files])
     chosen = Selection((), ())
 
     def choose(names: Names) -> tuple[int, ...]:
@@ -106,7 +106,7 @@ def _read_bands(path: str, wanted: Wanted, band_names: Names) -> tuple[tuple[str
         return chosen.planes
 
     try:
-        planes = read_planes(path, choose)
+        planes = read_planes(path, choose, wanted.most_values)
     except _WrongBands as error:
         raise UsageError(str(error)) from error
     return chosen.bands, join(planes)
@@ -118,7 +118,7 @@ def _band_files(path: str, wanted: Wanted, band_names: Names) -> tuple[tuple[str
     return bands, [path.replace("{band}", str(band_names[plane])) for plane in planes]
 
 
-def _only_plane(path: str) -> Plane:
+def _only_plane(path: str, most_values: int) -> Plane:
     """The plane of a file of one band, the first where others (of other filters) follow."""
 
     def choose(names: Names) -> tuple[int, ...]:
@@ -127,7 +127,7 @@ def _only_plane(path: str) -> Plane:
         return (0,)
 
     try:
-        return read_planes(path, choose)[0]
+        return read_planes(path, choose, most_values)[0]
     except Unreadable as error:
         raise Unreadable(f"{Path(path).name}: {error}") from error
 

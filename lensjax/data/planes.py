@@ -15,7 +15,8 @@ import numpy as np
 
 COLOURS = ("red", "green", "blue")
 
-# A cutout of 8192 x 8192 pixels is a survey tile given by mistake, or a decompression bomb.
+# By default: a cutout of 8192 x 8192 pixels is a survey tile given by mistake, or a decompression
+# bomb.
 MAX_VALUES = 2**26
 
 # A value is taken for the mark of a mask when it lies this many times further from the other
@@ -146,12 +147,14 @@ def short(error: Exception) -> str:
     return f"cannot be decoded: {' '.join((text or type(error).__name__).split())}"[:160]
 
 
-def check_size(shape: Sequence[int]) -> None:
+def check_size(shape: Sequence[int], most_values: int) -> None:
     values = 1
     for length in shape:
         values *= int(length)
-    if values > MAX_VALUES:
+    if values > most_values:
         size = " x ".join(str(length) for length in shape)
-        raise Unreadable(f"too large for a cutout: {size} values, the limit is {MAX_VALUES}")
+        raise Unreadable(
+            f"too large for a cutout: {size} values, the limit is {most_values} (--max-values)"
+        )
     if values <= 0:
         raise Unreadable("the image has no pixels")

@@ -13,6 +13,7 @@ from PIL import Image
 from lensjax.data.fits_images import fits_planes
 from lensjax.data.planes import (
     COLOURS,
+    MAX_VALUES,
     Choose,
     Names,
     Plane,
@@ -49,7 +50,7 @@ def stem(path: str | Path) -> str:
     return text[: len(text) - len(ending)]
 
 
-def read_planes(path: str | Path, choose: Choose) -> list[Plane]:
+def read_planes(path: str | Path, choose: Choose, most_values: int = MAX_VALUES) -> list[Plane]:
     """The chosen planes of an image file, in the order chosen. No other plane is decoded.
 
     Raises `Unreadable` for whatever stands in the way: a missing, empty, truncated or foreign
@@ -58,13 +59,13 @@ def read_planes(path: str | Path, choose: Choose) -> list[Plane]:
     try:
         check_file(path)
         if has_suffix(path, FITS_SUFFIXES):
-            return fits_planes(path, choose)
+            return fits_planes(path, choose, most_values)
         if has_suffix(path, PICTURE_SUFFIXES):
-            channels, names = _picture(path)
+            channels, names = _picture(path, most_values)
         elif has_suffix(path, TIFF_SUFFIXES):
-            channels, names = _tiff(path)
+            channels, names = _tiff(path, most_values)
         elif has_suffix(path, ARRAY_SUFFIXES):
-            channels, names = _array(path)
+            channels, names = _array(path, most_values)
         else:
             raise Unreadable(f"not an image suffix ({', '.join(IMAGE_SUFFIXES)})")
         return [Plane(masked(channels[..., index])) for index in choose(names)]
@@ -80,12 +81,12 @@ def _channel_names(count: int) -> Names:
     return COLOURS if count == 3 else (None,) * count
 
 
-def _picture(path: str | Path) -> tuple[np.ndarray, Names]:
+def _picture(path: str | Path, most_values: int) -> tuple[np.ndarray, Names]:
     with open(path, "rb") as file:
         bit_depth = file.read(25)[-1:]
         file.seek(0)
         with Image.open(file, formats=("PNG", "JPEG")) as image:
-            check_size((*image.size, len(image.getbands())))
+            check_size((*image.size, len(image.getbands())), most_values)
             if image.format == "PNG" and bit_depth == b"\x10":
                 # Pillow keeps the upper eight bits of 16-bit colour.
                 file.seek(0)
@@ -99,10 +100,10 @@ def _picture(path: str | Path) -> tuple[np.ndarray, Names]:
     return channels[..., :colours], _channel_names(colours)
 
 
-def _tiff(path: str | Path) -> tuple[np.ndarray, Names]:
+def _tiff(path: str | Path, most_values: int) -> tuple[np.ndarray, Names]:
     with tifffile.TiffFile(path) as file:
         series = file.series[0]
-        check_size(series.shape)
+        check_size(series.shape, most_values)
         channels = channels_last(np.squeeze(series.asarray()))
         photometric = series.keyframe.photometric
     colour = photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
@@ -111,9 +112,9 @@ def _tiff(path: str | Path) -> tuple[np.ndarray, Names]:
     return channels, _channel_names(channels.shape[2])
 
 
-def _array(path: str | Path) -> tuple[np.ndarray, Names]:
+def _array(path: str | Path, most_values: int) -> tuple[np.ndarray, Names]:
     # Mapping reads the header alone, refuses pickled objects, and lets the size be checked first.
     mapped = np.lib.format.open_memmap(path, mode="r")
-    check_size(mapped.shape)
+    check_size(mapped.shape, most_values)
     channels = channels_last(np.array(mapped))
     return channels, (None,) * channels.shape[2]

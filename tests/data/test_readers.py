@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lensjax.data.catalog import open_source
 from lensjax.data.fits_images import fits_stack
 from lensjax.data.planes import COLOURS, MAX_VALUES, Unreadable, channels_last, masked
 from lensjax.data.readers import IMAGE_SUFFIXES, has_suffix, read_planes, stem
@@ -291,6 +292,25 @@ def test_unusable_files_say_why_on_one_line(broken):
     assert all("too large" in reasons[n] for n in ("huge.fits", "large.npy"))
     assert "exceeds limit" in reasons["bomb.png"]
     assert "no image" in reasons["table.fits"]
+
+
+def test_the_size_limit_is_the_users(tmp_path):
+    pixels = np.random.default_rng(0).normal(0, 1, (20, 20)).astype(np.float32)
+    np.save(tmp_path / "a.npy", pixels)
+    Image.fromarray(np.uint8(pixels)).save(tmp_path / "a.png")
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    for name in ("a.fits", "a.fits.gz"):
+        fits.PrimaryHDU(pixels).writeto(tmp_path / name)
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(pixels)]).writeto(tmp_path / "a.fits.fz")
+    paths = sorted(tmp_path.iterdir())
+    assert len(paths) == 6
+    for path in paths:
+        assert read_planes(path, everything, 400)[0].pixels.shape == (20, 20), path
+        with pytest.raises(Unreadable, match=r"too large .* the limit is 399 \(--max-values\)"):
+            read_planes(path, everything, 399)
+    source = open_source(tmp_path, needed=None, max_values=399)
+    with pytest.raises(Unreadable, match="the limit is 399"):
+        source[0]
 
 
 def test_a_missing_file_and_a_foreign_suffix(tmp_path):
