@@ -87,7 +87,7 @@ def prepare(ensemble: str, smoke: bool) -> Prepared:
             **dataclasses.asdict(recipe),
             arch=name,
             members=count,
-            data=sky / "train.npz",
+            data=str(sky / "train.npz"),
             pictures=demonstration.pictures,
             output=members,
         )

@@ -65,9 +65,9 @@ def simulate_survey(options: SimulateConfig) -> str:
     """
     if options.output is None:
         raise UsageError("--output is missing: name a folder for the simulated sky")
-    survey = _survey(options)
+    survey = survey_of(options)
     make_folder(options.output)
-    stamps, stamps_pixel_scale = _sources(options)
+    stamps, stamps_pixel_scale = sources_of(options)
     with runtime.progress("simulating", options.count, "cutouts") as advance:
         sky = simulate(
             survey,
@@ -94,7 +94,8 @@ def simulate_survey(options: SimulateConfig) -> str:
     )
 
 
-def _survey(options: SimulateConfig) -> Survey:
+def survey_of(options: SimulateConfig) -> Survey:
+    """Returns the survey with what the options change of it."""
     if options.survey not in SURVEYS:
         raise UsageError(f"--survey {options.survey} is not known: choose {', '.join(SURVEYS)}")
     survey = SURVEYS[options.survey]
@@ -107,7 +108,7 @@ def _survey(options: SimulateConfig) -> Survey:
     )
 
 
-def _sources(options: SimulateConfig) -> tuple[np.ndarray | None, float | None]:
+def sources_of(options: SimulateConfig) -> tuple[np.ndarray | None, float | None]:
     """Returns the stamps of the sources and their pixel scale, None without any."""
     if options.sources is None:
         return None, None

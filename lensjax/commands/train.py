@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,10 +13,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from lensjax import checkpoint, config, results, runtime
+from lensjax.commands.simulate import SimulateConfig, simulate_survey, sources_of, survey_of
 from lensjax.data import loader
 from lensjax.data.catalog import Format, open_source
 from lensjax.data.on_device import Canvas, View
-from lensjax.data.planes import Cutout, Unreadable
+from lensjax.data.planes import MAX_VALUES, Cutout, Unreadable
 from lensjax.data.preprocess import Fit, Preparation, Stretch, geometry
 from lensjax.data.source import Source
 from lensjax.ensemble import placement
@@ -29,8 +30,14 @@ from lensjax.training.pictures import with_pictures
 from lensjax.training.plan import in_gb, outline_of
 from lensjax.training.recipe import Recipe
 from lensjax.training.step import Programs, TrainState
-from lensjax.training.team import Team, assemble, training_record
+from lensjax.training.stream import Sky, Stream, stream
+from lensjax.training.team import Team, Training, assemble, training_record
 from lensjax.training.trainer import StepPrograms, train_team
+
+# As `--data`, what is no file.
+SIMULATED = "simulated"
+
+SMOKE_SKY = SimulateConfig(count=240, size=48)
 
 
 @dataclass(frozen=True)
@@ -39,10 +46,17 @@ class TrainConfig(Recipe):
 
     arch: Annotated[str, "architectures to train, comma separated"] = "resnet18"
     members: Annotated[int, "members of each architecture, trained together"] = 1
-    data: Annotated[Path | None, "labelled cutouts, as --data of infer.py takes them"] = None
+    data: Annotated[
+        str | None,
+        "labelled cutouts, as --data of infer.py takes them; or `simulated`: lenses without end",
+    ] = None
+    sky: Annotated[
+        Path | None, "YAML file of simulate.py's options, for simulated data: count is an epoch's"
+    ] = None
     bands: Annotated[str | None, "bands that the files hold, in order: i,r,g"] = None
     pixel_scale: Annotated[float | None, "arcsec/pixel, where the files do not say"] = None
     format: Annotated[Format, "kind of the data, where it is not recognised"] = "auto"
+    max_values: Annotated[int, "pixels times bands of the largest cutout in a file"] = MAX_VALUES
     stretch: Annotated[Stretch, "brightness scale of the input"] = "asinh"
     softening: Annotated[float, "noise sigmas up to which asinh is linear"] = 2.0
     fit: Annotated[Fit, "how cutouts of another size are brought to the input size"] = "auto"
@@ -87,15 +101,15 @@ def shrunk(options: TrainConfig) -> TrainConfig:
     As many scales as there were, but small ones, at most two members of each architecture, and
     neither weights to start from nor a budget: these belong to the devices and files of the run.
     """
-    from lensjax.commands.simulate import SimulateConfig, simulate_survey
-
-    sky = SimulateConfig(output=runtime.cache_folder() / "smoke", count=240, size=48)
-    if not (Path(str(sky.output)) / "truth.csv").exists():
-        simulate_survey(sky)
+    output, data = runtime.cache_folder() / "smoke", SIMULATED
+    if options.data != SIMULATED:
+        data = str(output / "train.npz")
+        if not (output / "truth.csv").exists():
+            simulate_survey(dataclasses.replace(SMOKE_SKY, output=output))
     sizes = [32 + 16 * number for number in range(len(options.sizes()))]
     return dataclasses.replace(
         options,
-        data=Path(str(sky.output)) / "train.npz",
+        data=data,
         bands=None,
         pixel_scale=None,
         scales=",".join(map(str, sizes)) or None,
@@ -133,11 +147,25 @@ def train(options: TrainConfig) -> Iterator[Trained]:
     another member.
     """
     if options.data is None:
-        raise UsageError("--data is missing: give labelled cutouts; scripts/simulate.py makes some")
+        raise UsageError(
+            "--data is missing: give labelled cutouts (scripts/simulate.py makes some), or say "
+            f"{SIMULATED}"
+        )
     if options.target is not None:
         raise UsageError("--target is for --plan: a run is planned for the devices that it is on")
     _check(options)
     architectures = list(checkpoint.parse_ensemble(options.arch))
+    training, validation, counts = _data(options)
+    for architecture in architectures:
+        yield from _team(options, training, validation, architecture, counts)
+
+
+def _data(options: TrainConfig) -> tuple[Training, Labelled, str]:
+    """Returns what is trained on, what validates, and their numbers in words."""
+    if options.data == SIMULATED:
+        simulated, validation = _stream(options)
+        counts = f"{len(simulated)} simulated cutouts an epoch, {len(validation)} for validation"
+        return simulated, validation, counts
     source, preparation = _opened(options)
     data = read_labelled(source, preparation, options.fit)
     training, validation = split(data, options.validation_fraction)
@@ -145,12 +173,39 @@ def train(options: TrainConfig) -> Iterator[Trained]:
         training = with_pictures(training, options.seed)
     counts = f"{len(training)} cutouts, {len(validation)} for validation"
     counts += f", {len(source) - len(data)} left out (unreadable or without a label)"
-    for architecture in architectures:
-        yield from _team(options, training, validation, architecture, counts)
+    return training, validation, counts
+
+
+def _stream(options: TrainConfig) -> tuple[Stream, Labelled]:
+    """Returns the endless training set that `--sky` describes, and its validation set.
+
+    Raises UsageError for options that do not go with it.
+    """
+    given = [] if options.sky is None else ["--config", str(options.sky)]
+    sky = config.parse(SimulateConfig, given, description="")
+    if options.smoke:
+        sky = dataclasses.replace(sky, count=SMOKE_SKY.count, size=SMOKE_SKY.size)
+    wrong = {
+        "--pictures wants cutouts in files": options.pictures,
+        "--bootstrap wants cutouts that return; simulated ones do not": options.bootstrap,
+        f"{options.sky}: backgrounds are for simulate.py, not for --data {SIMULATED}": (
+            sky.backgrounds is not None
+        ),
+    }
+    _refuse(wrong)
+    survey, (stamps, stamps_pixel_scale) = survey_of(sky), sources_of(sky)
+    return stream(
+        Sky(survey, sky.lens_fraction, sky.seed, stamps, stamps_pixel_scale),
+        sky.count,
+        round(options.validation_fraction * sky.count),
+        max(options.sizes(), default=survey.size),
+        options.stretch,
+        options.softening,
+    )
 
 
 def _team(
-    options: TrainConfig, training: Labelled, validation: Labelled, architecture: str, counts: str
+    options: TrainConfig, training: Training, validation: Labelled, architecture: str, counts: str
 ) -> Iterator[Trained]:
     """Yields the members of an architecture, those that were there and those trained now.
 
@@ -191,7 +246,7 @@ def _planned(
     options: TrainConfig,
     team: Team,
     state: TrainState,
-    training: Labelled,
+    training: Training,
     budget: int,
     run: Path,
 ) -> StepPrograms:
@@ -207,9 +262,9 @@ def _planned(
             )
             for scales in team.scale_sets
         }
-    images = training.arrays["images"]
-    canvas = Canvas(images.shape[1:], images.dtype.name)
-    planned = team_plan.plan_team(team, state, canvas, batch=options.batch_size, budget=budget)
+    planned = team_plan.plan_team(
+        team, state, training.canvas, batch=options.batch_size, budget=budget
+    )
     for note in planned.notes():
         print(f"{team.architecture}, {note}", file=sys.stderr)
     make_folder(run)
@@ -269,6 +324,9 @@ def make_plan(options: TrainConfig) -> str:
 
 def _canvas(options: TrainConfig) -> tuple[Canvas, View]:
     """Returns how cutouts travel to the device, and what the largest scale takes of them."""
+    if options.data == SIMULATED:
+        training, _ = _stream(options)
+        return training.canvas, training.view
     if options.data is not None:
         source, preparation = _opened(options)
         layout = loader.layout(source, (preparation,), options.fit)
@@ -285,19 +343,27 @@ def _canvas(options: TrainConfig) -> tuple[Canvas, View]:
 
 
 def _opened(options: TrainConfig) -> tuple[Source, Preparation]:
-    """Returns the cutouts of `--data` and how networks see them, their pixels not normalised."""
+    """Returns the cutouts of `--data` and how networks see them, their pixels not normalised.
+
+    Networks of another size than the cutouts' see the same sky in other pixels, unless it is to be
+    cropped.
+    """
+    assert options.data is not None
     source = open_source(
-        str(options.data),
+        options.data,
         needed=None,
         bands=options.bands,
         pixel_scale=options.pixel_scale,
         form=options.format,
+        max_values=options.max_values,
     )
     cutout = _first_cutout(source)
+    side, scale = min(cutout.image.shape[:2]), cutout.pixel_scale
+    size = max(options.sizes(), default=side)
     return source, Preparation.unnormalised(
         source.bands,
-        max(options.sizes(), default=min(cutout.image.shape[:2])),
-        cutout.pixel_scale,
+        size,
+        scale * side / size if scale and options.fit != "crop" else scale,
         options.stretch,
         options.softening,
     )
@@ -308,7 +374,7 @@ def _recipe(options: TrainConfig) -> Recipe:
 
 
 def _kept(
-    folder: Path, options: TrainConfig, record: dict[str, Any], training: Labelled
+    folder: Path, options: TrainConfig, record: dict[str, Any], training: Training
 ) -> checkpoint.MemberInfo | None:
     """Returns the member in `folder`, None where there is none or it is to be trained anew."""
     if not ((folder / "member.json").exists() and options.resume):
@@ -342,6 +408,11 @@ def _check(options: TrainConfig) -> None:
         "--dropout must lie in 0..1, below 1": not 0 <= options.dropout < 1,
         "--block-dropout must lie in 0..1, below 1": not 0 <= options.block_dropout < 1,
     }
+    _refuse(wrong)
+
+
+def _refuse(wrong: Mapping[str, bool]) -> None:
+    """Raises UsageError with the first message that holds."""
     for message, is_wrong in wrong.items():
         if is_wrong:
             raise UsageError(message)

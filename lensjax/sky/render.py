@@ -31,6 +31,7 @@ from lensjax.sky.lensing import (
 from lensjax.sky.population import System, draw_system
 from lensjax.sky.scenes import (
     KINDS,
+    LENS,
     LOOK_ALIKES,
     SCENE_UNIFORMS,
     Galaxies,
@@ -308,7 +309,7 @@ def draw_picture(
     by_band = jnp.sum(arcs**2 / (sky_variance + variance(rest)), axis=(0, 1))
     signal_to_noise = jnp.sqrt(jnp.max(by_band)) + 1e-6
     # Selection went by a forecast; what falls short of it gets a source as bright as it takes.
-    is_lens = kind == list(KINDS).index("lens")
+    is_lens = kind == LENS
     wanted = survey.smallest_arc_signal_to_noise
     boost = jnp.where(is_lens, jnp.maximum(1.0, wanted / signal_to_noise), 1.0)
     arcs = boost * arcs
@@ -386,7 +387,7 @@ def plan(count: int, lens_fraction: float, seed: int) -> Plan:
     others = count - lenses
     chosen = np.searchsorted(cumulative, (np.arange(others) + 0.5) / max(others, 1))
     kind = np.array(
-        [kinds.index("lens")] * lenses + [kinds.index(names[which]) for which in chosen],
+        [LENS] * lenses + [kinds.index(names[which]) for which in chosen],
         dtype=np.int64,
     )
     group = np.arange(count, dtype=np.int64)
@@ -405,7 +406,7 @@ def plan_on_backgrounds(count: int, lens_fraction: float, seed: int, backgrounds
             f"{count - lenses} look-alikes are asked of {backgrounds} backgrounds, each of which is"
             " one: give more backgrounds, a smaller count or a larger lens_fraction"
         )
-    kind = np.where(np.arange(count) < lenses, list(KINDS).index("lens"), -1)
+    kind = np.where(np.arange(count) < lenses, LENS, -1)
     group = np.concatenate([np.arange(lenses) % backgrounds, np.arange(count - lenses)])
     order = np.random.default_rng(seed).permutation(count)
     return Plan(kind[order].astype(np.int64), group[order].astype(np.int64))

@@ -424,6 +424,7 @@ KINDS: dict[str, Callable[..., Centre]] = {
     "star": star,
     "red": red,
 }
+LENS = list(KINDS).index("lens")
 
 # Share of each kind among look-alikes (chosen: the hardest come most often).
 LOOK_ALIKES = {

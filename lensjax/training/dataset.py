@@ -2,13 +2,15 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
+import grain
 import jax
 import numpy as np
 
 from lensjax import runtime
 from lensjax.data import loader
-from lensjax.data.on_device import View, seen
+from lensjax.data.on_device import Canvas, View, seen
 from lensjax.data.preprocess import Preparation
 from lensjax.data.source import Source
 from lensjax.data.splits import held_back
@@ -34,6 +36,29 @@ class Labelled:
     @property
     def preparation(self) -> Preparation:
         return self.view.preparation
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.arrays["label"]
+
+    @property
+    def canvas(self) -> Canvas:
+        images = self.arrays["images"]
+        return Canvas(images.shape[1:], images.dtype.name)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `member.json` says of the data."""
+        lenses = int(self.labels.sum())
+        return {"cutouts": len(self), "lenses": lenses, "first_id": str(self.id[0])}
+
+    def batches(self, batch_size: int) -> grain.DatasetIterator[dict[str, Any]]:
+        """Returns batches without end, each of images, inside, label, and `row` of these data.
+
+        One order for all seeds: members that share batches see what each would see alone.
+        """
+        rows = {"row": np.arange(len(self))}
+        return loader.shuffled(self.arrays | rows, batch_size, seed=0)
 
     def take(self, rows: np.ndarray) -> "Labelled":
         """Returns the chosen rows, by index or mask."""
@@ -73,9 +98,14 @@ def split(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
     chosen = held_back(data.group, fraction, "validation")
     training, validation = data.take(~chosen), data.take(chosen)
     for name, part in (("training", training), ("validation", validation)):
-        if len(np.unique(part.arrays["label"])) < 2:
-            raise UsageError(f"the {name} data ({len(part)} cutouts) need lenses and non-lenses")
+        check_classes(name, part.labels)
     return training, validation
+
+
+def check_classes(name: str, labels: np.ndarray) -> None:
+    """Raises UsageError where `labels` (n,) lack lenses or non-lenses."""
+    if len(np.unique(labels)) < 2:
+        raise UsageError(f"the {name} data ({len(labels)} cutouts) need lenses and non-lenses")
 
 
 def measure_normalisation(data: Labelled) -> Preparation:

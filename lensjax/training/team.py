@@ -26,6 +26,9 @@ from lensjax.training.optimiser import optimiser
 from lensjax.training.recipe import Recipe
 from lensjax.training.scales import scale_sets, views_at
 from lensjax.training.step import Setting, TrainState
+from lensjax.training.stream import Stream
+
+Training = Labelled | Stream
 
 
 class Team(NamedTuple):
@@ -100,7 +103,8 @@ def assemble(
     )
     return team, TrainState(
         params,
-        statistics,
+        # Copies: a state is given away, and no array can be given twice.
+        tuple(jax.tree.map(jnp.copy, statistics) for _ in views),
         jax.jit(jax.vmap(setting.optimizer.init))(params),
         jax.tree.map(jnp.copy, params) if recipe.average_decay is not None else None,
         jnp.zeros(len(seeds), jnp.int32),
@@ -156,7 +160,7 @@ def initialise(info: MemberInfo, keys: Array) -> tuple[nnx.GraphDef, nnx.State, 
     return nnx.graphdef(nnx.eval_shape(build, keys[0])), *jax.jit(jax.vmap(draw))(keys)
 
 
-def member_info(training: Labelled, architecture: str, recipe: Recipe) -> MemberInfo:
+def member_info(training: Training, architecture: str, recipe: Recipe) -> MemberInfo:
     """Returns what is known of a member before it is trained."""
     return MemberInfo(
         architecture,
@@ -168,12 +172,13 @@ def member_info(training: Labelled, architecture: str, recipe: Recipe) -> Member
     )
 
 
-def training_record(recipe: Recipe, training: Labelled, architecture: str) -> dict[str, Any]:
+def training_record(recipe: Recipe, training: Training, architecture: str) -> dict[str, Any]:
     """Returns what `member.json` says of the training, all but the seed; the same record and the
     same seed mean the same member."""
-    return dataclasses.asdict(recipe) | {
-        "started_from_sha256": start_hashes(recipe.start_from, architecture),
-        "cutouts": len(training),
-        "lenses": int(training.arrays["label"].sum()),
-        "first_id": str(training.id[0]),
-    }
+    return (
+        dataclasses.asdict(recipe)
+        | {
+            "started_from_sha256": start_hashes(recipe.start_from, architecture),
+        }
+        | training.record
+    )

@@ -19,7 +19,6 @@ from scipy.special import expit
 
 from lensjax import metrics, runtime
 from lensjax.checkpoint import Member, MemberInfo, state_of
-from lensjax.data import loader
 from lensjax.ensemble import calibrate, placement
 from lensjax.errors import Interrupted, LensjaxError, UsageError
 from lensjax.training.dataset import Labelled
@@ -28,7 +27,7 @@ from lensjax.training.recipe import Recipe
 from lensjax.training.scales import active_at
 from lensjax.training.snapshots import Snapshot, Snapshots
 from lensjax.training.step import Examples, Group, Programs, TrainState, validation_step
-from lensjax.training.team import Team, assemble, member_info, training_record
+from lensjax.training.team import Team, Training, assemble, member_info, training_record
 
 Validate = Callable[[Any, Any, Examples], Array]
 StepPrograms = Mapping[tuple[int, ...], Programs]
@@ -47,7 +46,7 @@ def at_once(team: Team, state: TrainState) -> StepPrograms:
 class Best(NamedTuple):
     """The best epoch of each member by validation loss, on the host: `loss` and `stale_epochs`
     since then (member,), `logits` (member, n) of the validation data, and `weights`, the trees of
-    parameters and batch statistics, with the members in front."""
+    parameters and of each scale's batch statistics, with the members in front."""
 
     loss: np.ndarray
     stale_epochs: np.ndarray
@@ -85,7 +84,8 @@ class Best(NamedTuple):
 
 
 def _kept(state: TrainState) -> tuple[Any, Any]:
-    """Returns what is kept of a state: averaged parameters where there are such, and statistics."""
+    """Returns what is kept of a state: averaged parameters where there are such, and each scale's
+    statistics."""
     return state.params if state.average is None else state.average, state.statistics
 
 
@@ -97,7 +97,7 @@ class Run(NamedTuple):
 
 
 def train_team(
-    training: Labelled,
+    training: Training,
     validation: Labelled,
     architecture: str,
     recipe: Recipe,
@@ -124,7 +124,7 @@ def train_team(
         )
     info = member_info(training, architecture, recipe)
     mesh = placement.mesh_of(jax.local_devices()[:1]) if mesh is None else mesh
-    team, state = assemble(info, training.view, training.arrays["label"], recipe, seeds, mesh)
+    team, state = assemble(info, training.view, training.labels, recipe, seeds, mesh)
     by_member = NamedSharding(mesh, placement.BY_MEMBER)
     programs = programs_for(team, state)
     start, run = 0, Run(state, Best.none(state, len(validation)))
@@ -134,9 +134,7 @@ def train_team(
         "preparation": training.preparation.to_json(),
     }
     with closing(Snapshots(folder, settings, resume=resume)) as snapshots:
-        # One order for all seeds: those that share batches see what each would see alone.
-        rows = {"row": np.arange(len(training))}
-        batches = loader.shuffled(training.arrays | rows, recipe.batch_size, seed=0)
+        batches = training.batches(recipe.batch_size)
         found = snapshots.newest(run)
         if found is not None:
             start, run = found.step, found.arrays
@@ -163,7 +161,7 @@ def _train(
     run: Run,
     start: int,
     batches: grain.DatasetIterator,
-    training: Labelled,
+    training: Training,
     validation: Labelled,
     recipe: Recipe,
     programs: StepPrograms,
@@ -231,7 +229,7 @@ class Pending(NamedTuple):
     rows: np.ndarray
     losses: Array
 
-    def finite_losses(self, training: Labelled) -> np.ndarray:
+    def finite_losses(self, training: Training) -> np.ndarray:
         """Returns the losses, or raises LensjaxError where one is not finite."""
         values = np.asarray(self.losses, np.float64)
         if not np.isfinite(values).all():
@@ -302,7 +300,7 @@ def _finish(
     """Returns a member at its best, with its calibration and metrics."""
     if not np.isfinite(best.loss[index]):
         raise LensjaxError(f"{info.architecture}: no epoch ended with a finite validation loss")
-    weights = jax.tree.map(lambda leaf: leaf[index], best.weights)
+    params, statistics = jax.tree.map(lambda leaf: leaf[index], best.weights)
     label, logits = validation.arrays["label"], best.logits[index]
     slope, intercept = calibrate.platt(logits, label)
     probability = expit(slope * logits + intercept)
@@ -316,5 +314,5 @@ def _finish(
         },
         metrics=metrics.evaluate(probability, label).to_json(),
     )
-    state = state_of(nnx.merge(graph, *weights))
+    state = state_of(nnx.merge(graph, params, statistics[-1]))  # of the member's own size
     return Member(info, state, {"id": validation.id, "label": label, "logit": logits})

@@ -109,6 +109,34 @@ def test_an_input_size_that_the_network_cannot_take_is_one_clear_line(run, sky, 
     assert ended.status == 2 and "input size of 16 or 32" in ended.error, ended
 
 
+def test_another_input_size_is_the_same_sky_in_other_pixels(run, sky, tmp_path):
+    """Not its middle: what is scored later is brought to the same pixels."""
+    recipe = ("--epochs", 0.2, "--batch-size", 16, "--validation-fraction", 0.3, "--scales", 16)
+    command = ("--data", sky / "train.npz", "--arch", "light_transformer", *recipe)
+    scales = {"auto": 2 * 0.263, "crop": 0.263}
+    for fit, pixel_scale in scales.items():
+        ended = run(train.main, *command, "--fit", fit, "--output", tmp_path / fit)
+        assert ended.status == 0, ended
+        path = tmp_path / fit / "light_transformer" / "0" / "member.json"
+        preparation = json.loads(path.read_text())["preparation"]
+        assert preparation["input_size"] == 16
+        assert preparation["pixel_scale"] == pytest.approx(pixel_scale)
+
+
+def test_an_endless_sky_is_refused_what_it_cannot_do(run, tmp_path):
+    (tmp_path / "sky.yaml").write_text("backgrounds: real.npz\n")
+    (tmp_path / "odd.yaml").write_text("surveys: decam\n")
+    cases = {
+        "--pictures": ("--pictures",),
+        "--bootstrap": ("--bootstrap",),
+        "backgrounds are for simulate.py": ("--sky", tmp_path / "sky.yaml"),
+        "unknown key 'surveys'": ("--sky", tmp_path / "odd.yaml"),
+    }
+    for words, more in cases.items():
+        ended = run(train.main, "--data", "simulated", *more, "--output", tmp_path / "m")
+        assert ended.status == 2 and ended.error.count("\n") == 1 and words in ended.error, ended
+
+
 def test_training_data_that_cannot_serve_are_one_clear_line(run, tmp_path):
     np.savez(tmp_path / "plain.npz", images=np.zeros((4, 16, 16, 3), np.float32))
     for name in ("lens", "nonlens"):

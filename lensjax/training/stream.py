@@ -1,0 +1,148 @@
+"""Simulated cutouts without end: no files; the device draws each batch when it is due."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lensjax.data.on_device import Canvas, View
+from lensjax.data.preprocess import Preparation, Stretch, geometry
+from lensjax.sky import render
+from lensjax.sky.survey import Survey
+from lensjax.training.dataset import Labelled, check_classes, measure_normalisation
+
+# What is fixed, as the validation set, has a seed of its own, which no user is likely to give.
+FIXED_SEED = 1_000_000_000
+MEASURED = 1024
+
+
+@dataclass(frozen=True)
+class Sky:
+    """What a stream shows: `stamps` are of real galaxies as sources, or None; see
+    `render.simulate`."""
+
+    survey: Survey
+    lens_fraction: float
+    seed: int
+    stamps: np.ndarray | None
+    stamps_pixel_scale: float | None
+
+    def fixed(self, view: View, count: int, seed: int) -> Labelled:
+        """Returns `count` cutouts that are none of the stream, in memory."""
+        drawn = render.simulate(
+            self.survey,
+            count=count,
+            lens_fraction=self.lens_fraction,
+            seed=seed,
+            sources=self.stamps,
+            sources_pixel_scale=self.stamps_pixel_scale,
+        )
+        arrays = {
+            "images": drawn.images,
+            "inside": _whole(self.survey, count),
+            "label": drawn.truth["label"].astype(np.float32),
+        }
+        return Labelled(view, arrays, drawn.truth["id"], drawn.truth["group"])
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An endless training set, of which so many cutouts make an epoch: each epoch shows the kinds
+    of pictures in the same order, but no picture ever returns."""
+
+    view: View
+    sky: Sky
+    plan: render.Plan
+
+    def __len__(self) -> int:
+        return len(self.plan.kind)
+
+    @property
+    def preparation(self) -> Preparation:
+        return self.view.preparation
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) float32, of an epoch."""
+        return (self.plan.kind == render.LENS).astype(np.float32)
+
+    @property
+    def id(self) -> np.ndarray:
+        """(n,) what the cutouts of an epoch are called."""
+        sky = self.sky
+        return np.array([f"{sky.survey.name}-{sky.seed}-{row:07d}" for row in range(len(self))])
+
+    @property
+    def canvas(self) -> Canvas:
+        size = self.sky.survey.size
+        return Canvas((size, size, len(self.sky.survey.bands)), "float32")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Returns what `member.json` says of the data."""
+        survey, stamps = dataclasses.asdict(self.sky.survey), self.sky.stamps
+        return {
+            "cutouts": len(self),
+            "lenses": int(self.labels.sum()),
+            "simulated": {k: list(v) if isinstance(v, tuple) else v for k, v in survey.items()}
+            | {"seed": self.sky.seed, "source_stamps": 0 if stamps is None else len(stamps)},
+        }
+
+    def batches(self, batch_size: int) -> grain.DatasetIterator[dict[str, Any]]:
+        """Returns batches without end as `Labelled.batches` does, their images on the device, where
+        they are being drawn while the host goes on."""
+        keys = jax.random.split(jax.random.key(self.sky.seed))
+        stamps = None if self.sky.stamps is None else jnp.asarray(self.sky.stamps)
+        labels, inside = self.labels, _whole(self.sky.survey, batch_size)
+        of_epoch = len(self) // batch_size
+
+        def draw(number: int) -> dict[str, Any]:
+            epoch, place = divmod(number, of_epoch)
+            rows = np.arange(place * batch_size, (place + 1) * batch_size)
+            # As 32 bits: the numbers of four thousand million pictures.
+            first = np.uint32(epoch * len(self) % 2**32)
+            images, _ = render.draw_chunk(
+                rows.astype(np.uint32) + first,
+                self.plan.group[rows].astype(np.uint32) + first,
+                self.plan.kind[rows].astype(np.int32),
+                None,
+                keys,
+                stamps,
+                float(self.sky.stamps_pixel_scale or 1.0),
+                self.sky.survey,
+            )
+            return {"images": images, "inside": inside, "label": labels[rows], "row": rows}
+
+        numbers = grain.MapDataset.range(2**62).map(draw)
+        ahead = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        return iter(numbers.to_iter_dataset(ahead))
+
+
+def stream(
+    sky: Sky, count: int, validation: int, input_size: int, stretch: Stretch, softening: float
+) -> tuple[Stream, Labelled]:
+    """Returns a stream of `count` cutouts an epoch, and a fixed validation set of its kind.
+
+    Raises UsageError for what cannot be simulated, and where either lacks a class.
+    """
+    survey = sky.survey
+    scale = survey.pixel_scale * survey.size / input_size
+    preparation = Preparation.unnormalised(survey.bands, input_size, scale, stretch, softening)
+    of_canvas = geometry((survey.size, survey.size), survey.pixel_scale, preparation)
+    view = View(preparation, 0, tuple(range(len(survey.bands))), of_canvas)
+    measured = sky.fixed(view, MEASURED, 2 * FIXED_SEED + sky.seed)
+    view = dataclasses.replace(view, preparation=measure_normalisation(measured))
+    training = Stream(view, sky, render.plan(count, sky.lens_fraction, sky.seed))
+    held_back = sky.fixed(view, validation, FIXED_SEED + sky.seed)
+    for name, data in (("training", training), ("validation", held_back)):
+        check_classes(name, data.labels)
+    return training, held_back
+
+
+def _whole(survey: Survey, count: int) -> np.ndarray:
+    """Returns the edges (count, 4) of cutouts that are sky from edge to edge."""
+    return np.tile(np.array([0, survey.size, 0, survey.size], np.int32), (count, 1))
