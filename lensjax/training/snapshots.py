@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,10 +12,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from lensjax import checkpoint
-from lensjax.errors import LensjaxError, UsageError
+from lensjax.errors import LensjaxError, UsageError, one_line
 from lensjax.files import make_folder, replacing
 
 Tree = Any
+
+# Beside the arrays: the index of a state, and what else the run writes meanwhile.
+MARGIN = 4 * 2**20
 
 
 class Snapshot(NamedTuple):
@@ -47,21 +52,48 @@ class Snapshots:
         )
 
     def close(self) -> None:
-        """Waits until what is being written is whole."""
-        self._manager.close()
+        """Waits until what is being written is whole. Raises LensjaxError where it cannot be."""
+        with self._said_clearly():
+            self._manager.close()
 
     def save(self, snapshot: Snapshot) -> None:
-        """Begins to write a state. The arrays are copied first: the run may give them away."""
+        """Begins to write a state. The arrays are copied first: the run may give them away.
+
+        Raises LensjaxError where there is no room for it, or the one before could not be written;
+        the last whole one is kept.
+        """
         # Not by `device_get`: on a CPU that would be a view of what the next step writes to.
         arrays = {
             name: np.array(leaf) for name, leaf in checkpoint.named_leaves(snapshot.arrays).items()
         }
-        self._manager.save(
-            snapshot.step,
-            args=ocp.args.Composite(
-                arrays=ocp.args.PyTreeSave(arrays), record=ocp.args.JsonSave(snapshot.record)
-            ),
-        )
+        with self._said_clearly():
+            self._manager.wait_until_finished()
+            # Found out by Orbax, it would be many pages from several threads.
+            needed = MARGIN + sum(leaf.nbytes for leaf in arrays.values())
+            free = shutil.disk_usage(self.folder).free
+            if free < needed:
+                raise LensjaxError(
+                    f"no room left in {self.folder}: the state of the run needs "
+                    f"{needed / 2**20:.0f} MiB, {free / 2**20:.0f} are free; make some, and the "
+                    "same command goes on where the last state was kept"
+                )
+            self._manager.save(
+                snapshot.step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.PyTreeSave(arrays), record=ocp.args.JsonSave(snapshot.record)
+                ),
+            )
+
+    @contextmanager
+    def _said_clearly(self) -> Iterator[None]:
+        """Raises LensjaxError for what Orbax and the file system raise."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise LensjaxError(
+                f"cannot write the state of the run to {self.folder}: {one_line(error, 200)}; the "
+                "last whole one is kept, from which the same command goes on"
+            ) from error
 
     def newest(self, like: Tree) -> Snapshot | None:
         """Returns the newest state, its arrays NumPy's in a tree as `like`; None without any.

@@ -1,5 +1,6 @@
 """States of a run on disk: whole, refused where they do not fit, untouched by what follows."""
 
+import shutil
 from contextlib import closing
 
 import jax
@@ -64,6 +65,28 @@ def test_a_run_of_other_settings_is_refused_or_begun_anew(tmp_path):
         Snapshots(tmp_path, other, resume=True)
     with closing(Snapshots(tmp_path, other, resume=False)) as snapshots:
         assert snapshots.newest(tree(0.0)) is None
+
+
+def test_a_full_disk_is_one_clear_line_and_the_last_state_is_kept(tmp_path, monkeypatch):
+    with closing(Snapshots(tmp_path, SETTINGS, resume=True)) as snapshots:
+        snapshots.save(Snapshot(1, tree(1.0), {}))
+        usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(LensjaxError, match=r"no room left in .*needs 4 MiB, 1 are free"):
+            snapshots.save(Snapshot(2, tree(2.0), {}))
+    with closing(Snapshots(tmp_path, SETTINGS, resume=True)) as snapshots:
+        assert snapshots.newest(tree(0.0)).step == 1
+
+
+def test_a_state_that_cannot_be_written_is_one_clear_line(tmp_path):
+    """The folder is gone, as when a network disk is."""
+    snapshots = Snapshots(tmp_path / "run", SETTINGS, resume=True)
+    snapshots.save(Snapshot(1, tree(1.0), {}))
+    snapshots.close()
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(LensjaxError, match="cannot write the state of the run to") as raised:
+        snapshots.save(Snapshot(2, tree(2.0), {}))
+    assert "\n" not in str(raised.value)
 
 
 def test_leaves_are_named_by_their_path():
