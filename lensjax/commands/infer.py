@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,8 @@ from lensjax.resume import Columns, PartialRows
 DEMO = Path("demo")
 PARTS = ".scores"
 
+MANY_FILES, MOST_WORKERS = 20_000, 16
+
 
 @dataclass(frozen=True)
 class InferConfig:
@@ -59,6 +62,10 @@ class InferConfig:
     format: Annotated[Format, "kind of the data, where it is not recognised"] = "auto"
     max_values: Annotated[int, "pixels times bands of the largest cutout in a file"] = MAX_VALUES
     fit: Annotated[Fit, "how cutouts of another size are brought to the member's"] = "auto"
+    workers: Annotated[
+        int | Literal["auto"],
+        "processes that read files; 0: threads; auto: one a core for many files and an accelerator",
+    ] = "auto"
     output: Annotated[Path, "folder of the results"] = Path("results")
     pack: Annotated[
         Path | None, "write the cutouts to ArrayRecord shards in this folder, and stop"
@@ -201,6 +208,7 @@ def infer(options: InferConfig) -> Outcome:
         source,
         parts,
         how=options.fit,
+        workers=_workers(options.workers, len(source)),
         profile=options.profile,
     )
     scoring = planned.record() | {"mesh": dict(mesh.shape)} | dataclasses.asdict(timing)
@@ -353,8 +361,19 @@ def draw(
     )
 
 
+def _workers(asked: int | Literal["auto"], cutouts: int) -> int:
+    """Returns how many processes read. They take seconds to start, and on a CPU the networks are
+    slower than one reader."""
+    if asked != "auto":
+        return asked
+    outrun = cutouts >= MANY_FILES and jax.default_backend() != "cpu"
+    return min(MOST_WORKERS, os.cpu_count() or 1) if outrun else 0
+
+
 def _check(options: InferConfig) -> None:
     """Raises UsageError for settings that make no sense."""
+    if options.workers != "auto" and options.workers < 0:
+        raise UsageError("--workers must not be negative")
     for name in ("batch_size", "mc_samples", "member_shards", "top"):
         value = getattr(options, name)
         if value != "auto" and value < 1:

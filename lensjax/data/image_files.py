@@ -2,6 +2,8 @@
 
 import glob
 import re
+import statistics
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,7 +17,7 @@ from lensjax.data.fits_images import fits_shape
 from lensjax.data.planes import COLOURS, Cutout, Names, Plane, Unreadable
 from lensjax.data.preprocess import join
 from lensjax.data.readers import FITS_SUFFIXES, has_suffix, read_planes, stem
-from lensjax.data.source import Source, Stack, describe, source_of, source_of_stack
+from lensjax.data.source import MOST_THREADS, Source, Stack, describe, source_of, source_of_stack
 from lensjax.data.stacks import read_fits_stack
 from lensjax.errors import UsageError
 
@@ -37,7 +39,7 @@ def source_of_files(
     `{band}` in a path stands for each of the `band_names`: one file a band.
     """
     paths = [str(path) for path in table["path"]]
-    bands, example = _probe(paths, kind, wanted, band_names)
+    bands, example, threads = _probe(paths, kind, wanted, band_names)
     settled = wanted._replace(needed=bands) if bands else wanted
 
     def read(row: int) -> Cutout:
@@ -48,35 +50,42 @@ def source_of_files(
         return cutout if pixel_scale is None else replace(cutout, pixel_scale=pixel_scale)
 
     if example is None:
-        return source_of(table, bands, f"{kind}: none of its files can be read", False, read)
+        return source_of(table, bands, f"{kind}: none of its files can be read", threads, read)
     seen = replace(example, pixel_scale=pixel_scale or example.pixel_scale)
-    return source_of(table, bands, f"{kind}: {describe(table, bands, seen)}", False, read)
+    return source_of(table, bands, f"{kind}: {describe(table, bands, seen)}", threads, read)
 
 
 def _probe(
     paths: Iterable[str], kind: str, wanted: Wanted, band_names: Names
-) -> tuple[tuple[str, ...], Cutout | None]:
-    """The bands that most of the first readable files hold, and the first cutout that has them.
+) -> tuple[tuple[str, ...], Cutout | None, int]:
+    """The bands that most of the first readable files hold, the first cutout that has them, and how
+    many threads it takes to keep a processor busy while others wait for the disk.
 
-    Raises `UsageError` where none of them holds the bands that are wanted.
+    Decoding holds the interpreter: where files do not have to be waited for, a second thread would
+    only take it from the first. Raises `UsageError` where none of them holds the wanted bands.
     """
     found: list[tuple[tuple[str, ...], Cutout]] = []
     refused: list[UsageError] = []
+    shares = []
     for path in paths:
+        began, busy = time.perf_counter(), time.thread_time()
         try:
             found.append(_read_bands(path, wanted, band_names))
         except Unreadable:
             continue
         except UsageError as error:
             refused.append(error)
+        shares.append((time.perf_counter() - began) / max(time.thread_time() - busy, 1e-6))
         if len(found) + len(refused) == PROBES:
             break
     if refused and not found:
         raise UsageError(f"{kind}: {refused[0]}") from refused[0]
     if not found:
-        return wanted.needed or (), None
+        return wanted.needed or (), None, 1
+    # The first file brings in the library that reads it.
+    threads = min(MOST_THREADS, max(1, round(statistics.median(shares))))
     most = Counter(bands for bands, _ in found).most_common(1)[0][0]
-    return most, next(cutout for bands, cutout in found if bands == most)
+    return most, next(cutout for bands, cutout in found if bands == most), threads
 
 
 class _WrongBands(Unreadable):

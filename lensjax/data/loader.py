@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import grain
+import jax
 import numpy as np
+from absl import flags
 
 from lensjax import trace
 from lensjax.data.on_device import Canvas, Inputs, Layout, View
 from lensjax.data.planes import Unreadable, perhaps_masked
 from lensjax.data.preprocess import Geometry, Preparation, fill_masked, fit, geometry
 from lensjax.data.source import Source, Stack
-from lensjax.errors import UsageError
+from lensjax.errors import LensjaxError, UsageError, one_line
 
 # Batches held ready beyond the one in use.
 BATCHES_AHEAD = 2
@@ -22,6 +24,7 @@ BATCHES_AHEAD = 2
 MOST_UNFITTED = 4
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
     """Cutouts on their way to the members; always full, the last one padded with empty rows.
@@ -72,20 +75,22 @@ def batches(
     batch_size: int,
     start: int = 0,
     threads: int | None = None,
+    processes: int = 0,
 ) -> Iterator[Batch]:
     """The cutouts from row `start` on, in order, for each of the given preparations.
 
-    `how` is one of `preprocess.WAYS_TO_FIT`. `threads` read and prepare ahead; 0: the calling
-    one does it all. By default one a core, eight at most, and 0 for arrays in memory. What comes
-    out does not depend on their number. Raises `UsageError` where a preparation asks for
-    bands that the source does not give.
+    `how` is one of `preprocess.WAYS_TO_FIT`. `threads` read and prepare ahead, by default those
+    of the source; 0: the calling one does it all. Cutouts that are not of one form are read by so
+    many `processes` instead, where there are any. What comes out does not depend on either number.
+    Raises `UsageError` where a preparation asks for bands that the source does not give,
+    `LensjaxError` where a process dies.
     """
     if threads is None:
         threads = source.threads
     unfitted = _unfitted(source, preparations, how)
     if unfitted is not None and source.stack is not None:
         return _of_stack(source, source.stack, unfitted, batch_size, start, threads)
-    return _of_cutouts(source, preparations, how, batch_size, start, threads)
+    return _of_cutouts(source, preparations, how, batch_size, start, threads, processes)
 
 
 def layout(source: Source, preparations: Sequence[Preparation], how: str) -> Layout:
@@ -210,15 +215,16 @@ def _of_cutouts(
     batch_size: int,
     start: int,
     threads: int,
+    processes: int,
 ) -> Iterator[Batch]:
     grids, layout = _grids(preparations), _fitted(source, preparations)
     channels = [_channels(source, grid) for grid in grids]
-    ra, dec = source.places
+    (ra, dec), read_cutout, count = source.places, source.read, len(source)
 
     @trace.is_stage("read")
     def prepare(row: int) -> _Row:
         try:
-            cutout = source[row]
+            cutout = read_cutout(row)
             image, scale = cutout.image, cutout.pixel_scale
             fitted = []
             for grid, bands in zip(grids, channels, strict=True):
@@ -238,12 +244,36 @@ def _of_cutouts(
     def assemble(rows: Sequence[_Row]) -> Batch:
         return _assemble(rows, layout, batch_size)
 
+    if processes and source.stack is None:
+
+        def read(first: int) -> Batch:
+            return assemble([prepare(row) for row in range(first, min(first + batch_size, count))])
+
+        return _by_processes(grain.MapDataset.range(start, count, batch_size).map(read), processes)
     # Threads take whole batches from the end of the chain, single cutouts from its start: only
     # the latter spreads the first batch over all of them.
-    cutouts = grain.MapDataset.range(start, len(source)).map(prepare)
+    cutouts = grain.MapDataset.range(start, count).map(prepare)
     ahead = max(threads, BATCHES_AHEAD * batch_size) if threads else 0
     dataset = cutouts.to_iter_dataset(grain.ReadOptions(threads, ahead))
     return iter(dataset.batch(batch_size, batch_fn=assemble))
+
+
+def _by_processes(of_batches: grain.MapDataset[Batch], processes: int) -> Iterator[Batch]:
+    """The batches, in order, each read by one of so many processes."""
+    # Grain asks for flags of absl's, which programs of absl's alone have parsed.
+    flags.FLAGS.mark_as_parsed()
+    alone = of_batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    options = grain.MultiprocessingOptions(processes, per_worker_buffer_size=BATCHES_AHEAD)
+    iterator = iter(alone.mp_prefetch(options))
+    try:
+        yield from iterator
+    except RuntimeError as error:
+        raise LensjaxError(
+            f"a process that reads cutouts has died ({one_line(error, 120)}); the same command "
+            "goes on there, --workers 0 reads without others"
+        ) from error
+    finally:
+        iterator.close()
 
 
 def _assemble(rows: Sequence[_Row], layout: Layout, batch_size: int) -> Batch:

@@ -22,7 +22,7 @@ from astropy.table import Table
 
 from lensjax.data.bands import Wanted, select
 from lensjax.data.planes import Cutout, Unreadable
-from lensjax.data.source import Source, Stack, describe, source_of
+from lensjax.data.source import ONE_A_CORE, Source, Stack, describe, source_of
 from lensjax.data.tables import plain, read_table, standardise, to_arrow
 from lensjax.errors import LensjaxError, UsageError, one_line
 from lensjax.files import make_folder, replacing
@@ -145,7 +145,7 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
         table["path"] = [f"{path}[{row}]" for row in range(count)]
     readable = np.flatnonzero(reasons == "")
     if not len(readable):
-        return source_of(table, bands, f"shards {path}: none can be read", False, read)
+        return source_of(table, bands, f"shards {path}: none can be read", ONE_A_CORE, read)
     first = int(readable[0])
     height, width = int(form[HEIGHT][first]), int(form[WIDTH][first])
     example = Cutout(np.empty((height, width, len(bands)), np.float32), scale_of(first))
@@ -155,7 +155,7 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
         whole = not np.any(index[MASKED])
         stack = _stack(records, example, str(form[TYPE][0]), len(names), planes, whole)
     return source_of(
-        table, bands, f"shards {path}: {describe(table, bands, example)}", False, read, stack
+        table, bands, f"shards {path}: {describe(table, bands, example)}", ONE_A_CORE, read, stack
     )
 
 

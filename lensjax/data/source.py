@@ -20,8 +20,9 @@ from lensjax.data.preprocess import join
 from lensjax.data.tables import KNOWN_COLUMNS, standardise
 from lensjax.errors import UsageError
 
-# More threads than these wait for the interpreter rather than for the disk.
+# More would wait for the interpreter rather than for the disk.
 MOST_THREADS = 8
+ONE_A_CORE = min(MOST_THREADS, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -46,24 +47,20 @@ class Source:
     `table`: a row a cutout, in the order given, with `id, ra, dec` (degrees, NaN where unknown),
     `path`, `label` (1 lens, 0 none, -1 unknown) and `group` where known, then the columns that
     the input carried. `bands`: those of the cutouts' channels, in order. `description`: one line.
-    `in_memory`: whether reading a cutout is a matter of slicing an array. `stack`: the same
-    cutouts many at a time, where all are of one form; None where that is not known.
+    `threads`: how many read ahead; 0 where reading is a matter of slicing an array in memory.
+    `stack`: the same cutouts many at a time, where all are of one form; None where that is not
+    known.
     """
 
     table: Table
     bands: tuple[str, ...]
     description: str
-    in_memory: bool
+    threads: int
     read: Callable[[int], Cutout]
     stack: Stack | None = None
 
     def __len__(self) -> int:
         return len(self.table)
-
-    @property
-    def threads(self) -> int:
-        """How many threads read ahead: one a core, and none for arrays in memory."""
-        return 0 if self.in_memory else min(MOST_THREADS, os.cpu_count() or 1)
 
     @property
     def places(self) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +77,7 @@ def source_of(
     table: Table,
     bands: tuple[str, ...],
     description: str,
-    in_memory: bool,
+    threads: int,
     read: Callable[[int], Cutout],
     stack: Stack | None = None,
 ) -> Source:
@@ -92,7 +89,7 @@ def source_of(
             table[name] = values
     known = [name for name in KNOWN_COLUMNS if name in table.colnames]
     carried = [name for name in table.colnames if name not in known]
-    return Source(table[[*known, *carried]], bands, description, in_memory, read, stack)
+    return Source(table[[*known, *carried]], bands, description, threads, read, stack)
 
 
 def describe(table: Table, bands: tuple[str, ...], example: Cutout) -> str:
@@ -184,4 +181,4 @@ def source_of_stack(
 
     example = Cutout(np.empty(stack.shape, np.float32), stack.pixel_scale)
     text = f"{kind}: {describe(table, bands, example)}"
-    return source_of(table, bands, text, in_memory, read, stack)
+    return source_of(table, bands, text, 0 if in_memory else ONE_A_CORE, read, stack)

@@ -47,17 +47,23 @@ def score(
     parts: PartialRows,
     *,
     how: Fit,
+    workers: int = 0,
     profile: Path | None = None,
 ) -> Timing:
     """Adds the scores of the cutouts that `parts` does not have yet, and returns the Timing.
 
-    The scores of a batch are fetched when the next one is on the devices and under way. `profile`
-    is where to write a trace of some batches.
+    The scores of a batch are fetched when the next one is on the devices and under way. `workers`
+    are processes that read. `profile` is where to write a trace of some batches.
     """
     batch_size, start = plan.size.cutouts, parts.rows
     scorer = _Scorer(plan.step, weights, mesh, batch_size)
     batches = loader.batches(
-        source, ensemble.preparations, how=how, batch_size=batch_size, start=start
+        source,
+        ensemble.preparations,
+        how=how,
+        batch_size=batch_size,
+        start=start,
+        processes=workers,
     )
     launch_seconds: list[float] = []
     ends: list[float] = []

@@ -1,6 +1,7 @@
-"""Batches: every row once, in order, whole, and the same for any number of threads."""
+"""Batches: every row once, in order, whole, and the same for any number of threads or processes."""
 
 import dataclasses
+import multiprocessing
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from lensjax.data.loader import batches, layout, shuffled
 from lensjax.data.on_device import prepare
 from lensjax.data.planes import masked
 from lensjax.data.preprocess import fill_masked, fit, geometry
-from lensjax.errors import UsageError
+from lensjax.errors import LensjaxError, UsageError
 from tests.data.wanted import preparation
 
 rng = np.random.default_rng(3)
@@ -93,6 +94,25 @@ def test_the_number_of_threads_changes_nothing(folder, threads):
     expected = everything(source)
     for one, other in zip(expected, everything(source, threads=threads), strict=True):
         assert_same(one, other)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_number_of_processes_changes_nothing(folder, processes):
+    source = open_source(folder, needed=("g", "r"), pixel_scale=0.2)
+    expected = everything(source)
+    for one, other in zip(expected, everything(source, processes=processes), strict=True):
+        assert_same(one, other)
+
+
+def test_a_process_that_dies_is_one_clear_line(folder):
+    source = open_source(folder, needed=("g", "r"), pixel_scale=0.2)
+    read = batches(source, PREPARATIONS, how="auto", batch_size=2, processes=1)
+    next(read)
+    for child in multiprocessing.active_children():
+        child.kill()
+    with pytest.raises(LensjaxError, match="a process that reads cutouts has died") as raised:
+        list(read)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("start", [0, 4, 5, 11])

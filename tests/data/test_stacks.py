@@ -38,7 +38,7 @@ def hdf5(tmp_path):
 def test_hdf5(hdf5):
     source = open_source(hdf5, needed=GRI)
     holds(source)
-    assert source.table["id"].tolist() == IDS.tolist() and not source.in_memory
+    assert source.table["id"].tolist() == IDS.tolist() and source.threads > 0
     assert source.table["label"].tolist() == [0, 1, 0, 1, 0, 1, 0] and source[0].pixel_scale == 0.2
     turned = open_source(hdf5, needed=("i", "g"), pixel_scale=0.5)
     holds(turned, images=IMAGES[..., [2, 0]])
