@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -266,7 +266,9 @@ def _by_processes(of_batches: grain.MapDataset[Batch], processes: int) -> Iterat
     options = grain.MultiprocessingOptions(processes, per_worker_buffer_size=BATCHES_AHEAD)
     iterator = iter(alone.mp_prefetch(options))
     try:
-        yield from iterator
+        for batch in iterator:
+            # Out of the memory that is shared with the process, which is free again then.
+            yield jax.tree.map(_own, batch)
     except RuntimeError as error:
         raise LensjaxError(
             f"a process that reads cutouts has died ({one_line(error, 120)}); the same command "
@@ -274,6 +276,10 @@ def _by_processes(of_batches: grain.MapDataset[Batch], processes: int) -> Iterat
         ) from error
     finally:
         iterator.close()
+
+
+def _own(leaf: Any) -> Any:
+    return np.array(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _assemble(rows: Sequence[_Row], layout: Layout, batch_size: int) -> Batch:
