@@ -47,7 +47,7 @@ def opened(path: Path, size: int) -> Labelled:
     preparation = Preparation.unnormalised(
         source.bands, size, source[0].pixel_scale, "asinh", softening=2.0
     )
-    return read_labelled(source, preparation, "resize")
+    return read_labelled(source, preparation, "resize", path.parent)
 
 
 def scores(member: Member, training: Labelled, test: Labelled, size: int) -> np.ndarray:

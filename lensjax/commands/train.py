@@ -167,7 +167,7 @@ def _data(options: TrainConfig) -> tuple[Training, Labelled, str]:
         counts = f"{len(simulated)} simulated cutouts an epoch, {len(validation)} for validation"
         return simulated, validation, counts
     source, preparation = _opened(options)
-    data = read_labelled(source, preparation, options.fit)
+    data = read_labelled(source, preparation, options.fit, options.output)
     training, validation = split(data, options.validation_fraction)
     if options.pictures:
         training = with_pictures(training, options.seed)

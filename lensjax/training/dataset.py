@@ -1,7 +1,11 @@
-"""Labelled cutouts in memory, split so that no object stands in both training and validation."""
+"""Labelled cutouts, read once, split so that no object stands in both training and validation."""
 
 import dataclasses
+import math
+import os
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -14,9 +18,38 @@ from lensjax.data.on_device import Canvas, View, seen
 from lensjax.data.preprocess import Preparation
 from lensjax.data.source import Source
 from lensjax.data.splits import held_back
-from lensjax.errors import UsageError
+from lensjax.errors import LensjaxError, UsageError, one_line
+from lensjax.files import make_folder
 
 READING_BATCH = 256
+
+# Images that would take more lie on disk, and in memory as far as there is room.
+MOST_IN_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Some rows of an array, in an order, read when they are asked for."""
+
+    array: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, places: Any) -> np.ndarray:
+        return self.array[self.rows[places]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), *self.array.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
 
 
 @dataclass(frozen=True)
@@ -26,7 +59,7 @@ class Labelled:
     (n,) say which objects they are."""
 
     view: View
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any]
     id: np.ndarray
     group: np.ndarray
 
@@ -62,32 +95,68 @@ class Labelled:
 
     def take(self, rows: np.ndarray) -> "Labelled":
         """Returns the chosen rows, by index or mask."""
-        arrays = {name: values[rows] for name, values in self.arrays.items()}
+        images = self.arrays["images"]
+        arrays = {name: v[rows] for name, v in self.arrays.items() if name != "images"}
+        # The images of both sides of a split would take the memory twice.
+        whole = isinstance(images, Picked)
+        arrays["images"] = Picked(images.array, images.rows[rows]) if whole else images[rows]
         return Labelled(self.view, arrays, self.id[rows], self.group[rows])
 
 
-def read_labelled(source: Source, preparation: Preparation, fit: str) -> Labelled:
+def read_labelled(source: Source, preparation: Preparation, fit: str, folder: Path) -> Labelled:
     """Returns the readable cutouts of `source` that have a label, their pixels normalised.
 
-    Objects without a `group` are groups of their own. Raises UsageError without labels.
+    Objects without a `group` are groups of their own. What the memory does not hold lies in
+    `folder`, in a file without a name, which ends with the process. Raises UsageError without
+    labels, LensjaxError where there is no room.
     """
     label = _labels(source)
-    parts: list[tuple[np.ndarray, ...]] = []
-    with runtime.progress("reading", len(source), "cutouts") as advance:
+    known = np.isin(label, (0.0, 1.0))
+    layout = loader.layout(source, (preparation,), fit)
+    (view,) = layout.views
+    count, canvas = len(source), layout.canvases[0]
+    images = _room((count, *canvas.shape), np.dtype(canvas.dtype), folder)
+    inside, rows, filled = np.empty((count, 4), np.int32), np.empty(count, np.int64), 0
+    with runtime.progress("reading", count, "cutouts") as advance:
         for batch in loader.batches(source, (preparation,), how=fit, batch_size=READING_BATCH):
             kept = np.flatnonzero(batch.readable[: batch.count])
-            columns = (batch.inputs.images[0], batch.inputs.inside[0], batch.rows)
-            parts.append(tuple(values[kept] for values in columns))
+            kept = kept[known[batch.rows[kept]]]
+            new = slice(filled, filled + len(kept))
+            images[new], inside[new] = batch.inputs.images[0][kept], batch.inputs.inside[0][kept]
+            rows[new] = batch.rows[kept]
+            filled = new.stop
             advance(batch.count)
-    images, inside, rows = (np.concatenate(column) for column in zip(*parts, strict=True))
-    arrays = {"images": images, "inside": inside, "label": label[rows]}
+    rows = rows[:filled]
+    arrays = {
+        "images": Picked(images, np.arange(filled)),
+        "inside": inside[:filled],
+        "label": label[rows],
+    }
     ids = np.asarray(source.table["id"])[rows]
     grouped = "group" in source.table.colnames
     group = np.asarray(source.table["group"])[rows] if grouped else ids
-    (view,) = loader.layout(source, (preparation,), fit).views
-    data = Labelled(view, arrays, ids, group).take(np.isin(arrays["label"], (0.0, 1.0)))
+    data = Labelled(view, arrays, ids, group)
     measured = dataclasses.replace(view, preparation=measure_normalisation(data))
     return dataclasses.replace(data, view=measured)
+
+
+def _room(shape: tuple[int, ...], dtype: np.dtype, folder: Path) -> np.ndarray:
+    """Returns an array to write images to, in memory or on disk. Raises LensjaxError where the disk
+    is full."""
+    size = math.prod(shape) * dtype.itemsize
+    if size <= MOST_IN_MEMORY:
+        return np.empty(shape, dtype)
+    make_folder(folder)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            # Found out later, a full disk would end the process.
+            os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, dtype, "r+", shape=shape)
+    except OSError as error:
+        raise LensjaxError(
+            f"the cutouts take {size / 1e9:.1f} GB, more than half of the memory, and {folder} has "
+            f"no room for them either ({one_line(error)}): make some, or train on fewer"
+        ) from error
 
 
 def split(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
