@@ -109,6 +109,31 @@ def describe(table: Table, bands: tuple[str, ...], example: Cutout) -> str:
     return ", ".join(words)
 
 
+@dataclass(frozen=True)
+class Picked:
+    """Rows of an array in memory or on disk, in any order, read when they are asked for."""
+
+    array: Any
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, places: Any) -> np.ndarray:
+        return self.array[self.rows[places]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.rows), *self.array.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+
 class Beside(NamedTuple):
     """What a file says beside its array of images: values a cutout, which are carried, the names of
     the channels, and the pixel scale (arcsec)."""

@@ -5,7 +5,6 @@ into memory; from the others the rows of a batch are fetched when their turn com
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from lensjax.data.bands import Wanted
 from lensjax.data.fits_images import fits_shape, fits_stack
 from lensjax.data.planes import Sky, Unreadable
 from lensjax.data.readers import has_suffix
-from lensjax.data.source import Beside, Source, source_of_array
+from lensjax.data.source import Beside, Picked, Source, source_of_array
 from lensjax.data.tables import PARQUET_SUFFIXES, read_table
 from lensjax.errors import UsageError, one_line
 
@@ -101,25 +100,6 @@ def open_hdf5(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     return source_of_array(images, path, beside, wanted, in_memory=False)
 
 
-@dataclass(frozen=True)
-class Tied:
-    """The images of an array in the order of a table: row i is image `rows[i]` of it."""
-
-    array: Any
-    rows: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.rows), *self.array.shape[1:])
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.array.dtype
-
-    def __getitem__(self, chosen: slice) -> np.ndarray:
-        return self.array.oindex[self.rows[chosen]]
-
-
 def open_zarr(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     """The array `images` of a Zarr group, or a Zarr array.
 
@@ -154,7 +134,7 @@ def open_zarr(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
         )
     columns = {name: table[name] for name in table.colnames}
     beside = _beside(small, attributes, pixel_scale)._replace(columns=columns)
-    return source_of_array(Tied(images, rows), store, beside, wanted, in_memory=False)
+    return source_of_array(Picked(images, rows), store, beside, wanted, in_memory=False)
 
 
 def is_zarr(path: Path) -> bool:

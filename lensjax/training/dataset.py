@@ -16,7 +16,7 @@ from lensjax import runtime
 from lensjax.data import loader
 from lensjax.data.on_device import Canvas, View, seen
 from lensjax.data.preprocess import Preparation
-from lensjax.data.source import Source
+from lensjax.data.source import Picked, Source
 from lensjax.data.splits import held_back
 from lensjax.errors import LensjaxError, UsageError, one_line
 from lensjax.files import make_folder
@@ -25,31 +25,6 @@ READING_BATCH = 256
 
 # Images that would take more lie on disk, and in memory as far as there is room.
 MOST_IN_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-@dataclass(frozen=True)
-class Picked:
-    """Some rows of an array, in an order, read when they are asked for."""
-
-    array: np.ndarray
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, places: Any) -> np.ndarray:
-        return self.array[self.rows[places]]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self[:].astype(dtype or self.dtype, copy=False)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.rows), *self.array.shape[1:])
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.array.dtype
 
 
 @dataclass(frozen=True)
