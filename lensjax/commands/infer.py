@@ -19,9 +19,7 @@ from jax.sharding import Mesh
 from lensjax import checkpoint, config, metrics, results, runtime
 from lensjax.checkpoint import MemberInfo
 from lensjax.data import loader, shards
-from lensjax.data.catalog import Format, open_source
-from lensjax.data.planes import MAX_VALUES
-from lensjax.data.preprocess import Fit
+from lensjax.data.catalog import DataOptions
 from lensjax.data.shards import Encoding
 from lensjax.data.source import Source
 from lensjax.ensemble import placement, predict, rate
@@ -43,7 +41,7 @@ MANY_FILES, MOST_WORKERS = 20_000, 16
 
 
 @dataclass(frozen=True)
-class InferConfig:
+class InferConfig(DataOptions):
     """Options of scripts/infer.py."""
 
     ensemble: Annotated[str, "architectures, comma separated; resnet18:4 takes four members"] = (
@@ -57,11 +55,6 @@ class InferConfig:
         str | None,
         "folder, catalogue, stack, FITS or {band} template; without it the demonstration runs",
     ] = None
-    bands: Annotated[str | None, "bands that the files hold: i,r,g or g=EXTENSION,..."] = None
-    pixel_scale: Annotated[float | None, "arcsec/pixel, where the files do not say"] = None
-    format: Annotated[Format, "kind of the data, where it is not recognised"] = "auto"
-    max_values: Annotated[int, "pixels times bands of the largest cutout in a file"] = MAX_VALUES
-    fit: Annotated[Fit, "how cutouts of another size are brought to the member's"] = "auto"
     workers: Annotated[
         int | Literal["auto"],
         "processes that read files; 0: threads; auto: one a core for many files and an accelerator",
@@ -186,14 +179,7 @@ def infer(options: InferConfig) -> Outcome:
     # The weights are read while the step is compiled for their shapes.
     with ThreadPoolExecutor(1) as background:
         loading = background.submit(load)
-        source = open_source(
-            options.data,
-            needed=_all_bands(infos),
-            bands=options.bands,
-            pixel_scale=options.pixel_scale,
-            form=options.format,
-            max_values=options.max_values,
-        )
+        source = options.opened(options.data, _all_bands(infos))
         make_folder(options.output)
         planned = _plan(options, ensemble, place(ensemble), mesh, source)
         weights = loading.result()
@@ -230,14 +216,7 @@ def repack(options: InferConfig, folder: Path) -> str:
     a line about them."""
     if options.data is None:
         raise UsageError("--data is missing: which cutouts are to be packed?")
-    source = open_source(
-        options.data,
-        needed=None,
-        bands=options.bands,
-        pixel_scale=options.pixel_scale,
-        form=options.format,
-        max_values=options.max_values,
-    )
+    source = options.opened(options.data, None)
     with runtime.progress("packing", len(source), "cutouts") as advance:
         packed = shards.pack(
             source, folder, encoding=options.pack_as, resume=options.resume, progress=advance

@@ -15,10 +15,10 @@ from jax.sharding import NamedSharding
 from lensjax import checkpoint, config, results, runtime
 from lensjax.commands.simulate import SimulateConfig, simulate_survey, sources_of, survey_of
 from lensjax.data import loader
-from lensjax.data.catalog import Format, open_source
+from lensjax.data.catalog import DataOptions
 from lensjax.data.on_device import Canvas, View
-from lensjax.data.planes import MAX_VALUES, Cutout, Unreadable
-from lensjax.data.preprocess import Fit, Preparation, Stretch, geometry
+from lensjax.data.planes import Cutout, Unreadable
+from lensjax.data.preprocess import Preparation, Stretch, geometry
 from lensjax.data.source import Source
 from lensjax.ensemble import placement
 from lensjax.errors import UsageError
@@ -41,7 +41,7 @@ SMOKE_SKY = SimulateConfig(count=240, size=48)
 
 
 @dataclass(frozen=True)
-class TrainConfig(Recipe):
+class TrainConfig(Recipe, DataOptions):
     """Options of scripts/train.py."""
 
     arch: Annotated[str, "architectures to train, comma separated"] = "resnet18"
@@ -53,13 +53,8 @@ class TrainConfig(Recipe):
     sky: Annotated[
         Path | None, "YAML file of simulate.py's options, for simulated data: count is an epoch's"
     ] = None
-    bands: Annotated[str | None, "bands that the files hold, in order: i,r,g"] = None
-    pixel_scale: Annotated[float | None, "arcsec/pixel, where the files do not say"] = None
-    format: Annotated[Format, "kind of the data, where it is not recognised"] = "auto"
-    max_values: Annotated[int, "pixels times bands of the largest cutout in a file"] = MAX_VALUES
     stretch: Annotated[Stretch, "brightness scale of the input"] = "asinh"
     softening: Annotated[float, "noise sigmas up to which asinh is linear"] = 2.0
-    fit: Annotated[Fit, "how cutouts of another size are brought to the input size"] = "auto"
     pictures: Annotated[bool, "train on an 8-bit colour picture of each cutout as well"] = False
     validation_fraction: Annotated[float, "share of the groups held back"] = 0.15
     output: Annotated[Path, "folder of the members"] = Path("checkpoints")
@@ -349,14 +344,7 @@ def _opened(options: TrainConfig) -> tuple[Source, Preparation]:
     cropped.
     """
     assert options.data is not None
-    source = open_source(
-        options.data,
-        needed=None,
-        bands=options.bands,
-        pixel_scale=options.pixel_scale,
-        form=options.format,
-        max_values=options.max_values,
-    )
+    source = options.opened(options.data, None)
     cutout = _first_cutout(source)
     side, scale = min(cutout.image.shape[:2]), cutout.pixel_scale
     size = max(options.sizes(), default=side)

@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from astropy.table import Table
@@ -12,6 +13,7 @@ from lensjax.data import shards, stacks
 from lensjax.data.bands import Wanted, parse
 from lensjax.data.image_files import band_folder, matches, open_template, source_of_files
 from lensjax.data.planes import MAX_VALUES
+from lensjax.data.preprocess import Fit
 from lensjax.data.readers import FITS_SUFFIXES, IMAGE_SUFFIXES, has_suffix, stem
 from lensjax.data.source import Source
 from lensjax.data.tables import (
@@ -28,6 +30,28 @@ from lensjax.errors import UsageError
 Format = Literal[
     "auto", "folder", "image", "catalogue", "numpy", "fits", "template", "hdf5", "zarr", "shards"
 ]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What a user says of the data, in the options of a script."""
+
+    bands: Annotated[str | None, "bands that the files hold: i,r,g or g=EXTENSION,..."] = None
+    pixel_scale: Annotated[float | None, "arcsec/pixel, where the files do not say"] = None
+    format: Annotated[Format, "kind of the data, where it is not recognised"] = "auto"
+    max_values: Annotated[int, "pixels times bands of the largest cutout in a file"] = MAX_VALUES
+    fit: Annotated[Fit, "how cutouts of another size are brought to the input size"] = "auto"
+
+    def opened(self, data: str, needed: Sequence[str] | None) -> Source:
+        """Returns the cutouts at `data`, as `open_source` does."""
+        return open_source(
+            data,
+            needed=needed,
+            bands=self.bands,
+            pixel_scale=self.pixel_scale,
+            form=self.format,
+            max_values=self.max_values,
+        )
 
 
 def open_source(
