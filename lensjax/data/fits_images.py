@@ -276,8 +276,8 @@ def _is_companion(name: str | None) -> bool:
 def _survey_mask(pixels: np.ndarray) -> np.ndarray:
     """As `masked`; and a plane of one value throughout has no valid pixel: no coverage there."""
     plane = masked(pixels)
-    valid = plane[np.isfinite(plane)]
-    if valid.size and valid.min() == valid.max():
+    # Of these NaN is neither the lowest nor the highest.
+    if np.fmin.reduce(plane, axis=None) == np.fmax.reduce(plane, axis=None):
         plane[:] = np.nan
     return plane
 

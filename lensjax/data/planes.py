@@ -91,20 +91,24 @@ def masked(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype.kind != "f":
         return plane
     finite = np.isfinite(plane)
-    plane[~finite] = np.nan
-    values = plane[finite]
-    for sign in (1.0, -1.0):
-        mark = (sign * values).min(initial=np.inf)
-        if np.count_nonzero(values == sign * mark) < 2:
+    values = plane
+    if not finite.all():
+        plane[~finite] = np.nan
+        values = plane[finite]
+    for sign, extreme in ((1.0, np.minimum), (-1.0, np.maximum)):
+        if not values.size:
+            break
+        mark = extreme.reduce(values, axis=None)
+        if np.count_nonzero(values == mark) < 2:
             continue
-        others = sign * values[values != sign * mark].astype(np.float64)
+        others = sign * values[values != mark].astype(np.float64)
         if others.size < 2:
             continue
         nearest = others.min()
         reach = np.median(others) - nearest
-        if reach > 0 and nearest - mark > MASK_GAP * reach:
-            plane[plane == sign * mark] = np.nan
-            values = values[values != sign * mark]
+        if reach > 0 and nearest - sign * mark > MASK_GAP * reach:
+            values = values[values != mark]
+            plane[plane == mark] = np.nan
     return plane
 
 

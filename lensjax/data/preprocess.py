@@ -8,7 +8,7 @@ is the step's alone.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -106,7 +106,7 @@ class Geometry:
     ratio: float
     action: str
 
-    @property
+    @cached_property
     def inside(self) -> tuple[slice, slice]:
         """The new rows and columns that hold sky; the others hold the background level."""
         if self.ratio == 1.0:
@@ -121,6 +121,8 @@ class Geometry:
         return self.inside != (slice(0, self.size), slice(0, self.size))
 
 
+# Data sets have few different sizes, and many cutouts of each.
+@lru_cache(maxsize=256)
 def geometry(
     shape: tuple[int, int], pixel_scale: float | None, preparation: Preparation, how: str = "auto"
 ) -> Geometry:
