@@ -1,19 +1,21 @@
 """Convolution of NHWC images that stays fast on small images and under `vmap`.
 
-Two things are slow if XLA is left alone, and are put right here (a third, its choice of library on
-the CPU, in the package's `__init__`):
+Three things are slow if XLA is left alone, and are put right here (a fourth, its choice of library
+on the CPU, in the package's `__init__`):
 
 - On the CPU, convolutions with a very small output leave the fast path, and so do the weight
-  gradients of 1x1 kernels. There they are written as patches times a matrix.
+  gradients of 1x1 kernels. There each tap of the kernel is a matrix product.
+- On the CPU, 3x3 kernels of many channels take more multiplications than they need: see `winograd`.
 - `vmap` over weights becomes one grouped convolution. Accelerators take that well; the CPU is
-  several times faster with one convolution a member. (A product of stacked matrices needs no such
-  care, so neither do patches.)
+  several times faster with one convolution a member. (Products of stacked matrices need no such
+  care, so neither do the other two forms.)
 
 Forward, image gradient and kernel gradient are each linear in two arrays and get the same `vmap`
-rule. `custom_vmap` has no reverse mode, hence the `custom_vjp` around the three; it also keeps the
-patches out of what reverse mode stores.
+rule. `custom_vmap` has no reverse mode, hence the `custom_vjp` around the three; it also keeps what
+the forms compute on the way out of what reverse mode stores.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -23,12 +25,18 @@ from flax import nnx
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
+from lensjax.models.winograd import winograd
+
 Bilinear = Callable[[Array, Array], Array]
 
-# At 2x2 pixels patches are up to 100 times faster, at 3x3 as fast, and from 4x4 on slower, but for
-# the image gradient, where they are still faster at 4x4.
-LARGEST_PATCHED_OUTPUT = 9
-LARGEST_PATCHED_COTANGENT = 16
+# An output of 2x2 pixels takes up to 100 times less by taps, one of 3x3 as much, and larger ones
+# more; the image gradient is still faster by taps at 4x4, and at any size under strides.
+LARGEST_OUTPUT_BY_TAPS = 9
+LARGEST_COTANGENT_BY_TAPS = 16
+
+# With 64 channels the transforms cost more than the multiplications that they save; with 128 a
+# layer takes 0.6 of the time, with 256 or 512 hardly more than half, its kernel gradient 0.7.
+FEWEST_WINOGRAD_CHANNELS = 128
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -38,7 +46,7 @@ def conv2d(images: Array, kernel: Array, stride: int, padding: int) -> Array:
     Both axes share the stride and are padded with `padding` zeros at either end, so that
     Ho = (H + 2 padding - kh) // stride + 1. First-order reverse mode only.
     """
-    form, for_vmap = _plan(images, kernel, stride, padding, LARGEST_PATCHED_OUTPUT)
+    form, for_vmap = _plan(images, kernel, stride, padding)
     return for_vmap(form)(images, kernel)
 
 
@@ -54,8 +62,8 @@ def _backward(
     images, kernel = operands
     images_type, kernel_type = jax.typeof(images), jax.typeof(kernel)
     plan = partial(_plan, images, kernel, stride, padding)
-    by_images, for_vmap_of_images = plan(LARGEST_PATCHED_COTANGENT)
-    by_kernel, for_vmap_of_kernels = plan(LARGEST_PATCHED_OUTPUT)
+    by_images, for_vmap_of_images = plan(of_images=True)
+    by_kernel, for_vmap_of_kernels = plan()
 
     def image_gradient(cotangent: Array, kernel: Array) -> Array:
         return jax.linear_transpose(lambda x: by_images(x, kernel), images_type)(cotangent)[0]
@@ -73,15 +81,34 @@ conv2d.defvjp(_forward, _backward)
 
 
 def _plan(
-    images: Array, kernel: Array, stride: int, padding: int, largest_patched: int
+    images: Array, kernel: Array, stride: int, padding: int, *, of_images: bool = False
 ) -> tuple[Bilinear, Callable[[Bilinear], Bilinear]]:
-    """Returns how to compute this convolution, and what makes it or a gradient fit for vmap."""
+    """Returns how to compute this convolution, and what makes it or a gradient fit for vmap; with
+    `of_images`, where its transpose by images is what is needed."""
     direct = partial(_direct, stride=stride, padding=padding)
-    height, width = _output_size(images, kernel, stride, padding)
-    if height * width > largest_patched and kernel.shape[:2] != (1, 1):
+    on_cpu: Bilinear = partial(_by_taps, stride=stride, padding=padding)
+    pixels = math.prod(
+        _output_size(images.shape[axis + 1], kernel.shape[axis], stride, padding) for axis in (0, 1)
+    )
+    if pixels > LARGEST_OUTPUT_BY_TAPS and _suits_winograd(kernel, stride, padding):
+        on_cpu = winograd
+    elif not (
+        kernel.shape[:2] == (1, 1)
+        or pixels <= (LARGEST_COTANGENT_BY_TAPS if of_images else LARGEST_OUTPUT_BY_TAPS)
+        or (of_images and stride > 1)
+    ):
         return direct, _one_by_one_on_cpu
-    patches = partial(_patches, stride=stride, padding=padding)
-    return partial(lax.platform_dependent, cpu=patches, default=direct), lambda function: function
+    return partial(lax.platform_dependent, cpu=on_cpu, default=direct), lambda function: function
+
+
+def _suits_winograd(kernel: Array, stride: int, padding: int) -> bool:
+    """Returns whether `winograd` computes this convolution, faster and to as many digits."""
+    *window, channels, filters = kernel.shape
+    return (
+        (*window, stride, padding) == (3, 3, 1, 1)
+        and min(channels, filters) >= FEWEST_WINOGRAD_CHANNELS
+        and jnp.finfo(kernel.dtype).bits >= 32
+    )
 
 
 def _one_by_one_on_cpu(function: Bilinear) -> Bilinear:
@@ -119,24 +146,38 @@ def _direct(images: Array, kernel: Array, stride: int, padding: int) -> Array:
     )
 
 
-def _patches(images: Array, kernel: Array, stride: int, padding: int) -> Array:
+def _by_taps(images: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """Each tap of the kernel times the pixels that it meets: where the image is as small as the
+    kernel, most taps meet more padding than pixels."""
     rows, columns, channels, filters = kernel.shape
-    height, width = _output_size(images, kernel, stride, padding)
-    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    # Columns first, then rows: six slices for a 3x3 kernel instead of nine, in the kernel's order.
-    across, down = stride * (width - 1) + 1, stride * (height - 1) + 1
-    shifted = [padded[:, :, j : j + across : stride] for j in range(columns)]
-    lines = jnp.concatenate(shifted, axis=-1)
-    shifted = [lines[:, i : i + down : stride] for i in range(rows)]
-    patches = jnp.concatenate(shifted, axis=-1)
-    return patches @ kernel.reshape(rows * columns * channels, filters)
-
-
-def _output_size(images: Array, kernel: Array, stride: int, padding: int) -> tuple[int, int]:
-    height, width = (
-        (images.shape[axis + 1] + 2 * padding - kernel.shape[axis]) // stride + 1 for axis in (0, 1)
+    number, height, width, _ = images.shape
+    down, across = (
+        [_meeting(size, taps, tap, stride, padding) for tap in range(taps)]
+        for size, taps in ((height, rows), (width, columns))
     )
-    return height, width
+    parts = []
+    for i, (top, vertical, below) in enumerate(down):
+        for j, (left, horizontal, right) in enumerate(across):
+            met = images[:, vertical, horizontal]
+            product = met.reshape(-1, channels) @ kernel[i, j]
+            product = product.reshape(number, *met.shape[1:3], filters)
+            parts.append(jnp.pad(product, ((0, 0), (top, below), (left, right), (0, 0))))
+    return sum(parts[1:], parts[0])
+
+
+def _meeting(size: int, taps: int, tap: int, stride: int, padding: int) -> tuple[int, slice, int]:
+    """Returns the output pixels along an axis before those for which `tap` meets a pixel, the
+    pixels that it meets, and the output pixels after them."""
+    output = _output_size(size, taps, stride, padding)
+    first = min(max(0, -((tap - padding) // stride)), output)
+    last = min(output - 1, (size - 1 + padding - tap) // stride)
+    number, start = max(0, last - first + 1), first * stride + tap - padding
+    return first, slice(start, start + stride * number, stride), output - first - number
+
+
+def _output_size(size: int, taps: int, stride: int, padding: int) -> int:
+    """Returns the length of the output along an axis."""
+    return (size + 2 * padding - taps) // stride + 1
 
 
 class Conv(nnx.Module):

@@ -12,19 +12,25 @@ from jax import Array, lax
 
 from lensjax.models.conv import Conv, conv2d
 
-# size, kernel, stride, padding: one-pixel outputs, patched outputs, and outputs beyond them.
+# size, kernel, stride, padding, channels in and out: outputs of one pixel and of a few, where the
+# kernel goes tap by tap, larger ones, and those with enough channels for Winograd's form.
 SHAPES = [
-    (1, 3, 1, 1),
-    (2, 3, 1, 1),
-    (3, 3, 2, 1),
-    (6, 3, 1, 1),
-    (9, 3, 2, 1),
-    (4, 1, 2, 0),
-    (9, 1, 1, 0),
-    (3, 7, 2, 3),
-    (9, 7, 2, 3),
+    (1, 3, 1, 1, 3, 4),
+    (2, 3, 1, 1, 3, 4),
+    (3, 3, 2, 1, 3, 4),
+    (6, 3, 1, 1, 3, 4),
+    (9, 3, 2, 1, 3, 4),
+    (4, 1, 2, 0, 3, 4),
+    (9, 1, 1, 0, 3, 4),
+    (1, 7, 2, 3, 3, 4),
+    (3, 7, 2, 3, 3, 4),
+    (9, 7, 2, 3, 3, 4),
+    (4, 3, 1, 1, 130, 128),
+    (7, 3, 1, 1, 128, 130),
 ]
-PATCHED, DIRECT = SHAPES[1], SHAPES[3]
+BY_TAPS, DIRECT, WINOGRAD = SHAPES[1], SHAPES[3], SHAPES[-2]
+Shape = tuple[int, int, int, int, int, int]
+each_form = pytest.mark.parametrize("shape", [BY_TAPS, DIRECT, WINOGRAD], ids=str)
 both_dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 
 
@@ -39,19 +45,20 @@ def xla(images: Array, kernel: Array, stride: int, padding: int) -> Array:
 
 
 def operands(
-    shape: tuple[int, int, int, int], leading: tuple[tuple[int, ...], tuple[int, ...]], dtype: type
+    shape: Shape, leading: tuple[tuple[int, ...], tuple[int, ...]], dtype: type
 ) -> tuple[Array, Array]:
-    """Random images (..., 2, size, size, 3) and kernels (..., kernel, kernel, 3, 4)."""
-    size, window, _, _ = shape
+    """Random images (..., 2, size, size, in) and kernels (..., kernel, kernel, in, out)."""
+    size, window, _, _, inputs, outputs = shape
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((*leading[0], 2, size, size, 3))
-    kernel = rng.standard_normal((*leading[1], window, window, 3, 4)) / window
+    images = rng.standard_normal((*leading[0], 2, size, size, inputs))
+    kernel = rng.standard_normal((*leading[1], window, window, inputs, outputs))
+    kernel /= window * np.sqrt(inputs)
     return jnp.asarray(images, dtype), jnp.asarray(kernel, dtype)
 
 
-def check(transform: Callable, shape: tuple[int, int, int, int], *args: Array) -> None:
+def check(transform: Callable, shape: Shape, *args: Array) -> None:
     """Asserts that `transform` of `conv2d` and of XLA's convolution agree to rounding."""
-    _, _, stride, padding = shape
+    _, _, stride, padding, _, _ = shape
     ours, expected = (
         jax.jit(transform(lambda images, kernel, f=f: f(images, kernel, stride, padding)))(*args)
         for f in (conv2d, xla)
@@ -81,7 +88,7 @@ def test_output_and_gradients_equal_xla(shape, dtype):
 
 
 @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)], ids=str)
-@pytest.mark.parametrize("shape", [PATCHED, DIRECT, (9, 3, 2, 1)], ids=str)
+@pytest.mark.parametrize("shape", [BY_TAPS, DIRECT, SHAPES[4], WINOGRAD], ids=str)
 def test_vmap_and_its_gradients_equal_xla(shape, axes):
     leading = tuple(() if axis is None else (3,) for axis in axes)
     args = operands(shape, leading, jnp.float32)
@@ -89,12 +96,12 @@ def test_vmap_and_its_gradients_equal_xla(shape, axes):
     check(lambda f: with_gradients(jax.vmap(f, axes)), shape, *args)
 
 
-@pytest.mark.parametrize("shape", [PATCHED, DIRECT], ids=str)
+@each_form
 def test_vmap_keeps_the_precision(shape):
     check(jax.vmap, shape, *operands(shape, ((3,), (3,)), jnp.bfloat16))
 
 
-@pytest.mark.parametrize("shape", [PATCHED, DIRECT], ids=str)
+@each_form
 @pytest.mark.parametrize(
     ("outer", "inner"),
     [((0, 0), (0, None)), ((None, 0), (0, None)), ((None, 0), (0, 0)), ((0, 0), (0, 0))],
@@ -109,7 +116,7 @@ def test_nested_vmap_equals_xla(shape, outer, inner):
     check(lambda f: jax.vmap(jax.vmap(with_gradients(f), inner), outer), shape, *args)
 
 
-@pytest.mark.parametrize("shape", [PATCHED, DIRECT], ids=str)
+@each_form
 def test_scan_and_checkpoint_equal_xla(shape):
     def scanned(f: Callable) -> Callable:
         def run(images: Array, kernels: Array) -> Array:
@@ -121,7 +128,7 @@ def test_scan_and_checkpoint_equal_xla(shape):
     check(lambda f: with_gradients(scanned(f)), shape, *operands(shape, ((), (3,)), jnp.float32))
 
 
-@pytest.mark.parametrize("shape", [PATCHED, DIRECT], ids=str)
+@each_form
 @pytest.mark.parametrize("split", ["members", "images"])
 def test_shard_map_takes_gradients(shape, split):
     """One device is enough to have the types checked that say what differs between devices."""
@@ -141,15 +148,17 @@ def test_shard_map_takes_gradients(shape, split):
 
 
 def test_without_jit():
-    images, kernel = operands((2, 3, 1, 1), ((), ()), jnp.float32)
+    images, kernel = operands(BY_TAPS, ((), ()), jnp.float32)
     np.testing.assert_allclose(
         conv2d(images, kernel, 1, 1), xla(images, kernel, 1, 1), rtol=1e-5, atol=1e-5
     )
 
 
-@pytest.mark.parametrize(("size", "convolutions"), [(6, 3), (2, 0)])
-def test_no_grouped_convolution_on_the_cpu(size, convolutions):
-    images, kernels = operands((size, 3, 1, 1), ((3,), (3,)), jnp.float32)
+@pytest.mark.parametrize(
+    ("shape", "convolutions"), [(DIRECT, 3), (BY_TAPS, 0), (WINOGRAD, 0)], ids=str
+)
+def test_no_grouped_convolution_on_the_cpu(shape, convolutions):
+    images, kernels = operands(shape, ((3,), (3,)), jnp.float32)
 
     def members(images: Array, kernels: Array) -> Array:
         return jax.vmap(lambda x, w: conv2d(x, w, 1, 1))(images, kernels)
@@ -161,13 +170,14 @@ def test_no_grouped_convolution_on_the_cpu(size, convolutions):
 
 def test_convolutions_take_the_fast_path_of_the_cpu():
     """Neither YNN, nor the naive loop that every other convolution becomes."""
-    images, kernel = operands((16, 3, 1, 1), ((), ()), jnp.float32)
+    images, kernel = operands((16, 3, 1, 1, 3, 4), ((), ()), jnp.float32)
     text = jax.jit(partial(conv2d, stride=1, padding=1)).lower(images, kernel).compile().as_text()
     assert " convolution(" in text and "__ynn_fusion" not in text
 
 
-def test_accelerators_get_one_convolution_for_all_members():
-    images, kernels = operands((6, 3, 1, 1), ((3,), (3,)), jnp.float32)
+@each_form
+def test_accelerators_get_one_convolution_for_all_members(shape):
+    images, kernels = operands(shape, ((3,), (3,)), jnp.float32)
     members = jax.jit(jax.vmap(lambda x, w: conv2d(x, w, 1, 1)))
     for platform in ("cuda", "tpu"):
         text = members.trace(images, kernels).lower(lowering_platforms=(platform,)).as_text()
