@@ -12,8 +12,8 @@ from jax import Array, lax
 
 from lensjax.models.conv import Conv, conv2d
 
-# size, kernel, stride, padding, channels in and out: outputs of one pixel and of a few, where the
-# kernel goes tap by tap, larger ones, and those with enough channels for Winograd's form.
+# size, kernel, stride, padding, channels in and out: outputs of one pixel, patched outputs, outputs
+# beyond them, and those with enough channels for Winograd's form.
 SHAPES = [
     (1, 3, 1, 1, 3, 4),
     (2, 3, 1, 1, 3, 4),
@@ -28,9 +28,9 @@ SHAPES = [
     (4, 3, 1, 1, 130, 128),
     (7, 3, 1, 1, 128, 130),
 ]
-BY_TAPS, DIRECT, WINOGRAD = SHAPES[1], SHAPES[3], SHAPES[-2]
+PATCHED, DIRECT, WINOGRAD = SHAPES[1], SHAPES[3], SHAPES[-2]
 Shape = tuple[int, int, int, int, int, int]
-each_form = pytest.mark.parametrize("shape", [BY_TAPS, DIRECT, WINOGRAD], ids=str)
+each_form = pytest.mark.parametrize("shape", [PATCHED, DIRECT, WINOGRAD], ids=str)
 both_dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 
 
@@ -88,7 +88,7 @@ def test_output_and_gradients_equal_xla(shape, dtype):
 
 
 @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)], ids=str)
-@pytest.mark.parametrize("shape", [BY_TAPS, DIRECT, SHAPES[4], WINOGRAD], ids=str)
+@pytest.mark.parametrize("shape", [PATCHED, DIRECT, SHAPES[4], WINOGRAD], ids=str)
 def test_vmap_and_its_gradients_equal_xla(shape, axes):
     leading = tuple(() if axis is None else (3,) for axis in axes)
     args = operands(shape, leading, jnp.float32)
@@ -148,14 +148,14 @@ def test_shard_map_takes_gradients(shape, split):
 
 
 def test_without_jit():
-    images, kernel = operands(BY_TAPS, ((), ()), jnp.float32)
+    images, kernel = operands(PATCHED, ((), ()), jnp.float32)
     np.testing.assert_allclose(
         conv2d(images, kernel, 1, 1), xla(images, kernel, 1, 1), rtol=1e-5, atol=1e-5
     )
 
 
 @pytest.mark.parametrize(
-    ("shape", "convolutions"), [(DIRECT, 3), (BY_TAPS, 0), (WINOGRAD, 0)], ids=str
+    ("shape", "convolutions"), [(DIRECT, 3), (PATCHED, 0), (WINOGRAD, 0)], ids=str
 )
 def test_no_grouped_convolution_on_the_cpu(shape, convolutions):
     images, kernels = operands(shape, ((3,), (3,)), jnp.float32)
