@@ -311,7 +311,7 @@ READING_GOALS = (
             "rate",
             f"reading FITS files at {size} px",
             "lensjax, ArrayRecord shards",
-            "lensjax, FITS files",
+            "PyTorch, FITS files",
             5.0,
         )
         for size in (64, 224)
