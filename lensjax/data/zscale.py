@@ -53,7 +53,8 @@ def _fitted(samples: Array, count: Array) -> tuple[Array, Array]:
     """The slope of a line through the sorted samples, outliers left out, and how many are kept."""
     x = jnp.arange(samples.size)
     is_sample = x < count
-    y = jnp.where(is_sample, samples, 0.0)
+    # From the middle one: a bright sky would take the digits of what differs.
+    y = jnp.where(is_sample, samples - samples[count // 2], 0.0)
     # An outlier takes its neighbours with it.
     grown = jnp.maximum(1, count // 100)
     before, after = grown // 2, grown - grown // 2 - 1

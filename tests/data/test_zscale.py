@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from astropy.visualization import ZScaleInterval
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lensjax.data.zscale import zscale_limits
@@ -45,7 +45,10 @@ def test_they_are_of_what_is_inside():
     compare(images, np.array([[2, 60, 10, 17], [30, 33, 0, 64]], np.int32))
 
 
-@settings(max_examples=40, deadline=None)
+# The same draws in each run: a sample that lies on the limit of what is an outlier, to the last of
+# float32's digits, is one here and none in double precision.
+@settings(max_examples=100, deadline=None, derandomize=True)
+@example(seed=9489, power=0.5, level=2557.0)
 @given(st.integers(0, 2**31), st.sampled_from([0.5, 1.0, 3.0]), st.floats(0, 1e4))
 def test_heavy_tails_and_any_level(seed, power, level):
     values = np.random.default_rng(seed).standard_normal((2, 33, 35, 1))
