@@ -36,6 +36,9 @@ LARGEST_PATCHED_COTANGENT = 16
 # With 64 channels the transforms cost more than the multiplications that they save; with 128 a
 # layer takes 0.6 of the time, with 256 or 512 hardly more than half, its kernel gradient 0.7.
 FEWEST_WINOGRAD_CHANNELS = 128
+# Pixels times channels in and out. Smaller layers do not repay the half second that the transforms
+# take to compile.
+LEAST_WINOGRAD_WORK = 2**20
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -86,19 +89,21 @@ def _plan(
     direct = partial(_direct, stride=stride, padding=padding)
     on_cpu: Bilinear = partial(_patches, stride=stride, padding=padding)
     height, width = _output_size(images, kernel, stride, padding)
-    if height * width > LARGEST_PATCHED_OUTPUT and _suits_winograd(kernel, stride, padding):
+    pixels = height * width
+    if pixels > LARGEST_PATCHED_OUTPUT and _suits_winograd(kernel, stride, padding, pixels):
         on_cpu = winograd
-    elif height * width > largest_patched and kernel.shape[:2] != (1, 1):
+    elif pixels > largest_patched and kernel.shape[:2] != (1, 1):
         return direct, _one_by_one_on_cpu
     return partial(lax.platform_dependent, cpu=on_cpu, default=direct), lambda function: function
 
 
-def _suits_winograd(kernel: Array, stride: int, padding: int) -> bool:
+def _suits_winograd(kernel: Array, stride: int, padding: int, pixels: int) -> bool:
     """Returns whether `winograd` computes this convolution, faster and to as many digits."""
     *window, channels, filters = kernel.shape
     return (
         (*window, stride, padding) == (3, 3, 1, 1)
         and min(channels, filters) >= FEWEST_WINOGRAD_CHANNELS
+        and pixels * channels * filters >= LEAST_WINOGRAD_WORK
         and jnp.finfo(kernel.dtype).bits >= 32
     )
 

@@ -48,7 +48,7 @@ def test_they_are_of_what_is_inside():
 # The same draws in each run: a sample that lies on the limit of what is an outlier, to the last of
 # float32's digits, is one here and none in double precision.
 @settings(max_examples=100, deadline=None, derandomize=True)
-@example(seed=9489, power=0.5, level=2557.0)
+@example(seed=9489, power=3.0, level=2557.0)
 @given(st.integers(0, 2**31), st.sampled_from([0.5, 1.0, 3.0]), st.floats(0, 1e4))
 def test_heavy_tails_and_any_level(seed, power, level):
     values = np.random.default_rng(seed).standard_normal((2, 33, 35, 1))

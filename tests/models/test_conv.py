@@ -13,7 +13,7 @@ from jax import Array, lax
 from lensjax.models.conv import Conv, conv2d
 
 # size, kernel, stride, padding, channels in and out: outputs of one pixel, patched outputs, outputs
-# beyond them, and those with enough channels for Winograd's form.
+# beyond them, and those of layers that take Winograd's form.
 SHAPES = [
     (1, 3, 1, 1, 3, 4),
     (2, 3, 1, 1, 3, 4),
@@ -25,8 +25,8 @@ SHAPES = [
     (1, 7, 2, 3, 3, 4),
     (3, 7, 2, 3, 3, 4),
     (9, 7, 2, 3, 3, 4),
-    (4, 3, 1, 1, 130, 128),
-    (7, 3, 1, 1, 128, 130),
+    (8, 3, 1, 1, 130, 128),
+    (9, 3, 1, 1, 128, 130),
 ]
 PATCHED, DIRECT, WINOGRAD = SHAPES[1], SHAPES[3], SHAPES[-2]
 Shape = tuple[int, int, int, int, int, int]
