@@ -100,7 +100,7 @@ def fed(folder: str | None, size: int) -> Loaded:
         def run(count: int) -> Outputs:
             for logits in runtime.one_ahead(launch, range(count)):
                 values = np.asarray(logits)
-            return Outputs(np.isfinite(values)[None])
+            return Outputs(np.isfinite(values).astype(float)[None])
 
         return Program(run, batch)
 

@@ -56,16 +56,18 @@ def test_reading_files_is_measured_and_compared(run, tmp_path):
     ended = run(
         benchmark.main,
         *("--data", "--items", 16, "--batch-size", 8, "--rounds", 1, "--seconds", 0.01),
-        *("--cases", "reading*at 64 px", "--contenders", "lensjax*", "--output", tmp_path),
+        *("--cases", "*at 64 px", "--contenders", "lensjax*,in memory,from *shards"),
+        *("--output", tmp_path),
     )
     assert ended.status == 0, ended
     record = json.loads((tmp_path / "benchmark.json").read_text())
-    of_fits, of_png = record["blocks"]
+    of_fits, of_png, fed = record["blocks"]
     assert [row["name"] for row in of_fits["rows"]] == [
         "lensjax, FITS files",
         "lensjax, ArrayRecord shards",
     ]
-    for row in (*of_fits["rows"], *of_png["rows"]):
+    assert len(fed["rows"]) == 2
+    for row in (*of_fits["rows"], *of_png["rows"], *fed["rows"]):
         assert row["agrees"] and row["images_per_second"] > 0
     shards = tmp_path / "data" / "shards-64-16"
     assert (shards / "index.parquet").exists()
