@@ -7,8 +7,6 @@ A config is a frozen dataclass whose fields are `name: Annotated[type, "help"] =
 import argparse
 import dataclasses
 import difflib
-import sys
-import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +15,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union
 
 import yaml
 
-from lensjax.errors import LensjaxError, UsageError, one_line
+from lensjax.errors import UsageError, one_line
 
 Config = TypeVar("Config")
 
@@ -143,24 +141,3 @@ def _read_yaml(path: Path | None, hints: Mapping[str, Any], fields: Mapping[str,
 def _unknown(what: str, written: str, known: Any) -> str:
     near = difflib.get_close_matches(written, list(known), n=1, cutoff=0.0)
     return f"unknown {what} '{written}'; the nearest known one is '{near[0]}'"
-
-
-def run_script(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Runs `main` on the command line's arguments and exits: 0, 1 (failed), 2 (wrong use)."""
-    argv = sys.argv[1:]
-    try:
-        main(argv)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        if "--debug" in argv:
-            traceback.print_exc()
-        if isinstance(error, LensjaxError):
-            message, status = str(error), error.status
-        elif isinstance(error, OSError):
-            message, status = f"{error.filename or 'system'}: {error.strerror or error}", 1
-        else:
-            message, status = f"{type(error).__name__}: {error} (--debug shows where)", 1
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        sys.exit(status)
-    sys.exit(0)

@@ -1,7 +1,6 @@
 """Times lensjax and its peers side by side, and compares what they say."""
 
-from lensjax.commands import benchmark
-from lensjax.config import run_script
+from lensjax.launch import run_script
 
 if __name__ == "__main__":
-    run_script(benchmark.main)
+    run_script("benchmark")

@@ -1,7 +1,6 @@
 """Trains members on labelled cutouts."""
 
-from lensjax.commands import train
-from lensjax.config import run_script
+from lensjax.launch import run_script
 
 if __name__ == "__main__":
-    run_script(train.main)
+    run_script("train")

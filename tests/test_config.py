@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import pytest
 
 from lensjax import config
-from lensjax.errors import LensjaxError, UsageError
+from lensjax.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -96,30 +96,3 @@ def test_help_shows_every_option_with_its_default(capsys):
     assert caught.value.code == 0
     for words in ("--batch-size N", "(default: 128)", "--no-resume", "(default: none)", "100 %"):
         assert words in shown
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "line"),
-    [
-        (None, 0, ""),
-        (UsageError("no such folder"), 2, "error: no such folder\n"),
-        (LensjaxError("it broke"), 1, "error: it broke\n"),
-        (OSError(28, "No space left on device", "out.csv"), 1, "error: out.csv: No space left"),
-        (
-            ZeroDivisionError("by zero"),
-            1,
-            "error: ZeroDivisionError: by zero (--debug shows where)",
-        ),
-    ],
-)
-def test_exit_status_and_message(monkeypatch, capsys, error, status, line):
-    def main(argv):
-        if error:
-            raise error
-
-    monkeypatch.setattr("sys.argv", ["script"])
-    with pytest.raises(SystemExit) as caught:
-        config.run_script(main)
-    printed = capsys.readouterr().err
-    assert caught.value.code == status
-    assert printed.startswith(line) and "Traceback" not in printed

@@ -1,14 +1,13 @@
 """Members, data and a way to run a script, shared by the tests of the commands."""
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from lensjax import checkpoint, config
+from lensjax import checkpoint, launch
 from lensjax.data.preprocess import Preparation
 from tests.ensemble.members import random_member
 
@@ -32,15 +31,13 @@ class Ended:
 
 
 @pytest.fixture
-def run(monkeypatch, capsys) -> Callable[..., Ended]:
+def run(capsys) -> Callable[..., Ended]:
     """Returns a function that runs a command's `main` as its script would."""
 
     def run_command(main, *argv) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["script", *map(str, argv)])
-        with pytest.raises(SystemExit) as caught:
-            config.run_script(main)
+        status = launch.run(main, [str(argument) for argument in argv])
         printed = capsys.readouterr()
-        return Ended(int(caught.value.code or 0), printed.out, printed.err)
+        return Ended(status, printed.out, printed.err)
 
     return run_command
 

@@ -1,0 +1,83 @@
+"""How a script ends, and that it starts anew with large pages just once."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lensjax import launch
+from lensjax.errors import LensjaxError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (None, 0, ""),
+        (UsageError("no such folder"), 2, "error: no such folder\n"),
+        (LensjaxError("it broke"), 1, "error: it broke\n"),
+        (OSError(28, "No space left on device", "out.csv"), 1, "error: out.csv: No space left"),
+        (
+            ZeroDivisionError("by zero"),
+            1,
+            "error: ZeroDivisionError: by zero (--debug shows where)",
+        ),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_exit_status_and_message(capsys, error, status, line):
+    def main(argv):
+        if error:
+            raise error
+
+    assert launch.run(main, []) == status
+    printed = capsys.readouterr().err
+    assert printed.startswith(line) and "Traceback" not in printed
+
+
+def test_debug_shows_where(capsys):
+    assert launch.run(lambda argv: 1 / 0, ["--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+PROGRAM = """
+import os, sys
+from lensjax import launch
+
+print("starts", flush=True)
+launch.take_large_pages()
+print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
+"""
+
+
+def lines(tmp_path, **environment: str) -> list[str]:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    inherited = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    ended = subprocess.run(
+        [sys.executable, "-u", path, "one", "--two", "three four"],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return ended.stdout.splitlines()
+
+
+@pytest.mark.skipif(launch._glibc() < (2, 35), reason="large pages are a setting of glibc 2.35")
+def test_a_program_starts_anew_once_with_its_arguments(tmp_path):
+    assert lines(tmp_path) == ["starts", "starts", f"{launch.LARGE_PAGES} one --two three four"]
+
+
+def test_the_users_own_settings_stay(tmp_path):
+    own = "glibc.malloc.arena_max=1"
+    assert lines(tmp_path, GLIBC_TUNABLES=own) == ["starts", f"{own} one --two three four"]
+
+
+def test_what_was_not_started_as_a_program_is_left_alone(monkeypatch):
+    """As in a notebook that runs a script: it would lose its kernel."""
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(sys, "argv", ["scripts/infer.py"])
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("starts anew"))
+    launch.take_large_pages()
+    assert "GLIBC_TUNABLES" not in os.environ
