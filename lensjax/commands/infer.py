@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -76,6 +77,9 @@ class InferConfig(DataOptions):
     ] = 1
     seed: Annotated[int, "seed of the dropout masks"] = 0
     resume: Annotated[bool, "go on where a killed run of the same settings stopped"] = True
+    part: Annotated[
+        str | None, "K/N: score the K-th of N parts of the rows; without it all parts become one"
+    ] = None
     top: Annotated[int, "candidates in the mosaic and the report"] = 48
     profile: Annotated[Path | None, "folder for a profiler trace of some batches"] = None
     benchmark: Annotated[
@@ -100,7 +104,8 @@ def main(argv: Sequence[str]) -> None:
     if options.pack is not None:
         print(repack(options, options.pack))
         return
-    print(infer(_with_members(options)).summary(options.output))
+    options = _with_members(options)
+    print(infer(options).summary(options.output) if options.part is None else infer_part(options))
 
 
 def _with_members(options: InferConfig) -> InferConfig:
@@ -153,8 +158,43 @@ class Outcome:
 def infer(options: InferConfig) -> Outcome:
     """Scores all cutouts of `options.data`, writes `options.output`, and returns the Outcome.
 
-    Raises UsageError for options that cannot be carried out, LensjaxError where the run fails.
+    What runs of single parts have scored is taken from there. Raises UsageError for options that
+    cannot be carried out, LensjaxError where the run fails.
     """
+    done = _score(options)
+    outcome = write(
+        options, done.infos, done.ensemble, done.source, done.parts.columns(), done.scoring
+    )
+    done.parts.remove()
+    return outcome
+
+
+def infer_part(options: InferConfig) -> str:
+    """Scores the rows of `options.part`, keeps them in `options.output`, and returns a line.
+
+    Raises as `infer` does.
+    """
+    done = _score(options)
+    done.parts.save()
+    rows = done.parts.rows
+    return (
+        f"part {options.part}: rows {rows.start} to {rows.stop} of {len(done.source)} are scored; "
+        "the same command without --part writes the catalogue"
+    )
+
+
+class _Scored(NamedTuple):
+    """What a run has scored, with what, and what is to be said of it."""
+
+    infos: Mapping[str, MemberInfo]
+    ensemble: Ensemble
+    source: Source
+    parts: PartialRows
+    scoring: Mapping[str, Any]
+
+
+def _score(options: InferConfig) -> _Scored:
+    """Scores those cutouts of `options.data`, or of the part of them, that are not scored yet."""
     if options.checkpoints is None or options.data is None:
         raise UsageError("--checkpoints and --data are both needed")
     folders = checkpoint.find_members(options.checkpoints, options.ensemble)
@@ -184,7 +224,10 @@ def infer(options: InferConfig) -> Outcome:
         planned = _plan(options, ensemble, place(ensemble), mesh, source)
         weights = loading.result()
     parts = PartialRows(
-        options.output / PARTS, _fingerprint(options, infos, source), options.resume
+        options.output / PARTS,
+        _fingerprint(options, infos, source),
+        _rows(options.part, len(source)),
+        resume=options.resume,
     )
     timing = score(
         planned,
@@ -206,9 +249,15 @@ def infer(options: InferConfig) -> Outcome:
             loader.layout(source, ensemble.preparations, options.fit).blank(planned.size.cutouts),
             mesh,
         )
-    outcome = write(options, infos, ensemble, source, parts.columns(), scoring)
-    parts.remove()
-    return outcome
+    return _Scored(infos, ensemble, source, parts, scoring)
+
+
+def _rows(part: str | None, count: int) -> range:
+    """Returns the rows of a part K/N, of all of them without one."""
+    if part is None:
+        return range(count)
+    number, of = map(int, part.split("/"))
+    return range(count * (number - 1) // of, count * number // of)
 
 
 def repack(options: InferConfig, folder: Path) -> str:
@@ -357,6 +406,10 @@ def _check(options: InferConfig) -> None:
         value = getattr(options, name)
         if value != "auto" and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
+    if options.part is not None:
+        found = re.fullmatch(r"(\d+)/(\d+)", options.part)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise UsageError(f"--part {options.part} is none: give K/N with K from 1 to N")
     if options.batch_size == "auto" and not options.batch_parallel:
         raise UsageError("--batch-size auto is for members that run together: name a number")
     if options.benchmark and not options.batch_parallel:

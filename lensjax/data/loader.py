@@ -73,11 +73,11 @@ def batches(
     *,
     how: str,
     batch_size: int,
-    start: int = 0,
+    rows: range | None = None,
     threads: int | None = None,
     processes: int = 0,
 ) -> Iterator[Batch]:
-    """The cutouts from row `start` on, in order, for each of the given preparations.
+    """The cutouts of `rows`, all by default, in order, for each of the given preparations.
 
     `how` is one of `preprocess.WAYS_TO_FIT`. `threads` read and prepare ahead, by default those
     of the source; 0: the calling one does it all. Cutouts that are not of one form are read by so
@@ -87,10 +87,12 @@ def batches(
     """
     if threads is None:
         threads = source.threads
+    if rows is None:
+        rows = range(len(source))
     unfitted = _unfitted(source, preparations, how)
     if unfitted is not None and source.stack is not None:
-        return _of_stack(source, source.stack, unfitted, batch_size, start, threads)
-    return _of_cutouts(source, preparations, how, batch_size, start, threads, processes)
+        return _of_stack(source, source.stack, unfitted, batch_size, rows, threads)
+    return _of_cutouts(source, preparations, how, batch_size, rows, threads, processes)
 
 
 def layout(source: Source, preparations: Sequence[Preparation], how: str) -> Layout:
@@ -149,21 +151,21 @@ def _unfitted(source: Source, preparations: Sequence[Preparation], how: str) -> 
 
 
 def _of_stack(
-    source: Source, stack: Stack, layout: Layout, batch_size: int, start: int, threads: int
+    source: Source, stack: Stack, layout: Layout, batch_size: int, rows: range, threads: int
 ) -> Iterator[Batch]:
     ra, dec = source.places
 
     @trace.is_stage("read")
     def read(first: int) -> Batch:
-        count = min(batch_size, len(source) - first)
+        count = min(batch_size, rows.stop - first)
         batch = _blank(layout, batch_size, count)
-        rows = slice(first, first + count)
-        batch.rows[:count] = np.arange(first, first + count)
-        batch.ra[:count], batch.dec[:count] = ra[rows], dec[rows]
+        those = slice(first, first + count)
+        batch.rows[:count] = range(first, first + count)
+        batch.ra[:count], batch.dec[:count] = ra[those], dec[those]
         batch.readable[:count] = True
         images = batch.inputs.images[0]
         with np.errstate(over="ignore"):
-            images[:count] = stack.read(rows)
+            images[:count] = stack.read(those)
         suspects = [] if stack.whole else np.flatnonzero(perhaps_masked(images[:count])).tolist()
         for place in suspects:
             try:
@@ -178,7 +180,7 @@ def _of_stack(
             actions[:] = np.where(batch.readable, view.geometry.action, "").tolist()
         return batch
 
-    firsts = grain.MapDataset.range(start, len(source), batch_size).map(read)
+    firsts = grain.MapDataset.range(rows.start, rows.stop, batch_size).map(read)
     ahead = BATCHES_AHEAD if threads else 0
     return iter(firsts.to_iter_dataset(grain.ReadOptions(threads, ahead)))
 
@@ -213,13 +215,13 @@ def _of_cutouts(
     preparations: Sequence[Preparation],
     how: str,
     batch_size: int,
-    start: int,
+    rows: range,
     threads: int,
     processes: int,
 ) -> Iterator[Batch]:
     grids, layout = _grids(preparations), _fitted(source, preparations)
     channels = [_channels(source, grid) for grid in grids]
-    (ra, dec), read_cutout, count = source.places, source.read, len(source)
+    (ra, dec), read_cutout = source.places, source.read
 
     @trace.is_stage("read")
     def prepare(row: int) -> _Row:
@@ -247,12 +249,13 @@ def _of_cutouts(
     if processes and source.stack is None:
 
         def read(first: int) -> Batch:
-            return assemble([prepare(row) for row in range(first, min(first + batch_size, count))])
+            return assemble([prepare(row) for row in rows[first - rows.start :][:batch_size]])
 
-        return _by_processes(grain.MapDataset.range(start, count, batch_size).map(read), processes)
+        firsts = grain.MapDataset.range(rows.start, rows.stop, batch_size)
+        return _by_processes(firsts.map(read), processes)
     # Threads take whole batches from the end of the chain, single cutouts from its start: only
     # the latter spreads the first batch over all of them.
-    cutouts = grain.MapDataset.range(start, count).map(prepare)
+    cutouts = grain.MapDataset.range(rows.start, rows.stop).map(prepare)
     ahead = max(threads, BATCHES_AHEAD * batch_size) if threads else 0
     dataset = cutouts.to_iter_dataset(grain.ReadOptions(threads, ahead))
     return iter(dataset.batch(batch_size, batch_fn=assemble))

@@ -77,8 +77,9 @@ def pack(
     if not resume:
         (folder / INDEX).unlink(missing_ok=True)
     identity = {"rows": len(source), "description": source.description, "encoding": encoding}
-    parts = PartialRows(folder / PROGRESS, identity, resume)
-    for first in range(parts.rows, len(source), SHARD_ROWS):
+    parts = PartialRows(folder / PROGRESS, identity, range(len(source)), resume=resume)
+    done = len(source) - sum(map(len, parts.missing()))
+    for first in range(done, len(source), SHARD_ROWS):
         rows = range(first, min(first + SHARD_ROWS, len(source)))
         packed = _write_shard(
             shard_path(folder, first // SHARD_ROWS),
@@ -88,12 +89,12 @@ def pack(
         # A row of the index without its record, which is in the shard by now.
         of_index = zip(*(item[1:] for item in packed), strict=True)
         columns = dict(zip(Packed._fields[1:], map(np.array, of_index), strict=True))
-        parts.add(columns | {"readable": columns["reason"] == ""})
+        parts.add(first, columns)
         parts.save()
     columns = parts.columns()
     _write_index(folder / INDEX, source, columns)
     parts.remove()
-    return int(columns["readable"].sum())
+    return int((columns["reason"] == "").sum())
 
 
 def shard_path(folder: Path, number: int) -> Path:

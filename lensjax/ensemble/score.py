@@ -1,5 +1,6 @@
 """Scores all cutouts of a source, batch by batch."""
 
+import itertools
 import sys
 import time
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ class Timing:
     compile_seconds: float | None
     images_per_second: float | None
     seconds_to_first_batch: float | None
-    resumed_from: int
+    scored_before: int
+    """Rows that an earlier run had scored."""
     cutouts_at_once: int
     """Fewer than the batch size where the memory did not suffice."""
 
@@ -55,18 +57,23 @@ def score(
     The scores of a batch are fetched when the next one is on the devices and under way. `workers`
     are processes that read. `profile` is where to write a trace of some batches.
     """
-    batch_size, start = plan.size.cutouts, parts.rows
+    batch_size, missing = plan.size.cutouts, parts.missing()
+    given = sum(map(len, missing))
     scorer = _Scorer(plan.step, weights, mesh, batch_size)
-    batches = loader.batches(
-        source,
-        ensemble.preparations,
-        how=how,
-        batch_size=batch_size,
-        start=start,
-        processes=workers,
+    batches = itertools.chain.from_iterable(
+        loader.batches(
+            source,
+            ensemble.preparations,
+            how=how,
+            batch_size=batch_size,
+            rows=rows,
+            processes=workers,
+        )
+        for rows in missing
     )
     launch_seconds: list[float] = []
     ends: list[float] = []
+    counts: list[int] = []
 
     def launch(batch: loader.Batch) -> tuple[loader.Batch, _Started]:
         began = time.perf_counter()
@@ -76,20 +83,20 @@ def score(
         return batch, started
 
     scored = runtime.one_ahead(launch, trace.waits("load", batches))
-    with runtime.progress("scoring", len(source) - start, "cutouts") as advance:
+    with runtime.progress("scoring", given, "cutouts") as advance:
         for batch, started in trace.traced(scored, profile):
             with trace.stage("fetch"):
                 columns = _columns(ensemble, batch, scorer.finish(batch.inputs, started))
             with trace.stage("keep"):
-                parts.add(columns)
+                parts.add(int(batch.rows[0]), columns)
             ends.append(time.perf_counter())
+            counts.append(batch.count)
             advance(batch.count)
-    steady = parts.rows - start - batch_size
     return Timing(
         compile_seconds=plan.compile_seconds + launch_seconds[0] if launch_seconds else None,
-        images_per_second=steady / (ends[-1] - ends[0]) if steady > 0 else None,
+        images_per_second=sum(counts[1:]) / (ends[-1] - ends[0]) if counts[1:] else None,
         seconds_to_first_batch=ends[0] - STARTED if ends else None,
-        resumed_from=start,
+        scored_before=len(parts.rows) - given,
         cutouts_at_once=scorer.at_once,
     )
 

@@ -173,7 +173,7 @@ def test_a_killed_run_goes_on_where_it_was(
 
     def save_then_die(parts):
         saved(parts)
-        calls.append(parts.rows)
+        calls.append(parts)
         if len(calls) == 2:
             raise KeyboardInterrupt
 
@@ -183,7 +183,25 @@ def test_a_killed_run_goes_on_where_it_was(
     monkeypatch.setattr(resume.PartialRows, "save", saved)
     again = arguments(members, stack_file, output, "--batch-size", then)
     assert run(infer.main, *again).status == 0
-    assert json.loads((output / "run.json").read_text())["resumed_from"] == 16
+    assert json.loads((output / "run.json").read_text())["scored_before"] == 16
+    assert_same_scores(results, output, 5e-6)
+    assert not (output / infer.PARTS).exists()
+
+
+def test_parts_scored_apart_become_one_catalogue(run, results, members, stack_file, tmp_path):
+    """Two of three parts; the last run scores what is missing."""
+    output = tmp_path / "r"
+    for number in (3, 1):
+        command = arguments(members, stack_file, output, "--part", f"{number}/3")
+        ended = run(infer.main, *command)
+        first, last = CUTOUTS * (number - 1) // 3, CUTOUTS * number // 3
+        words = f"part {number}/3: rows {first} to {last} of {CUTOUTS} are scored"
+        assert ended.status == 0 and words in ended.out, ended
+        assert not (output / "candidates.csv").exists()
+    ended = run(infer.main, *arguments(members, stack_file, output))
+    assert f"{CUTOUTS} scored + 0 rejected = {CUTOUTS} given" in ended.out
+    record = json.loads((output / "run.json").read_text())
+    assert record["scored_before"] == CUTOUTS - (CUTOUTS * 2 // 3 - CUTOUTS // 3)
     assert_same_scores(results, output, 5e-6)
     assert not (output / infer.PARTS).exists()
 
@@ -275,6 +293,7 @@ def test_wrong_use_is_one_clear_line(run, members, stack_file, tmp_path):
         "drop the latter": ("--benchmark", "--no-batch-parallel"),
         "--top": ("--top", -1),
         "--mc-samplez": ("--mc-samplez", 3),
+        "K from 1 to N": ("--part", "4/3"),
         "is none of": ("--fusion", "median"),
     }
     for words, more in cases.items():
@@ -322,7 +341,7 @@ def test_a_full_disk_is_one_clear_line(run, members, stack_file, tmp_path):
         signal.signal(signal.SIGXFSZ, signal_before)
     assert ended.status == 1, ended
     lines = [line for line in ended.error.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "fingerprint.json" in lines[0]
+    assert len(lines) == 1 and "cannot write" in lines[0]
 
 
 def test_members_without_data_are_wrong_use(run, members, tmp_path):

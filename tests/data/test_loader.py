@@ -115,13 +115,15 @@ def test_a_process_that_dies_is_one_clear_line(folder):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("start", [0, 4, 5, 11])
-def test_a_run_taken_up_at_a_row_goes_on_from_there(folder, start):
+@pytest.mark.parametrize(("start", "stop"), [(0, 11), (4, 11), (5, 8), (11, 11)])
+@pytest.mark.parametrize("processes", [0, 1])
+def test_some_of_the_rows_can_be_read_alone(folder, start, stop, processes):
     source = open_source(folder, needed=("g", "r"), pixel_scale=0.2)
-    rows = [batch.rows[: batch.count] for batch in everything(source, start=start)]
-    assert [row for part in rows for row in part.tolist()] == list(range(start, 11))
+    made = everything(source, rows=range(start, stop), processes=processes)
+    rows = [row for batch in made for row in batch.rows[: batch.count].tolist()]
+    assert rows == list(range(start, stop))
     if start == 4:
-        assert_same(everything(source, start=start)[0], everything(source)[1])
+        assert_same(made[0], everything(source)[1])
 
 
 def test_places_from_the_table_come_before_those_of_the_file(tmp_path):
@@ -223,13 +225,14 @@ def test_masks_of_a_stack_are_those_of_its_cutouts(tmp_path):
 
 
 @pytest.mark.parametrize("threads", [0, 3])
-def test_a_stack_is_taken_up_at_any_row(tmp_path, threads):
+def test_a_stack_is_taken_up_at_any_row_and_left_at_any(tmp_path, threads):
     source = saved(tmp_path, sky("uint8"), ra=np.arange(9.0), dec=np.arange(9.0))
-    made = list(batches(source, VIEWS, how="auto", batch_size=4, start=3, threads=threads))
+    some = range(2, 8)
+    made = list(batches(source, VIEWS, how="auto", batch_size=4, rows=some, threads=threads))
     assert [batch.count for batch in made] == [4, 2]
-    assert [row for batch in made for row in batch.rows] == [*range(3, 9), -1, -1]
-    np.testing.assert_array_equal(made[1].ra, [7, 8, np.nan, np.nan])
-    np.testing.assert_array_equal(made[1].inputs.images[0][:2], sky("uint8")[7:])
+    assert [row for batch in made for row in batch.rows] == [*some, -1, -1]
+    np.testing.assert_array_equal(made[1].ra, [6, 7, np.nan, np.nan])
+    np.testing.assert_array_equal(made[1].inputs.images[0][:2], sky("uint8")[6:8])
     assert made[1].readable.tolist() == [True, True, False, False]
 
 

@@ -53,7 +53,7 @@ def scored(tmp_path):
     ensemble = SimpleNamespace(names=("a",), preparations=(PREPARATION,))
 
     def run(step, batch=BATCH):
-        parts = PartialRows(tmp_path / "parts", {}, resume=False)
+        parts = PartialRows(tmp_path / "parts", {}, range(ROWS), resume=False)
         timing = score(unplanned(step, batch), None, MESH, ensemble, source, parts, how="resize")
         return timing, parts.columns(), images[:, 0, 0, 0]
 
