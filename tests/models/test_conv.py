@@ -176,13 +176,14 @@ def test_convolutions_take_the_fast_path_of_the_cpu():
 
 
 @each_form
-def test_accelerators_get_one_convolution_for_all_members(shape):
+def test_a_tpu_gets_one_convolution_for_all_members_and_a_gpu_one_for_each(shape):
     images, kernels = operands(shape, ((3,), (3,)), jnp.float32)
-    members = jax.jit(jax.vmap(lambda x, w: conv2d(x, w, 1, 1)))
-    for platform in ("cuda", "tpu"):
+    squares = jax.grad(lambda x, w: jnp.sum(conv2d(x, w, 1, 1) ** 2), argnums=(0, 1))
+    members = jax.jit(jax.vmap(squares))
+    for platform, convolutions in (("cuda", 9), ("tpu", 3)):
         text = members.trace(images, kernels).lower(lowering_platforms=(platform,)).as_text()
-        assert text.count("stablehlo.convolution") == 1
-        assert "feature_group_count = 3" in text
+        # Forward and the two gradients.
+        assert text.count("stablehlo.convolution") == convolutions
 
 
 def test_layer_adds_its_bias_and_draws_he_weights():
