@@ -40,11 +40,12 @@ def mesh_of(devices: Sequence[jax.Device], member_shards: int = 1) -> Mesh:
 def stacks_members(mesh: Mesh) -> bool:
     """Returns whether members of one structure should share an array axis on these devices.
 
-    An accelerator is filled by all of them together. On a CPU one member is enough to fill it, and
-    of stacked weights the compiled step would first copy out those of each. It has the members
-    apart, one after another in the same program, for less memory and time.
+    One member's batch fills a CPU or a GPU, and there members one after another in the same program
+    take less memory and time: a CPU would first copy out the weights of each, and a GPU has no
+    grouped convolution that adds the bias and applies the activation on the way (measured on an
+    H200: 0.78 of the time of stacked resnet18 at 224 pixels, a third of the memory).
     """
-    return mesh.devices.flat[0].platform != "cpu" or mesh.shape[MEMBER] > 1
+    return mesh.devices.flat[0].platform == "tpu" or mesh.shape[MEMBER] > 1
 
 
 def divisible(batch_size: int, mesh: Mesh) -> int:

@@ -87,14 +87,14 @@ def test_weights_are_shared_where_the_axis_divides_them(on_eight_devices):
     assert resident == {"1 x 1": 4, "1 x 8": 4, "2 x 4": 2, "8 x 1": 4}
 
 
-def test_members_share_an_axis_except_on_a_cpu_that_has_no_axis_to_spread_them_over():
+def test_members_share_an_axis_on_a_tpu_and_where_there_is_one_to_spread_them_over():
     def mesh(platform: str, members: int) -> SimpleNamespace:
         devices = np.array([SimpleNamespace(platform=platform)] * members)
         return SimpleNamespace(devices=devices, shape={placement.MEMBER: members})
 
-    settings = [("cpu", 1), ("cpu", 2), ("gpu", 1), ("tpu", 1)]
+    settings = [("cpu", 1), ("cpu", 2), ("gpu", 1), ("gpu", 2), ("tpu", 1)]
     found = {each: placement.stacks_members(mesh(*each)) for each in settings}
-    assert [each for each, stacked in found.items() if not stacked] == [("cpu", 1)]
+    assert [each for each, stacked in found.items() if not stacked] == [("cpu", 1), ("gpu", 1)]
 
 
 def test_a_batch_is_rounded_up_to_what_devices_share():
