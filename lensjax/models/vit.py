@@ -61,18 +61,11 @@ class Attention(nnx.Module):
     def __call__(self, queries: Array, tokens: Array) -> Array:
         query = self._split_heads(self.query(queries))
         key, value = map(self._split_heads, jnp.split(self.key_value(tokens), 2, axis=-1))
-        query *= query.shape[-1] ** -0.5
-        scores = jnp.matmul(query, key.swapaxes(-1, -2), preferred_element_type=jnp.float32)
-        weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-        # Dividing the sum, not the weights, by their total saves a pass over all pairs.
-        mixed = weights.astype(value.dtype) @ value
-        mixed /= weights.sum(axis=-1, keepdims=True).astype(value.dtype)
-        return self.projection(mixed.transpose(0, 2, 1, 3).reshape(queries.shape))
+        return self.projection(_attend(query, key, value).reshape(queries.shape))
 
     def _split_heads(self, tokens: Array) -> Array:
         batch, count, width = tokens.shape
-        split = tokens.reshape(batch, count, self.heads, width // self.heads)
-        return split.transpose(0, 2, 1, 3)
+        return tokens.reshape(batch, count, self.heads, width // self.heads)
 
 
 class Block(nnx.Module):
@@ -229,6 +222,36 @@ def _bicubic(old: int, new: int) -> np.ndarray:
     rows = np.arange(new)[:, None]
     np.add.at(matrix, (rows, taps.clip(0, old - 1)), np.where(distance <= 1, near, far))
     return matrix
+
+
+def _attend(query: Array, key: Array, value: Array) -> Array:
+    """Returns (batch, query, head, size): the values' means, weighted by softmax of
+    query . key / sqrt(size).
+
+    A CUDA device has one kernel for it that never writes out the pairs of tokens, in half
+    precision.
+    """
+    if query.dtype == jnp.bfloat16 and query.shape[1] > 1 and _has_fused_attention():
+        fused = partial(jax.nn.dot_product_attention, implementation="cudnn")
+        return lax.platform_dependent(query, key, value, cuda=fused, default=_attend_by_pairs)
+    return _attend_by_pairs(query, key, value)
+
+
+def _attend_by_pairs(query: Array, key: Array, value: Array) -> Array:
+    query, key, value = (each.transpose(0, 2, 1, 3) for each in (query, key, value))
+    query *= query.shape[-1] ** -0.5
+    scores = jnp.matmul(query, key.swapaxes(-1, -2), preferred_element_type=jnp.float32)
+    weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    # Dividing the sum, not the weights, by their total saves a pass over all pairs.
+    mixed = weights.astype(value.dtype) @ value
+    mixed /= weights.sum(axis=-1, keepdims=True).astype(value.dtype)
+    return mixed.transpose(0, 2, 1, 3)
+
+
+def _has_fused_attention() -> bool:
+    """Returns whether this machine has a CUDA device that cuDNN computes attention on."""
+    capability = getattr(jax.devices()[0], "compute_capability", "")  # AMD's begin with a letter
+    return capability[:1].isdigit() and float(capability) >= 8.0
 
 
 def _gelu(x: Array) -> Array:
