@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lensjax.benchmark import drawn
+from lensjax.benchmark.contract import Precision
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Contender:
     options: Mapping[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     every_sample: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ READ_AS = {"fits": "FITS files", "png": "PNG files", "shards": "ArrayRecord shar
 AT_ONCE = "lensjax all sizes at once"
 GROUPED = "lensjax a group a size"
 COMPILED = "PyTorch backbone once + compile"
+COMPILED_HALF = f"{COMPILED}, bfloat16"
 
 TORCH = ("torch",)
 # What the rows need that do not come with lensjax.
@@ -111,6 +113,13 @@ PEERS = (
     Contender(AFTER, "torch_peers:after", needs=TORCH),
     TORCH_EAGER,
     Contender(COMPILED, "torch_peers:best", {"compiled": True}, TORCH),
+    Contender(
+        COMPILED_HALF,
+        "torch_peers:best",
+        {"compiled": True, "precision": "bfloat16"},
+        TORCH,
+        precision="bfloat16",
+    ),
     Contender("ONNX Runtime", "onnx_peers:onnxruntime", needs=(*ONNX, "onnxruntime")),
     Contender("OpenVINO", "onnx_peers:openvino", needs=(*ONNX, "openvino")),
 )
@@ -193,11 +202,13 @@ def all_cases(batch: int) -> list[Case]:
     """Returns the cases of a full run. Networks alone, in inference and training, get a quarter of
     `batch` images, and all at 224 px an eighth.
 
-    PyTorch's compiler takes a minute or two for the largest ensemble: its row is left out there.
+    PyTorch's compiler takes a minute or two for the largest ensemble: its rows are left out there.
     """
     small, large = max(1, batch // 4), max(1, batch // 8)
     pair, four, six = "resnet18 + vit_b16", "4x resnet18", "4x resnet18 + 2x vit_b16"
-    without_compiler = tuple(c for c in (*LENSJAX_MODES, *PEERS) if c.name != COMPILED)
+    without_compiler = tuple(
+        c for c in (*LENSJAX_MODES, *PEERS) if c.name not in (COMPILED, COMPILED_HALF)
+    )
     alone: dict[str, Any] = {
         "samples": (1,),
         "contenders": (LENSJAX, TORCH_EAGER),

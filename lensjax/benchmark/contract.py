@@ -8,9 +8,11 @@ read from disk) is the contender's affair: the arena sees rates.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+Precision = Literal["float32", "bfloat16"]
 
 
 class Outputs(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lensjax.benchmark import drawn, torch_networks
-from lensjax.benchmark.contract import Loaded, Outputs, Program, mean_over_samples
+from lensjax.benchmark.contract import Loaded, Outputs, Precision, Program, mean_over_samples
 from lensjax.benchmark.torch_networks import Network
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,16 +73,19 @@ def timed_passes(samples: int) -> int:
     return min(samples, 2)
 
 
-def best(members: Sequence[str], size: int, compiled: bool) -> Loaded:
+def best(
+    members: Sequence[str], size: int, compiled: bool, precision: Precision = "float32"
+) -> Loaded:
     """Returns the ensemble with each backbone run once and the head alone once a sample."""
-    networks = [network(name, size) for name in members]
+    dtype = getattr(torch, precision)
+    networks = [network(name, size).to(dtype) for name in members]
 
     @functools.cache
     def backbones(batch: int) -> tuple[list[Callable[[Tensor], Tensor]], float]:
         """Returns what makes features of images, and the seconds that compiling it took."""
         if not compiled:
             return list(networks), 0.0
-        return compile_all(networks, on_device(drawn.images(batch, size)))
+        return compile_all(networks, on_device(drawn.images(batch, size)).to(dtype))
 
     def prepare(samples: int, batch: int) -> Program:
         features_of, compile_seconds = backbones(batch)
@@ -91,12 +94,12 @@ def best(members: Sequence[str], size: int, compiled: bool) -> Loaded:
         @torch.no_grad()
         def run(count: int) -> Outputs:
             for _ in range(count):
-                given = on_device(images)
+                given = on_device(images).to(dtype)
                 logits = [
                     head_samples(each, features(given), samples)
                     for each, features in zip(networks, features_of, strict=True)
                 ]
-                values = torch.stack(logits).cpu().numpy()
+                values = torch.stack(logits).float().cpu().numpy()
             return mean_over_samples(values)
 
         return Program(run, batch, compile_seconds)
