@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import jax
@@ -37,6 +38,19 @@ def v5e() -> Target:
     """A TPU v5e to compile for."""
     pytest.importorskip("libtpu")
     return find_target("v5e")
+
+
+# Whole runs, whose time is mostly compilation. What is compiled is the affair of the other tests.
+COMPILED_IN_HASTE = {"commands", "training"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Compiles for tests of whole runs, also in processes that they start, with few passes."""
+    haste = item.path.parent.name in COMPILED_IN_HASTE
+    jax.config.update("jax_disable_most_optimizations", haste)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(haste)
+    return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
