@@ -1,6 +1,7 @@
 """The vision transformer against torchvision's numbers, and what inference and training rely on."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from flax import nnx
 
 from lensjax.errors import UsageError
+from lensjax.models import vit
 from lensjax.models.vit import (
     Block,
     VisionTransformer,
@@ -202,3 +204,25 @@ def test_interpolation_equals_pytorch():
     np.testing.assert_allclose(
         interpolate_position_embedding(embedding, 3, 2)[1:, 0], [1, 2, 7, 6], atol=1e-6
     )
+
+
+def test_attention_is_that_of_jax_which_has_a_kernel_for_it_on_gpus():
+    query, key, value = np.random.default_rng(0).normal(size=(3, 2, 5, 3, 8)).astype(np.float32)
+    expected = jax.nn.dot_product_attention(query, key, value)
+    found = vit._attend(*map(jnp.asarray, (query, key, value)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("about", "fused"),
+    [
+        ({"compute_capability": "9.0"}, True),
+        ({"compute_capability": "10.0"}, True),
+        ({"compute_capability": "7.5"}, False),
+        ({"compute_capability": "gfx90a"}, False),
+        ({}, False),
+    ],
+)
+def test_the_kernel_is_for_devices_that_have_it(monkeypatch, about, fused):
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(**about)])
+    assert vit._has_fused_attention() == fused
