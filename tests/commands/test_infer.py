@@ -341,7 +341,7 @@ def test_a_full_disk_is_one_clear_line(run, members, stack_file, tmp_path):
         signal.signal(signal.SIGXFSZ, signal_before)
     assert ended.status == 1, ended
     lines = [line for line in ended.error.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "cannot write" in lines[0]
+    assert len(lines) == 1 and "cannot write" in lines[0] and str(tmp_path) in lines[0]
 
 
 def test_members_without_data_are_wrong_use(run, members, tmp_path):
