@@ -1,8 +1,9 @@
 """The process of one contender: `python -m lensjax.benchmark.worker`, JSON lines in and out.
 
 The first line names the entry and its settings, each further one is a request: `prepare` a variant
-or `run` so many times, after a run that is not timed. Between requests the process is blocked on its standard input. What
-libraries print goes to the standard error; the answers alone go to the standard output.
+or `run` so many times, after a run that is not timed. Between requests the process is blocked on
+its standard input. What libraries print goes to the standard error; the answers alone go to the
+standard output.
 """
 
 import contextlib
