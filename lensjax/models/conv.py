@@ -25,6 +25,7 @@ from flax import nnx
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
+from lensjax.models.product import matmul
 from lensjax.models.winograd import winograd
 
 Bilinear = Callable[[Array, Array], Array]
@@ -155,7 +156,7 @@ def _patches(images: Array, kernel: Array, stride: int, padding: int) -> Array:
     lines = jnp.concatenate(shifted, axis=-1)
     shifted = [lines[:, i : i + down : stride] for i in range(rows)]
     patches = jnp.concatenate(shifted, axis=-1)
-    return patches @ kernel.reshape(rows * columns * channels, filters)
+    return matmul(patches, kernel.reshape(rows * columns * channels, filters))
 
 
 def _output_size(images: Array, kernel: Array, stride: int, padding: int) -> tuple[int, int]:

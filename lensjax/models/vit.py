@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 
 from lensjax.errors import UsageError
 from lensjax.models.head import Head
+from lensjax.models.product import Linear
 
 PATCH_SIZE = 16
 
@@ -32,7 +33,7 @@ class Embedding(nnx.Module):
         self.grid = patch_grid(input_size)
         inputs = PATCH_SIZE**2 * bands
         initial = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-        self.patches = nnx.Linear(inputs, width, kernel_init=initial, rngs=rngs)
+        self.patches = Linear(inputs, width, kernel_init=initial, rngs=rngs)
         self.class_token = nnx.Param(jnp.zeros(width))
         self.positions = nnx.Param(_normal(0.02)(rngs.params(), (1 + self.grid**2, width)))
 
@@ -54,9 +55,9 @@ class Attention(nnx.Module):
         self.heads = heads
         # Xavier limits for query, key and value taken as one matrix, as torchvision draws them.
         initial = _uniform_fan_in(0.5)
-        self.query = nnx.Linear(width, width, kernel_init=initial, rngs=rngs)
-        self.key_value = nnx.Linear(width, 2 * width, kernel_init=initial, rngs=rngs)
-        self.projection = nnx.Linear(width, width, kernel_init=_uniform_fan_in(1 / 3), rngs=rngs)
+        self.query = Linear(width, width, kernel_init=initial, rngs=rngs)
+        self.key_value = Linear(width, 2 * width, kernel_init=initial, rngs=rngs)
+        self.projection = Linear(width, width, kernel_init=_uniform_fan_in(1 / 3), rngs=rngs)
 
     def __call__(self, queries: Array, tokens: Array) -> Array:
         query = self._split_heads(self.query(queries))
@@ -75,7 +76,7 @@ class Block(nnx.Module):
         self, width: int, heads: int, perceptron_width: int, dropout: float, *, rngs: nnx.Rngs
     ) -> None:
         linear = partial(
-            nnx.Linear,
+            Linear,
             kernel_init=nnx.initializers.xavier_uniform(),
             bias_init=_normal(1e-6),
             rngs=rngs,
