@@ -37,7 +37,7 @@ class BenchmarkConfig:
     batch_size: Annotated[int, "images a batch; a quarter for one network, an eighth at 224 px"] = (
         128
     )
-    rounds: Annotated[int, "in each of which every contender has one turn"] = 3
+    rounds: Annotated[int, "in each of which every contender has one turn"] = 5
     seconds: Annotated[float, "that a turn lasts about, at least one batch"] = 0.3
     patience: Annotated[float, "seconds a batch may last where every sample is a full pass"] = 3.0
     output: Annotated[Path, "folder of benchmark.md and benchmark.json"] = Path("results")
