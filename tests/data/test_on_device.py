@@ -20,7 +20,7 @@ from lensjax.data.on_device import (
     background_level,
     level_and_noise,
     on_grid,
-    order_statistics,
+    order_statistic,
     percentile_limits,
     prepare,
     seen,
@@ -51,29 +51,45 @@ finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 some_twice = st.one_of(finite, st.sampled_from([0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 3e38, -3e38]))
 
 
+def assert_in_order(plane, rank):
+    value, following = jax.jit(order_statistic)(plane, rank)
+    ordered = np.append(np.sort(plane, axis=None), np.nan)
+    np.testing.assert_array_equal([value, following], ordered[rank : rank + 2])
+
+
 @settings(deadline=None, max_examples=60)
-@given(arrays.arrays(np.float32, (3, 41), elements=some_twice), st.integers(0, 40))
-def test_order_statistics_are_those_of_sorted_rows(rows, rank):
-    ranks = np.array([[0, rank], [rank, 40], [rank, rank]], np.int32)
-    found = jax.jit(order_statistics)(rows, ranks)
-    np.testing.assert_array_equal(found, np.take_along_axis(np.sort(rows, 1), ranks, 1))
+@given(arrays.arrays(np.float32, (5, 8), elements=some_twice), st.integers(0, 39))
+def test_order_statistics_are_those_of_sorted_planes(plane, rank):
+    assert_in_order(plane, rank)
 
 
-@pytest.mark.parametrize("length", [1, 2, 64, 100, 2048, 2049, 4096, 10201])
-def test_order_statistics_of_rows_of_any_length(length):
-    rows = noise(5, length) * 10.0 ** rng.integers(-20, 20, (5, 1)).astype(np.float32)
-    ranks = rng.integers(0, length, (5, 3)).astype(np.int32)
-    found = jax.jit(order_statistics)(rows, ranks)
-    np.testing.assert_array_equal(found, np.take_along_axis(np.sort(rows, 1), ranks, 1))
+@pytest.mark.parametrize("height", [1, 2, 4, 5, 251, 252, 253, 254, 600])
+@pytest.mark.parametrize("width", [1, 3, 70])
+def test_order_statistics_of_planes_of_any_size(height, width):
+    plane = noise(height, width) * np.float32(10.0 ** rng.integers(-20, 20))
+    for rank in (0, plane.size // 2, plane.size - 1):
+        assert_in_order(plane, rank)
 
 
-def test_order_statistics_under_vmap_and_shard_map():
-    rows, ranks = noise(2, 4, 30), rng.integers(0, 30, (2, 4, 2)).astype(np.int32)
-    expected = np.take_along_axis(np.sort(rows, -1), ranks, -1)
-    np.testing.assert_array_equal(jax.vmap(order_statistics)(rows, ranks), expected)
+def test_more_equal_pixels_than_a_byte_counts():
+    plane = np.zeros((1024, 3), np.float32)
+    plane[:300] = 1.0
+    for rank in (0, 2171, 2172, 3071):
+        assert_in_order(plane, rank)
+
+
+def test_brightness_is_a_matter_of_each_image_alone():
+    """However many images are measured at once, and over however many devices."""
+    images, inside = noise(37, 40, 40, 3), all_sky(37, 40, 40)
+    images[::5] = np.round(images[::5] / 2)
+    expected = [
+        np.concatenate(values) for values in zip(*map(measured, images[:, None]), strict=True)
+    ]
+    for found in (measured(images), [v[:37] for v in measured(np.tile(images, (9, 1, 1, 1)))]):
+        np.testing.assert_array_equal(found, expected)
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
-    sharded = jax.shard_map(order_statistics, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
-    np.testing.assert_array_equal(jax.jit(sharded)(rows[0], ranks[0]), expected[0])
+    sharded = jax.shard_map(level_and_noise, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
+    np.testing.assert_array_equal(jax.jit(sharded)(images, inside), expected)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
