@@ -1,9 +1,12 @@
 """Decodes one image file, of any kind, into planes."""
 
 import logging
+import os
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
@@ -31,6 +34,9 @@ FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz", ".f
 ARRAY_SUFFIXES = (".npy",)
 IMAGE_SUFFIXES = PICTURE_SUFFIXES + TIFF_SUFFIXES + FITS_SUFFIXES + ARRAY_SUFFIXES
 
+_PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+# By the type of colour; a palette has none of its own.
+_PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
 
 # The libraries' remarks would come once a file, from many threads. Where a file cannot be used the
 # reason is in `Unreadable`.
@@ -83,21 +89,35 @@ def _channel_names(count: int) -> Names:
 
 def _picture(path: str | Path, most_values: int) -> tuple[np.ndarray, Names]:
     with open(path, "rb") as file:
-        bit_depth = file.read(25)[-1:]
-        file.seek(0)
-        with Image.open(file, formats=("PNG", "JPEG")) as image:
-            check_size((*image.size, len(image.getbands())), most_values)
-            if image.format == "PNG" and bit_depth == b"\x10":
-                # Pillow keeps the upper eight bits of 16-bit colour.
-                file.seek(0)
-                pixels = imagecodecs.png_decode(file.read())
-            else:
+        pixels = _plain_png(file, most_values)
+        if pixels is None:
+            file.seek(0)
+            with Image.open(file, formats=("PNG", "JPEG")) as image:
+                check_size((*image.size, len(image.getbands())), most_values)
                 mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
                 pixels = np.asarray(image.convert(mode))
     channels = channels_last(pixels)
     # An even number of channels ends in opacity.
     colours = channels.shape[2] - 1 + channels.shape[2] % 2
     return channels[..., :colours], _channel_names(colours)
+
+
+def _plain_png(file: BinaryIO, most_values: int) -> np.ndarray | None:
+    """The pixels of a PNG picture that has them in whole bytes, else None.
+
+    In two thirds of the time of Pillow, which moreover keeps but eight bits of 16-bit colour.
+    """
+    start = file.read(26)
+    if start[:16] != _PNG_START or len(start) < 26:
+        return None
+    width, height, depth, colour = struct.unpack(">IIBB", start[16:])
+    if depth < 8 or colour not in _PNG_CHANNELS:
+        return None
+    check_size((width, height, _PNG_CHANNELS[colour]), most_values)
+    # To be read at once, which takes room for all that is asked for.
+    most_bytes = min(os.fstat(file.fileno()).st_size, 4 * most_values + 2**20)
+    file.seek(0)
+    return imagecodecs.png_decode(file.read(most_bytes))
 
 
 def _tiff(path: str | Path, most_values: int) -> tuple[np.ndarray, Names]:
