@@ -9,15 +9,16 @@ narrowest type that holds them exactly, or a PNG file of them.
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import grain
 import imagecodecs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from astropy.table import Table
 
 from lensjax.data.bands import Wanted, select
@@ -40,6 +41,9 @@ HEIGHT, WIDTH, TYPE, SCALE, MASKED, REASON = OF_CUTOUT = tuple(
     f"_{name}" for name in ("height", "width", "type", "pixel_scale", "masked", "reason")
 )
 _BANDS = b"lensjax_bands"
+
+Shards = list[tuple[str, int]]
+"""Files of SHARD_ROWS records each, and when each was changed."""
 
 
 class Packed(NamedTuple):
@@ -123,7 +127,7 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
         bands, planes = select(names, wanted)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-    records = _opened(path, shards, count)
+    records = _whole(path, shards, count)
     form = {name: np.ma.filled(np.ma.asarray(index[name])) for name in (HEIGHT, WIDTH, TYPE, SCALE)}
     reasons = np.ma.filled(np.ma.asarray(index[REASON]), "").astype(str)
     if pixel_scale is not None:
@@ -137,7 +141,8 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
         if reasons[row]:
             raise Unreadable(str(reasons[row]))
         shape = (int(form[HEIGHT][row]), int(form[WIDTH][row]), len(names))
-        image = _pixels(_records(records, [row])[0], str(form[TYPE][row]), shape)
+        (record,) = _records(records, range(row, row + 1))
+        image = _pixels(record, str(form[TYPE][row]), shape)
         return Cutout(np.ascontiguousarray(image[..., planes], np.float32), scale_of(row))
 
     table = standardise(index, str(path))
@@ -178,7 +183,7 @@ def _packed(
             cutout.image.shape[1],
             kind,
             cutout.pixel_scale or float("nan"),
-            int(np.isnan(cutout.image).sum()),
+            cutout.masked,
             ra[row] if np.isfinite(ra[row]) else cutout.ra,
             dec[row] if np.isfinite(dec[row]) else cutout.dec,
         )
@@ -213,7 +218,7 @@ def _pixels(record: bytes, kind: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _stack(
-    records: Any,
+    records: Shards,
     example: Cutout,
     kind: str,
     channels: int,
@@ -224,33 +229,44 @@ def _stack(
     height, width, bands = example.image.shape
     shape, all_planes = (height, width, channels), planes == tuple(range(channels))
 
-    def read(rows: slice) -> np.ndarray:
-        chosen = _records(records, range(rows.start, rows.stop))
-        images = _pixels(b"".join(chosen), kind, (len(chosen), *shape))
-        return images if all_planes else images[..., planes]
+    def read(rows: slice) -> Iterator[np.ndarray]:
+        for record in _records(records, range(rows.start, rows.stop)):
+            image = _pixels(record, kind, shape)
+            yield image if all_planes else image[..., planes]
 
     return Stack((height, width, bands), np.dtype(kind), example.pixel_scale, read, whole)
 
 
-def _opened(path: Path, shards: list[Path], count: int) -> Any:
-    """The records of some shards by row. Raises `UsageError` where they are damaged."""
+def _whole(path: Path, shards: list[Path], count: int) -> Shards:
+    """The shards, which hold `count` records. Raises `UsageError` where they are damaged."""
     try:
-        records = grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
-        found = len(records)
+        found = len(grain.sources.ArrayRecordDataSource([str(shard) for shard in shards]))
     # The library has errors of its own, and of the operating system.
     except Exception as error:
         reason = one_line(error, 160)
         raise UsageError(f"the shards of {path} cannot be read: {reason}") from error
     if found != count:
         raise UsageError(f"{path} has an index of {count} cutouts, and {found} of them in shards")
-    return records
+    return [(str(shard), shard.stat().st_mtime_ns) for shard in shards]
 
 
-def _records(records: Any, rows: Any) -> list[bytes]:
+def _records(shards: Shards, rows: range) -> Iterator[bytes]:
+    """The records of some rows. Raises `Unreadable`."""
     try:
-        return list(records.__getitems__(list(rows)))
+        for number in range(rows.start // SHARD_ROWS, -(-rows.stop // SHARD_ROWS)):
+            first = number * SHARD_ROWS
+            places = range(max(rows.start - first, 0), min(rows.stop - first, SHARD_ROWS))
+            yield from _reader(*shards[number]).read(list(places))
     except Exception as error:
         raise Unreadable(f"the shard is damaged: {one_line(error, 100)}") from error
+
+
+# In a third of the time of Grain's source, which starts threads for each batch.
+@lru_cache(maxsize=16)
+def _reader(shard: str, changed: int) -> ArrayRecordReader:
+    """What reads a shard as it was when it `changed`; opened by each process for itself."""
+    del changed
+    return ArrayRecordReader(shard, options="readahead_buffer_size:0")
 
 
 def _write_shard(

@@ -6,7 +6,7 @@ its turn comes.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,14 +29,14 @@ ONE_A_CORE = min(MOST_THREADS, os.cpu_count() or 1)
 class Stack:
     """Cutouts of one shape (height, width, band), type and pixel scale, as arrays hold them.
 
-    `read` gives those of some rows in a row, (n, height, width, band), in the type of the arrays
-    and without regard to masks. `whole`: whether it is known that no pixel is masked.
+    `read` gives those of some rows, one after the other, in the type of the arrays and without
+    regard to masks. `whole`: whether it is known that no pixel is masked.
     """
 
     shape: tuple[int, int, int]
     dtype: np.dtype
     pixel_scale: float | None
-    read: Callable[[slice], np.ndarray]
+    read: Callable[[slice], Iterable[np.ndarray]]
     whole: bool = False
 
 
@@ -201,7 +201,7 @@ def source_of_stack(
     sky = Sky(stack.pixel_scale)
 
     def read(row: int) -> Cutout:
-        image = stack.read(slice(row, row + 1))[0]
+        (image,) = stack.read(slice(row, row + 1))
         return join([Plane(masked(image[..., band]), sky) for band in range(len(bands))])
 
     example = Cutout(np.empty(stack.shape, np.float32), stack.pixel_scale)

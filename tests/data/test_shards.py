@@ -78,7 +78,7 @@ def test_cutouts_of_one_form_are_read_many_at_a_time(tmp_path, dtype):
     shards.pack(open_source(tmp_path / "stack.npz", needed=None), tmp_path / "packed")
     source = open_source(tmp_path / "packed", needed=("i", "g"))
     assert source.stack.whole and source.stack.dtype == dtype and source.stack.pixel_scale == 0.2
-    np.testing.assert_array_equal(source.stack.read(slice(2, 9)), images[2:9, ..., [2, 0]])
+    np.testing.assert_array_equal(list(source.stack.read(slice(2, 9))), images[2:9, ..., [2, 0]])
     assert source.table["id"].tolist() == (2**60 + np.arange(10)).tolist()
     np.testing.assert_array_equal(source.table["ra"], np.linspace(0, 1, 10))
 
@@ -126,7 +126,7 @@ def test_a_killed_packing_goes_on(tmp_path):
     assert shards.pack(source, tmp_path / "packed", progress=done.append) == 10
     assert len(done) == 106  # the first shard of four was whole
     packed = open_source(tmp_path / "packed", needed=GRI)
-    np.testing.assert_array_equal(packed.stack.read(slice(0, 10)), images)
+    np.testing.assert_array_equal(list(packed.stack.read(slice(0, 10))), images)
     with pytest.raises(UsageError, match="holds shards already"):
         shards.pack(source, tmp_path / "packed")
     assert shards.pack(source, tmp_path / "packed", resume=False) == 10
@@ -150,3 +150,23 @@ def test_damage_is_said(tmp_path):
         open_source(folder, needed=GRI)
     last.write_bytes(whole)
     assert len(open_source(folder, needed=GRI)) == 10
+
+
+def test_a_damaged_record_is_rejected_and_no_other(tmp_path):
+    images = np.random.default_rng(0).normal(size=(10, 8, 8, 3)).astype(np.float32)
+    stacked(tmp_path, images)
+    shards.pack(open_source(tmp_path / "stack.npz", needed=None), tmp_path / "packed")
+    shard = shards.shard_path(tmp_path / "packed", 1)
+    content = bytearray(shard.read_bytes())
+    content[content.index(images[5].tobytes()) + 100] ^= 255
+    shard.write_bytes(content)
+    source = open_source(tmp_path / "packed", needed=GRI)
+    plain = Preparation.unnormalised(GRI, 8, None, "none", 1.0)
+    batches = loader.batches(source, [plain], how="auto", batch_size=4)
+    pixels, reasons = zip(
+        *((b.inputs.images[0][: b.count], b.reasons) for b in batches), strict=True
+    )
+    assert [row for row, reason in enumerate(sum(reasons, [])) if reason] == [5]
+    assert "the shard is damaged" in reasons[1][1]
+    images[5] = 0
+    np.testing.assert_array_equal(np.concatenate(pixels), images)
