@@ -276,8 +276,10 @@ def _is_companion(name: str | None) -> bool:
 def _survey_mask(pixels: np.ndarray) -> np.ndarray:
     """As `masked`; and a plane of one value throughout has no valid pixel: no coverage there."""
     plane = masked(pixels)
-    # Of these NaN is neither the lowest nor the highest.
-    if np.fmin.reduce(plane, axis=None) == np.fmax.reduce(plane, axis=None):
+    # Most planes show in two pixels that they are of several values. NaN is no value: it is neither
+    # the lowest nor the highest.
+    differs = abs(plane[0, 0] - plane[-1, -1]) > 0
+    if not differs and np.fmin.reduce(plane, axis=None) == np.fmax.reduce(plane, axis=None):
         plane[:] = np.nan
     return plane
 

@@ -1,5 +1,6 @@
 """Feeds cutouts in batches, read ahead by threads, in the order given."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from lensjax import trace
 from lensjax.data.on_device import Canvas, Inputs, Layout, View
 from lensjax.data.planes import Unreadable, perhaps_masked
 from lensjax.data.preprocess import Geometry, Preparation, fill_masked, fit, geometry
-from lensjax.data.source import Source, Stack
+from lensjax.data.source import MOST_THREADS, Source, Stack
 from lensjax.errors import LensjaxError, UsageError, one_line
 
 # Batches held ready beyond the one in use.
@@ -165,17 +166,23 @@ def _of_stack(
         batch.readable[:count] = True
         images = batch.inputs.images[0]
         with np.errstate(over="ignore"):
-            images[:count] = stack.read(those)
-        suspects = [] if stack.whole else np.flatnonzero(perhaps_masked(images[:count])).tolist()
+            try:
+                for place, image in enumerate(stack.read(those)):
+                    images[place] = image
+            except Unreadable:
+                # Which of them it is comes out one by one.
+                suspects = list(range(count))
+            else:
+                suspects = [] if stack.whole else _suspects(images[:count])
         for place in suspects:
             try:
-                image = source[first + place].image
+                cutout = source[first + place]
             except Unreadable as error:
                 images[place], batch.readable[place] = 0, False
                 batch.reasons[place] = str(error)
                 continue
-            batch.masked[place] = np.isnan(image).sum()
-            images[place] = fill_masked(image)
+            batch.masked[place] = cutout.masked
+            images[place] = fill_masked(cutout.image)
         for actions, view in zip(batch.actions, layout.views, strict=True):
             actions[:] = np.where(batch.readable, view.geometry.action, "").tolist()
         return batch
@@ -183,6 +190,11 @@ def _of_stack(
     firsts = grain.MapDataset.range(rows.start, rows.stop, batch_size).map(read)
     ahead = BATCHES_AHEAD if threads else 0
     return iter(firsts.to_iter_dataset(grain.ReadOptions(threads, ahead)))
+
+
+def _suspects(images: np.ndarray) -> list[int]:
+    """Which of the images may have masked pixels."""
+    return list(np.flatnonzero(perhaps_masked(images)))
 
 
 # --- any cutouts, fitted by the host ---
@@ -223,7 +235,6 @@ def _of_cutouts(
     channels = [_channels(source, grid) for grid in grids]
     (ra, dec), read_cutout = source.places, source.read
 
-    @trace.is_stage("read")
     def prepare(row: int) -> _Row:
         try:
             cutout = read_cutout(row)
@@ -240,25 +251,29 @@ def _of_cutouts(
             tuple(fitted),
             ra=ra[row] if np.isfinite(ra[row]) else cutout.ra,
             dec=dec[row] if np.isfinite(dec[row]) else cutout.dec,
-            masked=int(np.isnan(image).sum()),
+            masked=cutout.masked,
         )
 
-    def assemble(rows: Sequence[_Row]) -> Batch:
-        return _assemble(rows, layout, batch_size)
+    def parts(size: int) -> grain.MapDataset[list[_Row]]:
+        @trace.is_stage("read")
+        def read(first: int) -> list[_Row]:
+            return [prepare(row) for row in rows[first - rows.start :][:size]]
+
+        return grain.MapDataset.range(rows.start, rows.stop, size).map(read)
 
     if processes and source.stack is None:
+        whole = parts(batch_size).map(lambda part: _assemble(part, layout, batch_size))
+        return _by_processes(whole, processes)
+    # Threads take whole batches from the end of the chain, parts from its start: only the latter
+    # spread the first batch over all of them.
+    size = math.gcd(batch_size, max(1, batch_size // MOST_THREADS))
+    ahead = max(threads, BATCHES_AHEAD * batch_size // size) if threads else 0
+    dataset = parts(size).to_iter_dataset(grain.ReadOptions(threads, ahead))
 
-        def read(first: int) -> Batch:
-            return assemble([prepare(row) for row in rows[first - rows.start :][:batch_size]])
+    def assemble(some: Sequence[list[_Row]]) -> Batch:
+        return _assemble([row for part in some for row in part], layout, batch_size)
 
-        firsts = grain.MapDataset.range(rows.start, rows.stop, batch_size)
-        return _by_processes(firsts.map(read), processes)
-    # Threads take whole batches from the end of the chain, single cutouts from its start: only
-    # the latter spreads the first batch over all of them.
-    cutouts = grain.MapDataset.range(rows.start, rows.stop).map(prepare)
-    ahead = max(threads, BATCHES_AHEAD * batch_size) if threads else 0
-    dataset = cutouts.to_iter_dataset(grain.ReadOptions(threads, ahead))
-    return iter(dataset.batch(batch_size, batch_fn=assemble))
+    return iter(dataset.batch(batch_size // size, batch_fn=assemble))
 
 
 def _by_processes(of_batches: grain.MapDataset[Batch], processes: int) -> Iterator[Batch]:

@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +41,11 @@ class Cutout:
     pixel_scale: float | None = None
     ra: float = float("nan")
     dec: float = float("nan")
+
+    @cached_property
+    def masked(self) -> int:
+        """How many values are masked."""
+        return int(np.count_nonzero(np.isnan(self.image)))
 
 
 class Sky(NamedTuple):

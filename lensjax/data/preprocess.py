@@ -180,8 +180,13 @@ def join(planes: list[Plane]) -> Cutout:
     Raises `Unreadable` where sizes differ and the pixel scales are not known, or where no band
     has a valid pixel.
     """
-    if all(np.isnan(plane.pixels).all() for plane in planes):
+    cutout = _aligned(planes)
+    if cutout.masked == cutout.image.size:
         raise Unreadable("no valid pixel")
+    return cutout
+
+
+def _aligned(planes: list[Plane]) -> Cutout:
     scales = [plane.sky.pixel_scale for plane in planes]
     shapes = [plane.pixels.shape for plane in planes]
     known = [scale for scale in scales if scale is not None]
