@@ -180,6 +180,8 @@ def join(planes: list[Plane]) -> Cutout:
     Raises `Unreadable` where sizes differ and the pixel scales are not known, or where no band
     has a valid pixel.
     """
+    if not planes:
+        raise Unreadable("no band")
     cutout = _aligned(planes)
     if cutout.masked == cutout.image.size:
         raise Unreadable("no valid pixel")
