@@ -1,6 +1,5 @@
 """lensjax as a contender: its compiled step in each mode, one training step, and JAX's product."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -159,7 +158,9 @@ def inputs(images: np.ndarray) -> Inputs:
     preparation = _preparation(shape[0])
     view = View(preparation, 0, tuple(range(drawn.BANDS)), geometry(shape[:2], None, preparation))
     layout = Layout((Canvas(shape, "float32"),), (view,))
-    return dataclasses.replace(layout.blank(len(images)), images=(images,))
+    made = layout.blank(len(images))
+    made.images[0][:] = images
+    return made
 
 
 def device() -> str:

@@ -259,6 +259,17 @@ def test_a_sky_without_noise_gives_finite_contrast(picture):
     np.testing.assert_array_equal(result, as_seen(image * 2, preparation(32)))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_a_cpu_takes_batches_without_a_copy_and_leaves_them_as_they_are(dtype):
+    view = view_of(preparation(9), (9, 7))
+    (images,) = Layout((Canvas((9, 7, 2), dtype),), (view,)).blank(5).images
+    assert images.shape == (5, 9, 7, 2) and images.dtype == dtype and not images.any()
+    placed = jax.device_put(images)
+    assert placed.unsafe_buffer_pointer() == images.ctypes.data
+    doubled = jax.jit(lambda x: x + 1, donate_argnums=0)(placed)
+    assert np.asarray(doubled).all() and not images.any()
+
+
 def test_preparations_that_differ_in_brightness_share_the_work():
     view = view_of(preparation(16), (24, 24), how="resize")
     other = dataclasses.replace(view, preparation=preparation(16, mean=1.0, std=2.0))
