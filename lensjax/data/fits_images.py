@@ -27,6 +27,7 @@ from lensjax.data.planes import (
     Plane,
     Sky,
     Unreadable,
+    bytes_at_most,
     channels_last,
     check_file,
     check_size,
@@ -63,15 +64,10 @@ def open_fits(
     with open(path, "rb") as file:
         if file.read(2) == b"\x1f\x8b":
             file.seek(0)
-            return _open_content(_decompressed(file, _most_bytes(most_values)))
+            return _open_content(_decompressed(file, bytes_at_most(most_values)))
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             _check_headers(mapped)
     return fits.open(path, memmap=memmap)
-
-
-def _most_bytes(most_values: int) -> int:
-    """What a file of a cutout may take: float32, and headers."""
-    return 4 * most_values + 2**20
 
 
 def _decompressed(file: BinaryIO, most_bytes: int) -> bytes:
@@ -112,7 +108,7 @@ class _Image(NamedTuple):
 def fits_planes(path: str | Path, choose: Choose, most_values: int = MAX_VALUES) -> list[Plane]:
     """The chosen planes of a FITS file: those of its first image, where that is a cube, else its
     two-dimensional images. Raises `Unreadable`."""
-    most_bytes = _most_bytes(most_values)
+    most_bytes = bytes_at_most(most_values)
     if os.path.getsize(path) > most_bytes:
         with open_fits(path, most_values) as hdus:
             return _planes(_images(hdus, most_values), choose, most_values)
@@ -276,10 +272,8 @@ def _is_companion(name: str | None) -> bool:
 def _survey_mask(pixels: np.ndarray) -> np.ndarray:
     """As `masked`; and a plane of one value throughout has no valid pixel: no coverage there."""
     plane = masked(pixels)
-    # Most planes show in two pixels that they are of several values. NaN is no value: it is neither
-    # the lowest nor the highest.
-    differs = abs(plane[0, 0] - plane[-1, -1]) > 0
-    if not differs and np.fmin.reduce(plane, axis=None) == np.fmax.reduce(plane, axis=None):
+    # Of these NaN is neither the lowest nor the highest.
+    if np.fmin.reduce(plane, axis=None) == np.fmax.reduce(plane, axis=None):
         plane[:] = np.nan
     return plane
 

@@ -165,16 +165,7 @@ def _of_stack(
         batch.ra[:count], batch.dec[:count] = ra[those], dec[those]
         batch.readable[:count] = True
         images = batch.inputs.images[0]
-        with np.errstate(over="ignore"):
-            try:
-                for place, image in enumerate(stack.read(those)):
-                    images[place] = image
-            except Unreadable:
-                # Which of them it is comes out one by one.
-                suspects = list(range(count))
-            else:
-                suspects = [] if stack.whole else _suspects(images[:count])
-        for place in suspects:
+        for place in _copied(stack, those, images[:count]):
             try:
                 cutout = source[first + place]
             except Unreadable as error:
@@ -192,9 +183,16 @@ def _of_stack(
     return iter(firsts.to_iter_dataset(grain.ReadOptions(threads, ahead)))
 
 
-def _suspects(images: np.ndarray) -> list[int]:
-    """Which of the images may have masked pixels."""
-    return list(np.flatnonzero(perhaps_masked(images)))
+def _copied(stack: Stack, rows: slice, images: np.ndarray) -> Sequence[int]:
+    """Copies cutouts of a stack into `images`; the places of those to be read one by one, which may
+    have masked pixels or be the ones that are damaged."""
+    try:
+        with np.errstate(over="ignore"):
+            for place, image in enumerate(stack.read(rows)):
+                images[place] = image
+    except Unreadable:
+        return range(len(images))
+    return [] if stack.whole else np.flatnonzero(perhaps_masked(images)).tolist()
 
 
 # --- any cutouts, fitted by the host ---

@@ -157,6 +157,11 @@ def short(error: Exception) -> str:
     return f"cannot be decoded: {' '.join((text or type(error).__name__).split())}"[:160]
 
 
+def bytes_at_most(most_values: int) -> int:
+    """What a file of a cutout may take: float32, and headers."""
+    return 4 * most_values + 2**20
+
+
 def check_size(shape: Sequence[int], most_values: int) -> None:
     values = 1
     for length in shape:

@@ -189,6 +189,7 @@ def join(planes: list[Plane]) -> Cutout:
 
 
 def _aligned(planes: list[Plane]) -> Cutout:
+    """The planes on one grid. Raises `Unreadable` where none is known."""
     scales = [plane.sky.pixel_scale for plane in planes]
     shapes = [plane.pixels.shape for plane in planes]
     known = [scale for scale in scales if scale is not None]

@@ -21,6 +21,7 @@ from lensjax.data.planes import (
     Names,
     Plane,
     Unreadable,
+    bytes_at_most,
     channels_last,
     check_file,
     check_size,
@@ -115,7 +116,7 @@ def _plain_png(file: BinaryIO, most_values: int) -> np.ndarray | None:
         return None
     check_size((width, height, _PNG_CHANNELS[colour]), most_values)
     # To be read at once, which takes room for all that is asked for.
-    most_bytes = min(os.fstat(file.fileno()).st_size, 4 * most_values + 2**20)
+    most_bytes = min(os.fstat(file.fileno()).st_size, bytes_at_most(most_values))
     file.seek(0)
     return imagecodecs.png_decode(file.read(most_bytes))
 
