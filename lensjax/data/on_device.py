@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from lensjax.data.order_statistics import count_not_above, order_statistic
 from lensjax.data.preprocess import Geometry, Preparation, border, centred, dense_weights
 from lensjax.data.zscale import zscale_limits
 
@@ -27,18 +28,11 @@ NOISE_FLOOR = 1.0 / 256.0
 # A standard deviation from a median absolute deviation, for normal noise.
 _SIGMA_PER_MAD = 1.4826
 
-# Pixels are counted in bytes first: four lines at a time, of which the sum stays in registers, and
-# as many of these as a byte can count.
-_AT_ONCE = 4
-_MOST_LINES = 255 // _AT_ONCE * _AT_ONCE
-
 # Arrays that begin at a multiple of so many bytes are taken by a CPU's device without a copy.
 _ALIGNMENT = 64
 
 # On a CPU images of so many bytes are done with before the next, since each is read 32 times.
 _CACHED = 2**22 * (os.cpu_count() or 1)
-
-_LOWEST, _HIGHEST = np.iinfo(np.int32).min, np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
@@ -112,12 +106,13 @@ def _aligned_zeros(shape: tuple[int, ...], dtype: str) -> np.ndarray:
 def prepare(inputs: Inputs) -> list[Array]:
     """Per view, images (batch, S, S, band) float32 as `seen` makes them; views that differ in mean
     and standard deviation alone share the rest."""
-    found: dict[View, Array] = {}
-    for view in inputs.views:
-        if _common(view) not in found:
-            arrays = inputs.images[view.canvas], inputs.inside[view.canvas]
-            found[_common(view)] = seen(_common(view), *arrays)
-    return [_normalised(found[_common(view)], view.preparation) for view in inputs.views]
+    commons = [_common(view) for view in inputs.views]
+    found = {
+        common: seen(common, inputs.images[common.canvas], inputs.inside[common.canvas])
+        for common in dict.fromkeys(commons)
+    }
+    pairs = zip(commons, inputs.views, strict=True)
+    return [_normalised(found[common], view.preparation) for common, view in pairs]
 
 
 def _common(view: View) -> View:
@@ -163,9 +158,13 @@ def stretched(stretch: str, softening: float, images: Array, inside: Array) -> A
 
 
 def _arcsinh(x: Array) -> Array:
-    # By its definition in half the time of XLA's, which keeps more digits of what is close to zero
-    # than any noise has.
-    return jnp.copysign(jnp.log(jnp.abs(x) + jnp.sqrt(x * x + 1.0)), x)
+    """The inverse hyperbolic sine, by its definition: in half the time of XLA's, which keeps more
+    digits of what is close to zero than any noise has."""
+    size = jnp.abs(x)
+    # Beyond, the square may be infinite and the one added to it is lost long since.
+    is_large = size > 1e9
+    argument = jnp.where(is_large, size, size + jnp.sqrt(size * size + 1.0))
+    return jnp.copysign(jnp.log(argument) + jnp.where(is_large, math.log(2.0), 0.0), x)
 
 
 def percentile_limits(images: Array, inside: Array) -> tuple[Array, Array]:
@@ -258,7 +257,9 @@ def _level_and_deviation(plane: Array, edges: Array) -> tuple[Array, Array, Arra
     level = _median(sky, count)
     noise = _SIGMA_PER_MAD * _median(jnp.abs(sky - level), count)
     rank = _bright_rank(count)
-    near, at_most = (_count(sky, limit) for limit in (level + noise / (2 * NOISE_FLOOR), level))
+    near, at_most = (
+        count_not_above(sky, limit) for limit in (level + noise / (2 * NOISE_FLOOR), level)
+    )
     return level, noise, (near > rank) & (at_most <= rank)
 
 
@@ -303,70 +304,6 @@ def _median(plane: Array, count: Array) -> Array:
     """The median of the lowest `count` pixels of a plane."""
     lower, upper = order_statistic(plane, (count - 1) // 2)
     return jnp.where(count % 2 == 0, (lower + upper) / 2, lower)
-
-
-def order_statistic(plane: Array, rank: ArrayLike) -> tuple[Array, Array]:
-    """The value that stands at a `rank` of the sorted pixels of a plane (height, width) float32
-    without NaN, and the one after it, NaN where there is none.
-
-    Exact: the bits of a float, read as an integer, keep the order, so that 32 counts of what is
-    not above a middle leave one value. Many times faster than XLA's sort on CPUs.
-    """
-    lines = _in_lines(_key(plane))
-
-    def halve(_: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        low, high, not_above_high = state
-        middle = (low & high) + ((low ^ high) >> 1)
-        not_above = _not_above(lines, middle)
-        enough = not_above > rank
-        return (
-            jnp.where(enough, low, middle + 1),
-            jnp.where(enough, middle, high),
-            jnp.where(enough, not_above, not_above_high),
-        )
-
-    # What a loop carries has to differ from device to device from the start.
-    zero = lines[0, 0, 0, 0] & 0
-    start = zero + _LOWEST, zero + _HIGHEST, zero + plane.size
-    _, found, not_above = jax.lax.fori_loop(0, 32, halve, start)
-    above = jnp.where(lines > found, lines, _HIGHEST).min(2).min()
-    following = jnp.where(not_above > jnp.asarray(rank) + 1, found, above)
-    return _value(found), _value(following)
-
-
-def _count(plane: Array, limit: Array) -> Array:
-    """How many pixels of a plane are not above a limit."""
-    return _not_above(_in_lines(_key(plane)), _key(limit))
-
-
-def _in_lines(keys: Array) -> Array:
-    """Keys (height, width) as (part, _AT_ONCE, line, width), the highest added where lines lack."""
-    height, width = keys.shape
-    parts = -(-height // _MOST_LINES)
-    lines = -(-height // (parts * _AT_ONCE))
-    missing = parts * _AT_ONCE * lines - height
-    keys = jnp.pad(keys, ((0, missing), (0, 0)), constant_values=_HIGHEST)
-    return keys.reshape(parts, _AT_ONCE, lines, width)
-
-
-def _not_above(lines: Array, middle: Array) -> Array:
-    """How many of the keys `_in_lines` are not above a middle."""
-    at_once = sum((lines[:, each] <= middle).astype(jnp.uint8) for each in range(_AT_ONCE))
-    return jnp.asarray(at_once).sum(1, dtype=jnp.uint8).sum(dtype=jnp.int32)
-
-
-def _key(values: Array) -> Array:
-    """int32 in the order of float32."""
-    return _swap_order(jax.lax.bitcast_convert_type(values, jnp.int32))
-
-
-def _value(keys: Array) -> Array:
-    """float32 of its keys."""
-    return jax.lax.bitcast_convert_type(_swap_order(keys), jnp.float32)
-
-
-def _swap_order(bits: Array) -> Array:
-    return bits ^ ((bits >> 31) & jnp.int32(_HIGHEST))
 
 
 def _mask(edges: Array, shape: tuple[int, ...]) -> Array:

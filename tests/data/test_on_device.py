@@ -20,12 +20,12 @@ from lensjax.data.on_device import (
     background_level,
     level_and_noise,
     on_grid,
-    order_statistic,
     percentile_limits,
     prepare,
     seen,
     stretched,
 )
+from lensjax.data.order_statistics import order_statistic
 from lensjax.data.preprocess import STRETCHES, fit, geometry
 from lensjax.data.preprocess import background_level as background_on_host
 from tests.data.wanted import preparation
@@ -320,6 +320,17 @@ def test_stretches_of_the_signal_equal_their_formulas():
     expected = LogStretch(a=top)(np.clip(signal / top, 0, 1)) * np.log(1 + top)
     np.testing.assert_allclose(stretches("log", images), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(stretches("none", images), images)
+
+
+def test_pixels_far_beyond_all_others_stay_finite():
+    images = noise(1, 16, 16, 1)
+    images[0, 3, 4], images[0, 5, 6] = 1e30, -1e37
+    images[0, 7, 8] = 1e9
+    level, sigma = (
+        np.asarray(v)[:, None, None] for v in level_and_noise(images, all_sky(1, 16, 16))
+    )
+    expected = np.arcsinh((images.astype(np.float64) - level) / sigma / 2.0)
+    np.testing.assert_allclose(stretches("asinh", images), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", STRETCHES)

@@ -1,0 +1,78 @@
+"""What stands where in the sorted pixels of a plane, without sorting them: by counting.
+
+Exact: the bits of a float, read as an integer, keep the order, so that 32 counts of what is not
+above a middle leave one value. Many times faster than XLA's sort on CPUs.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+# Pixels are counted in bytes first: four lines at a time, of which the sum stays in registers, and
+# as many of these as a byte can count.
+_AT_ONCE = 4
+_MOST_LINES = 255 // _AT_ONCE * _AT_ONCE
+
+_LOWEST, _HIGHEST = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+
+
+def order_statistic(plane: Array, rank: ArrayLike) -> tuple[Array, Array]:
+    """The value that stands at a `rank` of the sorted pixels of a plane (height, width) float32
+    without NaN, and the one after it, NaN where there is none."""
+    lines = _in_lines(_key(plane))
+
+    def halve(_: int, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        low, high, not_above_high = state
+        middle = (low & high) + ((low ^ high) >> 1)
+        not_above = _not_above(lines, middle)
+        enough = not_above > rank
+        return (
+            jnp.where(enough, low, middle + 1),
+            jnp.where(enough, middle, high),
+            jnp.where(enough, not_above, not_above_high),
+        )
+
+    # What a loop carries has to differ from device to device from the start.
+    zero = lines[0, 0, 0, 0] & 0
+    start = zero + _LOWEST, zero + _HIGHEST, zero + plane.size
+    _, found, not_above = jax.lax.fori_loop(0, 32, halve, start)
+    above = jnp.where(lines > found, lines, _HIGHEST).min(2).min()
+    following = jnp.where(not_above > jnp.asarray(rank) + 1, found, above)
+    return _value(found), _value(following)
+
+
+def count_not_above(plane: Array, limit: Array) -> Array:
+    """How many pixels of a plane are not above a limit."""
+    return _not_above(_in_lines(_key(plane)), _key(limit))
+
+
+def _in_lines(keys: Array) -> Array:
+    """Keys (height, width) as (part, _AT_ONCE, line, width), the highest added where lines lack."""
+    height, width = keys.shape
+    parts = -(-height // _MOST_LINES)
+    lines = -(-height // (parts * _AT_ONCE))
+    missing = parts * _AT_ONCE * lines - height
+    keys = jnp.pad(keys, ((0, missing), (0, 0)), constant_values=_HIGHEST)
+    return keys.reshape(parts, _AT_ONCE, lines, width)
+
+
+def _not_above(lines: Array, middle: Array) -> Array:
+    """How many of the keys `_in_lines` are not above a middle."""
+    at_once = sum((lines[:, each] <= middle).astype(jnp.uint8) for each in range(_AT_ONCE))
+    return jnp.asarray(at_once).sum(1, dtype=jnp.uint8).sum(dtype=jnp.int32)
+
+
+def _key(values: Array) -> Array:
+    """int32 in the order of float32."""
+    return _swap_order(jax.lax.bitcast_convert_type(values, jnp.int32))
+
+
+def _value(keys: Array) -> Array:
+    """float32 of its keys."""
+    return jax.lax.bitcast_convert_type(_swap_order(keys), jnp.float32)
+
+
+def _swap_order(bits: Array) -> Array:
+    return bits ^ ((bits >> 31) & jnp.int32(_HIGHEST))
