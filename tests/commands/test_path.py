@@ -48,7 +48,7 @@ def test_a_simulated_sky_can_be_packed(run, sky, tmp_path):
             open_source(path, needed=None) for path in (sky / f"{name}.npz", tmp_path / name)
         )
         rows = slice(0, len(plain))
-        np.testing.assert_array_equal(packed.stack.read(rows), plain.stack.read(rows))
+        np.testing.assert_array_equal(*(list(of.stack.read(rows)) for of in (packed, plain)))
         for column in ("id", "label", "group", "kind"):
             assert packed.table[column].tolist() == plain.table[column].tolist()
         assert packed.bands == plain.bands and packed.stack.pixel_scale == plain.stack.pixel_scale
