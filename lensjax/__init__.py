@@ -10,16 +10,21 @@ __version__ = "0.1.0"
 STARTED = time.perf_counter()
 
 
-def _use_fast_convolutions() -> None:
-    """Has XLA compute convolutions on the CPU with Eigen: YNN, its default, takes up to twice the
-    time (3x3, 64 channels, 16x16 pixels: 96 against 180 GFLOP/s on two cores of an AMD EPYC).
+# Its library YNN is XLA's default for both; jaxlib of other versions may not know the setting.
+EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-individual_dot"
 
-    JAX reads the setting when it first meets a device. It is left alone where the user has set it,
-    and for versions of jaxlib that may not know it: an unknown flag ends the process.
+
+def _use_eigen() -> None:
+    """Has XLA compute convolutions and products on the CPU with Eigen.
+
+    With YNN convolutions take up to twice the time (3x3, 64 channels, 16x16 pixels: 96 against 180
+    GFLOP/s on two cores of an AMD EPYC), and networks of many small products a tenth more. JAX
+    reads the setting when it first meets a device. It is left alone where the user has set it; an
+    unknown flag ends the process.
     """
-    setting, flags = "xla_cpu_experimental_ynn_fusion_type", os.environ.get("XLA_FLAGS", "")
+    setting, flags = EIGEN.split("=")[0], os.environ.get("XLA_FLAGS", "")
     if setting not in flags and version("jaxlib").startswith("0.10."):
-        os.environ["XLA_FLAGS"] = f"{flags} --{setting}=-individual_convolution".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {EIGEN}".strip()
 
 
-_use_fast_convolutions()
+_use_eigen()

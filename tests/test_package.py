@@ -7,6 +7,7 @@ import sys
 import pytest
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+EIGEN = f"{FLAG}-individual_convolution,-individual_dot"
 
 
 def in_a_new_process(code: str, **environment: str) -> str:
@@ -23,12 +24,12 @@ def in_a_new_process(code: str, **environment: str) -> str:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, f"{FLAG}-individual_convolution"),
-        ({"XLA_FLAGS": "--xla_dump_to=d"}, f"--xla_dump_to=d {FLAG}-individual_convolution"),
+        ({}, EIGEN),
+        ({"XLA_FLAGS": "--xla_dump_to=d"}, f"--xla_dump_to=d {EIGEN}"),
         ({"XLA_FLAGS": f"{FLAG}eltwise"}, f"{FLAG}eltwise"),
     ],
 )
-def test_importing_the_package_chooses_the_convolutions_unless_the_user_has(given, expected):
+def test_importing_the_package_chooses_eigen_unless_the_user_has(given, expected):
     assert (
         in_a_new_process("import lensjax, os; print(os.environ['XLA_FLAGS'])", **given) == expected
     )

@@ -64,8 +64,8 @@ class ResNet18(nnx.Module):
 def ensemble(members: Sequence[str], size: int, eigen: bool) -> Loaded:
     """Returns `vmap` over the stacked weights of `members`, all of them resnet18.
 
-    Without `eigen` it runs as JAX does by default. The import of lensjax has asked XLA for the
-    convolutions of Eigen, which JAX reads when it first meets a device: that is taken back.
+    Without `eigen` it runs as JAX does by default. The import of lensjax has asked XLA for Eigen,
+    which JAX reads when it first meets a device: that is taken back.
     """
     if not eigen:
         flags = os.environ.get("XLA_FLAGS", "").split()

@@ -17,6 +17,7 @@ from lensjax.ensemble import placement
 from lensjax.ensemble.fuse import Fusion, Knowledge, Scores, fuse
 from lensjax.ensemble.stack import Ensemble, Group, member_keys
 from lensjax.ensemble.turns import vmap_in_turns
+from lensjax.models.product import compiler_options
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -93,7 +94,9 @@ def ensemble_step(
         all_logits, mesh, (in_groups, in_groups, placement.BY_CUTOUT), out_groups
     )
 
-    @jax.jit
+    options = compiler_options(precision, mesh.devices.flat[0].platform)
+
+    @functools.partial(jax.jit, compiler_options=options)
     def step(weights: Weights, inputs: Inputs) -> Scores:
         logits = on_mesh(weights.states, weights.keys, inputs)
         with jax.named_scope("fuse"):
@@ -123,7 +126,9 @@ def one_by_one_step(
             )
         ]
 
-    @functools.partial(jax.jit, static_argnums=0)
+    options = compiler_options(precision, mesh.devices.flat[0].platform)
+
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=options)
     def one_pass(index: int, state: Any, key: Array, inputs: Inputs) -> Array:
         def logits(state: Any, key: Array, inputs: Inputs) -> Array:
             group = ensemble.groups[index]

@@ -1,11 +1,14 @@
 """Products of matrices in the narrow types that processors have units for."""
 
+import os
 from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
+
+from lensjax import EIGEN
 
 
 def dot_general(a: Array, b: Array, dimension_numbers: Any, **options: Any) -> Array:
@@ -36,3 +39,14 @@ def matmul(a: Array, b: Array) -> Array:
 
 Linear = partial(nnx.Linear, dot_general=dot_general)
 """Flax's layer with this product."""
+
+
+def compiler_options(precision: str, platform: str) -> dict[str, str]:
+    """Returns what a jitted function whose products are of this precision tells the compiler.
+
+    Eigen widens bfloat16 on a CPU that could multiply it: there YNN is given those products back.
+    """
+    uses_eigen = EIGEN in os.environ.get("XLA_FLAGS", "")
+    if (precision, platform, uses_eigen) != ("bfloat16", "cpu", True):
+        return {}
+    return {EIGEN.strip("-").split("=")[0]: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lensjax.models.product import Linear, matmul
+from lensjax.models.product import Linear, compiler_options, matmul
 
 rng = np.random.default_rng(3)
 
@@ -46,3 +46,12 @@ def test_a_cpu_is_told_of_the_wide_sum(platform, sums):
     text = jax.jit(layer).trace(images).lower(lowering_platforms=(platform,)).as_text()
     (product,) = [line for line in text.splitlines() if "dot_general" in line]
     assert "xbf16>" in product.split("->")[0] and sums in product.split("->")[1]
+
+
+@pytest.mark.parametrize("kind, library", [("float32", "eigen"), ("bfloat16", "ynn")])
+def test_a_cpu_multiplies_each_type_with_the_library_that_is_fast(kind, library):
+    a, b = (jnp.zeros((64, 64), kind) for _ in range(2))
+    compiled = jax.jit(matmul, compiler_options=compiler_options(kind, "cpu")).lower(a, b).compile()
+    # Eigen would be given float32 factors.
+    assert ("ynn_fusion" in compiled.as_text()) == (library == "ynn")
+    assert compiler_options(kind, "cuda") == {}
