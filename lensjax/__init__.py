@@ -10,8 +10,9 @@ __version__ = "0.1.0"
 STARTED = time.perf_counter()
 
 
-# Its library YNN is XLA's default for both; jaxlib of other versions may not know the setting.
-EIGEN = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution,-individual_dot"
+# What XLA's library YNN computes on the CPU, by default products and convolutions.
+YNN_SETTING = "xla_cpu_experimental_ynn_fusion_type"
+EIGEN = f"--{YNN_SETTING}=-individual_convolution,-individual_dot"
 
 
 def _use_eigen() -> None:
@@ -19,11 +20,11 @@ def _use_eigen() -> None:
 
     With YNN convolutions take up to twice the time (3x3, 64 channels, 16x16 pixels: 96 against 180
     GFLOP/s on two cores of an AMD EPYC), and networks of many small products a tenth more. JAX
-    reads the setting when it first meets a device. It is left alone where the user has set it; an
-    unknown flag ends the process.
+    reads the setting when it first meets a device. It is left alone where the user has set it, and
+    for versions of jaxlib that may not know it: an unknown flag ends the process.
     """
-    setting, flags = EIGEN.split("=")[0], os.environ.get("XLA_FLAGS", "")
-    if setting not in flags and version("jaxlib").startswith("0.10."):
+    flags = os.environ.get("XLA_FLAGS", "")
+    if YNN_SETTING not in flags and version("jaxlib").startswith("0.10."):
         os.environ["XLA_FLAGS"] = f"{flags} {EIGEN}".strip()
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
 
-from lensjax import EIGEN
+from lensjax import EIGEN, YNN_SETTING
 
 
 def dot_general(a: Array, b: Array, dimension_numbers: Any, **options: Any) -> Array:
@@ -49,4 +49,4 @@ def compiler_options(precision: str, platform: str) -> dict[str, str]:
     uses_eigen = EIGEN in os.environ.get("XLA_FLAGS", "")
     if (precision, platform, uses_eigen) != ("bfloat16", "cpu", True):
         return {}
-    return {EIGEN.strip("-").split("=")[0]: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
+    return {YNN_SETTING: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
