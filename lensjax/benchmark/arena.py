@@ -184,8 +184,7 @@ class Entrant:
 class Pace:
     """How long things may take: `rounds` of turns of about `seconds`.
 
-    `patience` is what a call may take, in seconds: contenders that repeat the whole network get
-    smaller batches for it.
+    `patience` is what a batch may take, in seconds: on a slow machine all get smaller ones.
     """
 
     rounds: int
@@ -248,9 +247,8 @@ def block(
     peak = max(product.row.rates[0] for product in running(products))
     for entrant in running(entrants):
         tell(f"  preparing {entrant.contender.name}, {title}")
-        batch = case.batch
-        if entrant.contender.every_sample and case.flops:
-            batch = affordable(batch, case.flops * (samples or 1), peak, pace.patience)
+        passes = (samples or 1) if entrant.contender.every_sample else 1
+        batch = affordable(case.batch, (case.flops or 0.0) * passes, peak, pace.patience)
         entrant.prepare(variant, batch, pace.seconds)
     for product in running(products):
         product.row.rates = []
@@ -270,12 +268,13 @@ def running(entrants: Sequence[Entrant]) -> list[Entrant]:
 
 
 def affordable(batch: int, operations: float, peak: float, patience: float) -> int:
-    """Returns `batch`, or the power of two below at which a call takes about `patience` seconds.
+    """Returns `batch`, or the power of two below that takes `patience` seconds at the rate `peak`.
 
-    A call is taken to reach half of the rate `peak` (operations/s) at `operations` an image.
+    `operations` is what an image takes, `peak` in operations/s.
     """
-    images = max(1.0, patience * peak / 2 / operations)
-    return min(batch, 2 ** int(np.log2(images)))
+    if batch * operations <= patience * peak:
+        return batch
+    return 2 ** int(np.log2(max(1.0, patience * peak / operations)))
 
 
 def judged(case: Case, title: str, entrants: Sequence[Entrant], products: list[float]) -> Block:

@@ -12,9 +12,9 @@ from lensjax.benchmark.contract import Precision
 class Contender:
     """A row of a table: `entry` is module:function in this package, `needs` what it imports.
 
-    `every_sample`: a call runs the whole network for every sample; such calls get smaller batches,
-    which PyTorch's rows do not need, since their passes can be timed singly. `precision` is what
-    its outputs are allowed to differ by.
+    `every_sample`: a call runs the whole network for every sample; such calls get smaller batches
+    to end in time, which PyTorch's rows do not need, since their passes can be timed singly.
+    `precision` is what its outputs are allowed to differ by.
     """
 
     name: str

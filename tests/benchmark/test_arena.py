@@ -78,10 +78,12 @@ def test_one_sample_is_its_own_mean():
 
 
 def test_batches_shrink_to_what_a_call_may_take():
-    """At half of 100 operations/s, 2 seconds hold 100 operations: 10 images of 10 each."""
-    assert arena.affordable(32, 10.0, 100.0, 2.0) == 8
-    assert arena.affordable(4, 10.0, 100.0, 2.0) == 4
-    assert arena.affordable(32, 1e9, 100.0, 2.0) == 1
+    """At 50 operations/s, 2 seconds hold 100 operations: 10 images of 10 each."""
+    assert arena.affordable(32, 10.0, 50.0, 2.0) == 8
+    assert arena.affordable(10, 10.0, 50.0, 2.0) == 10
+    assert arena.affordable(4, 10.0, 50.0, 2.0) == 4
+    assert arena.affordable(32, 1e9, 50.0, 2.0) == 1
+    assert arena.affordable(32, 0.0, 50.0, 2.0) == 32
 
 
 def test_a_contender_that_fails_says_why_and_the_others_go_on():
