@@ -198,12 +198,15 @@ def contest(cases: Sequence[Case], pace: Pace, tell: Callable[[str], None]) -> I
         products = enter(stack, PRODUCTS, {}, scratch, tell)
         for product in running(products):
             product.prepare({}, 0, pace.seconds)
+            product.turn()
+        # Once: all blocks of a case shall have the same batches.
+        peak = max(product.row.rates[0] for product in running(products))
         for case in cases:
             tell(case.name)
             with contextlib.ExitStack() as of_case, tempfile.TemporaryDirectory() as folder:
                 entrants = enter(of_case, case.contenders, case.settings, folder, tell)
                 for variant in case.variants:
-                    yield block(case, variant, entrants, products, pace, tell)
+                    yield block(case, variant, entrants, products, peak, pace, tell)
 
 
 def enter(
@@ -235,16 +238,13 @@ def block(
     variant: Mapping[str, Any],
     entrants: Sequence[Entrant],
     products: Sequence[Entrant],
+    peak: float,
     pace: Pace,
     tell: Callable[[str], None],
 ) -> Block:
-    """Returns the result of one variant of a case."""
+    """Returns the result of one variant of a case. `peak` (operations/s) bounds its batches."""
     samples = variant.get("samples")
     title = case.name if samples is None else f"{case.name}, T = {samples}"
-    for product in running(products):
-        product.row.rates = []
-        product.turn()
-    peak = max(product.row.rates[0] for product in running(products))
     for entrant in running(entrants):
         tell(f"  preparing {entrant.contender.name}, {title}")
         passes = (samples or 1) if entrant.contender.every_sample else 1
