@@ -44,8 +44,8 @@ def order_statistic(plane: Array, rank: ArrayLike) -> tuple[Array, Array]:
 
 
 def count_not_above(plane: Array, limit: Array) -> Array:
-    """How many pixels of a plane are not above a limit."""
-    return _not_above(_in_lines(_key(plane)), _key(limit))
+    """How many pixels of a plane are not above a limit. Neither zero is above the other."""
+    return _not_above(_in_lines(_key(plane)), _key(jnp.where(limit == 0, 0.0, limit)))
 
 
 def _in_lines(keys: Array) -> Array:

@@ -206,6 +206,15 @@ def test_level_and_noise_are_those_of_the_sorted_sky(picture):
         np.testing.assert_allclose(scale[row], expected[1], rtol=1e-7)
 
 
+def test_a_sky_of_both_zeros_has_the_noise_of_its_brightest_pixel():
+    image = np.zeros((20, 20, 1), np.float32)
+    image[:13] = -0.0
+    image[-1, -1] = 5.0
+    level, scale = measured(image[None])
+    np.testing.assert_array_equal([level[0], scale[0]], sorted_level_and_noise(image))
+    assert scale[0] == np.float32(5.0) / 256
+
+
 def as_seen(image, prepared):
     view = view_of(prepared, image.shape[:2])
     return np.asarray(
