@@ -198,6 +198,7 @@ def contest(cases: Sequence[Case], pace: Pace, tell: Callable[[str], None]) -> I
         products = enter(stack, PRODUCTS, {}, scratch, tell)
         for product in running(products):
             product.prepare({}, 0, pace.seconds)
+        for product in running(products):
             product.turn()
         # Once: all blocks of a case shall have the same batches.
         peak = max(product.row.rates[0] for product in running(products))
@@ -268,9 +269,9 @@ def running(entrants: Sequence[Entrant]) -> list[Entrant]:
 
 
 def affordable(batch: int, operations: float, peak: float, patience: float) -> int:
-    """Returns `batch`, or the power of two below that takes `patience` seconds at the rate `peak`.
+    """Returns `batch`, or what of it `patience` seconds hold: a power of two, one at the least.
 
-    `operations` is what an image takes, `peak` in operations/s.
+    An image is taken to last `operations` at the rate `peak` (operations/s).
     """
     if batch * operations <= patience * peak:
         return batch

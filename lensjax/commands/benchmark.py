@@ -39,7 +39,7 @@ class BenchmarkConfig:
     )
     rounds: Annotated[int, "in each of which every contender has one turn"] = 5
     seconds: Annotated[float, "that a turn lasts about, at least one batch"] = 0.3
-    patience: Annotated[float, "seconds a batch may last; slow machines get smaller ones"] = 3.0
+    patience: Annotated[float, "seconds a batch may last at the rate of matrix products"] = 3.0
     output: Annotated[Path, "folder of benchmark.md and benchmark.json"] = Path("results")
 
 
