@@ -42,3 +42,9 @@ def test_scoring_does_not_wait_for_what_it_does_not_use():
         *("lensjax.commands.demo", "lensjax.sky", "lensjax.training", "lensjax.report"),
     }
     assert not unused & set(loaded)
+
+
+def test_a_demonstration_that_is_there_is_scored_without_what_training_logs_to():
+    loaded = in_a_new_process("import lensjax.commands.demo, sys; print(*sys.modules)").split()
+    # The second brings in the first where it is installed.
+    assert not {"torch", "tensorboardX"} & set(loaded)

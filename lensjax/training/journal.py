@@ -5,8 +5,6 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
-
 from lensjax.files import replacing
 
 COLUMNS = (
@@ -32,6 +30,9 @@ class Journal:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
+        # It brings in PyTorch where that is installed: two seconds and half a gigabyte.
+        from tensorboardX import SummaryWriter
+
         self.path = folder / "metrics.csv"
         text = _csv([COLUMNS, *_rows_until(self.path, step)]).encode()
         with replacing(self.path, len(text)) as file:
