@@ -1,5 +1,6 @@
 """How a script ends, and that it starts anew with large pages just once."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -38,6 +39,19 @@ def test_exit_status_and_message(capsys, error, status, line):
 def test_debug_shows_where(capsys):
     assert launch.run(lambda argv: 1 / 0, ["--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_import_is_not_searched_for_garbage_and_what_follows_is(tmp_path, monkeypatch):
+    (tmp_path / "asks_whether.py").write_text("import gc\nsearched = gc.isenabled()\n")
+    (tmp_path / "fails.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert not launch.imported("asks_whether").searched and gc.isenabled()
+        with pytest.raises(ZeroDivisionError):
+            launch.imported("fails")
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
 
 
 PROGRAM = """
