@@ -9,6 +9,9 @@ __version__ = "0.1.0"
 # When the program came up, by `time.perf_counter`; all else is imported after this.
 STARTED = time.perf_counter()
 
+# Whether XLA is of a version whose own settings, here and elsewhere, have been tried: one that it
+# does not know ends the program.
+XLA_IS_KNOWN = version("jaxlib").startswith("0.10.")
 
 # What XLA's library YNN computes on the CPU, by default products and convolutions.
 YNN_SETTING = "xla_cpu_experimental_ynn_fusion_type"
@@ -20,11 +23,10 @@ def _use_eigen() -> None:
 
     With YNN convolutions take up to twice the time (3x3, 64 channels, 16x16 pixels: 96 against 180
     GFLOP/s on two cores of an AMD EPYC), and networks of many small products a tenth more. JAX
-    reads the setting when it first meets a device. It is left alone where the user has set it, and
-    for versions of jaxlib that may not know it: an unknown flag ends the process.
+    reads the setting when it first meets a device. It is left alone where the user has set it.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if YNN_SETTING not in flags and version("jaxlib").startswith("0.10."):
+    if YNN_SETTING not in flags and XLA_IS_KNOWN:
         os.environ["XLA_FLAGS"] = f"{flags} {EIGEN}".strip()
 
 

@@ -11,13 +11,14 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
+from lensjax import XLA_IS_KNOWN
 from lensjax.data import on_device
 from lensjax.data.on_device import Inputs
 from lensjax.ensemble import placement
 from lensjax.ensemble.fuse import Fusion, Knowledge, Scores, fuse
 from lensjax.ensemble.stack import Ensemble, Group, member_keys
 from lensjax.ensemble.turns import vmap_in_turns
-from lensjax.models.product import compiler_options
+from lensjax.models import product
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -94,7 +95,7 @@ def ensemble_step(
         all_logits, mesh, (in_groups, in_groups, placement.BY_CUTOUT), out_groups
     )
 
-    options = compiler_options(precision, mesh.devices.flat[0].platform)
+    options = _compiler_options(precision, mesh)
 
     @functools.partial(jax.jit, compiler_options=options)
     def step(weights: Weights, inputs: Inputs) -> Scores:
@@ -126,7 +127,7 @@ def one_by_one_step(
             )
         ]
 
-    options = compiler_options(precision, mesh.devices.flat[0].platform)
+    options = _compiler_options(precision, mesh)
 
     @functools.partial(jax.jit, static_argnums=0, compiler_options=options)
     def one_pass(index: int, state: Any, key: Array, inputs: Inputs) -> Array:
@@ -152,6 +153,20 @@ def one_by_one_step(
         return fuse_all(logits, weights.knowledge)
 
     return step
+
+
+def _compiler_options(precision: Precision, mesh: Mesh) -> dict[str, str]:
+    """Returns what the compiler is told of a step for the devices of `mesh`.
+
+    On a CPU it would order operations so that many could run beside each other, each with memory of
+    its own. But each fills all cores with its batch: in the order that takes the least memory four
+    resnet18 need 65 MiB instead of 224 (128 cutouts of 64 pixels), and no more time.
+    """
+    platform = mesh.devices.flat[0].platform
+    options = product.compiler_options(precision, platform)
+    if platform == "cpu" and XLA_IS_KNOWN:
+        options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+    return options
 
 
 def _prepare(inputs: Inputs, precision: Precision) -> list[Array]:

@@ -152,6 +152,19 @@ def test_samples_repeat_the_head_only(architecture):
     assert flops(10) < 1.05 * flops(1)
 
 
+def test_members_work_in_the_same_memory_on_a_cpu():
+    def temporaries(count: int) -> int:
+        ensemble = stack({str(n): blank_member("resnet18") for n in range(count)}, stacked=False)
+        weights = predict.place_weights(ensemble, MESH, seed=SEED, samples=1, precision="float32")
+        step = predict.ensemble_step(
+            ensemble, MESH, samples=1, fusion="mean_prob", precision="float32"
+        )
+        compiled = step.lower(weights, inputs(64)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(3) < 1.2 * temporaries(1)
+
+
 def test_bfloat16_stays_near_float32(members):
     batch, ensemble = inputs(4), stack(members)
     found = []
