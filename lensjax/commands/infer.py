@@ -201,7 +201,6 @@ def _score(options: InferConfig) -> _Scored:
     infos = {name: checkpoint.read_info(folder) for name, folder in folders.items()}
     validations = {name: checkpoint.read_validation(folder) for name, folder in folders.items()}
     mesh = placement.mesh_of(jax.local_devices(), options.member_shards)
-    ensemble = outline(infos, validations, stacked=placement.stacks_members(mesh))
     place = functools.partial(
         predict.place_weights,
         mesh=mesh,
@@ -209,15 +208,18 @@ def _score(options: InferConfig) -> _Scored:
         samples=options.mc_samples,
         precision=options.precision,
     )
-
-    def load() -> Weights:
-        states = stacked_weights(
-            ensemble, infos, lambda name: checkpoint.read_weights(folders[name], infos[name])
-        )
-        return place(dataclasses.replace(ensemble, states=states))
-
     # The weights are read while the step is compiled for their shapes.
     with ThreadPoolExecutor(1) as background:
+        reading = {
+            name: background.submit(checkpoint.read_weights, folder, infos[name])
+            for name, folder in folders.items()
+        }
+        ensemble = outline(infos, validations, stacked=placement.stacks_members(mesh))
+
+        def load() -> Weights:
+            states = stacked_weights(ensemble, infos, lambda name: reading.pop(name).result())
+            return place(dataclasses.replace(ensemble, states=states))
+
         loading = background.submit(load)
         source = options.opened(options.data, _all_bands(infos))
         make_folder(options.output)
