@@ -39,6 +39,7 @@ def test_scoring_does_not_wait_for_what_it_does_not_use():
     loaded = in_a_new_process("import lensjax.commands.infer, sys; print(*sys.modules)").split()
     unused = {
         *("sklearn", "skimage", "matplotlib", "torch", "astropy.wcs", "astropy.cosmology"),
+        *("tifffile", "h5py", "zarr", "scipy.ndimage"),
         *("lensjax.commands.demo", "lensjax.sky", "lensjax.training", "lensjax.report"),
     }
     assert not unused & set(loaded)

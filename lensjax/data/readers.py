@@ -10,7 +10,6 @@ from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
-import tifffile
 from PIL import Image
 
 from lensjax.data.fits_images import fits_planes
@@ -122,6 +121,8 @@ def _plain_png(file: BinaryIO, most_values: int) -> np.ndarray | None:
 
 
 def _tiff(path: str | Path, most_values: int) -> tuple[np.ndarray, Names]:
+    import tifffile  # takes a third of a second, and most data are of another kind
+
     with tifffile.TiffFile(path) as file:
         series = file.series[0]
         check_size(series.shape, most_values)
