@@ -1,6 +1,8 @@
 """The machine that a run is on, its cache folder, and the progress that a user sees."""
 
 import contextlib
+import ctypes
+import gc
 import logging
 import os
 import platform
@@ -82,6 +84,13 @@ def peak_memory_bytes() -> int:
     """Returns the largest resident memory that this process has had, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def give_back_memory() -> None:
+    """Gives what this process no longer uses back to the system: glibc keeps it for later."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or none
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def one_ahead(launch: Callable[[Item], Launched], items: Iterable[Item]) -> Iterator[Launched]:

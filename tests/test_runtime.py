@@ -1,6 +1,10 @@
-"""What a user sees while work goes on, and the order in which it is done."""
+"""What a user sees while work goes on, the order in which it is done, and the memory it leaves."""
 
+import platform
 import re
+
+import psutil
+import pytest
 
 from lensjax import runtime
 
@@ -44,3 +48,15 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 def test_memory_and_versions_are_measured():
     assert runtime.peak_memory_bytes() > 50e6
     assert {"lensjax", "jax", "flax", "numpy", "python"} <= runtime.versions().keys()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_what_is_free_goes_back_to_the_system():
+    blocks = [b"x" * 60_000 + bytes([number % 256]) for number in range(2000)]
+    # Between those that go: only memory above all that is used goes back by itself.
+    kept = blocks[99::100]
+    del blocks
+    before = psutil.Process().memory_info().rss
+    runtime.give_back_memory()
+    assert before - psutil.Process().memory_info().rss > 60e6
+    assert len(kept) == 20

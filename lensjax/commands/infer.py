@@ -7,7 +7,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -28,7 +27,7 @@ from lensjax.ensemble.fuse import Fusion
 from lensjax.ensemble.plan import SHARE_OF_HOST, Plan, batch_sizes, plan, unplanned
 from lensjax.ensemble.predict import Precision, Step, Weights
 from lensjax.ensemble.score import score
-from lensjax.ensemble.stack import Ensemble, outline, stacked_weights
+from lensjax.ensemble.stack import Ensemble, stack_read
 from lensjax.errors import UsageError
 from lensjax.files import make_folder
 from lensjax.footprint import memory_budget
@@ -201,30 +200,26 @@ def _score(options: InferConfig) -> _Scored:
     infos = {name: checkpoint.read_info(folder) for name, folder in folders.items()}
     validations = {name: checkpoint.read_validation(folder) for name, folder in folders.items()}
     mesh = placement.mesh_of(jax.local_devices(), options.member_shards)
-    place = functools.partial(
-        predict.place_weights,
-        mesh=mesh,
+    source = options.opened(options.data, _all_bands(infos))
+    make_folder(options.output)
+    ensemble = stack_read(
+        infos,
+        validations,
+        lambda name: checkpoint.read_weights(folders[name], infos[name]),
+        stacked=placement.stacks_members(mesh),
+    )
+    weights = predict.place_weights(
+        ensemble,
+        mesh,
         seed=options.seed,
         samples=options.mc_samples,
         precision=options.precision,
     )
-    # The weights are read while the step is compiled for their shapes.
-    with ThreadPoolExecutor(1) as background:
-        reading = {
-            name: background.submit(checkpoint.read_weights, folder, infos[name])
-            for name, folder in folders.items()
-        }
-        ensemble = outline(infos, validations, stacked=placement.stacks_members(mesh))
-
-        def load() -> Weights:
-            states = stacked_weights(ensemble, infos, lambda name: reading.pop(name).result())
-            return place(dataclasses.replace(ensemble, states=states))
-
-        loading = background.submit(load)
-        source = options.opened(options.data, _all_bands(infos))
-        make_folder(options.output)
-        planned = _plan(options, ensemble, place(ensemble), mesh, source)
-        weights = loading.result()
+    # What reading them took goes before a step is compiled, which takes memory too.
+    ensemble = dataclasses.replace(ensemble, states=())
+    runtime.give_back_memory()
+    planned = _plan(options, ensemble, weights, mesh, source)
+    runtime.give_back_memory()
     parts = PartialRows(
         options.output / PARTS,
         _fingerprint(options, infos, source),
@@ -281,10 +276,7 @@ def repack(options: InferConfig, folder: Path) -> str:
 def _plan(
     options: InferConfig, ensemble: Ensemble, weights: Weights, mesh: Mesh, source: Source
 ) -> Plan:
-    """Returns the Plan for the step that `options` ask for, and says what a user may not expect.
-
-    `weights` may be those of an outline.
-    """
+    """Returns the Plan for the step that `options` ask for, and says what a user may not expect."""
     make = _make(options, ensemble, mesh, together=options.batch_parallel)
     layout = loader.layout(source, ensemble.preparations, options.fit)
     if options.batch_size == "auto":

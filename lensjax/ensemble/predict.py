@@ -38,12 +38,9 @@ Step = Callable[[Weights, Inputs], Scores]
 def place_weights(
     ensemble: Ensemble, mesh: Mesh, *, seed: int, samples: int, precision: Precision
 ) -> Weights:
-    """Returns the weights of `ensemble` on the devices, in the precision of the computation; of an
-    outline, what a step is compiled for."""
+    """Returns the weights of `ensemble` on the devices, in the precision of the computation."""
 
-    def put(leaf: Any, place: NamedSharding) -> Any:
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(leaf.shape, precision, sharding=place)
+    def put(leaf: Any, place: NamedSharding) -> Array:
         # Rounded on the host, so that no device ever holds more than its part.
         return jax.device_put(np.asarray(leaf).astype(jnp.dtype(precision), copy=False), place)
 

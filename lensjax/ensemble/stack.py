@@ -1,10 +1,9 @@
 """Members in groups, each an array axis of one compiled step."""
 
 import functools
-import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import ArrayLike
 
-from lensjax.checkpoint import Member, MemberInfo, State, Validation, nnx_state, state_of
+from lensjax.checkpoint import Member, MemberInfo, State, Validation, nnx_state
 from lensjax.data.preprocess import Preparation
 from lensjax.ensemble import calibrate
 from lensjax.ensemble.fuse import Knowledge
@@ -38,7 +37,7 @@ class Ensemble:
     groups: tuple[Group, ...]
     preparations: tuple[Preparation, ...]
     states: tuple[nnx.State, ...]
-    """Per group, arrays with a leading member axis; in an outline `ShapeDtypeStruct`."""
+    """Per group, arrays with a leading member axis."""
     identities: np.ndarray
     """(member,) uint32 from the hash of each member's weights: its dropout masks depend on it and
     on the seed, not on the place or the company that the member has."""
@@ -51,19 +50,17 @@ def stack(members: Mapping[str, Member], *, stacked: bool = True) -> Ensemble:
     """Returns the ensemble of `members`, by column name."""
     infos = {name: member.info for name, member in members.items()}
     validations = {name: member.validation for name, member in members.items()}
-    ensemble = outline(infos, validations, stacked=stacked)
-    states = stacked_weights(ensemble, infos, lambda name: members[name].state)
-    return replace(ensemble, states=states)
+    return stack_read(infos, validations, lambda name: members[name].state, stacked=stacked)
 
 
-def outline(
+def stack_read(
     infos: Mapping[str, MemberInfo],
     validations: Mapping[str, Validation | None],
+    read: Callable[[str], State],
     *,
     stacked: bool = True,
 ) -> Ensemble:
-    """Returns the ensemble of these members without their weights, for which a step can be compiled
-    while they are read.
+    """Returns the ensemble of these members, whose weights `read` gives, of one group at a time.
 
     Members of one structure are a group, to be stacked; else each is one of its own, in the same
     order. See `placement.stacks_members`.
@@ -75,11 +72,9 @@ def outline(
     groups, states = [], []
     for names in names_of_groups:
         info = infos[names[0]]
-        shapes = {
-            key: jax.ShapeDtypeStruct((len(names), *leaf.shape), leaf.dtype)
-            for key, leaf in state_of(info.outline()).items()
-        }
-        graph, state = nnx.split(nnx.eval_shape(functools.partial(_network, info), shapes))
+        # Copies of the dicts, which are emptied as their arrays are stacked.
+        stacked_states = _on_an_axis([dict(read(name)) for name in names])
+        graph, state = nnx.split(_network(info, stacked_states))
         place = preparations.index(info.preparation)
         groups.append(Group(info.architecture, graph, len(names), place))
         states.append(state)
@@ -97,20 +92,6 @@ def outline(
         knowledge=knowledge,
         knowledge_from=knowledge_from,
     )
-
-
-def stacked_weights(
-    ensemble: Ensemble, infos: Mapping[str, MemberInfo], read: Callable[[str], State]
-) -> tuple[nnx.State, ...]:
-    """Returns the `states` of the outlined `ensemble`; `read` gives the weights of a member."""
-    states, names = [], iter(ensemble.names)
-    for group in ensemble.groups:
-        of_group = list(itertools.islice(names, group.members))
-        # Copies of the dicts, from which what has been stacked is dropped: no weight is held twice.
-        parts = [dict(read(name)) for name in of_group]
-        stacked = {key: _stacked([part.pop(key) for part in parts]) for key in list(parts[0])}
-        states.append(nnx.state(_network(infos[of_group[0]], stacked)))
-    return tuple(states)
 
 
 def learn_weights(
@@ -160,6 +141,12 @@ def _network(info: MemberInfo, stacked: State) -> nnx.Module:
     network = nnx.merge(nnx.graphdef(model), nnx_state(model, stacked))
     fold_norms(network)
     return network
+
+
+def _on_an_axis(states: Sequence[State]) -> State:
+    """Returns the weights of members of one structure with a leading member axis, taken out of
+    `states`: none is held twice."""
+    return {key: _stacked([state.pop(key) for state in states]) for key in list(states[0])}
 
 
 def _stacked(arrays: Sequence[ArrayLike]) -> np.ndarray:
