@@ -144,6 +144,7 @@ def read_weights(folder: Path, info: MemberInfo) -> State:
         with ocp.PyTreeCheckpointer() as checkpointer:
             path = (folder / "weights").absolute()
             stored = checkpointer.metadata(path).item_metadata.tree
+            compare(folder, state_of(info.outline()), stored)
             as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored}
             state = checkpointer.restore(path, restore_args=as_numpy)
     except (OSError, ValueError, KeyError, AttributeError) as error:
@@ -151,7 +152,6 @@ def read_weights(folder: Path, info: MemberInfo) -> State:
             f"the weights of {folder} cannot be read ({type(error).__name__}: {error}); "
             "train or import the member again"
         ) from error
-    compare(folder, state_of(info.outline()), state)
     if weights_sha256(state) != info.weights_sha256:
         raise LensjaxError(f"the weights of {folder} are not those that member.json names (sha256)")
     return state
