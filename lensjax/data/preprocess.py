@@ -254,7 +254,7 @@ def fill_masked(image: np.ndarray) -> np.ndarray:
     valid = np.isfinite(image)
     if valid.all():
         return image
-    from scipy import ndimage  # takes a third of a second, and most cutouts have no masked pixel
+    from scipy import ndimage  # slow to import, and most cutouts have no masked pixel
 
     box = (5, 5, 1)
     share = ndimage.uniform_filter(valid.astype(np.float64), box, mode="constant")

@@ -121,7 +121,7 @@ def _plain_png(file: BinaryIO, most_values: int) -> np.ndarray | None:
 
 
 def _tiff(path: str | Path, most_values: int) -> tuple[np.ndarray, Names]:
-    import tifffile  # takes a third of a second, and most data are of another kind
+    import tifffile  # slow to import, and most data are of another kind
 
     with tifffile.TiffFile(path) as file:
         series = file.series[0]
