@@ -39,6 +39,7 @@ def ensemble(members: Sequence[str], size: int, precision: Precision, how: str) 
     ensembles = [
         stack({name: member(name, size) for name in team}, stacked=stacked) for team in teams
     ]
+    runtime.give_back_memory()  # as infer.py does when it has read the members
     in_place = NamedSharding(mesh, placement.BY_CUTOUT)
     make = predict.one_by_one_step if how == "one by one" else predict.ensemble_step
 
