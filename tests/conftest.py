@@ -1,8 +1,9 @@
 """Settings that every test runs under."""
 
+import functools
 import importlib.util
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import jax
@@ -13,6 +14,8 @@ os.environ["LENSJAX_CACHE"] = str(Path(__file__).parents[1] / ".pytest_cache" / 
 
 from lensjax import runtime  # noqa: E402
 from lensjax.footprint import Target, find_target  # noqa: E402
+from lensjax.models import registry  # noqa: E402
+from lensjax.models.vit import VisionTransformer  # noqa: E402
 
 runtime.hush_absent_accelerators()
 runtime.keep_compilations()
@@ -23,6 +26,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def reference() -> str:
     """Folder of numbers computed by other programs (torchvision, lenstronomy)."""
     return str(Path(__file__).parent / "reference")
+
+
+@pytest.fixture(scope="module")
+def vit_tiny() -> Iterator[str]:
+    """Name of a transformer that learns small pictures, and whose activations outweigh it."""
+    build = functools.partial(VisionTransformer, width=64, depth=2, heads=2)
+    depths = VisionTransformer.DEPTHS
+    tiny = registry.Architecture("vit_tiny", (), 162_049, 32, depths, build)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry.ARCHITECTURES, tiny.name, tiny)
+        yield tiny.name
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ from lensjax.training.trainer import StepPrograms, train_team
 # As `--data`, what is no file.
 SIMULATED = "simulated"
 
-SMOKE_SKY = SimulateConfig(count=240, size=48)
+SMOKE_SKY = SimulateConfig(count=160, size=48)
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ def shrunk(options: TrainConfig) -> TrainConfig:
         pixel_scale=None,
         scales=",".join(map(str, sizes)) or None,
         members=min(options.members, 2),
-        batch_size=16,
+        batch_size=8,
         micro_batches=min(options.micro_batches, 2),
-        epochs=0.6,
+        epochs=0.4,
         validation_fraction=0.25,
         memory_budget="auto",
         start_from=None,

@@ -155,10 +155,15 @@ def test_training_data_that_cannot_serve_are_one_clear_line(run, tmp_path):
         assert ended.status == 2 and ended.error.count("\n") == 1 and words in ended.error, ended
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def small_demo(monkeypatch, tmp_path):
-    monkeypatch.setenv("LENSJAX_CACHE", str(tmp_path / "cache"))
-    recipe = Recipe(batch_size=16, epochs=1.0)
+def small_demo(monkeypatch, cache):
+    monkeypatch.setenv("LENSJAX_CACHE", str(cache))
+    recipe = Recipe(batch_size=16, epochs=0.4)
     sky = SimulateConfig(count=160, size=32, test_fraction=0.3)
     small = dataclasses.replace(demo.SMOKE, sky=sky, convolutional=recipe, transformer=recipe)
     monkeypatch.setattr(demo, "SMOKE", small)

@@ -19,9 +19,6 @@ from lensjax.ensemble import plan as planning
 from lensjax.ensemble.plan import Plan, Size, batch_sizes, choose, plan
 from lensjax.ensemble.stack import stack
 from lensjax.footprint import Target
-from lensjax.models import registry
-from lensjax.models.registry import Architecture
-from lensjax.models.vit import VisionTransformer
 from tests.ensemble.members import PREPARATION, blank_member, random_member
 
 MESH = placement.mesh_of(jax.devices()[:1])
@@ -121,21 +118,11 @@ def maker(ensemble, mesh, samples: int):
     return functools.cache(step), weights
 
 
-@pytest.fixture(scope="module", autouse=True)
-def vit_tiny():
-    """An architecture whose activations weigh more than its parameters."""
-    build = functools.partial(VisionTransformer, width=64, depth=2, heads=2)
-    tiny = Architecture("vit_tiny", (), 0, 32, {}, build)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.ARCHITECTURES, "vit_tiny", tiny)
-        yield
-
-
 @pytest.fixture(scope="module")
 def dropping(vit_tiny):
     """Two transformers that drop in their blocks: what makes their step, and their weights."""
     members = {
-        str(seed): random_member("vit_tiny", seed, preparation(32), block_dropout=0.1)
+        str(seed): random_member(vit_tiny, seed, preparation(32), block_dropout=0.1)
         for seed in (0, 1)
     }
     return maker(stack(members), MESH, 2)
@@ -196,8 +183,8 @@ def test_samples_take_no_memory_on_an_h100_with_dropout_in_the_head(h100):
     assert ten.step_bytes < 2**30 and not ten.takes_turns
 
 
-def test_turns_bound_the_memory_of_dropout_in_blocks_on_an_h100(h100):
-    ensemble = stack({"a": blank_member("vit_tiny", preparation(64), block_dropout=0.1)})
+def test_turns_bound_the_memory_of_dropout_in_blocks_on_an_h100(h100, vit_tiny):
+    ensemble = stack({"a": blank_member(vit_tiny, preparation(64), block_dropout=0.1)})
     one = on_h100(h100, ensemble, 1)(2**40)
     ten = on_h100(h100, ensemble, 10)
     together = ten(2**40)
@@ -206,8 +193,8 @@ def test_turns_bound_the_memory_of_dropout_in_blocks_on_an_h100(h100):
     assert in_turns.takes_turns and in_turns.step_bytes <= in_turns.memory_limit_bytes
 
 
-def test_a_plan_for_a_tpu(v5e):
+def test_a_plan_for_a_tpu(v5e, vit_tiny):
     mesh = placement.mesh_of([v5e.device])
-    make, weights = maker(stack({"a": blank_member("vit_tiny", preparation(32))}), mesh, 4)
+    make, weights = maker(stack({"a": blank_member(vit_tiny, preparation(32))}), mesh, 4)
     planned = plan(make, weights, layout(32), mesh, [64], budget=2**30, target=v5e)
     assert planned.size == Size(64, 4, 1) and planned.step_bytes < 2**28

@@ -49,13 +49,13 @@ def sides():
     return split(blobs(240), 0.3)
 
 
-RECIPE = Recipe(batch_size=16, epochs=3.5, learning_rate=1e-3)
+RECIPE = Recipe(batch_size=16, epochs=8.5, learning_rate=3e-3)
 
 
 @pytest.fixture(scope="module")
-def team(sides, tmp_path_factory):
+def team(sides, vit_tiny, tmp_path_factory):
     """Two members that were trained together."""
-    return train_team(*sides, "vit_s16", RECIPE, (3, 4), tmp_path_factory.mktemp("run"))
+    return train_team(*sides, vit_tiny, RECIPE, (3, 4), tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
@@ -103,10 +103,10 @@ def test_a_member_of_several_sizes_scores_as_it_was_validated(sides, tmp_path):
     np.testing.assert_allclose(logits, member.validation["logit"], atol=1e-4)
 
 
-def test_a_member_ends_as_it_would_alone(sides, tmp_path):
+def test_a_member_ends_as_it_would_alone(sides, vit_tiny, tmp_path):
     few_steps = dataclasses.replace(RECIPE, epochs=0.5)
-    _, together = train_team(*sides, "vit_s16", few_steps, (3, 4), tmp_path / "team")
-    (alone,) = train_team(*sides, "vit_s16", few_steps, (4,), tmp_path / "alone")
+    _, together = train_team(*sides, vit_tiny, few_steps, (3, 4), tmp_path / "team")
+    (alone,) = train_team(*sides, vit_tiny, few_steps, (4,), tmp_path / "alone")
     for name, leaf in together.state.items():
         # Adam makes whole steps also where the gradient is all rounding, as of a key's bias.
         tolerance = 1e-3 if name.endswith("key_value.bias") else 2e-5
@@ -115,13 +115,15 @@ def test_a_member_ends_as_it_would_alone(sides, tmp_path):
     assert alone.info.training == together.info.training
 
 
-def test_training_goes_on_from_given_weights_and_leaves_the_frozen_alone(team, sides, tmp_path):
+def test_training_goes_on_from_given_weights_and_leaves_the_frozen_alone(
+    team, sides, vit_tiny, tmp_path
+):
     for number, member in enumerate(team):
-        checkpoint.save_member(tmp_path / "vit_s16" / str(number), member)
+        checkpoint.save_member(tmp_path / vit_tiny / str(number), member)
     recipe = dataclasses.replace(
         RECIPE, epochs=0.5, start_from=str(tmp_path), freeze="embedding,blocks", layer_decay=0.8
     )
-    (again,) = train_team(*sides, "vit_s16", recipe, (1,), tmp_path / "run")
+    (again,) = train_team(*sides, vit_tiny, recipe, (1,), tmp_path / "run")
     for name, leaf in again.state.items():
         stays = np.array_equal(leaf, team[1].state[name])
         assert stays == name.startswith(("embedding.", "blocks.")), name
@@ -149,17 +151,17 @@ def test_members_of_other_seeds_are_others(team):
     assert np.abs(first - second).max() > 0.01
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(sides, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(sides, vit_tiny, tmp_path):
     training, validation = sides
     broken = dict(training.arrays, images=np.full_like(training.arrays["images"], np.inf))
     training = dataclasses.replace(training, arrays=broken)
     with pytest.raises(LensjaxError, match=r"training loss is nan at step \d+, on 16 cutouts"):
-        train_team(training, validation, "vit_s16", RECIPE, (0,), tmp_path)
+        train_team(training, validation, vit_tiny, RECIPE, (0,), tmp_path)
 
 
-def test_too_little_data_is_refused(sides, tmp_path):
+def test_too_little_data_is_refused(sides, vit_tiny, tmp_path):
     with pytest.raises(UsageError, match="do not fill a batch"):
-        train_team(*sides, "vit_s16", Recipe(batch_size=512), (0,), tmp_path)
+        train_team(*sides, vit_tiny, Recipe(batch_size=512), (0,), tmp_path)
 
 
 def test_normalisation_makes_pixels_standard():
