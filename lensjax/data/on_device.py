@@ -31,8 +31,10 @@ _SIGMA_PER_MAD = 1.4826
 # Arrays that begin at a multiple of so many bytes are taken by a CPU's device without a copy.
 _ALIGNMENT = 64
 
-# On a CPU images of so many bytes are done with before the next, since each is read 32 times.
-_CACHED = 2**22 * (os.cpu_count() or 1)
+# On a CPU planes of so many bytes are done with before the next, since each is read 32 times. With
+# two cores it is one plane: that takes half of a core's time, but has only one of them busy.
+_CORES = os.cpu_count() or 1
+_CACHED = 2**22 * _CORES if _CORES > 2 else 0
 
 
 @dataclass(frozen=True)
@@ -274,18 +276,16 @@ def _noise_floor(plane: Array, edges: Array, level: Array) -> Array:
 def _of_planes(function: Callable[..., Any], images: Array, inside: Array, *of_band: Array) -> Any:
     """What `function` makes, (batch, band), of each plane (height, width) of images (batch, height,
     width, band), the edges of its image, (4,), and its own value `of_band` (batch, band)."""
+    batch, height, width, bands = images.shape
+    planes = jnp.moveaxis(images, -1, 1).reshape(-1, height, width)
+    of_plane = planes, jnp.repeat(inside, bands, axis=0), *(each.reshape(-1) for each in of_band)
 
-    def of_image(image: Array, edges: Array, *values: Array) -> Any:
-        axes = (0, None, *(0 for _ in values))
-        return jax.vmap(function, axes)(jnp.moveaxis(image, -1, 0), edges, *values)
+    def in_blocks(*of_plane: Array) -> Any:
+        at_once = _CACHED // (4 * height * width) or None
+        return jax.lax.map(lambda item: function(*item), of_plane, batch_size=at_once)
 
-    def in_blocks(*arrays: Array) -> Any:
-        at_once = max(1, _CACHED // (4 * math.prod(images.shape[1:])))
-        return jax.lax.map(lambda item: of_image(*item), arrays, batch_size=at_once)
-
-    return jax.lax.platform_dependent(
-        images, inside, *of_band, cpu=in_blocks, default=jax.vmap(of_image)
-    )
+    found = jax.lax.platform_dependent(*of_plane, cpu=in_blocks, default=jax.vmap(function))
+    return jax.tree.map(lambda leaf: leaf.reshape(batch, bands), found)
 
 
 def _sky(plane: Array, edges: Array) -> tuple[Array, Array]:

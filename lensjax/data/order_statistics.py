@@ -10,10 +10,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-# Pixels are counted in bytes first: four lines at a time, of which the sum stays in registers, and
-# as many of these as a byte can count.
-_AT_ONCE = 4
-_MOST_LINES = 255 // _AT_ONCE * _AT_ONCE
+# Pixels are counted in bytes first, over so many lines: of longer sums XLA makes two on a CPU, and
+# writes down what it would else keep in registers.
+_MOST_LINES = 32
 
 _LOWEST, _HIGHEST = np.iinfo(np.int32).min, np.iinfo(np.int32).max
 
@@ -35,10 +34,10 @@ def order_statistic(plane: Array, rank: ArrayLike) -> tuple[Array, Array]:
         )
 
     # What a loop carries has to differ from device to device from the start.
-    zero = lines[0, 0, 0, 0] & 0
+    zero = lines[0, 0, 0] & 0
     start = zero + _LOWEST, zero + _HIGHEST, zero + plane.size
     _, found, not_above = jax.lax.fori_loop(0, 32, halve, start)
-    above = jnp.where(lines > found, lines, _HIGHEST).min(2).min()
+    above = jnp.where(lines > found, lines, _HIGHEST).min(1).min()
     following = jnp.where(not_above > jnp.asarray(rank) + 1, found, above)
     return _value(found), _value(following)
 
@@ -49,19 +48,18 @@ def count_not_above(plane: Array, limit: Array) -> Array:
 
 
 def _in_lines(keys: Array) -> Array:
-    """Keys (height, width) as (part, _AT_ONCE, line, width), the highest added where lines lack."""
+    """Keys (height, width) as (part, line, width), the highest added where lines lack."""
     height, width = keys.shape
     parts = -(-height // _MOST_LINES)
-    lines = -(-height // (parts * _AT_ONCE))
-    missing = parts * _AT_ONCE * lines - height
-    keys = jnp.pad(keys, ((0, missing), (0, 0)), constant_values=_HIGHEST)
-    return keys.reshape(parts, _AT_ONCE, lines, width)
+    lines = -(-height // parts)
+    keys = jnp.pad(keys, ((0, parts * lines - height), (0, 0)), constant_values=_HIGHEST)
+    return keys.reshape(parts, lines, width)
 
 
 def _not_above(lines: Array, middle: Array) -> Array:
     """How many of the keys `_in_lines` are not above a middle."""
-    at_once = sum((lines[:, each] <= middle).astype(jnp.uint8) for each in range(_AT_ONCE))
-    return jnp.asarray(at_once).sum(1, dtype=jnp.uint8).sum(dtype=jnp.int32)
+    of_columns = (lines <= middle).astype(jnp.uint8).sum(1, dtype=jnp.uint8)
+    return of_columns.sum(dtype=jnp.int32)
 
 
 def _key(values: Array) -> Array:
