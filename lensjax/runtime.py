@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import gc
 import logging
 import os
 import platform
@@ -88,7 +87,6 @@ def peak_memory_bytes() -> int:
 
 def give_back_memory() -> None:
     """Gives what this process no longer uses back to the system: glibc keeps it for later."""
-    gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library, or none
         ctypes.CDLL(None).malloc_trim(0)
 
