@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+from numpy.typing import DTypeLike
 
 from lensjax.data.order_statistics import count_not_above, order_statistic
 from lensjax.data.preprocess import Geometry, Preparation, border, centred, dense_weights
@@ -31,8 +32,8 @@ _SIGMA_PER_MAD = 1.4826
 # Arrays that begin at a multiple of so many bytes are taken by a CPU's device without a copy.
 _ALIGNMENT = 64
 
-# On a CPU planes of so many bytes are done with before the next, since each is read 32 times. With
-# two cores it is one plane: that takes half of a core's time, but has only one of them busy.
+# On a CPU planes of so many bytes are done with before the next, since each is read 32 times. On
+# two cores or fewer it is one plane: about half the work, all of it done by one core.
 _CORES = os.cpu_count() or 1
 _CACHED = 2**22 * _CORES if _CORES > 2 else 0
 
@@ -91,13 +92,13 @@ class Layout:
         """A batch of zeros, all of it sky."""
         whole = [(0, canvas.shape[0], 0, canvas.shape[1]) for canvas in self.canvases]
         return Inputs(
-            tuple(_aligned_zeros((batch_size, *c.shape), c.dtype) for c in self.canvases),
+            tuple(aligned_zeros((batch_size, *c.shape), c.dtype) for c in self.canvases),
             tuple(np.tile(np.array(edges, np.int32), (batch_size, 1)) for edges in whole),
             self.views,
         )
 
 
-def _aligned_zeros(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     """Zeros that begin at a multiple of `_ALIGNMENT` bytes."""
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     room = np.zeros(nbytes + _ALIGNMENT, np.uint8)

@@ -13,6 +13,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lensjax.checkpoint import Member, MemberInfo, State, Validation, nnx_state
+from lensjax.data.on_device import aligned_zeros
 from lensjax.data.preprocess import Preparation
 from lensjax.ensemble import calibrate
 from lensjax.ensemble.fuse import Knowledge
@@ -145,16 +146,10 @@ def _network(info: MemberInfo, stacked: State) -> nnx.Module:
 
 def _on_an_axis(states: Sequence[State]) -> State:
     """Returns the weights of members of one structure with a leading member axis, taken out of
-    `states`: none is held twice."""
-    return {key: _stacked([state.pop(key) for state in states]) for key in list(states[0])}
-
-
-def _stacked(arrays: Sequence[ArrayLike]) -> np.ndarray:
-    """Returns the arrays on a leading axis, at an address that XLA takes them from on a CPU: from
-    any other it would make a copy."""
-    first, alignment = np.asarray(arrays[0]), 64
-    size = len(arrays) * first.nbytes
-    room = np.empty(size + alignment, np.uint8)
-    start = -room.ctypes.data % alignment
-    stacked = room[start : start + size].view(first.dtype).reshape(len(arrays), *first.shape)
-    return np.stack(arrays, out=stacked)
+    `states`: none is held twice. They are where a CPU's device takes them from without a copy."""
+    stacked = {}
+    for key in list(states[0]):
+        arrays = [np.asarray(state.pop(key)) for state in states]
+        room = aligned_zeros((len(arrays), *arrays[0].shape), arrays[0].dtype)
+        stacked[key] = np.stack(arrays, out=room)
+    return stacked
