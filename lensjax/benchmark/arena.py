@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -85,7 +86,10 @@ class ContenderError(Exception):
 
 
 class Worker:
-    """The process of a contender (`worker.py`), which computes only while it is asked."""
+    """The process of a contender (`worker.py`), stopped with its own processes until it is asked.
+
+    Else threads and processes that read ahead would work in the time of the next contender.
+    """
 
     def __init__(self, contender: Contender, settings: Mapping[str, Any], scratch: str) -> None:
         environment = os.environ | ENVIRONMENT | {"TMPDIR": scratch}
@@ -97,6 +101,7 @@ class Worker:
             stderr=self._log,
             env=environment,
             text=True,
+            process_group=0,
         )
         self._first = {"entry": contender.entry, "settings": {**settings, **contender.options}}
 
@@ -107,10 +112,13 @@ class Worker:
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the answer. Raises ContenderError where the process failed or was killed."""
         assert self._process.stdin is not None and self._process.stdout is not None
+        self._signal(signal.SIGCONT)
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
+        if line:
+            self._signal(signal.SIGSTOP)
         answer = json.loads(line) if line else {"error": self._how_it_ended()}
         if "error" in answer:
             raise ContenderError(answer["error"])
@@ -119,14 +127,19 @@ class Worker:
     def close(self) -> None:
         """Lets the process end."""
         assert self._process.stdin is not None
+        self._signal(signal.SIGCONT)
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._signal(signal.SIGKILL)
             self._process.wait()
         self._log.close()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
     def _how_it_ended(self) -> str:
         status = self._process.wait()

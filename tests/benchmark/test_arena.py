@@ -1,13 +1,15 @@
 """The statistics against examples by hand, and contenders that fail or disagree."""
 
 import dataclasses
+import os
+import signal
 
 import numpy as np
 import pytest
 
 from lensjax.benchmark import arena
 from lensjax.benchmark.arena import Block, Entrant, Pace, Ratio, Row
-from lensjax.benchmark.cases import Case, Contender, Goal, members_of
+from lensjax.benchmark.cases import PRODUCTS, Case, Contender, Goal, members_of
 from lensjax.benchmark.contract import Outputs, mean_over_samples
 from lensjax.benchmark.table import block_lines, goal_lines, measured
 
@@ -98,6 +100,20 @@ def test_a_contender_that_fails_says_why_and_the_others_go_on():
     assert missing.note == "needs no_such_package: pip install '.[peers]'" and missing.agrees
     assert "No module named" in unknown.note
     assert "no_such_package" in "\n".join(block_lines(block))
+
+
+def test_a_contender_stands_still_until_it_is_asked(tmp_path):
+    worker = arena.Worker(PRODUCTS[0], {}, str(tmp_path))
+    process = worker._process.pid
+    try:
+        worker.start()
+        for request in ({"prepare": {}}, {"run": 1}):
+            assert worker.ask(request)["seconds"] > 0
+            assert os.waitid(os.P_PID, process, os.WSTOPPED).si_status == signal.SIGSTOP
+    finally:
+        worker.close()
+    with pytest.raises(ChildProcessError):
+        os.waitid(os.P_PID, process, os.WEXITED)
 
 
 def test_goals_are_judged_by_ratios_within_rounds():
