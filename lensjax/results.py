@@ -14,14 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table
 from numpy.typing import NDArray
 
-from lensjax.data.tables import plain, read_table, standardise, to_arrow
+from lensjax.data.tables import plain, read_table, standardise
 from lensjax.errors import UsageError
 from lensjax.files import replacing
 
@@ -102,15 +99,14 @@ def write_candidates(folder: str | os.PathLike[str], table: Table) -> None:
     Gaps are nulls in Parquet, empty fields in CSV, TNULL, NaN or blank in FITS, whose texts are
     UTF-8. A column of vectors is a list in Parquet, a vector in FITS, and a JSON array in CSV.
     """
+    from lensjax.data import arrow
+
     size = sum(table[name].nbytes for name in table.colnames)
-    arrow = pa.table({name: to_arrow(table[name]) for name in table.colnames})
     with replacing(Path(folder) / "candidates.parquet", size) as file:
-        pyarrow.parquet.write_table(arrow.replace_schema_metadata(_text_lengths(table)), file)
+        arrow.write_parquet(file, table, _text_lengths(table))
     with replacing(Path(folder) / "candidates.csv", 2 * size) as file:
         file.write(_csv_line(table.colnames))
-        columns = {name: _to_csv(table[name], arrow[name]) for name in table.colnames}
-        unheaded = pyarrow.csv.WriteOptions(include_header=False)
-        pyarrow.csv.write_csv(pa.table(columns), file, unheaded)
+        arrow.write_csv(file, Table([_of_scalars(table[name]) for name in table.colnames]))
     with replacing(Path(folder) / "candidates.fits", size) as file:
         plain = Table([_to_fits(table[name]) for name in table.colnames], copy=False)
         binary = fits.table_to_hdu(plain, name="CANDIDATES")
@@ -298,15 +294,12 @@ def _text_lengths(table: Table) -> dict[str, str]:
     }
 
 
-def _to_csv(column: Column, arrow: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
-    if column.ndim > 1:
-        return pa.array([json.dumps(to_json(row)) for row in np.ma.asarray(column).tolist()])
-    if column.dtype.kind == "b":
-        return arrow.cast(pa.int8())  # 1 and 0 equal True and False; the words come back as text
-    if column.dtype.kind == "f":
-        # digits of a double: the value is the same, bit for bit, to readers that know only doubles
-        return arrow.cast(pa.float64())
-    return arrow
+def _of_scalars(column: Column) -> Column:
+    """The column, one of vectors as their JSON."""
+    if column.ndim == 1:
+        return column
+    texts = [json.dumps(to_json(row)) for row in np.ma.asarray(column).tolist()]
+    return Column(texts, name=column.name, dtype=str)
 
 
 def _to_fits(column: Column) -> Column:

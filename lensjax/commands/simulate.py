@@ -8,8 +8,7 @@ from typing import Annotated
 
 import jax
 import numpy as np
-import pyarrow
-import pyarrow.csv
+from astropy.table import Table
 
 from lensjax import config, runtime
 from lensjax.data import loader, on_device, shards
@@ -151,9 +150,12 @@ def _write_shards(folder: Path, survey: Survey, sky: Sky, rows: np.ndarray) -> N
 
 
 def _write_truth(path: Path, sky: Sky, test: np.ndarray) -> None:
+    from lensjax.data import arrow
+
     columns = sky.truth | {"split": np.where(test, "test", "train")}
     with replacing(path, sum(values.nbytes for values in columns.values())) as file:
-        pyarrow.csv.write_csv(pyarrow.table(columns), file)
+        file.write(f"{','.join(columns)}\n".encode())
+        arrow.write_csv(file, Table(columns))
 
 
 def _write_preview(path: Path, survey: Survey, sky: Sky, columns: int = 12) -> None:

@@ -17,15 +17,13 @@ from typing import Literal, NamedTuple
 import grain
 import imagecodecs
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from astropy.table import Table
 
 from lensjax.data.bands import Wanted, select
 from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.source import ONE_A_CORE, Source, Stack, describe, source_of
-from lensjax.data.tables import plain, read_table, standardise, to_arrow
+from lensjax.data.tables import plain, read_table, standardise
 from lensjax.errors import LensjaxError, UsageError, one_line
 from lensjax.files import make_folder, replacing
 from lensjax.resume import PartialRows
@@ -43,7 +41,7 @@ PNG = "png"
 HEIGHT, WIDTH, TYPE, SCALE, MASKED, REASON = OF_CUTOUT = tuple(
     f"_{name}" for name in ("height", "width", "type", "pixel_scale", "masked", "reason")
 )
-_BANDS = b"lensjax_bands"
+_BANDS = "lensjax_bands"
 
 Shards = list[tuple[str, int]]
 """Files of SHARD_ROWS records each, and when each was changed."""
@@ -115,9 +113,11 @@ def are_shards(folder: Path) -> bool:
 
 def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     """The cutouts that `pack` wrote to a folder. Raises `UsageError` where it is not whole."""
+    from lensjax.data import arrow
+
     index = read_table(path / INDEX)
     missing = [name for name in OF_CUTOUT if name not in index.colnames]
-    described = (pa.parquet.read_schema(path / INDEX).metadata or {}).get(_BANDS)
+    described = arrow.parquet_metadata(path / INDEX).get(_BANDS)
     if missing or described is None or not len(index):
         raise UsageError(f"{path / INDEX} is no index of shards: pack the cutouts again")
     count = len(index)
@@ -297,11 +297,12 @@ def _write_shard(
 
 
 def _write_index(path: Path, source: Source, columns: dict[str, np.ndarray]) -> None:
+    from lensjax.data import arrow
+
     table: Table = source.table.copy(copy_data=False)
     table["ra"], table["dec"] = columns["ra"], columns["dec"]
     for name in OF_CUTOUT:
         table[name] = columns[name.removeprefix("_")]
-    arrow = pa.table({name: to_arrow(plain(table[name])) for name in table.colnames})
-    arrow = arrow.replace_schema_metadata({_BANDS: json.dumps(source.bands)})
-    with replacing(path, arrow.nbytes) as file:
-        pyarrow.parquet.write_table(arrow, file)
+    flat = Table([plain(table[name]) for name in table.colnames])
+    with replacing(path, sum(flat[name].nbytes for name in flat.colnames)) as file:
+        arrow.write_parquet(file, flat, {_BANDS: json.dumps(source.bands)})

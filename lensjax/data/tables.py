@@ -6,10 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table
 
@@ -37,28 +33,24 @@ _LABELS = {
 def read_table(path: Path) -> Table:
     """The table of a catalogue file, columns and values as the file has them.
 
-    A column of a CSV file becomes numbers only where each of its values is written back the same
-    (identifiers) or is a decimal number; `007` stays text. Raises `UsageError` for a file that
-    cannot be read as a table and for a column that occurs twice.
+    Of CSV as `arrow.read_csv` has it. Raises `UsageError` for a file that cannot be read as a table
+    and for a column that occurs twice.
     """
     try:
         if has_suffix(path, FITS_SUFFIXES):
             return _astropy_table(path, "fits", memmap=False)
         if has_suffix(path, VOTABLE_SUFFIXES):
             return _astropy_table(path, "votable")
+        from lensjax.data import arrow
+
         is_parquet = has_suffix(path, PARQUET_SUFFIXES)
-        arrow = pa.parquet.read_table(path) if is_parquet else _csv(path)
+        return arrow.read_parquet(path) if is_parquet else arrow.read_csv(path)
+    except UsageError:
+        raise
     # Arbitrary bytes: astropy and Arrow have errors of their own, down to KeyError.
     except Exception as error:
         reason = one_line(error, 200)
         raise UsageError(f"{path} cannot be read as a table: {reason}") from error
-    repeated = sorted({name for name in arrow.column_names if arrow.column_names.count(name) > 1})
-    if repeated:
-        raise UsageError(f"{path} has the column {repeated[0]} more than once: rename one")
-    table = Table()
-    for name in arrow.column_names:
-        table[name] = _column(arrow[name], name)
-    return table
 
 
 def has_table(path: Path) -> bool:
@@ -143,17 +135,6 @@ def plain(column: Column) -> Column:
     return made
 
 
-def to_arrow(column: Column) -> pa.Array:
-    """The column as Arrow's, its gaps as nulls, vectors as lists."""
-    data, gaps = np.ma.getdata(np.asanyarray(column)), np.ma.getmaskarray(np.ma.asarray(column))
-    if data.ndim == 1:
-        return pa.array(data, mask=gaps if gaps.any() else None)
-    values = pa.array(data.ravel(), mask=gaps.ravel() if gaps.any() else None)
-    for length in reversed(data.shape[1:]):
-        values = pa.FixedSizeListArray.from_arrays(values, length)
-    return values
-
-
 def _unboxed(present: list[Any], data: np.ndarray, gaps: np.ndarray) -> np.ndarray:
     """Objects as an array of one plain type, or else as their texts."""
     kinds = {type(value) for value in present}
@@ -198,64 +179,3 @@ def _astropy_table(path: Path, form: str, **how: Any) -> Table:
     table.convert_bytestring_to_unicode()
     table.meta.clear()
     return table
-
-
-def _csv(path: Path) -> pa.Table:
-    header = pa.csv.open_csv(path).schema.names
-    text = pa.csv.read_csv(
-        path,
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pa.csv.ConvertOptions(
-            column_types={name: pa.string() for name in header},
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-            null_values=[""],
-        ),
-    )
-    columns = [_numbers(column.combine_chunks(), name) for name, column in _items(text)]
-    return pa.Table.from_arrays(columns, names=text.column_names)
-
-
-def _items(table: pa.Table) -> Iterable[tuple[str, pa.ChunkedArray]]:
-    return zip(table.column_names, table.columns, strict=True)
-
-
-def _numbers(text: pa.Array, name: str) -> pa.Array:
-    """A column of text as integers or floats where nothing is lost, else as it is."""
-    if text.null_count == len(text):
-        return text
-    try:
-        integers = pc.cast(text, pa.int64())
-        if pc.all(pc.equal(pc.cast(integers, pa.string()), text)).as_py():
-            return integers
-    except pa.ArrowInvalid:
-        pass
-    decimal = pc.all(pc.match_substring_regex(text, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"))
-    leading_zero = pc.any(pc.match_substring_regex(text, r"^[+-]?0\d"))
-    whole = pc.all(pc.match_substring_regex(text, r"^[+-]?\d+$"))
-    if name.lower() == "id" or not decimal.as_py() or leading_zero.as_py() or whole.as_py():
-        return text
-    return pc.cast(text, pa.float64())
-
-
-def _column(values: pa.ChunkedArray, name: str) -> Column:
-    """An astropy column; missing values are masked, so that integers stay integers."""
-    array = values.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_decimal(array.type):
-        array = pc.cast(array, pa.float64())
-    missing = array.is_null().to_numpy(zero_copy_only=False)
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        data = np.array(pc.fill_null(array, "").to_pylist(), dtype=str)
-    elif pa.types.is_integer(array.type) or pa.types.is_boolean(array.type):
-        data = pc.fill_null(array, False if pa.types.is_boolean(array.type) else 0).to_numpy(
-            zero_copy_only=False
-        )
-    elif pa.types.is_floating(array.type):
-        return Column(pc.fill_null(array, np.nan).to_numpy(zero_copy_only=False), name=name)
-    else:
-        data = array.to_numpy(zero_copy_only=False)
-    return MaskedColumn(data, mask=missing, name=name) if missing.any() else Column(data, name=name)
