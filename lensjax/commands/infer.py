@@ -65,8 +65,8 @@ class InferConfig(DataOptions):
     ] = None
     pack_as: Annotated[Encoding, "pixels as they are, or whole numbers as PNG"] = "raw"
     batch_size: Annotated[
-        int | Literal["auto"], "cutouts a step; auto: as many as the memory allows"
-    ] = 128
+        int | Literal["auto"], "cutouts a step; auto, for accelerators: as many as fit the memory"
+    ] = 64
     mc_samples: Annotated[int, "Monte Carlo dropout samples; 1: dropout off"] = 10
     fusion: Annotated[Fusion, "how members become one score"] = "stacked"
     precision: Annotated[Precision, "of the networks' arithmetic"] = "float32"
