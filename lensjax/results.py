@@ -102,11 +102,13 @@ def write_candidates(folder: str | os.PathLike[str], table: Table) -> None:
     from lensjax.data import arrow
 
     size = sum(table[name].nbytes for name in table.colnames)
+    converted = arrow.from_table(table)
     with replacing(Path(folder) / "candidates.parquet", size) as file:
-        arrow.write_parquet(file, table, _text_lengths(table))
+        arrow.write_parquet(file, converted, _text_lengths(table))
     with replacing(Path(folder) / "candidates.csv", 2 * size) as file:
         file.write(_csv_line(table.colnames))
-        arrow.write_csv(file, Table([_of_scalars(table[name]) for name in table.colnames]))
+        vectors = [name for name in table.colnames if table[name].ndim > 1]
+        arrow.write_csv_rows(file, converted, {name: _json_rows(table[name]) for name in vectors})
     with replacing(Path(folder) / "candidates.fits", size) as file:
         plain = Table([_to_fits(table[name]) for name in table.colnames], copy=False)
         binary = fits.table_to_hdu(plain, name="CANDIDATES")
@@ -294,12 +296,8 @@ def _text_lengths(table: Table) -> dict[str, str]:
     }
 
 
-def _of_scalars(column: Column) -> Column:
-    """The column, one of vectors as their JSON."""
-    if column.ndim == 1:
-        return column
-    texts = [json.dumps(to_json(row)) for row in np.ma.asarray(column).tolist()]
-    return Column(texts, name=column.name, dtype=str)
+def _json_rows(column: Column) -> list[str]:
+    return [json.dumps(to_json(row)) for row in np.ma.asarray(column).tolist()]
 
 
 def _to_fits(column: Column) -> Column:

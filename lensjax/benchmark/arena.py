@@ -117,9 +117,10 @@ class Worker:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
-        if line:
-            self._signal(signal.SIGSTOP)
-        answer = json.loads(line) if line else {"error": self._how_it_ended()}
+        if not line:
+            raise ContenderError(self._how_it_ended())
+        self._signal(signal.SIGSTOP)
+        answer = json.loads(line)
         if "error" in answer:
             raise ContenderError(answer["error"])
         return answer

@@ -24,7 +24,7 @@ from lensjax.data.shards import Encoding
 from lensjax.data.source import Source
 from lensjax.ensemble import placement, predict, rate
 from lensjax.ensemble.fuse import Fusion
-from lensjax.ensemble.plan import SHARE_OF_HOST, Plan, batch_sizes, plan, unplanned
+from lensjax.ensemble.plan import FULL_BATCH, SHARE_OF_HOST, Plan, batch_sizes, plan, unplanned
 from lensjax.ensemble.predict import Precision, Step, Weights
 from lensjax.ensemble.score import score
 from lensjax.ensemble.stack import Ensemble, stack_read
@@ -66,7 +66,7 @@ class InferConfig(DataOptions):
     pack_as: Annotated[Encoding, "pixels as they are, or whole numbers as PNG"] = "raw"
     batch_size: Annotated[
         int | Literal["auto"], "cutouts a step; auto, for accelerators: as many as fit the memory"
-    ] = 64
+    ] = FULL_BATCH
     mc_samples: Annotated[int, "Monte Carlo dropout samples; 1: dropout off"] = 10
     fusion: Annotated[Fusion, "how members become one score"] = "stacked"
     precision: Annotated[Precision, "of the networks' arithmetic"] = "float32"

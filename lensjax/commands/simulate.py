@@ -154,8 +154,7 @@ def _write_truth(path: Path, sky: Sky, test: np.ndarray) -> None:
 
     columns = sky.truth | {"split": np.where(test, "test", "train")}
     with replacing(path, sum(values.nbytes for values in columns.values())) as file:
-        file.write(f"{','.join(columns)}\n".encode())
-        arrow.write_csv(file, Table(columns))
+        arrow.write_csv(file, arrow.from_table(Table(columns)))
 
 
 def _write_preview(path: Path, survey: Survey, sky: Sky, columns: int = 12) -> None:

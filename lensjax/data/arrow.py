@@ -3,7 +3,7 @@
 Arrow's libraries take 40 MiB: this module is imported where such a file is read or written.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -48,14 +48,28 @@ def parquet_metadata(path: Path) -> dict[str, str]:
     }
 
 
-def write_parquet(file: IO[bytes], table: Table, metadata: Mapping[str, str]) -> None:
-    """Writes a table as Parquet: gaps as nulls, vectors as lists."""
-    pyarrow.parquet.write_table(_from_table(table).replace_schema_metadata(metadata), file)
+def from_table(table: Table) -> pa.Table:
+    """The table as Arrow's, gaps as nulls, vectors as lists."""
+    return pa.table({name: _array(table[name]) for name in table.colnames})
 
 
-def write_csv(file: IO[bytes], table: Table) -> None:
-    """Writes the rows of a table without vectors as CSV: no header, gaps empty."""
-    columns = {name: _readable(column) for name, column in _items(_from_table(table))}
+def write_parquet(file: IO[bytes], arrow: pa.Table, metadata: Mapping[str, str]) -> None:
+    """Writes a table as Parquet."""
+    pyarrow.parquet.write_table(arrow.replace_schema_metadata(metadata), file)
+
+
+def write_csv(file: IO[bytes], arrow: pa.Table) -> None:
+    """Writes a table as CSV with its header."""
+    pyarrow.csv.write_csv(arrow, file)
+
+
+def write_csv_rows(file: IO[bytes], arrow: pa.Table, texts: Mapping[str, Sequence[str]]) -> None:
+    """Writes a table as CSV without a header, gaps empty, in types that all readers know; the
+    columns that `texts` has are written as it has them."""
+    columns = {
+        name: pa.array(texts[name]) if name in texts else _readable(column)
+        for name, column in _items(arrow)
+    }
     pyarrow.csv.write_csv(pa.table(columns), file, pa.csv.WriteOptions(include_header=False))
 
 
@@ -77,10 +91,6 @@ def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
         # digits of a double: the value is the same, bit for bit, to readers that know only doubles
         return column.cast(pa.float64())
     return column
-
-
-def _from_table(table: Table) -> pa.Table:
-    return pa.table({name: _array(table[name]) for name in table.colnames})
 
 
 def _array(column: Column) -> pa.Array:

@@ -32,7 +32,7 @@ _SIGMA_PER_MAD = 1.4826
 # Arrays that begin at a multiple of so many bytes are taken by a CPU's device without a copy.
 _ALIGNMENT = 64
 
-# On a CPU planes of so many bytes are done with before the next, since each is read 32 times. On
+# On a CPU planes of so many bytes are done with before the next, since each is read many times. On
 # two cores or fewer it is one plane: about half the work, all of it done by one core.
 _CORES = os.cpu_count() or 1
 _CACHED = 2**22 * _CORES if _CORES > 2 else 0

@@ -303,6 +303,6 @@ def _write_index(path: Path, source: Source, columns: dict[str, np.ndarray]) -> 
     table["ra"], table["dec"] = columns["ra"], columns["dec"]
     for name in OF_CUTOUT:
         table[name] = columns[name.removeprefix("_")]
-    flat = Table([plain(table[name]) for name in table.colnames])
-    with replacing(path, sum(flat[name].nbytes for name in flat.colnames)) as file:
-        arrow.write_parquet(file, flat, {_BANDS: json.dumps(source.bands)})
+    index = arrow.from_table(Table([plain(table[name]) for name in table.colnames]))
+    with replacing(path, index.nbytes) as file:
+        arrow.write_parquet(file, index, {_BANDS: json.dumps(source.bands)})
