@@ -5,7 +5,7 @@ import re
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,9 @@ from lensjax.errors import UsageError
 
 # How many readable files are looked at before the bands of a data set are called wrong.
 PROBES = 16
+# How many are tried where no more is to be learned from them than whether they hold known bands:
+# to ask for each of a million absent files takes ten seconds.
+MOST_TRIES = 10_000
 
 _BAND_FILE = re.compile(r"(u|g|r|i|z|y|j|h|ks?|vis|b|v|w[1-4]|f\d{3,4}[a-z]{1,2}\d?)", re.I)
 
@@ -38,21 +41,29 @@ def source_of_files(
 
     `{band}` in a path stands for each of the `band_names`: one file a band.
     """
-    paths = [str(path) for path in table["path"]]
-    bands, example, threads = _probe(paths, kind, wanted, band_names)
+    paths = np.asarray(table["path"])
+    tried = _tried(len(paths)) if wanted.needed else range(len(paths))
+    probed = (str(paths[row]) for row in tried)
+    bands, example, threads = _probe(probed, kind, wanted, band_names)
     settled = wanted._replace(needed=bands) if bands else wanted
 
     def read(row: int) -> Cutout:
         try:
-            _, cutout = _read_bands(paths[row], settled, band_names)
+            _, cutout = _read_bands(str(paths[row]), settled, band_names)
         except UsageError as error:
             raise Unreadable(str(error)) from error
         return cutout if pixel_scale is None else replace(cutout, pixel_scale=pixel_scale)
 
     if example is None:
-        return source_of(table, bands, f"{kind}: none of its files can be read", threads, read)
+        none = f"{kind}: none of {len(tried)} files tried of {len(paths)} can be read"
+        return source_of(table, bands, none, threads, read)
     seen = replace(example, pixel_scale=pixel_scale or example.pixel_scale)
     return source_of(table, bands, f"{kind}: {describe(table, bands, seen)}", threads, read)
+
+
+def _tried(count: int) -> Sequence[int]:
+    """The first of `count` rows, then others evenly apart, about MOST_TRIES of them at most."""
+    return [*range(min(PROBES, count)), *range(PROBES, count, count // MOST_TRIES + 1)]
 
 
 def _probe(

@@ -1,11 +1,14 @@
 """Every form of data: which rows it has, what each cutout holds, and what is refused."""
 
+import re
+
 import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
 
+from lensjax.data import image_files
 from lensjax.data.catalog import open_source
 from lensjax.data.planes import Unreadable
 from lensjax.errors import UsageError
@@ -187,6 +190,26 @@ def test_catalogue_without_ids_and_with_one_file_a_band(tmp_path):
     np.testing.assert_array_equal(source[1].image[..., 1], plane(0))
     with pytest.raises(Unreadable, match="lost_i.fits: no such file"):
         source[0]
+
+
+def test_few_of_very_many_absent_files_are_asked_for_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_files, "MOST_TRIES", 50)
+    array = save(tmp_path / "here.png", picture())
+    lines = [f"absent/{row}.png" for row in range(1000)]
+    lines[777] = "here.png"
+    (tmp_path / "cat.csv").write_text("\n".join(["path", *lines, ""]))
+    source = open_source(tmp_path / "cat.csv", needed=("i", "r", "g"))
+    tried = int(re.search(r"none of (\d+) files tried of 1000", source.description)[1])
+    assert image_files.PROBES < tried <= 50 + image_files.PROBES
+    np.testing.assert_array_equal(source[777].image, array)
+    # The bands of data are learned from any file that there is.
+    assert open_source(tmp_path / "cat.csv", needed=None).bands == ("i", "r", "g")
+
+
+def test_paths_that_are_numbers_with_gaps(tmp_path):
+    (tmp_path / "cat.csv").write_text("id,path\n1,5\n2,\n")
+    source = open_source(tmp_path / "cat.csv", needed=GRI)
+    assert source.table["path"].tolist() == [str(tmp_path / "5"), ""]
 
 
 def test_catalogues_that_cannot_be_used(tmp_path):
