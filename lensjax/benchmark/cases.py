@@ -238,7 +238,7 @@ def all_cases(batch: int) -> list[Case]:
 
 def reading_cases(folders: Mapping[int, Mapping[str, str]], batch: int) -> list[Case]:
     """Returns the cases of reading cutouts from `folders`, by size and kind, and of a resnet18 that
-    is fed from them."""
+    scores and that learns what it is fed from them."""
     cases = []
     for size, by_kind in folders.items():
         # The shards hold the same pixels as the FITS files.
@@ -265,23 +265,38 @@ def reading_cases(folders: Mapping[int, Mapping[str, str]], batch: int) -> list[
                 )
             )
     size = min(folders)
-    fed = [Contender(IN_MEMORY, "reading:fed", {"folder": None})]
-    fed += [
-        Contender(f"from {READ_AS[kind]}", "reading:fed", {"folder": folder})
-        for kind, folder in folders[size].items()
+    flops = drawn.flops("resnet18.0", size)
+    cases += [
+        _fed("resnet18 fed", "reading:fed", size, folders[size], batch, flops),
+        _fed(
+            "resnet18 trained",
+            "reading:trained",
+            size,
+            folders[size],
+            max(1, batch // 4),
+            3 * flops,
+        ),
     ]
-    cases.append(
-        Case(
-            f"resnet18 fed at {size} px",
-            {"size": size},
-            ({},),
-            tuple(fed),
-            (IN_MEMORY,),
-            batch,
-            drawn.flops("resnet18.0", size),
-        )
-    )
     return cases
+
+
+def _fed(
+    title: str, entry: str, size: int, folders: Mapping[str, str], batch: int, flops: float
+) -> Case:
+    """Returns the case of a step on cutouts from `folders`, by kind, beside a batch in memory."""
+    from_files = (
+        Contender(f"from {READ_AS[kind]}", entry, {"folder": folder})
+        for kind, folder in folders.items()
+    )
+    return Case(
+        f"{title} at {size} px",
+        {"size": size},
+        ({},),
+        (Contender(IN_MEMORY, entry, {"folder": None}), *from_files),
+        (IN_MEMORY,),
+        batch,
+        flops,
+    )
 
 
 def quick_cases() -> list[Case]:
@@ -328,4 +343,8 @@ READING_GOALS = (
         for size in (64, 224)
     ),
     Goal("rate", "resnet18 fed at 64 px", "from ArrayRecord shards", IN_MEMORY, 1 / 1.03),
+    *(
+        Goal("rate", "resnet18 trained at 64 px", f"from {kind}", IN_MEMORY, 1 / 1.03)
+        for kind in READ_AS.values()
+    ),
 )

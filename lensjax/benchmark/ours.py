@@ -1,7 +1,8 @@
 """lensjax as a contender: its compiled step in each mode, one training step, and JAX's product."""
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +81,18 @@ def training(
     of `size` pixels: at this size, or jointly at several `sizes`, all in one program or `grouped`,
     each in one of its own."""
     (name,) = members
+    step, start = training_step(name, size, sizes, consistency, grouped)
+
+    def prepare(batch: int) -> Program:
+        return trained(step, start, batch, itertools.repeat(examples(batch, size)))
+
+    return Loaded(prepare, device(), device_peak_bytes)
+
+
+def training_step(
+    name: str, size: int, sizes: Sequence[int] = (), consistency: float = 0.0, grouped: bool = False
+) -> tuple[Programs, TrainState]:
+    """Returns the step that `training` describes, and the state to start from."""
     graph, *learnt = nnx.split(network(name, size), nnx.Param, nnx.BatchStat)
     params, statistics = jax.tree.map(lambda leaf: leaf[None], learnt)
     (view,) = inputs(drawn.images(1, size)).views
@@ -96,28 +109,34 @@ def training(
     mesh = placement.mesh_of(jax.local_devices()[:1])
     scales = tuple(range(len(setting.views)))
     groups = [Group((scale,)) for scale in scales] if grouped else [Group(scales)]
-    step = Programs(setting, groups, mesh)
+    return Programs(setting, groups, mesh), start
 
-    def prepare(batch: int) -> Program:
-        # Copies: the step gives away what it was given.
-        state = jax.tree.map(jnp.copy, start)
-        given = inputs(drawn.images(batch, size))
-        labels = np.arange(batch, dtype=np.float32) % 2
-        weight = np.ones((1, batch), np.float32)
-        examples = Examples(given.images[0], given.inside[0], labels, weight)
-        losses: list[float] = []
 
-        def run(count: int) -> Outputs:
-            nonlocal state
-            for _ in range(count):
-                # No key: neither turned images nor dropout, of which each contender has its own.
-                state, loss = step(state, examples, None)
-                losses.append(float(loss.mean()))
-            return Outputs(np.array([losses]))
+def trained(step: Programs, start: TrainState, batch: int, endless: Iterator[Examples]) -> Program:
+    """Returns steps from `start` over `endless` batches of so many images."""
+    # Copies: the step gives away what it was given.
+    state = jax.tree.map(jnp.copy, start)
+    losses: list[float] = []
 
-        return Program(run, batch)
+    def launch(_: int) -> jax.Array:
+        nonlocal state
+        # No key: neither turned images nor dropout, of which each contender has its own.
+        state, loss = step(state, next(endless), None)
+        return loss
 
-    return Loaded(prepare, device(), device_peak_bytes)
+    def run(count: int) -> Outputs:
+        # A step late, as train.py does.
+        losses.extend(float(loss.mean()) for loss in runtime.one_ahead(launch, range(count)))
+        return Outputs(np.array([losses]))
+
+    return Program(run, batch)
+
+
+def examples(batch: int, size: int) -> Examples:
+    """Returns images to learn from, every other one a lens."""
+    given = inputs(drawn.images(batch, size))
+    labels = np.arange(batch, dtype=np.float32) % 2
+    return Examples(given.images[0], given.inside[0], labels, np.ones((1, batch), np.float32))
 
 
 def matrix_product() -> Loaded:

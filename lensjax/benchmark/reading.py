@@ -1,6 +1,7 @@
 """Files to be read, the same for all contenders, and lensjax reading them."""
 
 import itertools
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,8 +19,13 @@ from lensjax.data.catalog import open_source
 from lensjax.data.loader import Batch
 from lensjax.data.on_device import Inputs
 from lensjax.data.preprocess import Preparation
+from lensjax.data.source import Source
 from lensjax.ensemble import placement, predict
 from lensjax.ensemble.stack import stack
+from lensjax.errors import UsageError
+from lensjax.files import make_folder
+from lensjax.training.dataset import read_labelled
+from lensjax.training.step import Examples
 
 KINDS = ("fits", "png", "shards")
 
@@ -27,9 +33,13 @@ KINDS = ("fits", "png", "shards")
 def make(folder: Path, size: int, count: int) -> dict[str, str]:
     """Returns the folder of each of KINDS, with `count` cutouts of `size` pixels in three bands.
 
-    What is there already is kept. The shards hold what the FITS files hold.
+    What is there already is kept. The shards hold what the FITS files hold. Raises UsageError where
+    the disk has no room for all of them.
     """
     folders = {kind: folder / f"{kind}-{size}-{count}" for kind in KINDS}
+    are_made = shards.are_shards(folders["shards"])
+    if not are_made:
+        _check_room(folder, size, count)
     images = drawn.images(min(count, 64), size)
     writers = {"fits": _write_fits, "png": _write_png}
     for kind, write in writers.items():
@@ -39,12 +49,20 @@ def make(folder: Path, size: int, count: int) -> dict[str, str]:
             if not path.exists():
                 # No two are the same, and drawing them takes no time.
                 write(path, np.roll(images[number % 64], number // 64, axis=0))
-    if not shards.are_shards(folders["shards"]):
-        source = open_source(
-            folders["fits"], needed=drawn.BAND_NAMES, bands=",".join(drawn.BAND_NAMES)
-        )
-        shards.pack(source, folders["shards"])
+    if not are_made:
+        shards.pack(_opened(folders["fits"]), folders["shards"])
     return {kind: str(path) for kind, path in folders.items()}
+
+
+def _check_room(folder: Path, size: int, count: int) -> None:
+    make_folder(folder)
+    # Pixels of four bytes as FITS and in shards, of one byte as PNG.
+    wanted, free = 9 * drawn.BANDS * size**2 * count, shutil.disk_usage(folder).free
+    if wanted > free:
+        raise UsageError(
+            f"{count} cutouts of {size} pixels take {wanted / 1e9:.1f} GB in {folder}, which has "
+            f"{free / 1e9:.1f} GB left: fewer --items, or another --output"
+        )
 
 
 def _write_fits(path: Path, image: np.ndarray) -> None:
@@ -100,17 +118,56 @@ def fed(folder: str | None, size: int) -> Loaded:
         def run(count: int) -> Outputs:
             for logits in runtime.one_ahead(launch, range(count)):
                 values = np.asarray(logits)
-            return Outputs(np.isfinite(values).astype(float)[None])
+            return _finite(values[None])
 
         return Program(run, batch)
 
     return Loaded(prepare, ours.device(), ours.device_peak_bytes)
 
 
+def trained(folder: str | None, size: int) -> Loaded:
+    """Returns training steps of a resnet18 on the cutouts in a folder, as train.py has them; on the
+    same batch each time, in memory, without one."""
+    step, start = ours.training_step("resnet18.0", size)
+
+    def prepare(batch: int) -> Program:
+        in_memory = itertools.repeat(ours.examples(batch, size))
+        endless = in_memory if folder is None else _examples(folder, size, batch)
+        program = ours.trained(step, start, batch, endless)
+
+        def run(count: int) -> Outputs:
+            return _finite(program.run(count).values)
+
+        return Program(run, batch)
+
+    return Loaded(prepare, ours.device(), ours.device_peak_bytes)
+
+
+def _examples(folder: str, size: int, batch: int) -> Iterator[Examples]:
+    """Yields batches to learn from without end, every other file of the folder a lens."""
+    source = _opened(folder)
+    source.table["label"] = np.arange(len(source)) % 2
+    preparation = Preparation.unnormalised(drawn.BAND_NAMES, size, None, "none", 1.0)
+    data = read_labelled(source, preparation, "auto", Path(folder).parent)
+    weight = np.ones((1, batch), np.float32)
+    for arrays in data.batches(batch):
+        del arrays["row"]
+        yield Examples(**arrays, weight=weight)
+
+
 def batches(folder: str, preparations: Sequence[Preparation], batch: int) -> Iterator[Batch]:
     """Yields full batches without end."""
-    source = open_source(folder, needed=drawn.BAND_NAMES, bands=",".join(drawn.BAND_NAMES))
+    source = _opened(folder)
     while True:
         for each in loader.batches(source, preparations, how="auto", batch_size=batch):
             if each.count == batch:
                 yield each
+
+
+def _finite(values: np.ndarray) -> Outputs:
+    """Returns all that outputs of different images have in common."""
+    return Outputs(np.isfinite(values).astype(float))
+
+
+def _opened(folder: str | Path) -> Source:
+    return open_source(folder, needed=drawn.BAND_NAMES, bands=",".join(drawn.BAND_NAMES))

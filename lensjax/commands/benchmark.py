@@ -33,7 +33,7 @@ class BenchmarkConfig:
     list: Annotated[bool, "show the names of the cases and stop"] = False
     quick: Annotated[bool, "one small case of its own, in a minute or two"] = False
     data: Annotated[bool, "reading files, beside PyTorch's DataLoader; made in OUTPUT/data"] = False
-    items: Annotated[int, "files of each kind, with --data; a tenth at 224 px"] = 20000
+    items: Annotated[int, "files of each kind and size, with --data; 30 GB"] = 20000
     batch_size: Annotated[int, "images a batch; a quarter for one network, an eighth at 224 px"] = (
         128
     )
@@ -83,9 +83,8 @@ def _known(options: BenchmarkConfig) -> tuple[list[Case], tuple[Goal, ...]]:
     from lensjax.benchmark import reading  # brings in JAX, for which each contender has a process
 
     _tell("making files")
-    counts = {64: options.items, 224: max(options.items // 10, options.batch_size)}
     folders = {
-        size: reading.make(options.output / "data", size, count) for size, count in counts.items()
+        size: reading.make(options.output / "data", size, options.items) for size in (64, 224)
     }
     return cases.reading_cases(folders, options.batch_size), cases.READING_GOALS
 

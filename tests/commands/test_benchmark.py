@@ -1,6 +1,8 @@
 """scripts/benchmark.py: a run without peers, wrong use, and a contender that disagrees."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,16 +63,28 @@ def test_reading_files_is_measured_and_compared(run, tmp_path):
     )
     assert ended.status == 0, ended
     record = json.loads((tmp_path / "benchmark.json").read_text())
-    of_fits, of_png, fed = record["blocks"]
+    of_fits, of_png, *fed = record["blocks"]
     assert [row["name"] for row in of_fits["rows"]] == [
         "lensjax, FITS files",
         "lensjax, ArrayRecord shards",
     ]
-    assert len(fed["rows"]) == 2
-    for row in (*of_fits["rows"], *of_png["rows"], *fed["rows"]):
+    assert [block["title"] for block in fed] == [
+        "resnet18 fed at 64 px",
+        "resnet18 trained at 64 px",
+    ]
+    assert [len(block["rows"]) for block in fed] == [2, 2]
+    for row in (row for block in record["blocks"] for row in block["rows"]):
         assert row["agrees"] and row["images_per_second"] > 0
     shards = tmp_path / "data" / "shards-64-16"
     assert (shards / "index.parquet").exists()
+
+
+def test_files_that_the_disk_has_no_room_for_are_not_begun(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2e9))
+    ended = run(benchmark.main, "--data", "--output", tmp_path)
+    assert ended.status == 2 and ended.error.count("\n") == 2  # what it does, and what is wrong
+    assert "20000 cutouts of 64 pixels take 2.2 GB" in ended.error and "2.0 GB left" in ended.error
+    assert not list((tmp_path / "data").iterdir())
 
 
 def test_wrong_use_is_one_clear_line(run, tmp_path):
