@@ -1,4 +1,4 @@
-"""What a script does before and after its command: large pages, and one line for an error."""
+"""What a script does before and after its command: how memory is taken, one line for an error."""
 
 import gc
 import importlib
@@ -11,12 +11,12 @@ from typing import NoReturn
 
 from lensjax.errors import LensjaxError
 
-LARGE_PAGES = "glibc.malloc.hugetlb=1"
+ALLOCATION = f"glibc.malloc.hugetlb=1:glibc.malloc.arena_max={os.cpu_count() or 1}"
 
 
 def run_script(command: str) -> NoReturn:
     """Runs the command of that name on the command line's arguments, and exits as `run` says."""
-    take_large_pages()
+    set_allocation()
     # Imported here: the program may just have started anew.
     module = f"lensjax.commands.{command}"
     sys.exit(run(lambda argv: imported(module).main(argv), sys.argv[1:]))
@@ -58,18 +58,19 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     return 0
 
 
-def take_large_pages() -> None:
-    """Starts the program anew, once, with large pages for large arrays.
+def set_allocation() -> None:
+    """Starts the program anew, once, with large pages for large arrays and an arena a core.
 
     XLA takes memory for those anew in each step, and each page of it is a fault. With pages of
     2 MiB instead of 4 KiB a training step of a resnet18 on 128 pixels takes 0.84 of the time, and
-    adding a number to an array of 77 MB a quarter. The C library reads the setting when a program
-    starts. Nothing is done where it is not glibc 2.35 or newer, where its settings are the user's,
-    and where this is not the program that was started.
+    adding a number to an array of 77 MB a quarter. Of the eight arenas a core that there would be,
+    each keeps what has been freed in it: scoring with one a core peaks 50 MiB lower. The C library
+    reads the settings when a program starts. Nothing is done where it is not glibc 2.35 or newer,
+    where its settings are the user's, and where this is not the program that was started.
     """
     if "GLIBC_TUNABLES" in os.environ or sys.argv[0] not in sys.orig_argv or _glibc() < (2, 35):
         return
-    os.environ["GLIBC_TUNABLES"] = LARGE_PAGES
+    os.environ["GLIBC_TUNABLES"] = ALLOCATION
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -59,7 +59,7 @@ import os, sys
 from lensjax import launch
 
 print("starts", flush=True)
-launch.take_large_pages()
+launch.set_allocation()
 print(os.environ.get("GLIBC_TUNABLES"), *sys.argv[1:])
 """
 
@@ -78,9 +78,9 @@ def lines(tmp_path, **environment: str) -> list[str]:
     return ended.stdout.splitlines()
 
 
-@pytest.mark.skipif(launch._glibc() < (2, 35), reason="large pages are a setting of glibc 2.35")
+@pytest.mark.skipif(launch._glibc() < (2, 35), reason="large pages are a setting since glibc 2.35")
 def test_a_program_starts_anew_once_with_its_arguments(tmp_path):
-    assert lines(tmp_path) == ["starts", "starts", f"{launch.LARGE_PAGES} one --two three four"]
+    assert lines(tmp_path) == ["starts", "starts", f"{launch.ALLOCATION} one --two three four"]
 
 
 def test_the_users_own_settings_stay(tmp_path):
@@ -93,5 +93,5 @@ def test_what_was_not_started_as_a_program_is_left_alone(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(sys, "argv", ["scripts/infer.py"])
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("starts anew"))
-    launch.take_large_pages()
+    launch.set_allocation()
     assert "GLIBC_TUNABLES" not in os.environ
