@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
+from lensjax.data.on_device import aligned
 from lensjax.data.preprocess import Preparation
 from lensjax.errors import LensjaxError, UsageError
 from lensjax.models import registry
@@ -26,6 +28,8 @@ LEARNED = (nnx.Param, nnx.BatchStat)
 # Orbax reads an array chunk by chunk, each once more than the array itself. Chunks that are much
 # smaller than this are taken from memory that glibc does not give back.
 CHUNK_BYTES = 64 * 2**20
+# Arrays that are larger are read one by one: Orbax takes the memory for all that it reads at once.
+TOGETHER_BYTES = 32 * 2**20
 State = dict[str, Any]
 """The parameters and batch statistics of one member: arrays by dotted name."""
 Validation = dict[str, np.ndarray]
@@ -142,15 +146,22 @@ def load_member(folder: Path) -> Member:
 
 
 def read_weights(folder: Path, info: MemberInfo) -> State:
-    """Returns the weights of the member in `folder` that `info` describes. Raises as `load_member`
-    does."""
+    """Returns the weights of the member in `folder` that `info` describes, each where a CPU's
+    device takes it from without a copy. Raises as `load_member` does."""
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             path = (folder / "weights").absolute()
             stored = checkpointer.metadata(path).item_metadata.tree
             compare(folder, state_of(info.outline()), stored)
-            as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored}
-            state = checkpointer.restore(path, restore_args=as_numpy)
+            state: State = {}
+            for names in _turns(stored):
+                part = ocp.args.PyTreeRestore(
+                    dict.fromkeys(names, 0),
+                    dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray)),
+                    partial_restore=True,
+                )
+                read = checkpointer.restore(path, args=part)
+                state |= {name: aligned(read.pop(name)) for name in names}
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise LensjaxError(
             f"the weights of {folder} cannot be read ({type(error).__name__}: {error}); "
@@ -159,6 +170,15 @@ def read_weights(folder: Path, info: MemberInfo) -> State:
     if weights_sha256(state) != info.weights_sha256:
         raise LensjaxError(f"the weights of {folder} are not those that member.json names (sha256)")
     return state
+
+
+def _turns(stored: Mapping[str, Any]) -> list[list[str]]:
+    """Returns the names of arrays to be read together: large ones alone, the largest first, so that
+    little is held twice, then all others."""
+    sizes = {name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in stored.items()}
+    large = [name for name, size in sizes.items() if size > TOGETHER_BYTES]
+    alone = [[name] for name in sorted(large, key=sizes.__getitem__, reverse=True)]
+    return [*alone, [name for name in stored if name not in large]]
 
 
 def find_members(checkpoints: Path, ensemble: str) -> dict[str, Path]:

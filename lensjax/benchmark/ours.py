@@ -2,7 +2,11 @@
 
 import functools
 import itertools
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +18,21 @@ from jax.sharding import NamedSharding
 from lensjax import runtime
 from lensjax.benchmark import drawn
 from lensjax.benchmark.contract import Loaded, Outputs, Program
-from lensjax.checkpoint import Member, MemberInfo, nnx_state, state_of
+from lensjax.checkpoint import (
+    Member,
+    MemberInfo,
+    State,
+    nnx_state,
+    read_weights,
+    save_member,
+    state_of,
+)
 from lensjax.data.on_device import Canvas, Inputs, Layout, View
 from lensjax.data.preprocess import Preparation, geometry
 from lensjax.ensemble import placement, predict
-from lensjax.ensemble.predict import Precision
-from lensjax.ensemble.stack import stack
+from lensjax.ensemble.plan import Plan, plan, unplanned
+from lensjax.ensemble.predict import Precision, Weights
+from lensjax.ensemble.stack import Ensemble, filled, outline
 from lensjax.torch_weights import load_torch_weights, tensor_shapes
 from lensjax.training.objective import binary_loss
 from lensjax.training.scales import views_at
@@ -37,27 +50,45 @@ def ensemble(members: Sequence[str], size: int, precision: Precision, how: str) 
     mesh = placement.mesh_of(jax.local_devices()[:1])
     stacked = {"stacked": True, "apart": False}.get(how, placement.stacks_members(mesh))
     teams = [[name] for name in members] if how == "singly" else [list(members)]
-    ensembles = [
-        stack({name: member(name, size) for name in team}, stacked=stacked) for team in teams
+    scratch = tempfile.TemporaryDirectory()
+    infos = {name: save_member(Path(scratch.name, name), member(name, size)) for name in members}
+    outlines = [
+        outline({name: infos[name] for name in team}, dict.fromkeys(team), stacked=stacked)
+        for team in teams
     ]
-    runtime.give_back_memory()  # as infer.py does when it has read the members
     in_place = NamedSharding(mesh, placement.BY_CUTOUT)
-    make = predict.one_by_one_step if how == "one by one" else predict.ensemble_step
 
     def prepare(samples: int, batch: int) -> Program:
-        weights = [
-            predict.place_weights(each, mesh, seed=0, samples=samples, precision=precision)
-            for each in ensembles
-        ]
-        steps = [
-            make(each, mesh, samples=samples, fusion="stacked", precision=precision)
-            for each in ensembles
-        ]
+        jax.clear_caches()  # no run has the programs of another number of samples
+        runtime.give_back_memory()
+        settings: dict[str, Any] = {"samples": samples, "precision": precision}
+
+        def planned(outlined: Ensemble) -> Plan:
+            if how == "one by one":
+                step = predict.one_by_one_step(outlined, mesh, fusion="stacked", **settings)
+                return unplanned(step, batch)
+            make = functools.partial(
+                predict.ensemble_step, outlined, mesh, fusion="stacked", **settings
+            )
+            abstract = predict.outline_weights(outlined, mesh, seed=0, **settings)
+            return plan(make, abstract, _layout(size), mesh, [batch], budget=sys.maxsize)
+
+        def placed(outlined: Ensemble) -> Weights:
+            def read(name: str) -> State:
+                return read_weights(Path(scratch.name, name), infos[name])
+
+            return predict.place_weights(filled(outlined, infos, read), mesh, seed=0, **settings)
+
+        # In this order, as infer.py does, what compiling takes is not there beside the weights.
+        plans = [planned(each) for each in outlines]
+        runtime.give_back_memory()
+        weights = [placed(each) for each in outlines]
+        runtime.give_back_memory()
         given = inputs(drawn.images(batch, size))
 
         def launch(_: int) -> list[jax.Array]:
-            placed = jax.device_put(given, in_place)
-            scores = [step(w, placed) for step, w in zip(steps, weights, strict=True)]
+            images = jax.device_put(given, in_place)
+            scores = [each.step(w, images) for each, w in zip(plans, weights, strict=True)]
             return [each.member_logits for each in scores]
 
         def run(count: int) -> Outputs:
@@ -65,7 +96,7 @@ def ensemble(members: Sequence[str], size: int, precision: Precision, how: str) 
                 values = np.concatenate(jax.device_get(logits))
             return Outputs(values)
 
-        return Program(run, batch)
+        return Program(run, batch, sum(each.compile_seconds for each in plans))
 
     return Loaded(prepare, device(), device_peak_bytes)
 
@@ -174,11 +205,7 @@ def network(name: str, size: int) -> nnx.Module:
 
 def inputs(images: np.ndarray) -> Inputs:
     """Returns images (batch, S, S, band) as the step takes them: as they are, all of it sky."""
-    shape = images.shape[1:]
-    preparation = _preparation(shape[0])
-    view = View(preparation, 0, tuple(range(drawn.BANDS)), geometry(shape[:2], None, preparation))
-    layout = Layout((Canvas(shape, "float32"),), (view,))
-    made = layout.blank(len(images))
+    made = _layout(images.shape[1]).blank(len(images))
     made.images[0][:] = images
     return made
 
@@ -201,3 +228,10 @@ def _info(name: str, size: int) -> MemberInfo:
 
 def _preparation(size: int) -> Preparation:
     return Preparation.unnormalised(drawn.BAND_NAMES, size, None, "none", 1.0)
+
+
+def _layout(size: int) -> Layout:
+    """Returns how images of `size` pixels travel: as they are."""
+    preparation, shape = _preparation(size), (size, size, drawn.BANDS)
+    view = View(preparation, 0, tuple(range(drawn.BANDS)), geometry(shape[:2], None, preparation))
+    return Layout((Canvas(shape, "float32"),), (view,))

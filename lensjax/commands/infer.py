@@ -27,7 +27,7 @@ from lensjax.ensemble.fuse import Fusion
 from lensjax.ensemble.plan import FULL_BATCH, SHARE_OF_HOST, Plan, batch_sizes, plan, unplanned
 from lensjax.ensemble.predict import Precision, Step, Weights
 from lensjax.ensemble.score import score
-from lensjax.ensemble.stack import Ensemble, stack_read
+from lensjax.ensemble.stack import Ensemble, filled, outline
 from lensjax.errors import UsageError
 from lensjax.files import make_folder
 from lensjax.footprint import memory_budget
@@ -202,23 +202,21 @@ def _score(options: InferConfig) -> _Scored:
     mesh = placement.mesh_of(jax.local_devices(), options.member_shards)
     source = options.opened(options.data, _all_bands(infos))
     make_folder(options.output)
-    ensemble = stack_read(
-        infos,
-        validations,
-        lambda name: checkpoint.read_weights(folders[name], infos[name]),
-        stacked=placement.stacks_members(mesh),
-    )
-    weights = predict.place_weights(
-        ensemble,
-        mesh,
-        seed=options.seed,
-        samples=options.mc_samples,
-        precision=options.precision,
-    )
-    # What reading them took goes before a step is compiled, which takes memory too.
-    ensemble = dataclasses.replace(ensemble, states=())
+    outlined = outline(infos, validations, stacked=placement.stacks_members(mesh))
+    settings: dict[str, Any] = {
+        "seed": options.seed,
+        "samples": options.mc_samples,
+        "precision": options.precision,
+    }
+    # Compiled before the weights are read: what memory that takes is free again for them.
+    abstract = predict.outline_weights(outlined, mesh, **settings)
+    planned = _plan(options, outlined, abstract, mesh, source)
     runtime.give_back_memory()
-    planned = _plan(options, ensemble, weights, mesh, source)
+    ensemble = filled(
+        outlined, infos, lambda name: checkpoint.read_weights(folders[name], infos[name])
+    )
+    weights = predict.place_weights(ensemble, mesh, **settings)
+    del ensemble
     runtime.give_back_memory()
     parts = PartialRows(
         options.output / PARTS,
@@ -230,7 +228,7 @@ def _score(options: InferConfig) -> _Scored:
         planned,
         weights,
         mesh,
-        ensemble,
+        outlined,
         source,
         parts,
         how=options.fit,
@@ -239,14 +237,14 @@ def _score(options: InferConfig) -> _Scored:
     )
     scoring = planned.record() | {"mesh": dict(mesh.shape)} | dataclasses.asdict(timing)
     if options.benchmark:
-        one_by_one = _make(options, ensemble, mesh, together=False)()
+        one_by_one = _make(options, outlined, mesh, together=False)()
         scoring["benchmark"] = rate.side_by_side(
             {"one_step": planned.step, "one_by_one": one_by_one},
             weights,
-            loader.layout(source, ensemble.preparations, options.fit).blank(planned.size.cutouts),
+            loader.layout(source, outlined.preparations, options.fit).blank(planned.size.cutouts),
             mesh,
         )
-    return _Scored(infos, ensemble, source, parts, scoring)
+    return _Scored(infos, outlined, source, parts, scoring)
 
 
 def _rows(part: str | None, count: int) -> range:

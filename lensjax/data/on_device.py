@@ -106,6 +106,13 @@ def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     return room[start : start + nbytes].view(dtype).reshape(shape)
 
 
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy that begins there, which a CPU's device takes without another one."""
+    room = aligned_zeros(array.shape, array.dtype)
+    room[...] = array
+    return room
+
+
 def prepare(inputs: Inputs) -> list[Array]:
     """Per view, images (batch, S, S, band) float32 as `seen` makes them; views that differ in mean
     and standard deviation alone share the rest."""

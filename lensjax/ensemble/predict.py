@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
+from jax import Array, ShapeDtypeStruct
 from jax.sharding import Mesh, NamedSharding
 
 from lensjax import XLA_IS_KNOWN
@@ -40,20 +40,47 @@ def place_weights(
 ) -> Weights:
     """Returns the weights of `ensemble` on the devices, in the precision of the computation."""
 
-    def put(leaf: Any, place: NamedSharding) -> Array:
-        # Rounded on the host, so that no device ever holds more than its part.
-        return jax.device_put(np.asarray(leaf).astype(jnp.dtype(precision), copy=False), place)
+    def rounded(leaf: Any) -> np.ndarray:
+        # On the host, so that no device ever holds more than its part.
+        return np.asarray(leaf).astype(jnp.dtype(precision), copy=False)
 
-    states, keys_of_groups, start = [], [], 0
+    return _arranged(ensemble, mesh, seed, samples, rounded, jax.device_put)
+
+
+def outline_weights(
+    ensemble: Ensemble, mesh: Mesh, *, seed: int, samples: int, precision: Precision
+) -> Weights:
+    """Returns the shapes, types and places of what `place_weights` makes of `ensemble`, which may
+    be an outline."""
+
+    def rounded(leaf: Any) -> ShapeDtypeStruct:
+        return ShapeDtypeStruct(leaf.shape, jnp.dtype(precision))
+
+    def put(leaf: Any, place: NamedSharding) -> ShapeDtypeStruct:
+        return ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return _arranged(ensemble, mesh, seed, samples, rounded, put)
+
+
+def _arranged(
+    ensemble: Ensemble,
+    mesh: Mesh,
+    seed: int,
+    samples: int,
+    rounded: Callable[[Any], Any],
+    put: Callable[[Any, NamedSharding], Any],
+) -> Weights:
+    """Returns what stays on the devices, the networks' arrays `rounded`, each `put` in place."""
+    states, keys, start = [], [], 0
     for group, state in zip(ensemble.groups, ensemble.states, strict=True):
         place = NamedSharding(mesh, placement.weights_spec(group.members, mesh))
-        states.append(jax.tree.map(functools.partial(put, place=place), state))
+        states.append(jax.tree.map(lambda leaf, place=place: put(rounded(leaf), place), state))
         identities = ensemble.identities[start : start + group.members]
-        keys_of_groups.append(jax.device_put(member_keys(identities, seed, samples), place))
+        keys.append(put(member_keys(identities, seed, samples), place))
         start += group.members
     everywhere = NamedSharding(mesh, placement.EVERYWHERE)
-    knowledge = jax.device_put(ensemble.knowledge, everywhere)
-    return Weights(tuple(states), tuple(keys_of_groups), knowledge)
+    knowledge = jax.tree.map(lambda leaf: put(leaf, everywhere), ensemble.knowledge)
+    return Weights(tuple(states), tuple(keys), knowledge)
 
 
 def ensemble_step(

@@ -1,19 +1,19 @@
 """Members in groups, each an array axis of one compiled step."""
 
 import functools
+import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array
+from jax import Array, ShapeDtypeStruct
 from jax.typing import ArrayLike
 
-from lensjax.checkpoint import Member, MemberInfo, State, Validation, nnx_state
-from lensjax.data.on_device import aligned_zeros
+from lensjax.checkpoint import Member, MemberInfo, State, Validation, nnx_state, state_of
 from lensjax.data.preprocess import Preparation
 from lensjax.ensemble import calibrate
 from lensjax.ensemble.fuse import Knowledge
@@ -38,7 +38,7 @@ class Ensemble:
     groups: tuple[Group, ...]
     preparations: tuple[Preparation, ...]
     states: tuple[nnx.State, ...]
-    """Per group, arrays with a leading member axis."""
+    """Per group, arrays with a leading member axis; in an outline their shapes and types."""
     identities: np.ndarray
     """(member,) uint32 from the hash of each member's weights: its dropout masks depend on it and
     on the seed, not on the place or the company that the member has."""
@@ -51,17 +51,18 @@ def stack(members: Mapping[str, Member], *, stacked: bool = True) -> Ensemble:
     """Returns the ensemble of `members`, by column name."""
     infos = {name: member.info for name, member in members.items()}
     validations = {name: member.validation for name, member in members.items()}
-    return stack_read(infos, validations, lambda name: members[name].state, stacked=stacked)
+    outlined = outline(infos, validations, stacked=stacked)
+    return filled(outlined, infos, lambda name: members[name].state)
 
 
-def stack_read(
+def outline(
     infos: Mapping[str, MemberInfo],
     validations: Mapping[str, Validation | None],
-    read: Callable[[str], State],
     *,
     stacked: bool = True,
 ) -> Ensemble:
-    """Returns the ensemble of these members, whose weights `read` gives, of one group at a time.
+    """Returns the ensemble of these members with `ShapeDtypeStruct` in place of their weights: all
+    that a step is compiled for.
 
     Members of one structure are a group, to be stacked; else each is one of its own, in the same
     order. See `placement.stacks_members`.
@@ -73,9 +74,11 @@ def stack_read(
     groups, states = [], []
     for names in names_of_groups:
         info = infos[names[0]]
-        # Copies of the dicts, which are emptied as their arrays are stacked.
-        stacked_states = _on_an_axis([dict(read(name)) for name in names])
-        graph, state = nnx.split(_network(info, stacked_states))
+        shapes = {
+            key: ShapeDtypeStruct((len(names), *leaf.shape), leaf.dtype)
+            for key, leaf in state_of(info.outline()).items()
+        }
+        graph, state = nnx.split(nnx.eval_shape(functools.partial(_network, info), shapes))
         place = preparations.index(info.preparation)
         groups.append(Group(info.architecture, graph, len(names), place))
         states.append(state)
@@ -93,6 +96,19 @@ def stack_read(
         knowledge=knowledge,
         knowledge_from=knowledge_from,
     )
+
+
+def filled(
+    outlined: Ensemble, infos: Mapping[str, MemberInfo], read: Callable[[str], State]
+) -> Ensemble:
+    """Returns an outline with the weights that `read` gives, of one group at a time."""
+    names, states = iter(outlined.names), []
+    for group in outlined.groups:
+        members = list(itertools.islice(names, group.members))
+        # Copies of the dicts, which are emptied as their arrays are stacked.
+        arrays = _on_an_axis([dict(read(name)) for name in members])
+        states.append(nnx.state(_network(infos[members[0]], arrays)))
+    return replace(outlined, states=tuple(states))
 
 
 def learn_weights(
@@ -146,10 +162,9 @@ def _network(info: MemberInfo, stacked: State) -> nnx.Module:
 
 def _on_an_axis(states: Sequence[State]) -> State:
     """Returns the weights of members of one structure with a leading member axis, taken out of
-    `states`: none is held twice. They are where a CPU's device takes them from without a copy."""
+    `states`: none is held twice."""
     stacked = {}
     for key in list(states[0]):
         arrays = [np.asarray(state.pop(key)) for state in states]
-        room = aligned_zeros((len(arrays), *arrays[0].shape), arrays[0].dtype)
-        stacked[key] = np.stack(arrays, out=room)
+        stacked[key] = np.stack(arrays) if len(arrays) > 1 else arrays[0][np.newaxis]
     return stacked

@@ -149,7 +149,11 @@ def test_a_step_in_turns_gives_the_same_scores_from_less_memory(dropping):
 
 def test_the_step_of_a_plan_is_compiled(dropping):
     make, weights = dropping
-    planned = plan(make, weights, layout(32), MESH, [2], budget=2**40)
+    # Before there are any weights.
+    outlined = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), weights
+    )
+    planned = plan(make, outlined, layout(32), MESH, [2], budget=2**40)
     on_devices = jax.sharding.NamedSharding(MESH, placement.BY_CUTOUT)
     inputs = jax.device_put(layout(32).blank(2), on_devices)
     compiled = []

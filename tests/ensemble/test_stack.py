@@ -6,7 +6,7 @@ import pytest
 
 from lensjax.checkpoint import load_member, read_info, read_weights, save_member
 from lensjax.ensemble import placement, predict
-from lensjax.ensemble.stack import stack, stack_read
+from lensjax.ensemble.stack import filled, outline, stack
 from tests.ensemble.members import random_member
 
 MESH = placement.mesh_of(jax.devices()[:1])
@@ -25,8 +25,8 @@ def folders(tmp_path_factory):
 
 def read_one_by_one(folders):
     infos = {name: read_info(folder) for name, folder in folders.items()}
-    validations = dict.fromkeys(infos)
-    return stack_read(infos, validations, lambda name: read_weights(folders[name], infos[name]))
+    outlined = outline(infos, dict.fromkeys(infos))
+    return filled(outlined, infos, lambda name: read_weights(folders[name], infos[name]))
 
 
 def test_weights_read_one_by_one_are_those_of_members_at_hand(folders):
@@ -46,3 +46,16 @@ def test_weights_on_a_cpu_are_not_copied(folders):
         jax.tree.leaves(ensemble.states), jax.tree.leaves(placed.states), strict=True
     ):
         assert on_device.unsafe_buffer_pointer() == leaf.ctypes.data
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_outline_has_the_form_of_the_weights(folders, precision):
+    settings = SETTINGS | {"precision": precision}
+    placed = predict.place_weights(read_one_by_one(folders), **settings)
+    infos = {name: read_info(folder) for name, folder in folders.items()}
+    outlined = predict.outline_weights(outline(infos, dict.fromkeys(infos)), **settings)
+
+    def form(leaf):
+        return leaf.shape, leaf.dtype, leaf.sharding
+
+    assert jax.tree.map(form, outlined) == jax.tree.map(form, placed)
