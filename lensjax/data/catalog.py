@@ -135,7 +135,7 @@ def _open_folder(path: Path, wanted: Wanted, pixel_scale: float | None) -> Sourc
     template = band_folder(path, files, wanted)
     if template is not None:
         return open_template(template, wanted, pixel_scale)
-    table = Table({"id": [stem(file) for file in files], "path": [str(path / f) for f in files]})
+    table = Table({"id": [stem(file) for file in files], "path": _below(path, np.array(files))})
     labels = np.array([_folder_label(file) for file in files], np.int64)
     if (labels != UNKNOWN_LABEL).any():
         table["label"] = labels
