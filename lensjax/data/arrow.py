@@ -4,6 +4,7 @@ Arrow's libraries take 40 MiB: this module is imported where such a file is read
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +16,10 @@ import pyarrow.parquet
 from astropy.table import Column, MaskedColumn, Table
 
 from lensjax.errors import UsageError
+
+_DECIMAL = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_LEADING_ZERO = r"^[+-]?0\d"
+_WHOLE = r"^[+-]?\d+$"
 
 
 def read_csv(path: Path) -> Table:
@@ -31,7 +36,9 @@ def read_csv(path: Path) -> Table:
             null_values=[""],
         ),
     )
-    columns = [_numbers(column.combine_chunks(), name) for name, column in _items(text)]
+    with ThreadPoolExecutor() as threads:  # Arrow lets go of the interpreter
+        texts = (column.combine_chunks() for column in text.columns)
+        columns = list(threads.map(_numbers, texts, text.column_names))
     return _to_table(pa.Table.from_arrays(columns, names=text.column_names), path)
 
 
@@ -118,12 +125,22 @@ def _numbers(text: pa.Array, name: str) -> pa.Array:
             return integers
     except pa.ArrowInvalid:
         pass
-    decimal = pc.all(pc.match_substring_regex(text, r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"))
-    leading_zero = pc.any(pc.match_substring_regex(text, r"^[+-]?0\d"))
-    whole = pc.all(pc.match_substring_regex(text, r"^[+-]?\d+$"))
-    if name.lower() == "id" or not decimal.as_py() or leading_zero.as_py() or whole.as_py():
+    # A look at the first rows says of most texts that they are no numbers.
+    if name.lower() == "id" or not (
+        _all_match(text[:100], _DECIMAL) and _all_match(text, _DECIMAL)
+    ):
+        return text
+    if _any_match(text, _LEADING_ZERO) or _all_match(text, _WHOLE):
         return text
     return pc.cast(text, pa.float64())
+
+
+def _all_match(text: pa.Array, pattern: str) -> bool:
+    return bool(pc.all(pc.match_substring_regex(text, pattern), min_count=0).as_py())
+
+
+def _any_match(text: pa.Array, pattern: str) -> bool:
+    return bool(pc.any(pc.match_substring_regex(text, pattern), min_count=0).as_py())
 
 
 def _column(values: pa.ChunkedArray, name: str) -> Column:

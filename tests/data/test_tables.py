@@ -131,3 +131,9 @@ def test_files_that_are_no_tables(tmp_path, name, content):
     with pytest.raises(UsageError, match=name) as caught:
         read_table(tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_after_many_gaps_are_numbers(tmp_path):
+    (tmp_path / "a.csv").write_text("id,z\n" + "1,\n" * 200 + "2,0.5\n")
+    column = read_table(tmp_path / "a.csv")["z"]
+    assert column.dtype == np.float64 and np.isnan(column[0]) and column[200] == 0.5
