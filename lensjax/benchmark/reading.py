@@ -131,8 +131,10 @@ def trained(folder: str | None, size: int) -> Loaded:
     step, start = ours.training_step("resnet18.0", size)
 
     def prepare(batch: int) -> Program:
-        in_memory = itertools.repeat(ours.examples(batch, size))
-        endless = in_memory if folder is None else _examples(folder, size, batch)
+        if folder is None:
+            endless: Iterator[Examples] = itertools.repeat(ours.examples(batch, size))
+        else:
+            endless = _examples(folder, size, batch)
         program = ours.trained(step, start, batch, endless)
 
         def run(count: int) -> Outputs:
