@@ -285,15 +285,22 @@ def _of_planes(function: Callable[..., Any], images: Array, inside: Array, *of_b
     """What `function` makes, (batch, band), of each plane (height, width) of images (batch, height,
     width, band), the edges of its image, (4,), and its own value `of_band` (batch, band)."""
     batch, height, width, bands = images.shape
-    planes = jnp.moveaxis(images, -1, 1).reshape(-1, height, width)
-    of_plane = planes, jnp.repeat(inside, bands, axis=0), *(each.reshape(-1) for each in of_band)
 
-    def in_blocks(*of_plane: Array) -> Any:
+    def in_blocks(images: Array, inside: Array, *of_band: Array) -> Any:
+        def of_image(row: Array) -> Any:
+            def of_plane(band: Array) -> Any:
+                # Taken out where it lies: to move all bands to the front first takes longer.
+                here = jax.lax.dynamic_slice(images, (row, 0, 0, band), (1, height, width, 1))
+                of_it = (each[row, band] for each in of_band)
+                return function(here[0, :, :, 0], inside[row], *of_it)
+
+            return jax.lax.map(of_plane, jnp.arange(bands))
+
         at_once = _CACHED // (4 * height * width) or None
-        return jax.lax.map(lambda item: function(*item), of_plane, batch_size=at_once)
+        return jax.lax.map(of_image, jnp.arange(batch), batch_size=at_once)
 
-    found = jax.lax.platform_dependent(*of_plane, cpu=in_blocks, default=jax.vmap(function))
-    return jax.tree.map(lambda leaf: leaf.reshape(batch, bands), found)
+    together = jax.vmap(jax.vmap(function, (2, None, *(0 for _ in of_band))))
+    return jax.lax.platform_dependent(images, inside, *of_band, cpu=in_blocks, default=together)
 
 
 def _sky(plane: Array, edges: Array) -> tuple[Array, Array]:
