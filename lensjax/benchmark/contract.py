@@ -2,9 +2,10 @@
 
 The entry of a contender is a function `entry(**settings) -> Loaded`, which loads the weights.
 `Loaded.prepare(**variant) -> Program` makes it ready for one variant of a case (a number of
-samples, say), and `Program.run(count)` does `count` units of work and returns when the results
-are on the host. What is counted as a unit (a batch through an ensemble, a training step, a batch
-read from disk) is the contender's affair: the arena sees rates.
+samples, say). `Program.run(count)` does `count` units of work and returns when the results are on
+the host; before the clock starts, `Program.ready(count)` fetches what these units take. What is
+counted as a unit (a batch through an ensemble, a training step, a batch of cutouts read) is the
+contender's affair: the arena sees rates.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,10 @@ class Outputs(NamedTuple):
     errors: np.ndarray | None = None
 
 
+def is_there(count: int) -> None:
+    """Fetches nothing: all that a program takes is in its memory."""
+
+
 class Program(NamedTuple):
     """`run(count)` does `count` times `units` (images, or operations) and returns the outputs."""
 
@@ -33,6 +38,7 @@ class Program(NamedTuple):
     units: float
     compile_seconds: float = 0.0
     """What making ready took before the first run, where another variant may have paid it."""
+    ready: Callable[[int], None] = is_there
 
 
 class Loaded(NamedTuple):

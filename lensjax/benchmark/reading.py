@@ -1,8 +1,10 @@
 """Files to be read, the same for all contenders, and lensjax reading them."""
 
 import itertools
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -12,8 +14,8 @@ from jax.sharding import NamedSharding
 from PIL import Image
 
 from lensjax import runtime
-from lensjax.benchmark import drawn, ours
-from lensjax.benchmark.contract import Loaded, Outputs, Program
+from lensjax.benchmark import drawn, ours, page_cache
+from lensjax.benchmark.contract import Loaded, Outputs, Program, is_there
 from lensjax.data import loader, on_device, shards
 from lensjax.data.catalog import open_source
 from lensjax.data.loader import Batch
@@ -79,18 +81,23 @@ def lensjax(folder: str, size: int) -> Loaded:
     preparation = Preparation.unnormalised(drawn.BAND_NAMES, size, None, "asinh", drawn.SOFTENING)
 
     def prepare(batch: int) -> Program:
-        endless = batches(folder, [preparation], batch)
+        endless, ready = batches(folder, [preparation], batch)
         seen = jax.jit(on_device.prepare)
+        # What one thread launches a CPU does in turn: each batch has its own, as PyTorch's workers.
+        pool = ThreadPoolExecutor(os.cpu_count())
 
-        def launch(_: int) -> jax.Array:
-            return seen(next(endless).inputs)[0].mean((1, 2, 3))
+        def means(inputs: Inputs) -> np.ndarray:
+            return np.asarray(seen(inputs)[0].mean((1, 2, 3)))
+
+        def launch(_: int) -> Future[np.ndarray]:
+            return pool.submit(means, next(endless).inputs)
 
         def run(count: int) -> Outputs:
-            for means in runtime.one_ahead(launch, range(count)):
-                values = np.asarray(means)
+            for stretched in runtime.one_ahead(launch, range(count)):
+                values = stretched.result()
             return Outputs(values[None])
 
-        return Program(run, batch)
+        return Program(run, batch, ready=ready)
 
     return Loaded(prepare, ours.device(), ours.device_peak_bytes)
 
@@ -108,9 +115,12 @@ def fed(folder: str | None, size: int) -> Loaded:
         )
         in_place = NamedSharding(mesh, placement.BY_CUTOUT)
         if folder is None:
-            endless: Iterator[Inputs] = itertools.repeat(ours.inputs(drawn.images(batch, size)))
+            given = ours.inputs(drawn.images(batch, size))
+            endless: Iterator[Inputs] = itertools.repeat(given)
+            ready: Callable[[int], None] = is_there
         else:
-            endless = (each.inputs for each in batches(folder, ensemble.preparations, batch))
+            read, ready = batches(folder, ensemble.preparations, batch)
+            endless = (each.inputs for each in read)
 
         def launch(_: int) -> jax.Array:
             return step(weights, jax.device_put(next(endless), in_place)).logit
@@ -120,7 +130,7 @@ def fed(folder: str | None, size: int) -> Loaded:
                 values = np.asarray(logits)
             return _finite(values[None])
 
-        return Program(run, batch)
+        return Program(run, batch, ready=ready)
 
     return Loaded(prepare, ours.device(), ours.device_peak_bytes)
 
@@ -157,13 +167,19 @@ def _examples(folder: str, size: int, batch: int) -> Iterator[Examples]:
         yield Examples(**arrays, weight=weight)
 
 
-def batches(folder: str, preparations: Sequence[Preparation], batch: int) -> Iterator[Batch]:
-    """Yields full batches without end."""
+def batches(
+    folder: str, preparations: Sequence[Preparation], batch: int
+) -> tuple[Iterator[Batch], Callable[[int], None]]:
+    """Returns full batches without end, and what brings so many more into the page cache."""
     source = _opened(folder)
-    while True:
-        for each in loader.batches(source, preparations, how="auto", batch_size=batch):
-            if each.count == batch:
-                yield each
+
+    def endless() -> Iterator[Batch]:
+        while True:
+            for each in loader.batches(source, preparations, how="auto", batch_size=batch):
+                if each.count == batch:
+                    yield each
+
+    return endless(), page_cache.ahead(folder, len(source), batch)
 
 
 def _finite(values: np.ndarray) -> Outputs:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lensjax.benchmark import drawn
+from lensjax.benchmark import drawn, page_cache
 from lensjax.benchmark.contract import Loaded, Outputs, Program
 
 
@@ -46,8 +46,9 @@ def pytorch(folder: str, size: int) -> Loaded:
     del size
 
     def prepare(batch: int) -> Program:
+        cutouts = Cutouts(folder)
         loader = DataLoader(
-            Cutouts(folder),
+            cutouts,
             batch,
             num_workers=os.cpu_count() or 1,
             drop_last=True,
@@ -60,7 +61,7 @@ def pytorch(folder: str, size: int) -> Loaded:
                 means = next(batches).mean((1, 2, 3))
             return Outputs(means.numpy()[None])
 
-        return Program(run, batch)
+        return Program(run, batch, ready=page_cache.ahead(folder, len(cutouts), batch))
 
     return Loaded(prepare, "PyTorch's DataLoader")
 

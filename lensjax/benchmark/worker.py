@@ -53,6 +53,7 @@ def serve(requests: IO[str], answers: IO[str]) -> None:
             program, answer = prepared(loaded, request["prepare"])
         else:
             assert program is not None
+            program.ready(1 + request["run"])
             # Not timed: a virtual machine takes free memory away while the process waits.
             program.run(1)
             start = time.perf_counter()
@@ -69,6 +70,7 @@ def prepared(loaded: Loaded, variant: dict[str, Any]) -> tuple[Program, dict[str
     the second run, so that a training step has to show that it learnt.
     """
     program = loaded.prepare(**variant)
+    program.ready(2)
     seconds = []
     for _ in range(2):
         start = time.perf_counter()
