@@ -2,7 +2,7 @@
 
 A machine drifts: other work, heat, memory. So nothing is timed alone. In each round every contender
 runs once, in an order that turns around from round to round, and what counts is the ratio within
-a round; of these the median is told, with the smallest and the largest.
+a round; of these the median is told, with the interval that holds it.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import binom
 
 from lensjax.benchmark.cases import PRODUCTS, Case, Contender
 from lensjax.benchmark.contract import Outputs
@@ -38,7 +39,8 @@ ENVIRONMENT = {
 
 
 class Ratio(NamedTuple):
-    """The median of the ratios within rounds, the smallest and the largest of them."""
+    """The median of the ratios within rounds and, from `low` to `high`, its 95 % interval; with
+    fewer than six rounds, which bound no such interval, all of them."""
 
     median: float
     low: float
@@ -73,7 +75,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """A case in one variant. `products`: the matrix-product rate (operations/s) in each round."""
+    """A case in one variant. `products`: the matrix-product rate (operations/s) in each round, none
+    where the share of it means nothing."""
 
     title: str
     reference: str
@@ -196,7 +199,7 @@ class Entrant:
 
 @dataclass(frozen=True)
 class Pace:
-    """How long things may take: `rounds` of turns of about `seconds`.
+    """How long things may take: `rounds` of turns of about `seconds`, unless a case is particular.
 
     `patience` is what a batch may take, in seconds: on a slow machine all get smaller ones.
     """
@@ -264,15 +267,17 @@ def block(
         tell(f"  preparing {entrant.contender.name}, {title}")
         passes = (samples or 1) if entrant.contender.every_sample else 1
         batch = affordable(case.batch, (case.flops or 0.0) * passes, peak, pace.patience)
-        entrant.prepare(variant, batch, pace.seconds)
+        entrant.prepare(variant, batch, pace.seconds * case.turn)
     for product in running(products):
         product.row.rates = []
-    for turns in range(pace.rounds):
-        tell(f"  round {turns + 1} of {pace.rounds}, {title}")
-        for entrant in [*products, *entrants][:: 1 if turns % 2 == 0 else -1]:
+    rounds = pace.rounds * case.rounds
+    beside = products if case.flops else ()
+    for turns in range(rounds):
+        tell(f"  round {turns + 1} of {rounds}, {title}")
+        for entrant in [*beside, *entrants][:: 1 if turns % 2 == 0 else -1]:
             if entrant.worker is not None:
                 entrant.turn()
-    measured = [product.row.rates for product in running(products)]
+    measured = [product.row.rates for product in running(beside)]
     best_products = [max(rates) for rates in zip(*measured, strict=True)]
     return judged(case, title, entrants, best_products)
 
@@ -318,9 +323,14 @@ def judged(case: Case, title: str, entrants: Sequence[Entrant], products: list[f
 
 
 def paired(rates: Sequence[float], others: Sequence[float]) -> Ratio:
-    """Returns the ratios of `rates` over `others` that were measured in the same rounds."""
-    ratios = [rate / other for rate, other in zip(rates, others, strict=True)]
-    return Ratio(statistics.median(ratios), min(ratios), max(ratios))
+    """Returns the ratio of `rates` over `others` that were measured in the same rounds.
+
+    Its interval is between two of the sorted ratios, whatever their distribution: each is below the
+    median as a coin shows heads.
+    """
+    ratios = sorted(rate / other for rate, other in zip(rates, others, strict=True))
+    outside = max(0, int(binom.ppf(0.025, len(ratios), 0.5)) - 1)
+    return Ratio(statistics.median(ratios), ratios[outside], ratios[-1 - outside])
 
 
 def difference(outputs: Outputs, truth: Outputs) -> tuple[float, bool]:

@@ -32,7 +32,9 @@ class Case:
     The outputs are compared with those of the first contender, the rates with those of the first
     of `references` that runs. `flops` is what one unit (an image) takes at least, None where the
     share of the machine means nothing. `batch` is how many images a call gets, 0 where calls have
-    no size.
+    no size. `rounds` is how many there are for each round of other cases, `turn` how long a turn
+    is beside theirs: rates that lie close want many short turns, between which a machine drifts
+    less.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Case:
     references: tuple[str, ...]
     batch: int
     flops: float | None
+    rounds: int = 1
+    turn: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -265,24 +269,14 @@ def reading_cases(folders: Mapping[int, Mapping[str, str]], batch: int) -> list[
                 )
             )
     size = min(folders)
-    flops = drawn.flops("resnet18.0", size)
-    cases += [
-        _fed("resnet18 fed", "reading:fed", size, folders[size], batch, flops),
-        _fed(
-            "resnet18 trained",
-            "reading:trained",
-            size,
-            folders[size],
-            max(1, batch // 4),
-            3 * flops,
-        ),
+    return [
+        *cases,
+        _fed("resnet18 fed", "reading:fed", size, folders[size], batch),
+        _fed("resnet18 trained", "reading:trained", size, folders[size], max(1, batch // 4)),
     ]
-    return cases
 
 
-def _fed(
-    title: str, entry: str, size: int, folders: Mapping[str, str], batch: int, flops: float
-) -> Case:
+def _fed(title: str, entry: str, size: int, folders: Mapping[str, str], batch: int) -> Case:
     """Returns the case of a step on cutouts from `folders`, by kind, beside a batch in memory."""
     from_files = (
         Contender(f"from {READ_AS[kind]}", entry, {"folder": folder})
@@ -295,7 +289,9 @@ def _fed(
         (Contender(IN_MEMORY, entry, {"folder": None}), *from_files),
         (IN_MEMORY,),
         batch,
-        flops,
+        None,
+        rounds=30,
+        turn=1 / 3,
     )
 
 

@@ -20,10 +20,9 @@ HEADS = (
 
 def block_lines(block: Block) -> Iterator[str]:
     """Yields the table of one block."""
-    product = statistics.median(block.products)
     yield f"### {block.title}"
     yield ""
-    yield f"Ratios over {block.reference}; matrix products at {product / 1e9:.0f} GFLOP/s."
+    yield f"Ratios over {block.reference}{_products(block)}."
     yield ""
     yield from _table(HEADS, [_cells(row) for row in block.rows if row.rates])
     yield ""
@@ -63,6 +62,12 @@ def measured(goal: Goal, blocks: Sequence[Block]) -> Ratio | None:
         return paired(row.rates, than.rates)
     assert row.peak_bytes is not None and than.peak_bytes is not None
     return Ratio(*(row.peak_bytes / than.peak_bytes,) * 3)
+
+
+def _products(block: Block) -> str:
+    if not block.products:
+        return ""
+    return f"; matrix products at {statistics.median(block.products) / 1e9:.0f} GFLOP/s"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

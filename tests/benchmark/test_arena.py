@@ -31,6 +31,20 @@ def test_ratios_are_taken_within_rounds():
     assert arena.paired([40.0, 20.0, 22.0], [10.0, 5.0, 5.0]) == Ratio(4.0, 4.0, 4.4)
 
 
+@pytest.mark.parametrize("rounds", [3, 5, 6, 20, 90])
+def test_the_interval_of_a_ratio_holds_its_median(rounds):
+    """Rates that scatter as on a busy machine, with a median ratio of 0.98."""
+    rng = np.random.default_rng(rounds)
+    hits = []
+    for _ in range(2000):
+        ratios = 0.98 * np.exp(0.1 * rng.standard_t(3, rounds))
+        found = arena.paired(list(ratios), [1.0] * rounds)
+        assert found.low <= found.median == np.median(ratios) <= found.high
+        hits.append(found.low <= 0.98 <= found.high)
+    widest = 1 - 2 / 2**rounds  # of all rounds
+    assert np.mean(hits) == pytest.approx(min(widest, 0.965), abs=0.02)
+
+
 def test_a_block_by_hand():
     fast = entrant("fast", [40.0, 20.0, 22.0], LOGITS)
     slow = entrant("slow", [10.0, 5.0, 5.0], LOGITS[:, :2] + 4e-4)
@@ -100,6 +114,13 @@ def test_a_contender_that_fails_says_why_and_the_others_go_on():
     assert missing.note == "needs no_such_package: pip install '.[peers]'" and missing.agrees
     assert "No module named" in unknown.note
     assert "no_such_package" in "\n".join(block_lines(block))
+
+
+def test_a_case_may_have_more_rounds_and_no_matrix_products():
+    close = Case("close", {}, ({},), PRODUCTS[:1], ("absent",), 0, None, rounds=3, turn=0.5)
+    (block,) = arena.contest([close], Pace(rounds=2, seconds=0.01, patience=1.0), lambda _: None)
+    assert len(block.rows[0].rates) == 6 and block.products == []
+    assert "Ratios over" in "\n".join(block_lines(block))
 
 
 def test_a_contender_stands_still_until_it_is_asked(tmp_path):

@@ -57,7 +57,7 @@ def test_a_disagreement_is_a_failed_run(run, monkeypatch, tmp_path):
 def test_reading_files_is_measured_and_compared(run, tmp_path):
     ended = run(
         benchmark.main,
-        *("--data", "--items", 16, "--batch-size", 8, "--rounds", 1, "--seconds", 0.01),
+        *("--data", "--items", 16, "--batch-size", 4, "--rounds", 1, "--seconds", 0.01),
         *("--cases", "*at 64 px", "--contenders", "lensjax*,in memory,from *shards"),
         *("--output", tmp_path),
     )
@@ -73,6 +73,7 @@ def test_reading_files_is_measured_and_compared(run, tmp_path):
         "resnet18 trained at 64 px",
     ]
     assert [len(block["rows"]) for block in fed] == [2, 2]
+    assert {len(row["rates"]) for block in fed for row in block["rows"]} == {30}
     for row in (row for block in record["blocks"] for row in block["rows"]):
         assert row["agrees"] and row["images_per_second"] > 0
     shards = tmp_path / "data" / "shards-64-16"
