@@ -4,6 +4,7 @@ The stages of the host are named here, those of the device by `jax.named_scope` 
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,15 +26,17 @@ def is_stage(name: str) -> Callable[[Callable], Callable]:
     return partial(jax.profiler.annotate_function, name=name)
 
 
-def waits(name: str, items: Iterable[Item]) -> Iterator[Item]:
-    """Yields the items; each wait for one is a stage of that name."""
+def waits(name: str, items: Iterable[Item], seconds: list[float]) -> Iterator[Item]:
+    """Yields the items; each wait for one is a stage of that name, and adds to `seconds`."""
     iterator = iter(items)
     while True:
+        began = time.perf_counter()
         with stage(name):
             try:
                 item = next(iterator)
             except StopIteration:
                 return
+        seconds.append(time.perf_counter() - began)
         yield item
 
 

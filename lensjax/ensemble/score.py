@@ -28,11 +28,16 @@ from lensjax.resume import Columns, PartialRows
 
 @dataclass(frozen=True)
 class Timing:
-    """How fast the scoring was; `images_per_second` leaves out the batch that compiled,
-    `seconds_to_first_batch` counts from the start of the program to its scores."""
+    """How fast the scoring was.
+
+    `images_per_second` leaves out the batch that compiled, `waiting_share` is of the same time, in
+    which the run waited for cutouts to be read: the devices, a batch behind, waited less.
+    `seconds_to_first_batch` counts from the start of the program to its scores.
+    """
 
     compile_seconds: float | None
     images_per_second: float | None
+    waiting_share: float | None
     seconds_to_first_batch: float | None
     scored_before: int
     """Rows that an earlier run had scored."""
@@ -71,6 +76,7 @@ def score(
         )
         for rows in missing
     )
+    wait_seconds: list[float] = []
     launch_seconds: list[float] = []
     ends: list[float] = []
     counts: list[int] = []
@@ -82,7 +88,7 @@ def score(
         launch_seconds.append(time.perf_counter() - began)
         return batch, started
 
-    scored = runtime.one_ahead(launch, trace.waits("load", batches))
+    scored = runtime.one_ahead(launch, trace.waits("load", batches, wait_seconds))
     with runtime.progress("scoring", given, "cutouts") as advance:
         for batch, started in trace.traced(scored, profile):
             with trace.stage("fetch"):
@@ -92,9 +98,12 @@ def score(
             ends.append(time.perf_counter())
             counts.append(batch.count)
             advance(batch.count)
+    steady = ends[-1] - ends[0] if counts[1:] else None
     return Timing(
         compile_seconds=plan.compile_seconds + launch_seconds[0] if launch_seconds else None,
-        images_per_second=sum(counts[1:]) / (ends[-1] - ends[0]) if counts[1:] else None,
+        images_per_second=sum(counts[1:]) / steady if steady else None,
+        # When the first batch ends, the second has arrived.
+        waiting_share=sum(wait_seconds[2:]) / steady if steady else None,
         seconds_to_first_batch=ends[0] - STARTED if ends else None,
         scored_before=len(parts.rows) - given,
         cutouts_at_once=scorer.at_once,

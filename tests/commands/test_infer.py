@@ -108,6 +108,7 @@ def test_the_record_says_what_was_done(results):
     assert record["config"]["mc_samples"] == 2 and record["fitted"] == {"as is": CUTOUTS}
     assert record["compile_seconds"] > 0 and record["images_per_second"] > 0
     assert record["seconds_to_first_batch"] > record["compile_seconds"]
+    assert 0 <= record["waiting_share"] < 1
     assert record["peak_memory_bytes"] > 1e8
     assert set(record["metrics"]) == {"vit_s16.0", "vit_s16.1", "ensemble"}
 

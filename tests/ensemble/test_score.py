@@ -1,5 +1,7 @@
 """The loop over batches: what is launched, compiled and moved, and in which order."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -83,6 +85,37 @@ def test_the_next_batch_is_on_the_device_and_under_way_when_one_is_fetched(run):
     happened, _ = run(predict.ensemble_step)
     launch = ["put", "step"]
     assert happened == [*launch, *(BATCHES - 1) * [*launch, "get"], "get"]
+
+
+def test_the_share_of_waiting_is_told(tmp_path, monkeypatch):
+    """By a clock on which a batch is read in three ticks and scored in one."""
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(score, "time", clock)
+    monkeypatch.setattr(trace, "time", clock)
+    cutouts = np.ones((BATCH * BATCHES, 32, 32, 2), np.float32)
+    np.save(tmp_path / "stack.npy", cutouts)
+    source = open_source(tmp_path / "stack.npy", needed=PREPARATION.bands, pixel_scale=0.2)
+    read = score.loader.batches
+
+    def slowly(*arguments, **options):
+        for batch in read(*arguments, **options):
+            clock.now += 3
+            yield batch
+
+    def step(_, inputs):
+        clock.now += 1
+        logits = np.zeros(BATCH)
+        return score.Scores(*[logits] * 6, logits[None], logits[None])
+
+    monkeypatch.setattr(score.loader, "batches", slowly)
+    timing = score.score(
+        *(unplanned(step, BATCH), None, placement.mesh_of(jax.devices())),
+        *(SimpleNamespace(names=("a",), preparations=(PREPARATION,)), source),
+        PartialRows(tmp_path / "parts", {}, range(len(source))),
+        how="auto",
+    )
+    assert timing.waiting_share == 3 / 4
+    assert timing.images_per_second == BATCH * (BATCHES - 1) / (4 * (BATCHES - 2))
 
 
 def test_members_one_by_one_move_nothing_implicitly_either(run):
