@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -48,8 +49,10 @@ class Journal:
         with self.path.open("a") as file:
             file.write(_csv([[f"{row[name]:.6g}" for name in COLUMNS]]))
         for name in COLUMNS[4:]:
-            tag = f"{name}/{row['size']:.0f}px-member{row['member']:.0f}"
-            self._events.add_scalar(tag, row[name], int(row["step"]))
+            # A scale that the step did not train at has no training loss.
+            if not math.isnan(row[name]):
+                tag = f"{name}/{row['size']:.0f}px-member{row['member']:.0f}"
+                self._events.add_scalar(tag, row[name], int(row["step"]))
         self._events.flush()
 
 

@@ -1,6 +1,7 @@
 """metrics.csv and TensorBoard's events of a run that is stopped and goes on."""
 
 import csv
+import math
 from contextlib import closing
 
 from tensorboardX.proto.event_pb2 import Event
@@ -30,16 +31,18 @@ def test_rows_after_the_step_that_a_run_goes_on_from_are_written_again(tmp_path)
     assert tuple(first) == COLUMNS and first["auroc"] == "0.25"
 
 
-def test_tensorboard_finds_the_metrics_of_each_member(tmp_path):
+def test_tensorboard_finds_the_metrics_of_each_member(tmp_path, caplog):
     with closing(Journal(tmp_path, 0)) as journal:
         journal.write(row(10, member=1))
+        journal.write(row(20, member=1) | {"training_loss": math.nan})
     (events,) = tmp_path.glob("events.out.tfevents.*")
     found = {
         value.tag: (event.step, value.simple_value)
         for event in read(events.read_bytes())
         for value in event.summary.value
     }
-    assert found["auroc/64px-member1"] == (10, 0.25)
+    assert found["auroc/64px-member1"] == (20, 0.25)
+    assert found["training_loss/64px-member1"] == (10, 0.25) and not caplog.records
 
 
 def read(content: bytes) -> list[Event]:
