@@ -140,9 +140,9 @@ def plan_step(
     needs: tuple[Need, ...] = (together,)
     if not fits:
         needs = choose(ask, plain, sizes, outline.batch, budget)
-    alone = tuple(ask(group, len(scales) == 1, outline.batch) for group in plain)
-    if fits and not compare:
-        alone = ()
+    alone: tuple[Need, ...] = ()
+    if compare or not fits:
+        alone = tuple(ask(group, len(scales) == 1, outline.batch) for group in plain)
     return Plan(needs, together, alone, time.perf_counter() - began)
 
 

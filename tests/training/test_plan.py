@@ -104,6 +104,19 @@ def test_all_scales_are_taken_at_once_where_they_fit(unlimited):
     assert unlimited.peak == unlimited.together.peak
 
 
+def test_scales_that_fit_together_are_not_compiled_alone(monkeypatch):
+    asked = []
+
+    def needed(setting, group, *_):
+        asked.append(group)
+        return additive(group, True, BATCH)
+
+    monkeypatch.setattr(planning, "need", needed)
+    planned(1e12)
+    assert asked == [Group((0, 1, 2))]
+    assert len(planned(10 + BATCH * 13).alone) == 3
+
+
 def test_groups_need_less_by_the_word_of_the_compiler(unlimited):
     grouped = planned(unlimited.peak - 1)
     assert len(grouped.groups) > 1 and grouped.peak < unlimited.peak
