@@ -85,7 +85,7 @@ class InferConfig(DataOptions):
         bool, "time the step beside members and samples one by one, some batches of each"
     ] = False
     smoke: Annotated[
-        bool, "to see within a minute that all runs: with the members of a small demonstration"
+        bool, "to see within a minute or two that all runs: with members of a small demonstration"
     ] = False
 
 

@@ -70,7 +70,7 @@ class TrainConfig(Recipe, DataOptions):
     ] = None
     save_minutes: Annotated[float, "after which the state of the run is written again"] = 10.0
     smoke: Annotated[
-        bool, "to see within a minute that all runs: few steps on small simulated cutouts"
+        bool, "to see within a minute or two that all runs: few steps on small simulated cutouts"
     ] = False
 
 
@@ -90,18 +90,18 @@ def main(argv: Sequence[str]) -> None:
 
 
 def shrunk(options: TrainConfig) -> TrainConfig:
-    """Returns the options of a run of about a minute that goes the same way, on cutouts simulated
+    """Returns the options of a run of a minute or two that goes the same way, on cutouts simulated
     for it.
 
-    As many scales as there were, but small ones, at most two members of each architecture, and
-    neither weights to start from nor a budget: these belong to the devices and files of the run.
+    At most two scales, small ones, and two members of each architecture, and neither weights to
+    start from nor a budget: these belong to the devices and files of the run.
     """
     output, data = runtime.cache_folder() / "smoke", SIMULATED
     if options.data != SIMULATED:
         data = str(output / "train.npz")
         if not (output / "truth.csv").exists():
             simulate_survey(dataclasses.replace(SMOKE_SKY, output=output))
-    sizes = [32 + 16 * number for number in range(len(options.sizes()))]
+    sizes = (32, 48)[: len(options.sizes())]
     return dataclasses.replace(
         options,
         data=data,
