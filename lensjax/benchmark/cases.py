@@ -77,7 +77,7 @@ AFTER = "PyTorch after"
 EAGER = "PyTorch backbone once"
 IN_MEMORY = "in memory"
 READ_AS = {"fits": "FITS files", "png": "PNG files", "shards": "ArrayRecord shards"}
-# For each round of other cases: with 90 a ratio is known to two hundredths where rounds scatter by ten.
+# For each round of other cases: 90 tell a ratio to two hundredths where rounds scatter by ten.
 CLOSE_ROUNDS = 30
 AT_ONCE = "lensjax all sizes at once"
 GROUPED = "lensjax a group a size"
