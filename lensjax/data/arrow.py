@@ -154,7 +154,9 @@ def _column(values: pa.ChunkedArray, name: str) -> Column:
         array = pc.cast(array, pa.float64())
     missing = array.is_null().to_numpy(zero_copy_only=False)
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        data = np.array(pc.fill_null(array, "").to_pylist(), dtype=str)
+        # Told the length, numpy goes through the texts once.
+        length = pc.max(pc.utf8_length(array)).as_py() or 1
+        data = np.array(pc.fill_null(array, "").to_pylist(), dtype=f"U{length}")
     elif pa.types.is_integer(array.type) or pa.types.is_boolean(array.type):
         data = pc.fill_null(array, False if pa.types.is_boolean(array.type) else 0).to_numpy(
             zero_copy_only=False

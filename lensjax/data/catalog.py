@@ -192,9 +192,11 @@ def _below(folder: Path, files: np.ndarray) -> np.ndarray:
     """Relative paths as paths in the folder; absolute and empty ones as they are."""
     if folder == Path():
         return files
+    as_is = (files == "") | np.strings.startswith(files, os.sep)
+    if as_is.all():
+        return files
     # All at once: a million calls of `os.path.join` would take two seconds.
-    within = np.strings.add(os.path.join(folder, ""), files)
-    return np.where((files == "") | np.strings.startswith(files, os.sep), files, within)
+    return np.where(as_is, files, np.strings.add(os.path.join(folder, ""), files))
 
 
 _OPENED_BY: dict[str, Callable[[Path, Wanted, float | None], Source]] = {
