@@ -7,7 +7,6 @@ narrowest type that holds them exactly, or a PNG file of them.
 """
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -33,8 +32,6 @@ Encoding = Literal["raw", "png"]
 INDEX = "index.parquet"
 PROGRESS = ".partial"
 SHARD_ROWS = 4096
-# Records read at once: more lie in memory that is taken from the system anew each time.
-READ_BYTES = 2**20
 TYPES = ("uint8", "uint16", "float32")
 PNG = "png"
 # What the index says of each cutout beside the table of the source.
@@ -144,7 +141,7 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
         if reasons[row]:
             raise Unreadable(str(reasons[row]))
         shape = (int(form[HEIGHT][row]), int(form[WIDTH][row]), len(names))
-        (record,) = _records(records, range(row, row + 1), 1)
+        (record,) = _records(records, range(row, row + 1))
         image = _pixels(record, str(form[TYPE][row]), shape)
         return Cutout(np.ascontiguousarray(image[..., planes], np.float32), scale_of(row))
 
@@ -231,10 +228,9 @@ def _stack(
     """The same cutouts many at a time: all of one size and type."""
     height, width, bands = example.image.shape
     shape, all_planes = (height, width, channels), planes == tuple(range(channels))
-    at_once = max(1, READ_BYTES // (math.prod(shape) * np.dtype(kind).itemsize))
 
     def read(rows: slice) -> Iterator[np.ndarray]:
-        for record in _records(records, range(rows.start, rows.stop), at_once):
+        for record in _records(records, range(rows.start, rows.stop)):
             image = _pixels(record, kind, shape)
             yield image if all_planes else image[..., planes]
 
@@ -254,14 +250,17 @@ def _whole(path: Path, shards: list[Path], count: int) -> Shards:
     return [(str(shard), shard.stat().st_mtime_ns) for shard in shards]
 
 
-def _records(shards: Shards, rows: range, at_once: int) -> Iterator[bytes]:
-    """The records of some rows, so many read at once. Raises `Unreadable`."""
+def _records(shards: Shards, rows: range) -> Iterator[bytes]:
+    """The records of some rows. Raises `Unreadable`."""
     try:
         for number in range(rows.start // SHARD_ROWS, -(-rows.stop // SHARD_ROWS)):
             first = number * SHARD_ROWS
             places = range(max(rows.start - first, 0), min(rows.stop - first, SHARD_ROWS))
-            for start in range(0, len(places), at_once):
-                yield from _reader(*shards[number]).read(list(places[start:][:at_once]))
+            reader = _reader(*shards[number])
+            for place in places:
+                # Several at once would be read by threads of the library's, in twice the time of
+                # the cores, and by a list of places in nearly that.
+                yield from reader.read(place, place + 1)
     except Exception as error:
         raise Unreadable(f"the shard is damaged: {one_line(error, 100)}") from error
 
