@@ -14,6 +14,7 @@ PICTURE_BANDS = ("i", "r", "g")
 _IMAGE_WORDS = frozenset(
     ("bgsub", "sub", "flux", "sci", "image", "img", "data", "mosaic", "coadd", "stack", "cutout")
 )
+_LETTERS = frozenset("ugrizyjhk")
 
 
 class Wanted(NamedTuple):
@@ -80,8 +81,10 @@ def select(names: Names, wanted: Wanted) -> Selection:
 
 
 def short_name(name: str) -> str:
-    """The band that a survey's plane name speaks of: `DES_G_BGSUB` gives `G`."""
-    return _without_image_words(name).split("_")[-1]
+    """The band that a plane's name speaks of: `DES_G_BGSUB` gives `G`, `r.MP9601` gives `r`."""
+    words = _without_image_words(name).split("_")
+    # Filters are numbered and described behind the letter, surveys named before it.
+    return words[0] if words[0].lower() in _LETTERS else words[-1]
 
 
 def _offered(names: Names, wanted: Wanted) -> Names:

@@ -46,9 +46,9 @@ LONGEST_HEADER = 512
 MOST_FIELDS = 999
 
 _COMPANIONS = frozenset(
-    ("psf", "rms", "err", "error", "sigma", "noise", "weight", "weights", "wht", "wt", "ivar")
-    + ("invvar", "var", "variance", "mask", "flag", "flags", "dq", "bkg", "background", "seg")
-    + ("segm", "segmap", "exp", "exposure", "coverage")
+    ("psf", "rms", "err", "error", "sigma", "noise", "weight", "weights", "wht", "wgt", "wt")
+    + ("ivar", "invvar", "var", "variance", "mask", "msk", "flag", "flags", "dq", "bkg")
+    + ("background", "seg", "segm", "segmap", "exp", "nexp", "exposure", "coverage", "con", "ctx")
 )
 _WCS_KEYWORD = re.compile(
     r"(WCSAXES|NAXIS\d?|C(TYPE|UNIT|RVAL|RPIX|DELT|ROTA)\d|(CD|PC)\d_\d|PV\d_\d+"
@@ -97,9 +97,13 @@ def _check_headers(content: bytes | mmap.mmap) -> None:
 
 
 class _Image(NamedTuple):
-    """An image of a FITS file: its shape without axes of one pixel, and how its pixels are read."""
+    """An image of a FITS file: its shape without axes of one pixel, and how its pixels are read.
+
+    `names`: of its planes, where it has a third axis.
+    """
 
     name: str | None
+    names: Names
     shape: tuple[int, ...]
     sky: Callable[[], Sky]
     pixels: Callable[[], np.ndarray]
@@ -139,8 +143,7 @@ def _planes(images: Sequence[_Image], choose: Choose, most_values: int) -> list[
     if len(images[0].shape) == 3:
         check_size(images[0].shape, most_values)
         cube, sky = channels_last(images[0].pixels()), images[0].sky()
-        names: Names = (None,) * cube.shape[2]
-        return [Plane(_survey_mask(cube[..., index]), sky) for index in choose(names)]
+        return [Plane(_survey_mask(cube[..., index]), sky) for index in choose(images[0].names)]
     images = [image for image in images if len(image.shape) == 2]
     chosen = [images[index] for index in choose(tuple(image.name for image in images))]
     for image in chosen:
@@ -149,9 +152,11 @@ def _planes(images: Sequence[_Image], choose: Choose, most_values: int) -> list[
 
 
 def _image_of(hdu: fits.ImageHDU) -> _Image:
+    shape = _lengths(hdu.shape)
     return _Image(
         _plane_name(hdu.header),
-        _lengths(hdu.shape),
+        _names_of_planes(hdu.header, shape),
+        shape,
         lambda: sky_of(hdu.header),
         lambda: _pixels(hdu),
     )
@@ -213,11 +218,14 @@ def _plain_image(
     kind: np.dtype,
     data: int,
 ) -> _Image:
+    long = _lengths(shape)
+
     def pixels() -> np.ndarray:
         flat = np.frombuffer(content, kind, math.prod(shape), data)
-        return flat.reshape(_lengths(shape)).astype(kind.newbyteorder("="))
+        return flat.reshape(long).astype(kind.newbyteorder("="))
 
-    return _Image(_plane_name(header), _lengths(shape), lambda: _sky_of_cards(cards), pixels)
+    names = _names_of_planes(header, long)
+    return _Image(_plane_name(header), names, long, lambda: _sky_of_cards(cards), pixels)
 
 
 def _plain_header(content: bytes, at: int) -> tuple[dict[str, str], str, int] | None:
@@ -264,9 +272,28 @@ def _plane_name(header: Mapping[str, Any] | fits.Header) -> str | None:
     return None
 
 
+def _names_of_planes(header: Mapping[str, Any] | fits.Header, shape: tuple[int, ...]) -> Names:
+    """What the header calls the planes of a cube: `BANDS`, a letter each or apart, or `BAND0` and
+    so on, as the Legacy Surveys write them; none where it does not say. () for another image."""
+    if len(shape) != 3:
+        return ()
+    # The shorter axis, as `channels_last` has it.
+    count = min(shape[0], shape[2])
+    together = str(header.get("BANDS", "")).strip()
+    apart = re.split(r"[^A-Za-z0-9_-]+", together)
+    said = [apart, list(together)]
+    said += [
+        [str(header.get(f"BAND{first + i}", "")).strip() for i in range(count)] for first in (0, 1)
+    ]
+    found = (names for names in said if len(names) == count and all(names))
+    return tuple(next(found, (None,) * count))
+
+
 def _is_companion(name: str | None) -> bool:
     """True for what goes with an image and is none: its PSF, noise, weights, mask."""
-    return name is not None and re.split(r"[^a-z0-9]+", name.lower())[-1] in _COMPANIONS
+    words = re.split(r"[^a-z0-9]+", (name or "").lower())
+    # `VIS_RMS`, `MSK_g`, `VAR_POISSON`; but `BKG_SUB` is the image without its background.
+    return words[-1] != "sub" and not _COMPANIONS.isdisjoint((words[0], words[-1]))
 
 
 def _survey_mask(pixels: np.ndarray) -> np.ndarray:
@@ -278,14 +305,16 @@ def _survey_mask(pixels: np.ndarray) -> np.ndarray:
     return plane
 
 
-def fits_shape(path: str | Path) -> tuple[int, ...]:
-    """The shape of the first image of a FITS file, axes of one left out; () where none is found."""
+def fits_form(path: str | Path) -> tuple[tuple[int, ...], Names]:
+    """The shape of the first image of a FITS file, axes of one left out, and the names of its
+    planes; () and () where none is found."""
     try:
         with open_fits(path) as hdus:
-            return _lengths(_first_image(hdus).shape)
+            image = _image_of(_first_image(hdus))
+            return image.shape, image.names
     # What is wrong with the file is said when it is read.
     except Exception:
-        return ()
+        return (), ()
 
 
 def fits_stack(path: str | Path) -> tuple[np.ndarray, Sky]:

@@ -13,7 +13,7 @@ import numpy as np
 from astropy.table import Table
 
 from lensjax.data.bands import Selection, Wanted, select
-from lensjax.data.fits_images import fits_shape
+from lensjax.data.fits_images import fits_form
 from lensjax.data.planes import COLOURS, Cutout, Names, Plane, Unreadable
 from lensjax.data.preprocess import join
 from lensjax.data.readers import FITS_SUFFIXES, has_suffix, read_planes, stem
@@ -173,7 +173,7 @@ def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> S
         bands, files = _band_files(template, wanted, band_names)
     except UsageError as error:
         raise UsageError(f"{kind}: {error}") from error
-    if has_suffix(template, FITS_SUFFIXES) and len(fits_shape(files[0])) == 3:
+    if has_suffix(template, FITS_SUFFIXES) and len(fits_form(files[0])[0]) == 3:
         stacks, skies = zip(*(read_fits_stack(file) for file in files), strict=True)
         if len({stack.shape for stack in stacks}) > 1:
             shapes = ", ".join(f"{b} {s.shape}" for b, s in zip(bands, stacks, strict=True))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lensjax.data.bands import Wanted
-from lensjax.data.fits_images import fits_shape, fits_stack
+from lensjax.data.fits_images import fits_form, fits_stack
 from lensjax.data.planes import Sky, Unreadable
 from lensjax.data.readers import has_suffix
 from lensjax.data.source import Beside, Picked, Source, source_of_array
@@ -62,9 +62,11 @@ def open_fits(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
 
 
 def is_fits_stack(path: Path, wanted: Wanted) -> bool:
-    """True for a FITS image that is many cutouts: four axes, or three where one band is wanted."""
-    axes = len(fits_shape(path))
-    return axes == 4 or (axes == 3 and len(wanted.order or wanted.needed or ()) == 1)
+    """True for a FITS image that is many cutouts: four axes, or three where one band is wanted and
+    the file does not call its planes bands."""
+    shape, names = fits_form(path)
+    one_band = len(wanted.order or wanted.needed or ()) == 1
+    return len(shape) == 4 or (len(shape) == 3 and one_band and not any(names))
 
 
 def read_fits_stack(path: str) -> tuple[np.ndarray, Sky]:

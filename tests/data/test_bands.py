@@ -62,7 +62,12 @@ def test_an_order_that_names_planes_is_followed_by_name():
 def test_all_bands_are_given_short_names_where_these_differ():
     assert chosen(EUCLID, None).bands == ("G", "R", "VIS", "I", "Y")
     assert chosen(("DES_Y", "NIR_Y"), None).bands == ("DES_Y", "NIR_Y")
-    assert short_name("DES_G_BGSUB") == "G"
+    assert short_name("DES_G_BGSUB") == "G" and short_name("HSC-I") == "I"
+
+
+def test_filters_that_are_described_behind_their_letter():
+    described = ("g.00000", "r.MP9601", "i DECam SDSS c0003 7835.0 1470.0", "HSC-Z")
+    assert chosen(described, ("i", "z", "r", "g")).planes == (2, 3, 1, 0)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from lensjax.data.catalog import open_source
 from lensjax.data.fits_images import fits_stack
 from lensjax.data.planes import COLOURS, MAX_VALUES, Unreadable, channels_last, masked
 from lensjax.data.readers import IMAGE_SUFFIXES, has_suffix, read_planes, stem
+from lensjax.errors import UsageError
 
 # pytest undoes the filters that the module sets.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -164,10 +165,11 @@ def test_fits_without_a_usable_wcs_has_an_unknown_place_and_says_nothing(tmp_pat
 
 def test_fits_extensions_by_name_without_companions(tmp_path):
     hdus = [fits.PrimaryHDU()]
-    for number, name in enumerate(["DES_G_BGSUB", "DES_G_PSF", "DES_G_RMS", "VIS_BGSUB"]):
+    for number, name in enumerate(["DES_G_BGSUB", "DES_G_PSF", "MSK_G", "VIS_BGSUB", "BKG_SUB"]):
         hdus.append(fits.ImageHDU(SKY + number, name=name))
+    hdus += [fits.ImageHDU(SKY, name=name) for name in ("VAR_POISSON", "CON", "WGT")]
     fits.HDUList(hdus).writeto(tmp_path / "a.fits")
-    assert names_of(tmp_path / "a.fits") == ("DES_G_BGSUB", "VIS_BGSUB")
+    assert names_of(tmp_path / "a.fits") == ("DES_G_BGSUB", "VIS_BGSUB", "BKG_SUB")
     planes = read_planes(tmp_path / "a.fits", lambda names: (1, 0))
     np.testing.assert_array_equal(planes[0].pixels, SKY + 3)
     np.testing.assert_array_equal(planes[1].pixels, SKY)
@@ -180,6 +182,37 @@ def test_fits_names_that_say_nothing_and_filters_that_do(tmp_path):
     fits.HDUList([fits.PrimaryHDU(), red]).writeto(tmp_path / "b.fits")
     assert names_of(tmp_path / "a.fits") == (None,)
     assert names_of(tmp_path / "b.fits") == ("DECam_r",)
+
+
+@pytest.mark.parametrize(
+    "cards",
+    [
+        {"BANDS": "grz"},
+        {"BANDS": "g,r, z"},
+        {"BAND0": "g", "BAND1": "r", "BAND2": "z"},
+        {"BAND1": "g", "BAND2": "r", "BAND3": "z", "BANDS": "gr"},
+    ],
+)
+def test_fits_cubes_say_their_bands_in_the_header(tmp_path, cards):
+    cube = np.stack([SKY, SKY + 1, SKY + 2])
+    fits.writeto(tmp_path / "a.fits", cube, fits.Header(cards))
+    with (tmp_path / "a.fits").open("rb") as plain:
+        (tmp_path / "b.fits.gz").write_bytes(gzip.compress(plain.read()))
+    fits.CompImageHDU(cube, fits.Header(cards)).writeto(tmp_path / "c.fits.fz")
+    for name in ("a.fits", "b.fits.gz", "c.fits.fz"):
+        assert names_of(tmp_path / name) == ("g", "r", "z")
+        source = open_source(tmp_path / name, needed=("z", "g"))
+        np.testing.assert_allclose(source[0].image, np.moveaxis(cube[[2, 0]], 0, 2), rtol=0.1)
+        # One band of them, and not as many cutouts as there are planes.
+        assert len(open_source(tmp_path / name, needed=("r",))) == 1
+        with pytest.raises(UsageError, match="the data hold g, r, z"):
+            open_source(tmp_path / name, needed=("g", "r", "i"))
+
+
+def test_fits_cubes_that_say_nothing_of_all_their_planes_have_no_names(tmp_path):
+    for number, cards in enumerate(({}, {"BANDS": "griz"}, {"BAND0": "g"}, {"BANDS": "gg"})):
+        fits.writeto(tmp_path / f"{number}.fits", np.stack([SKY, SKY, SKY]), fits.Header(cards))
+        assert names_of(tmp_path / f"{number}.fits") == (None, None, None)
 
 
 def test_fits_cube_scaled_compressed_and_zipped(tmp_path):
