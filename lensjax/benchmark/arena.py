@@ -52,7 +52,8 @@ class Row:
     """What one contender did. `note` says why where there are no figures.
 
     `images_per_second`: the median over the rounds. `ratio`: over the block's reference. `share`:
-    of the machine's matrix-product rate, in the same rounds. `difference`: the largest from the
+    of the machine's matrix-product rate, in the same rounds. `peak_bytes`: since it was prepared;
+    `first_peak_bytes`: of these, until its first turn had ended. `difference`: the largest from the
     first contender's outputs, relative to the largest of these, or in standard errors where
     `in_standard_errors`.
     """
@@ -66,6 +67,7 @@ class Row:
     ratio: Ratio | None = None
     share: Ratio | None = None
     peak_bytes: int | None = None
+    first_peak_bytes: int | None = None
     device_peak_bytes: int | None = None
     compile_seconds: float | None = None
     difference: float | None = None
@@ -170,6 +172,7 @@ class Entrant:
             answer = worker.ask({"run": self.count})
             self.row.rates.append(self.units * self.count / answer["seconds"])
             self.row.peak_bytes = answer["peak_bytes"]
+            self.row.first_peak_bytes = self.row.first_peak_bytes or answer["peak_bytes"]
             self.row.device_peak_bytes = answer["device_peak_bytes"]
 
     def prepare(self, variant: Mapping[str, Any], batch: int, seconds: float) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from astropy.io import fits
+from astropy.table import Table
 from jax.sharding import NamedSharding
 from PIL import Image
 
 from lensjax import runtime
 from lensjax.benchmark import drawn, ours, page_cache
 from lensjax.benchmark.contract import Loaded, Outputs, Program, is_there
-from lensjax.data import loader, on_device, shards
+from lensjax.data import arrow, loader, on_device, shards
 from lensjax.data.catalog import open_source
 from lensjax.data.loader import Batch
 from lensjax.data.on_device import Inputs
@@ -25,7 +26,7 @@ from lensjax.data.source import Source
 from lensjax.ensemble import placement, predict
 from lensjax.ensemble.stack import stack
 from lensjax.errors import UsageError
-from lensjax.files import make_folder
+from lensjax.files import make_folder, replacing
 from lensjax.training.dataset import read_labelled
 from lensjax.training.step import Examples
 
@@ -56,6 +57,26 @@ def make(folder: Path, size: int, count: int) -> dict[str, str]:
     return {kind: str(path) for kind, path in folders.items()}
 
 
+def make_catalogue(files: str, rows: int) -> str:
+    """Returns a catalogue of so many rows: id, place and path of the files in a folder, again and
+    again."""
+    folder, path = Path(files), Path(f"{files}-{rows}.csv")
+    if path.exists():
+        return str(path)
+    names = sorted(f"{folder.name}/{file.name}" for file in folder.iterdir())
+    rng = np.random.default_rng(0)
+    columns = {
+        "id": 10**15 + np.arange(rows),
+        "ra": rng.uniform(0, 360, rows),
+        "dec": rng.uniform(-90, 90, rows),
+        "path": np.resize(np.array(names), rows),
+    }
+    table = arrow.from_table(Table(columns))
+    with replacing(path, table.nbytes) as file:
+        arrow.write_csv(file, table)
+    return str(path)
+
+
 def _check_room(folder: Path, size: int, count: int) -> None:
     make_folder(folder)
     # Pixels of four bytes as FITS and in shards, of one byte as PNG.
@@ -74,6 +95,18 @@ def _write_fits(path: Path, image: np.ndarray) -> None:
 def _write_png(path: Path, image: np.ndarray) -> None:
     levels = np.clip(image * 40 + 128, 0, 255).astype(np.uint8)
     Image.fromarray(levels).save(path)
+
+
+def opening(path: str, rows: int) -> Loaded:
+    """Returns a catalogue opened: its columns in memory, its first cutout read."""
+
+    def run(count: int) -> Outputs:
+        for _ in range(count):
+            source = _opened(path)
+        ra, _ = source.places
+        return Outputs(np.array([[len(source), ra.sum()]]))
+
+    return Loaded(lambda: Program(run, rows), ours.device())
 
 
 def lensjax(folder: str, size: int) -> Loaded:

@@ -17,6 +17,13 @@ HEADS = (
     "difference",
 )
 
+# What is measured of a row without another.
+ALONE = {
+    "rate": "rate a second",
+    "share": "share of product rate",
+    "growth": "growth of peak memory",
+}
+
 
 def block_lines(block: Block) -> Iterator[str]:
     """Yields the table of one block."""
@@ -38,8 +45,8 @@ def goal_lines(goals: Sequence[Goal], blocks: Sequence[Block]) -> Iterator[str]:
         if reached is not None:
             met = (reached.median >= goal.bound) == goal.is_met_above
             sign = "at least" if goal.is_met_above else "at most"
-            than = f"{goal.what} over {goal.than}" if goal.than else f"{goal.what} of product rate"
-            wanted = f"{sign} {goal.bound:.2f}"
+            than = f"{goal.what} over {goal.than}" if goal.than else ALONE[goal.what]
+            wanted = f"{sign} {goal.bound:.3g}"
             cells.append((goal.block, goal.row, than, wanted, _ratio(reached), _yes(met)))
     if cells:
         yield "### Goals"
@@ -56,12 +63,20 @@ def measured(goal: Goal, blocks: Sequence[Block]) -> Ratio | None:
         return None
     if goal.what == "share":
         return row.share
+    if goal.what == "growth":
+        return _of_peaks(row.peak_bytes, row.first_peak_bytes) if row.rates[1:] else None
+    if goal.what == "rate" and not goal.than:
+        return paired(row.rates, [1.0] * len(row.rates))
     if than is None or not than.rates:
         return None
     if goal.what == "rate":
         return paired(row.rates, than.rates)
-    assert row.peak_bytes is not None and than.peak_bytes is not None
-    return Ratio(*(row.peak_bytes / than.peak_bytes,) * 3)
+    return _of_peaks(row.peak_bytes, than.peak_bytes)
+
+
+def _of_peaks(peak: int | None, other: int | None) -> Ratio:
+    assert peak is not None and other is not None
+    return Ratio(*(peak / other,) * 3)
 
 
 def _products(block: Block) -> str:
@@ -71,9 +86,8 @@ def _products(block: Block) -> str:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    name = f"{row.name} (batch {row.batch})"
     return (
-        name,
+        f"{row.name} (batch {row.batch})" if row.batch else row.name,
         f"{row.images_per_second:.4g}",
         _ratio(row.ratio),
         _bytes(row.peak_bytes),

@@ -19,7 +19,7 @@ from lensjax.benchmark.cases import Case, Goal
 from lensjax.errors import LensjaxError, UsageError
 from lensjax.files import make_folder
 
-PEERS = ("torch", "onnx", "onnxruntime", "openvino")
+PEERS = ("torch", "onnx", "onnxruntime", "openvino", "pandas")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,9 @@ def _known(options: BenchmarkConfig) -> tuple[list[Case], tuple[Goal, ...]]:
     folders = {
         size: reading.make(options.output / "data", size, options.items) for size in (64, 224)
     }
-    return cases.reading_cases(folders, options.batch_size), cases.READING_GOALS
+    rows = 50 * options.items
+    catalogue = reading.make_catalogue(folders[64]["fits"], rows)
+    return cases.reading_cases(folders, options.batch_size, catalogue, rows), cases.READING_GOALS
 
 
 def choose(known: Sequence[Case], cases: str, contenders: str) -> list[Case]:

@@ -139,24 +139,45 @@ def test_a_contender_stands_still_until_it_is_asked(tmp_path):
 
 def test_goals_are_judged_by_ratios_within_rounds():
     rows = [
-        Row("ours", rates=[40.0, 20.0], peak_bytes=50, share=Ratio(0.8, 0.7, 0.9)),
+        Row(
+            "ours",
+            "",
+            rates=[40.0, 20.0],
+            share=Ratio(0.8, 0.7, 0.9),
+            peak_bytes=50,
+            first_peak_bytes=40,
+        ),
         Row("theirs", rates=[10.0, 5.0], peak_bytes=100),
+        Row("once", rates=[10.0], peak_bytes=100, first_peak_bytes=100),
     ]
     blocks = [Block("case", "theirs", [1.0, 1.0], rows)]
     goals = [
         Goal("rate", "case", "ours", "theirs", 3.0),
         Goal("memory", "case", "ours", "theirs", 0.4),
         Goal("share", "case", "ours", "", 0.85),
+        Goal("growth", "case", "ours", "", 1.3),
+        Goal("rate", "case", "ours", "", 30.5),
+        Goal("growth", "case", "once", "", 1.3),
         Goal("rate", "other case", "ours", "theirs", 3.0),
     ]
     assert [measured(goal, blocks) for goal in goals] == [
         Ratio(4.0, 4.0, 4.0),
         Ratio(0.5, 0.5, 0.5),
         Ratio(0.8, 0.7, 0.9),
+        Ratio(1.25, 1.25, 1.25),
+        Ratio(30.0, 20.0, 40.0),
+        None,  # one turn shows no growth
         None,
     ]
-    lines = list(goal_lines(goals, blocks))
-    assert [line.split("|")[-2].strip() for line in lines[4:7]] == ["yes", "NO", "NO"]
+    cells = [line.split("|") for line in goal_lines(goals, blocks)]
+    assert [line[-2].strip() for line in cells[4:9]] == ["yes", "NO", "NO", "yes", "NO"]
+    assert [line[3].strip() for line in cells[4:9]] == [
+        "rate over theirs",
+        "memory over theirs",
+        "share of product rate",
+        "growth of peak memory",
+        "rate a second",
+    ]
 
 
 def test_members_of_an_ensemble():

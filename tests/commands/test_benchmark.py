@@ -59,12 +59,13 @@ def test_reading_files_is_measured_and_compared(run, monkeypatch, tmp_path):
     ended = run(
         benchmark.main,
         *("--data", "--items", 16, "--batch-size", 8, "--rounds", 1, "--seconds", 0.01),
-        *("--cases", "*at 64 px", "--contenders", "lensjax*,in memory,from *shards"),
+        *("--cases", "*at 64 px,*catalogue*", "--contenders", "lensjax*,in memory,from *shards"),
         *("--output", tmp_path),
     )
     assert ended.status == 0, ended
     record = json.loads((tmp_path / "benchmark.json").read_text())
-    of_fits, of_png, *fed = record["blocks"]
+    of_catalogue, of_fits, of_png, *fed = record["blocks"]
+    assert of_catalogue["title"] == "opening a catalogue of 800 rows"
     assert [row["name"] for row in of_fits["rows"]] == [
         "lensjax, FITS files",
         "lensjax, ArrayRecord shards",
