@@ -17,7 +17,7 @@ from lensjax.data.preprocess import Fit
 from lensjax.data.readers import FITS_SUFFIXES, IMAGE_SUFFIXES, has_suffix, stem
 from lensjax.data.source import Source
 from lensjax.data.tables import (
-    PATH_COLUMNS,
+    SPELLINGS,
     TABLE_SUFFIXES,
     UNKNOWN_LABEL,
     has_table,
@@ -172,7 +172,7 @@ def _open_catalogue(path: Path, wanted: Wanted, pixel_scale: float | None) -> So
     table = standardise(raw, str(path))
     if "path" not in table.colnames:
         raise UsageError(
-            f"{path} has no column {' or '.join(PATH_COLUMNS)}; its columns are "
+            f"{path} has no column {' or '.join(SPELLINGS['path'])}; its columns are "
             f"{', '.join(raw.colnames) or 'none'}"
         )
     if not len(table):

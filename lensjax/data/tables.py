@@ -17,8 +17,16 @@ PARQUET_SUFFIXES = (".parquet", ".pq")
 VOTABLE_SUFFIXES = (".vot", ".votable", ".xml")
 TABLE_SUFFIXES = (".csv", *PARQUET_SUFFIXES, *VOTABLE_SUFFIXES)
 
-KNOWN_COLUMNS = ("id", "ra", "dec", "path", "label", "group")
-PATH_COLUMNS = ("path", "filepath", "filename")
+# What surveys call the columns that are known here, the first of these before the others.
+SPELLINGS = {
+    "id": ("id", "object_id", "source_id"),
+    "ra": ("ra", "right_ascension", "ra_j2000", "raj2000", "alpha_j2000"),
+    "dec": ("dec", "declination", "dec_j2000", "decj2000", "dej2000", "delta_j2000"),
+    "path": ("path", "filepath", "filename"),
+    "label": ("label",),
+    "group": ("group",),
+}
+KNOWN_COLUMNS = tuple(SPELLINGS)
 
 UNKNOWN_LABEL = -1
 _LABELS = {
@@ -71,14 +79,13 @@ def has_table(path: Path) -> bool:
 def standardise(table: Table, source: str) -> Table:
     """The table with its known columns under their own names, and checked.
 
-    `path` (also called `filepath` or `filename`), `id`, `ra`, `dec`, `label` and `group` are
-    found without regard to case. `ra`, `dec`: float64 degrees, NaN where unknown. `label`: int64,
-    1 a lens, 0 none, -1 unknown. `id`, `group` and all other columns stay as they are. Raises
-    `UsageError` that names the `source` where a column holds what it cannot hold.
+    They are found in all their `SPELLINGS`, without regard to case. `ra`, `dec`: float64 degrees,
+    NaN where unknown. `label`: int64, 1 a lens, 0 none, -1 unknown. `id`, `group` and all other
+    columns stay as they are. Raises `UsageError` that names the `source` where a column holds what
+    it cannot hold.
     """
     result = table.copy(copy_data=False)
-    for known in KNOWN_COLUMNS:
-        spellings = PATH_COLUMNS if known == "path" else (known,)
+    for known, spellings in SPELLINGS.items():
         name = _first_spelling(result.colnames, spellings)
         if name is not None and name != known:
             result.rename_column(name, known)

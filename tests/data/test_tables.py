@@ -108,6 +108,15 @@ def test_labels_by_their_text(text, label):
     assert label_of(text) == label
 
 
+def test_columns_are_found_by_what_surveys_call_them():
+    euclid = Table({"OBJECT_ID": [2**60 + 1], "RIGHT_ASCENSION": [1.5], "DECLINATION": [-2.5]})
+    found = standardise(euclid, "cat")
+    assert found.colnames == ["id", "ra", "dec"] and found["id"].tolist() == [2**60 + 1]
+    both = standardise(Table({"object_id": [1], "Id": ["a"], "RAJ2000": [3.0], "ra": [4.0]}), "cat")
+    assert both["id"].tolist() == ["a"] and both["object_id"].tolist() == [1]
+    assert both["ra"].tolist() == [4.0] and both["RAJ2000"].tolist() == [3.0]
+
+
 def test_label_columns():
     labels = label_column(MaskedColumn([1, 0, 1], mask=[False, False, True]), "cat")
     assert labels.tolist() == [1, 0, -1] and labels.dtype == np.int64
