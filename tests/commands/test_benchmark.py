@@ -59,7 +59,8 @@ def test_reading_files_is_measured_and_compared(run, monkeypatch, tmp_path):
     ended = run(
         benchmark.main,
         *("--data", "--items", 16, "--batch-size", 8, "--rounds", 1, "--seconds", 0.01),
-        *("--cases", "*at 64 px,*catalogue*", "--contenders", "lensjax*,in memory,from *shards"),
+        *("--cases", "reading*at 64 px,*catalogue*,*shards at 64 px"),
+        *("--contenders", "lensjax*,in memory,from *"),
         *("--output", tmp_path),
     )
     assert ended.status == 0, ended
@@ -71,8 +72,8 @@ def test_reading_files_is_measured_and_compared(run, monkeypatch, tmp_path):
         "lensjax, ArrayRecord shards",
     ]
     assert [block["title"] for block in fed] == [
-        "resnet18 fed at 64 px",
-        "resnet18 trained at 64 px",
+        "resnet18 fed from ArrayRecord shards at 64 px",
+        "resnet18 trained from ArrayRecord shards at 64 px",
     ]
     assert [len(block["rows"]) for block in fed] == [2, 2]
     assert {len(row["rates"]) for block in fed for row in block["rows"]} == {2}
