@@ -17,6 +17,9 @@ from lensjax.sky.population import einstein_radius_limits
 from lensjax.sky.render import DECAM, simulate
 from lensjax.sky.scenes import KINDS, Points
 
+# In one process, which makes once what the tests share.
+pytestmark = pytest.mark.xdist_group("render")
+
 SMALL = replace(DECAM, name="small", size=32)
 FWHM = jnp.asarray([4.2, 3.6, 3.3])
 

@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# In one process, which makes once what the tests share.
+pytestmark = pytest.mark.xdist_group("resume")
+
 ARCHITECTURE = "light_transformer"
 STEPS = 24
 KILLS = 3

@@ -18,6 +18,9 @@ from lensjax.training.step import TrainState
 from lensjax.training.team import weigh
 from lensjax.training.trainer import train_team
 
+# In one process, which makes once what the tests share.
+pytestmark = pytest.mark.xdist_group("trainer")
+
 PREPARATION = Preparation(
     bands=("g",),
     input_size=16,
