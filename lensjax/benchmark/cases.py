@@ -288,20 +288,21 @@ def reading_cases(
                 )
             )
     size = min(folders)
-    for kind, folder in folders[size].items():
-        cases.append(_fed("resnet18 fed", "reading:fed", kind, folder, size, batch))
-    for kind, folder in folders[size].items():
-        few = max(1, batch // 4)
-        cases.append(_fed("resnet18 trained", "reading:trained", kind, folder, size, few))
-    return cases
+    steps = (("fed", batch), ("trained", max(1, batch // 4)))
+    return cases + [
+        _fed(how, kind, folder, size, images)
+        for how, images in steps
+        for kind, folder in folders[size].items()
+    ]
 
 
-def _fed(title: str, entry: str, kind: str, folder: str, size: int, batch: int) -> Case:
-    """Returns the case of a step on cutouts of a kind from a `folder`, beside a batch in memory:
-    two alone, so that what is compared follows each other."""
+def _fed(how: str, kind: str, folder: str, size: int, batch: int) -> Case:
+    """Returns the case of a resnet18 that is `fed` or `trained` from a `folder` of a kind, beside a
+    batch in memory: two alone, so that what is compared follows each other."""
+    entry = f"reading:{how}"
     from_files = Contender(f"from {READ_AS[kind]}", entry, {"folder": folder})
     return Case(
-        f"{title} from {READ_AS[kind]} at {size} px",
+        f"resnet18 {how} from {READ_AS[kind]} at {size} px",
         {"size": size},
         ({},),
         (Contender(IN_MEMORY, entry, {"folder": None}), from_files),

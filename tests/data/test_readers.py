@@ -167,7 +167,7 @@ def test_fits_extensions_by_name_without_companions(tmp_path):
     hdus = [fits.PrimaryHDU()]
     for number, name in enumerate(["DES_G_BGSUB", "DES_G_PSF", "MSK_G", "VIS_BGSUB", "BKG_SUB"]):
         hdus.append(fits.ImageHDU(SKY + number, name=name))
-    hdus += [fits.ImageHDU(SKY, name=name) for name in ("VAR_POISSON", "CON", "WGT")]
+    hdus += [fits.ImageHDU(SKY, name=name) for name in ("DES_G_RMS", "VAR_POISSON", "CON", "WGT")]
     fits.HDUList(hdus).writeto(tmp_path / "a.fits")
     assert names_of(tmp_path / "a.fits") == ("DES_G_BGSUB", "VIS_BGSUB", "BKG_SUB")
     planes = read_planes(tmp_path / "a.fits", lambda names: (1, 0))
