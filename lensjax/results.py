@@ -30,6 +30,19 @@ SCORES = (
     "aleatoric_entropy",
     "mutual_information",
 )
+FIGURES = ("roc", "precision_recall", "reliability", "scores", "uncertainty")
+OUTPUTS = (  # every file that scoring or evaluating leaves in its folder
+    "predictions.npz",
+    "rejects.csv",
+    "candidates.parquet",
+    "candidates.csv",
+    "candidates.fits",
+    "run.json",
+    "mosaic.png",
+    "report.html",
+    "metrics.json",
+    *(f"{name}.{form}" for name in FIGURES for form in ("png", "pdf")),
+)
 THRESHOLD = 0.5  # probability from which `ensemble_preds` says lens
 
 Array = NDArray[Any]

@@ -378,3 +378,11 @@ def test_labels_of_other_data_or_in_conflict_are_refused() -> None:
         results.match(predictions([1, 2]), Table({"id": [1, 1], "label": [0, 1]}))
     twice = results.match(predictions([1, 2]), Table({"id": [1, 1], "label": [1, 1]}))
     assert twice.labels.tolist() == [1, -1]
+
+
+def test_all_that_is_written_is_named_once(tmp_path: Path) -> None:
+    """A new run removes by name what a former one left."""
+    results.write_outputs(tmp_path, **run())
+    written = {path.name for path in tmp_path.iterdir()}
+    assert len(written) == 5 and written <= set(results.OUTPUTS)
+    assert len(set(results.OUTPUTS)) == len(results.OUTPUTS)

@@ -14,9 +14,9 @@ from lensjax.files import make_folder
 class EvaluateConfig:
     """Options of scripts/evaluate.py."""
 
-    predictions: Annotated[Path | None, "output folder of scripts/infer.py"] = None
+    predictions: Annotated[Path | None, "folder of a run, or its predictions.npz"] = None
     labels: Annotated[Path | None, "CSV, Parquet, FITS or .npz with id and label"] = None
-    output: Annotated[Path | None, "folder of the figures (default: PREDICTIONS)"] = None
+    output: Annotated[Path | None, "folder of what is written (default: that of the run)"] = None
     bootstrap: Annotated[int, "resamples of the 95 % intervals"] = 1000
     seed: Annotated[int, "seed of the resampling"] = 0
 
@@ -41,17 +41,17 @@ def evaluate(options: EvaluateConfig) -> str:
         )
         for name, values in predictions.probabilities.items()
     }
-    folder = options.output or options.predictions
+    beside = options.predictions if options.predictions.is_dir() else options.predictions.parent
+    folder = options.output or beside
     make_folder(folder)
     counts = {
         "predictions_without_label": matched.without_label,
         "labels_without_prediction": matched.without_prediction,
     }
-    results.write_json(
-        folder / "metrics.json", counts | {name: m.to_json() for name, m in found.items()}
-    )
+    record = folder / "metrics.json"
+    results.write_json(record, counts | {name: m.to_json() for name, m in found.items()})
     from lensjax import report
 
     figures = report.write_figures(folder, report.Scored(predictions.probabilities, matched.labels))
     said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
-    return "\n".join([metrics.table(found), "", said, *map(str, figures)])
+    return "\n".join([metrics.table(found), "", said, *map(str, [record, *figures])])

@@ -30,6 +30,7 @@ _STYLE: Any = {
     "font.size": 9.5,
     "svg.fonttype": "none",
     "svg.hashsalt": "lensjax",
+    "pdf.fonttype": 42,  # text stays text
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": INK,
@@ -99,15 +100,16 @@ def draw(scored: Scored) -> dict[str, Figure]:
 
 
 def write_figures(folder: str | os.PathLike[str], scored: Scored) -> list[Path]:
-    """Write each figure as a PNG on white in `folder`; returns the paths.
+    """Write each figure on white in `folder`, as PNG and PDF; returns the paths.
 
     Raises LensjaxError where they cannot be written.
     """
     paths = []
     for name, figure in draw(scored).items():
-        paths.append(Path(folder) / f"{name}.png")
-        with matplotlib.rc_context(_STYLE), replacing(paths[-1], 2**17) as file:
-            figure.savefig(file, format="png", dpi=160, facecolor="white")
+        for form in ("png", "pdf"):
+            paths.append(Path(folder) / f"{name}.{form}")
+            with matplotlib.rc_context(_STYLE), replacing(paths[-1], 2**17) as file:
+                figure.savefig(file, format=form, dpi=160, facecolor="white")
     return paths
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from lensjax import metrics
 from lensjax.report import Scored, write_figures
 from lensjax.report.figures import as_svg, draw
+from lensjax.results import FIGURES, OUTPUTS
 
 
 def scored(size: int = 300, labels: bool = True) -> Scored:
@@ -59,8 +60,12 @@ def test_roc_shows_the_curve_and_its_area() -> None:
 
 def test_files_are_pictures_on_white(tmp_path: Path) -> None:
     paths = write_figures(tmp_path / "figures", scored())
-    assert [path.stem for path in paths] == ALL
+    assert [path.name for path in paths] == [f"{n}.{form}" for n in ALL for form in ("png", "pdf")]
+    assert {path.name for path in paths} <= set(OUTPUTS) and tuple(ALL) == FIGURES
     for path in paths:
+        if path.suffix == ".pdf":
+            assert path.read_bytes().startswith(b"%PDF")
+            continue
         with Image.open(path) as image:
             assert image.width > 600 and image.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
 
