@@ -60,6 +60,15 @@ class MemberInfo:
         """Returns the network of this member with `ShapeDtypeStruct` in place of weights."""
         return nnx.merge(*_outline(self.architecture, **self._settings()))
 
+    def identity(self, validation: Validation | None) -> str:
+        """Returns the SHA-256 of all that the member's scores depend on: its weights, what it sees
+        and how, dropout, calibration, and the validation data that ensembles are weighed by."""
+        said = _to_json(self)
+        for name in ("metrics", "training", "versions"):
+            del said[name]
+        text = json.dumps([said, arrays_sha256(validation or {})], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def _settings(self) -> dict[str, Any]:
         return {
             "bands": len(self.preparation.bands),
@@ -116,7 +125,7 @@ def dotted(path: tuple[Any, ...]) -> str:
 def save_member(folder: Path, member: Member) -> MemberInfo:
     """Writes `member` to `folder`, whole or not at all, and returns its info with the hash."""
     host_state = jax.tree.map(np.asarray, member.state)
-    info = dataclasses.replace(member.info, weights_sha256=weights_sha256(host_state))
+    info = dataclasses.replace(member.info, weights_sha256=arrays_sha256(host_state))
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -167,7 +176,7 @@ def read_weights(folder: Path, info: MemberInfo) -> State:
             f"the weights of {folder} cannot be read ({type(error).__name__}: {error}); "
             "train or import the member again"
         ) from error
-    if weights_sha256(state) != info.weights_sha256:
+    if arrays_sha256(state) != info.weights_sha256:
         raise LensjaxError(f"the weights of {folder} are not those that member.json names (sha256)")
     return state
 
@@ -229,13 +238,13 @@ def parse_ensemble(ensemble: str) -> dict[str, int | None]:
     return wanted
 
 
-def weights_sha256(state: State) -> str:
-    """Returns the SHA-256 of all arrays of `state` with their names, shapes and types."""
+def arrays_sha256(arrays: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of all `arrays` with their names, shapes and types."""
     digest = hashlib.sha256()
-    for name, leaf in sorted(state.items()):
+    for name, leaf in sorted(arrays.items()):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
-        digest.update(array.data)
+        digest.update(array.view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -141,5 +141,42 @@ def test_the_hash_sees_names_shapes_and_values():
     other_name = {"b": state["a"]}
     other_shape = {"a": np.zeros((3, 2), np.float32)}
     other_value = {"a": np.full((2, 3), 1e-30, np.float32)}
-    hashes = map(checkpoint.weights_sha256, (state, other_name, other_shape, other_value))
+    hashes = map(checkpoint.arrays_sha256, (state, other_name, other_shape, other_value))
     assert len(set(hashes)) == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("preparation.bands", ["r", "g"]),
+        ("preparation.input_size", 48),
+        ("preparation.pixel_scale", 0.3),
+        ("preparation.stretch", "log"),
+        ("preparation.softening", 3.0),
+        ("preparation.mean", [0.0, 0.0]),
+        ("preparation.std", [1.0, 1.0]),
+        ("dropout", 0.5),
+        ("block_dropout", 0.1),
+        ("calibration", {"slope": 2.0, "intercept": 0.0, "brier": 0.25}),
+        ("weights_sha256", "another"),
+    ],
+)
+def test_whatever_changes_the_scores_is_another_identity(member, saved, tmp_path, path, value):
+    *above, last = path.split(".")
+    content = json.loads((saved / "member.json").read_text())
+    inner = content[above[0]] if above else content
+    inner[last] = value
+    other = checkpoint.read_info(edit(saved, tmp_path, **content))
+    assert other.identity(member.validation) != member.info.identity(member.validation)
+
+
+def test_the_validation_data_are_part_of_the_identity_and_what_only_describes_is_not(
+    member, saved, tmp_path
+):
+    identity = member.info.identity(member.validation)
+    for name, values in member.validation.items():
+        assert member.info.identity(member.validation | {name: values[::-1]}) != identity
+    assert member.info.identity(None) != identity
+    described = edit(saved, tmp_path, metrics={"auroc": 1}, versions={"jax": "1"})
+    again = load_member(described)
+    assert again.info.identity(again.validation) == identity

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from flax import nnx
 
-from lensjax.checkpoint import Member, MemberInfo, state_of, weights_sha256
+from lensjax.checkpoint import Member, MemberInfo, arrays_sha256, state_of
 from lensjax.data.preprocess import Preparation
 
 PREPARATION = Preparation(
@@ -30,7 +30,7 @@ def random_member(
     shapes = nnx.eval_shape(lambda: info.build(nnx.Rngs(0)))
     rng = np.random.default_rng(seed)
     state = {name: _draw(rng, name, leaf.shape) for name, leaf in state_of(shapes).items()}
-    return Member(dataclasses.replace(info, weights_sha256=weights_sha256(state)), state)
+    return Member(dataclasses.replace(info, weights_sha256=arrays_sha256(state)), state)
 
 
 def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -131,7 +131,7 @@ def test_training_goes_on_from_given_weights_and_leaves_the_frozen_alone(
         stays = np.array_equal(leaf, team[1].state[name])
         assert stays == name.startswith(("embedding.", "blocks.")), name
     hashes = again.info.training["started_from_sha256"]
-    assert hashes == [checkpoint.weights_sha256(member.state) for member in team]
+    assert hashes == [checkpoint.arrays_sha256(member.state) for member in team]
 
 
 def test_a_balanced_loss_gives_both_classes_the_same_say():
