@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -185,7 +186,8 @@ def _open_catalogue(path: Path, wanted: Wanted, pixel_scale: float | None) -> So
     templates = paths[np.strings.find(paths, "{band}") >= 0]
     found = next(filter(None, map(matches, templates.tolist())), [])
     band_names = tuple(sorted({band for _, band in found}))
-    return source_of_files(table, f"catalogue {path}", wanted, pixel_scale, band_names)
+    source = source_of_files(table, f"catalogue {path}", wanted, pixel_scale, band_names)
+    return replace(source, files=lambda: chain([str(path)], source.files()))
 
 
 def _below(folder: Path, files: np.ndarray) -> np.ndarray:

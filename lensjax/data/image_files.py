@@ -54,11 +54,16 @@ def source_of_files(
             raise Unreadable(str(error)) from error
         return cutout if pixel_scale is None else replace(cutout, pixel_scale=pixel_scale)
 
+    def files() -> Iterable[str]:
+        for path in paths.tolist():
+            yield from (path.replace("{band}", str(name)) for name in band_names or [""])
+
     if example is None:
         none = f"{kind}: none of {len(tried)} files tried of {len(paths)} can be read"
-        return source_of(table, bands, none, threads, read)
+        return source_of(table, bands, none, threads, read, files=files)
     seen = replace(example, pixel_scale=pixel_scale or example.pixel_scale)
-    return source_of(table, bands, f"{kind}: {describe(table, bands, seen)}", threads, read)
+    text = f"{kind}: {describe(table, bands, seen)}"
+    return source_of(table, bands, text, threads, read, files=files)
 
 
 def _tried(count: int) -> Sequence[int]:
@@ -184,7 +189,10 @@ def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> S
             pixel_scale or skies[0].pixel_scale,
             lambda rows: np.stack([images[rows] for images in stacks], axis=-1),
         )
-        return source_of_stack(kind, template, len(stacks[0]), {}, bands, stack, False)
+        count, of_bands = len(stacks[0]), tuple(files)
+        return source_of_stack(
+            kind, template, count, {}, bands, stack, in_memory=False, files=lambda: of_bands
+        )
     table = Table({"id": [Path(template).parent.name or "cutout"], "path": [template]})
     return source_of_files(table, kind, wanted, pixel_scale, band_names)
 

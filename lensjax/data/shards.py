@@ -150,8 +150,10 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     if "path" not in table.colnames:
         table["path"] = [f"{path}[{row}]" for row in range(count)]
     readable = np.flatnonzero(reasons == "")
+    files = tuple(map(str, (path / INDEX, *shards)))
     if not len(readable):
-        return source_of(table, bands, f"shards {path}: none can be read", ONE_A_CORE, read)
+        none = f"shards {path}: none can be read"
+        return source_of(table, bands, none, ONE_A_CORE, read, files=lambda: files)
     first = int(readable[0])
     height, width = int(form[HEIGHT][first]), int(form[WIDTH][first])
     example = Cutout(np.empty((height, width, len(bands)), np.float32), scale_of(first))
@@ -160,9 +162,8 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     if is_one and len(readable) == count and form[TYPE][0] in TYPES:
         whole = not np.any(index[MASKED])
         stack = _stack(records, example, str(form[TYPE][0]), len(names), planes, whole)
-    return source_of(
-        table, bands, f"shards {path}: {describe(table, bands, example)}", ONE_A_CORE, read, stack
-    )
+    text = f"shards {path}: {describe(table, bands, example)}"
+    return source_of(table, bands, text, ONE_A_CORE, read, stack, lambda: files)
 
 
 def _packed(

@@ -6,7 +6,7 @@ its turn comes.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,8 @@ from lensjax.errors import UsageError
 # More would wait for the interpreter rather than for the disk.
 MOST_THREADS = 8
 ONE_A_CORE = min(MOST_THREADS, os.cpu_count() or 1)
+
+Files = Callable[[], Iterable[str]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Source:
     the input carried. `bands`: those of the cutouts' channels, in order. `description`: one line.
     `threads`: how many read ahead; 0 where reading is a matter of slicing an array in memory.
     `stack`: the same cutouts many at a time, where all are of one form; None where that is not
-    known.
+    known. `files`: gives the paths of all that table and cutouts are read from, some of which may
+    be missing.
     """
 
     table: Table
@@ -58,6 +61,7 @@ class Source:
     threads: int
     read: Callable[[int], Cutout]
     stack: Stack | None = None
+    files: Files = tuple
 
     def __len__(self) -> int:
         return len(self.table)
@@ -80,6 +84,7 @@ def source_of(
     threads: int,
     read: Callable[[int], Cutout],
     stack: Stack | None = None,
+    files: Files = tuple,
 ) -> Source:
     """The source, its table completed by `id`, `ra` and `dec` and its known columns put first."""
     rows = len(table)
@@ -89,7 +94,7 @@ def source_of(
             table[name] = values
     known = [name for name in KNOWN_COLUMNS if name in table.colnames]
     carried = [name for name in table.colnames if name not in known]
-    return Source(table[[*known, *carried]], bands, description, threads, read, stack)
+    return Source(table[[*known, *carried]], bands, description, threads, read, stack, files)
 
 
 def describe(table: Table, bands: tuple[str, ...], example: Cutout) -> str:
@@ -107,6 +112,15 @@ def describe(table: Table, bands: tuple[str, ...], example: Cutout) -> str:
         if repeated:
             words.append(f"{repeated} rows repeat the id of another")
     return ", ".join(words)
+
+
+def files_below(path: Path) -> Iterator[str]:
+    """Yields the path of a file, or those of all files in a folder and in the folders below it."""
+    if not path.is_dir():
+        yield str(path)
+    for folder, folders, names in os.walk(path):
+        folders.sort()
+        yield from (os.path.join(folder, name) for name in sorted(names))
 
 
 @dataclass(frozen=True)
@@ -144,13 +158,19 @@ class Beside(NamedTuple):
 
 
 def source_of_array(
-    images: Any, path: Path, beside: Beside, wanted: Wanted, *, in_memory: bool
+    images: Any,
+    path: Path,
+    beside: Beside,
+    wanted: Wanted,
+    *,
+    in_memory: bool,
+    files: Files = tuple,
 ) -> Source:
     """A source of one array: (N, H, W[, C]) or (N, C, H, W), the shorter axis being C.
 
     Two axes, or three of which the last is no longer than four, are one cutout. `images` has a
     shape and a type and is sliced, as arrays in files are. What lies `beside` it is carried where
-    it has one value a cutout.
+    it has one value a cutout. The `files` hold it, where any do.
     """
     said = tuple(int(length) for length in images.shape)
     if len(said) == 2 or (len(said) == 3 and said[-1] <= 4):
@@ -181,7 +201,7 @@ def source_of_array(
     stack = Stack((sides[0], sides[1], len(planes)), images.dtype, beside.pixel_scale, read)
     columns = {name: v for name, v in beside.columns.items() if v.shape == (count,)}
     kind = f"stack {path} read as ({'N, H, W, C' if channels_last else 'N, C, H, W'})"
-    return source_of_stack(kind, str(path), count, columns, bands, stack, in_memory)
+    return source_of_stack(kind, str(path), count, columns, bands, stack, in_memory, files)
 
 
 def source_of_stack(
@@ -192,8 +212,9 @@ def source_of_stack(
     bands: tuple[str, ...],
     stack: Stack,
     in_memory: bool,
+    files: Files,
 ) -> Source:
-    """A source of a stack of `count` cutouts."""
+    """A source of a stack of `count` cutouts, which the `files` hold."""
     table = Table(dict(columns))
     table.convert_bytestring_to_unicode()
     table = standardise(table, path)
@@ -206,4 +227,4 @@ def source_of_stack(
 
     example = Cutout(np.empty(stack.shape, np.float32), stack.pixel_scale)
     text = f"{kind}: {describe(table, bands, example)}"
-    return source_of(table, bands, text, 0 if in_memory else ONE_A_CORE, read, stack)
+    return source_of(table, bands, text, 0 if in_memory else ONE_A_CORE, read, stack, files)

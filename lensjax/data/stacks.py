@@ -4,7 +4,9 @@ What is no image and has one value a cutout is a column of the table. Only NumPy
 into memory; from the others the rows of a batch are fetched when their turn comes.
 """
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from lensjax.data.bands import Wanted
 from lensjax.data.fits_images import fits_form, fits_stack
 from lensjax.data.planes import Sky, Unreadable
 from lensjax.data.readers import has_suffix
-from lensjax.data.source import Beside, Picked, Source, source_of_array
+from lensjax.data.source import Beside, Picked, Source, files_below, source_of_array
 from lensjax.data.tables import PARQUET_SUFFIXES, read_table
 from lensjax.errors import UsageError, one_line
 
@@ -51,14 +53,16 @@ def open_numpy(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     images = arrays.pop(IMAGES)
     beside = _beside(arrays, {}, pixel_scale)
     in_memory = not isinstance(images, np.memmap)
-    return source_of_array(images, path, beside, wanted, in_memory=in_memory)
+    files = partial(files_below, path)
+    return source_of_array(images, path, beside, wanted, in_memory=in_memory, files=files)
 
 
 def open_fits(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     """The first image of a FITS file, as a stack."""
     images, sky = read_fits_stack(str(path))
     beside = Beside(pixel_scale=pixel_scale or sky.pixel_scale)
-    return source_of_array(images, path, beside, wanted, in_memory=False)
+    files = partial(files_below, path)
+    return source_of_array(images, path, beside, wanted, in_memory=False, files=files)
 
 
 def is_fits_stack(path: Path, wanted: Wanted) -> bool:
@@ -99,7 +103,8 @@ def open_hdf5(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         raise _unusable(path, "HDF5", error) from error
     beside = _beside(small, attributes, pixel_scale)
-    return source_of_array(images, path, beside, wanted, in_memory=False)
+    files = partial(files_below, path)
+    return source_of_array(images, path, beside, wanted, in_memory=False, files=files)
 
 
 def open_zarr(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
@@ -122,9 +127,10 @@ def open_zarr(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     # The store may hold anything: Zarr, its codecs and the file system have errors of their own.
     except Exception as error:
         raise _unusable(store, "Zarr", error) from error
+    of_store = partial(files_below, store)
     if catalogue is None:
         beside = _beside(small, attributes, pixel_scale)
-        return source_of_array(images, store, beside, wanted, in_memory=False)
+        return source_of_array(images, store, beside, wanted, in_memory=False, files=of_store)
     table = read_table(catalogue)
     rows = np.asarray(table[ZARR_ROW])
     if rows.dtype.kind not in "iu" or len(rows) == 0:
@@ -136,7 +142,12 @@ def open_zarr(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
         )
     columns = {name: table[name] for name in table.colnames}
     beside = _beside(small, attributes, pixel_scale)._replace(columns=columns)
-    return source_of_array(Picked(images, rows), store, beside, wanted, in_memory=False)
+
+    def files() -> Iterable[str]:
+        return itertools.chain([str(catalogue)], of_store())
+
+    picked = Picked(images, rows)
+    return source_of_array(picked, store, beside, wanted, in_memory=False, files=files)
 
 
 def is_zarr(path: Path) -> bool:
