@@ -19,6 +19,8 @@ class Options:
     data: Annotated[Path | None, "cutouts"] = None
     resume: Annotated[bool, "go on"] = True
     rate: Annotated[float, "learning rate, 100 % of it"] = 0.1
+    seed: Annotated[int, "of the noise"] = 0
+    name: Annotated[str | None, "of the run (default: its number)"] = None
 
 
 def parse(*argv: str) -> Options:
@@ -32,6 +34,33 @@ def test_defaults_then_file_then_command_line(tmp_path):
     assert options == Options(
         batch_size=32, rate=1e-3, fusion="mean_prob", resume=False, data=Path("sky.npz")
     )
+
+
+def test_of_several_files_the_last_one_counts(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("batch_size: 64\nrate: 0.5\n")
+    second.write_text("batch_size: 32\n")
+    found = parse("--config", str(first), "--config", str(second))
+    assert found == Options(batch_size=32, rate=0.5)
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "value"),
+    [
+        ("seed: 010", "seed", 10),
+        ("seed: 1_000", "seed", 1000),
+        ("name: 12:30", "name", "12:30"),
+        ("name: 2024-01-01", "name", "2024-01-01"),
+        ("name: 'no'", "name", "no"),
+        ("name: ~", "name", None),
+        ("resume: Off", "resume", False),
+    ],
+)
+def test_a_file_says_what_the_command_line_would(tmp_path, line, field, value):
+    """YAML's own reading of some of these is another number or type."""
+    file = tmp_path / "run.yaml"
+    file.write_text(line)
+    assert getattr(parse("--config", str(file)), field) == value
 
 
 @pytest.mark.parametrize(
@@ -57,9 +86,16 @@ def test_values_have_their_types(argv, field, value):
             ["--batchsize", "3"],
             "unknown option '--batchsize'; the nearest known one is '--batch-size'",
         ),
-        (["--batch-size", "many"], "'many' is none of: N"),
-        (["--fusion", "mode"], "'mode' is none of: stacked, mean_prob"),
-        (["stray"], "unknown option 'stray'"),
+        (["--batch-size", "many"], "--batch-size: give a whole number, not 'many'"),
+        (["--budget", "some"], "--budget: give a whole number or auto, not 'some'"),
+        (["--fusion", "mode"], "--fusion: give stacked or mean_prob, not 'mode'"),
+        (["--data", ""], "--data: give a path, not ''"),
+        (["--resume", "no"], "option 'no'; the nearest known one is '--no-resume': a value with"),
+        (["--rate", "nan"], "--rate: 'nan' is not a finite number"),
+        (["--rate=-1e999"], "--rate: '-inf' is not a finite number"),
+        (["--batch-size", "1" + 30 * "0"], "is too large: 2147483647 is the limit"),
+        (["--seed", "-1"], "--seed must not be negative"),
+        (["--seed", str(2**32)], "is too large"),
         (["--config", "nowhere.yaml"], "cannot read the config nowhere.yaml"),
     ],
 )
@@ -73,12 +109,24 @@ def test_wrong_use_is_one_line(argv, line):
     ("text", "line"),
     [
         ("batchsize: 3", "unknown key 'batchsize'; the nearest known one is 'batch_size'"),
-        ("batch_size: many", "batch_size: 'many' is not of the type"),
-        ("resume: 3", "resume: 3 is not of the type"),
-        ("batch_size: [1, 2]", "is not of the type"),
+        ("batch_size: many", "line 1: batch_size: give a whole number, not 'many'"),
+        ("resume: 3", "resume: give true or false, not '3'"),
+        ("rate: 1\nresume: [yes]", "line 2: resume: give true or false, not a list"),
+        ("rate: {a: b}", "rate: give a number, not keys of its own"),
+        ("batch_size: [1, 2]", "batch_size: give a whole number, not a list"),
+        ("batch_size: yes", "batch_size: give a whole number, not yes"),
+        ("batch_size:", "batch_size: give a whole number, not "),
+        ("rate: .nan", "rate: give a number, not '.nan'"),
+        ("rate: nan", "rate: 'nan' is not a finite number"),
+        ("seed: 5\nrate: 1\nseed: 6", "line 3: seed is there already"),
+        ("batch_size: 5\nbatch-size: 6", "line 2: batch-size is there already"),
+        ("[a]: 5", "unknown key 'a list'"),
+        ("seed: 5\n---\nseed: 6", "cannot read the config"),
         ("- a\n- b", "must hold `key: value` lines"),
         ("a: [", "cannot read the config"),
-        ("x: !!python/object/apply:os.system ['echo']", "cannot read the config"),
+        (2000 * "[", "cannot read the config"),
+        ("data: !!python/object/apply:os.system ['echo']", "data: give a path, not a list"),
+        ("data: !!python/name:os.system", "data: give a path, not "),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path, text, line):
@@ -96,3 +144,5 @@ def test_help_shows_every_option_with_its_default(capsys):
     assert caught.value.code == 0
     for words in ("--batch-size N", "(default: 128)", "--no-resume", "(default: none)", "100 %"):
         assert words in shown
+    assert "of the noise (default: 0)" in shown
+    assert "of the run (default: its number)" in shown and "number) (default" not in shown
