@@ -20,7 +20,7 @@ from lensjax.torch_weights import load_torch_weights
 class ImportConfig:
     """Options of scripts/import_weights.py."""
 
-    arch: Annotated[str, "architecture of the weights"] = "resnet18"
+    arch: Annotated[str, f"of the weights: {', '.join(registry.ARCHITECTURES)}"] = "resnet18"
     weights: Annotated[Path | None, ".safetensors or .pth file of the state dict"] = None
     output: Annotated[Path, "folder of the members"] = Path("checkpoints")
     name: Annotated[str | None, "name of the member (default: that of the file)"] = None

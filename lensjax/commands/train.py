@@ -24,6 +24,7 @@ from lensjax.ensemble import placement
 from lensjax.errors import UsageError
 from lensjax.files import make_folder
 from lensjax.footprint import find_target
+from lensjax.models.registry import ARCHITECTURES
 from lensjax.training import team_plan
 from lensjax.training.dataset import Labelled, read_labelled, split
 from lensjax.training.pictures import with_pictures
@@ -44,7 +45,9 @@ SMOKE_SKY = SimulateConfig(count=160, size=48)
 class TrainConfig(Recipe, DataOptions):
     """Options of scripts/train.py."""
 
-    arch: Annotated[str, "architectures to train, comma separated"] = "resnet18"
+    arch: Annotated[str, f"architectures to train, comma separated: {', '.join(ARCHITECTURES)}"] = (
+        "resnet18"
+    )
     members: Annotated[int, "members of each architecture, trained together"] = 1
     data: Annotated[
         str | None,
