@@ -32,6 +32,7 @@ from lensjax.errors import UsageError
 from lensjax.files import make_folder
 from lensjax.footprint import memory_budget
 from lensjax.metrics import Metrics
+from lensjax.models.registry import ARCHITECTURES
 from lensjax.resume import Columns, PartialRows
 
 DEMO = Path("demo")
@@ -44,9 +45,11 @@ MANY_FILES, MOST_WORKERS = 20_000, 16
 class InferConfig(DataOptions):
     """Options of scripts/infer.py."""
 
-    ensemble: Annotated[str, "architectures, comma separated; resnet18:4 takes four members"] = (
-        "resnet18,vit_b16"
-    )
+    ensemble: Annotated[
+        str,
+        "architectures, comma separated; resnet18:4 takes four members; there are: "
+        + ", ".join(ARCHITECTURES),
+    ] = "resnet18,vit_b16"
     checkpoints: Annotated[
         Path | None,
         "folder of the members, or `demo` for the demonstration's (default: checkpoints)",
@@ -95,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
         InferConfig,
         argv,
         description=__doc__.split(": ", 1)[1],
-        spellings={"models": "ensemble"},
+        spellings={"models": "ensemble", "parallel": "batch_parallel"},
     )
     runtime.hush_absent_accelerators()
     runtime.keep_compilations()
