@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,28 +190,30 @@ def _turns(stored: Mapping[str, Any]) -> list[list[str]]:
     return [*alone, [name for name in stored if name not in large]]
 
 
-def find_members(checkpoints: Path, ensemble: str) -> dict[str, Path]:
+def find_members(checkpoints: Path, ensemble: str | None) -> dict[str, Path]:
     """Returns the folders of the members that `ensemble` names, by column name, in its order.
 
     `ensemble` is `resnet18,vit_b16` or `resnet18:4,vit_b16:2`; an architecture without a number
-    takes all that are found. Raises UsageError where an architecture is unknown, or has no members
-    or too few.
+    takes all that are found, and None all that the folder holds. Raises UsageError where an
+    architecture is unknown, or has no members or too few.
     """
+    if ensemble is None:
+        held = {folder.parent.name for folder in _member_folders(checkpoints, "*")}
+        if not held:
+            raise UsageError(_lacks(checkpoints, "holds no members", "<architecture>"))
+        ensemble = ",".join(sorted(held))
     found: dict[str, Path] = {}
     for architecture, count in parse_ensemble(ensemble).items():
         folders = sorted(
-            (path.parent for path in (checkpoints / architecture).glob("*/member.json")),
+            _member_folders(checkpoints, architecture),
             key=lambda path: [
                 int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)
             ],
         )
         if not folders or len(folders) < (count or 1):
-            held = f"holds {len(folders)} of {count}" if folders else "holds no"
-            raise UsageError(
-                f"{checkpoints} {held} {architecture} members (wanted {checkpoints}/{architecture}/"
-                "<member>/member.json); train some with scripts/train.py, import some with "
-                "scripts/import_weights.py, or use --checkpoints demo"
-            )
+            number = f"holds {len(folders)} of {count}" if folders else "holds no"
+            what = f"{number} {architecture} members"
+            raise UsageError(_lacks(checkpoints, what, architecture))
         folders = folders[:count]
         names = (
             [architecture]
@@ -220,6 +222,22 @@ def find_members(checkpoints: Path, ensemble: str) -> dict[str, Path]:
         )
         found |= dict(zip(names, folders, strict=True))
     return found
+
+
+def _member_folders(checkpoints: Path, architecture: str) -> Iterator[Path]:
+    """Yields the folders of members of an architecture, `*`: of all. What is hidden is a draft."""
+    for record in checkpoints.glob(f"{architecture}/*/member.json"):
+        if not record.parent.name.startswith(".") and not record.parent.parent.name.startswith("."):
+            yield record.parent
+
+
+def _lacks(checkpoints: Path, what: str, architecture: str) -> str:
+    """Returns the message that a folder lacks members, and the three ways on."""
+    return (
+        f"{checkpoints} {what} (wanted {checkpoints}/{architecture}/<member>/member.json); train "
+        "some with scripts/train.py, import some with scripts/import_weights.py, or use "
+        "--checkpoints demo"
+    )
 
 
 def parse_ensemble(ensemble: str) -> dict[str, int | None]:

@@ -136,6 +136,15 @@ def test_no_members_name_the_three_ways_on(tmp_path):
         assert way in str(caught.value)
 
 
+def test_without_an_ensemble_all_members_of_the_folder_are_taken(tmp_path):
+    fake_members(tmp_path, "vit_s16", "0")
+    fake_members(tmp_path, "resnet18", "1", "0", ".0-half-written")
+    fake_members(tmp_path, ".trash", "0")
+    assert list(find_members(tmp_path, None)) == ["resnet18.0", "resnet18.1", "vit_s16"]
+    with pytest.raises(UsageError, match="holds no members .*--checkpoints demo"):
+        find_members(tmp_path / "none", None)
+
+
 def test_the_hash_sees_names_shapes_and_values():
     state = {"a": np.zeros((2, 3), np.float32)}
     other_name = {"b": state["a"]}

@@ -14,6 +14,8 @@ from lensjax.commands.simulate import SimulateConfig, simulate_survey
 from lensjax.commands.train import TrainConfig, train
 from lensjax.training.recipe import Recipe
 
+ENSEMBLE = "resnet18,vit_b16"
+
 
 @dataclass(frozen=True)
 class Demonstration:

@@ -46,10 +46,10 @@ class InferConfig(DataOptions):
     """Options of scripts/infer.py."""
 
     ensemble: Annotated[
-        str,
-        "architectures, comma separated; resnet18:4 takes four members; there are: "
-        + ", ".join(ARCHITECTURES),
-    ] = "resnet18,vit_b16"
+        str | None,
+        "architectures, comma separated; resnet18:4 takes four members (default: all members of "
+        "the folder); there are: " + ", ".join(ARCHITECTURES),
+    ] = None
     checkpoints: Annotated[
         Path | None,
         "folder of the members, or `demo` for the demonstration's (default: checkpoints)",
@@ -112,20 +112,21 @@ def main(argv: Sequence[str]) -> None:
 
 def _with_members(options: InferConfig) -> InferConfig:
     """Returns the options with members and data, those of the demonstration where it is meant."""
-    if options.smoke:
-        ensemble = ",".join(checkpoint.parse_ensemble(options.ensemble))
-        data = options.data if options.checkpoints == DEMO else None
-        options = dataclasses.replace(options, ensemble=ensemble, checkpoints=DEMO, data=data)
-    checkpoints = options.checkpoints
+    checkpoints = DEMO if options.smoke else options.checkpoints
     if checkpoints is None:
         checkpoints = DEMO if options.data is None else Path("checkpoints")
     if checkpoints == DEMO:
         from lensjax.commands import demo  # simulates and trains: nothing that other runs need
 
-        print(demo.announce(options.ensemble, options.smoke, options.data), flush=True)
-        prepared = demo.prepare(options.ensemble, options.smoke)
+        ensemble = options.ensemble or demo.ENSEMBLE
+        if options.smoke:
+            ensemble = ",".join(checkpoint.parse_ensemble(ensemble))
+        print(demo.announce(ensemble, options.smoke, options.data), flush=True)
+        prepared = demo.prepare(ensemble, options.smoke)
         data = options.data or str(prepared.held_back)
-        return dataclasses.replace(options, checkpoints=prepared.members, data=data)
+        return dataclasses.replace(
+            options, ensemble=ensemble, checkpoints=prepared.members, data=data
+        )
     if options.data is None:
         raise UsageError("--data is missing: name the cutouts, or leave out --checkpoints too")
     return dataclasses.replace(options, checkpoints=checkpoints)

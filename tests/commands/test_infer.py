@@ -14,7 +14,7 @@ from astropy.table import Table
 from PIL import Image
 
 from lensjax import resume
-from lensjax.commands import infer
+from lensjax.commands import demo, infer
 from lensjax.ensemble import score
 from tests.commands.conftest import CUTOUTS
 
@@ -348,3 +348,20 @@ def test_a_full_disk_is_one_clear_line(run, members, stack_file, tmp_path):
 def test_members_without_data_are_wrong_use(run, members, tmp_path):
     ended = run(infer.main, "--checkpoints", members, "--output", tmp_path / "r")
     assert ended.status == 2 and "--data is missing" in ended.error
+
+
+def test_without_an_ensemble_all_members_that_there_are_score(run, members, stack_file, tmp_path):
+    command = ("--checkpoints", members, "--data", stack_file, "--output", tmp_path / "r")
+    ended = run(infer.main, *command, "--batch-size", 8, "--mc-samples", 2)
+    assert ended.status == 0, ended
+    record = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert [member["name"] for member in record["members"]] == ["vit_s16.0", "vit_s16.1"]
+
+
+def test_a_smoke_run_on_data_scores_these(monkeypatch, tmp_path):
+    prepared = demo.Prepared(tmp_path / "members", tmp_path / "held-back.npz")
+    monkeypatch.setattr(demo, "prepare", lambda *_: prepared)
+    for data, scored in (("own.npz", "own.npz"), (None, str(prepared.held_back))):
+        options = infer._with_members(infer.InferConfig(smoke=True, data=data))
+        assert (options.data, options.checkpoints) == (scored, prepared.members)
+        assert options.ensemble == "resnet18,vit_b16"
