@@ -25,6 +25,7 @@ from flax import nnx
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
+from lensjax.models import initial
 from lensjax.models.product import matmul
 from lensjax.models.winograd import winograd
 
@@ -181,8 +182,10 @@ class Conv(nnx.Module):
         stride: int = 1,
         rngs: nnx.Rngs,
     ) -> None:
-        initial = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-        self.kernel = nnx.Param(initial(rngs.params(), (size, size, inputs, outputs)))
+        # As for a layer whose gradient is to keep its variance (He et al. 2015, "Delving deep into
+        # rectifiers", section 2.2).
+        he = initial.normal((2 / (size**2 * outputs)) ** 0.5)
+        self.kernel = nnx.Param(he(rngs.params(), (size, size, inputs, outputs)))
         # Only a folded normalisation gives it one.
         self.bias: nnx.Param | None = nnx.data(None)
         self.stride = stride

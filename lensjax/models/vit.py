@@ -17,13 +17,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import ArrayLike
 
 from lensjax.errors import UsageError
+from lensjax.models import initial
 from lensjax.models.head import Head
 from lensjax.models.product import Linear
 
 PATCH_SIZE = 16
-
-_normal = nnx.initializers.normal
-_uniform_fan_in = partial(nnx.initializers.variance_scaling, mode="fan_in", distribution="uniform")
 
 
 class Embedding(nnx.Module):
@@ -32,10 +30,12 @@ class Embedding(nnx.Module):
     def __init__(self, bands: int, input_size: int, width: int, *, rngs: nnx.Rngs) -> None:
         self.grid = patch_grid(input_size)
         inputs = PATCH_SIZE**2 * bands
-        initial = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-        self.patches = Linear(inputs, width, kernel_init=initial, rngs=rngs)
+        lecun = initial.truncated_normal(inputs**-0.5)
+        self.patches = Linear(inputs, width, kernel_init=lecun, rngs=rngs)
         self.class_token = nnx.Param(jnp.zeros(width))
-        self.positions = nnx.Param(_normal(0.02)(rngs.params(), (1 + self.grid**2, width)))
+        self.positions = nnx.Param(
+            initial.normal(0.02)(rngs.params(), (1 + self.grid**2, width))
+        )
 
     def __call__(self, images: Array) -> Array:
         batch, size, _, bands = images.shape
@@ -54,10 +54,11 @@ class Attention(nnx.Module):
     def __init__(self, width: int, heads: int, *, rngs: nnx.Rngs) -> None:
         self.heads = heads
         # Xavier limits for query, key and value taken as one matrix, as torchvision draws them.
-        initial = _uniform_fan_in(0.5)
-        self.query = Linear(width, width, kernel_init=initial, rngs=rngs)
-        self.key_value = Linear(width, 2 * width, kernel_init=initial, rngs=rngs)
-        self.projection = Linear(width, width, kernel_init=_uniform_fan_in(1 / 3), rngs=rngs)
+        xavier = initial.uniform((0.5 / width) ** 0.5)
+        self.query = Linear(width, width, kernel_init=xavier, rngs=rngs)
+        self.key_value = Linear(width, 2 * width, kernel_init=xavier, rngs=rngs)
+        narrower = initial.uniform((1 / (3 * width)) ** 0.5)
+        self.projection = Linear(width, width, kernel_init=narrower, rngs=rngs)
 
     def __call__(self, queries: Array, tokens: Array) -> Array:
         query = self._split_heads(self.query(queries))
@@ -77,8 +78,8 @@ class Block(nnx.Module):
     ) -> None:
         linear = partial(
             Linear,
-            kernel_init=nnx.initializers.xavier_uniform(),
-            bias_init=_normal(1e-6),
+            kernel_init=initial.uniform((2 / (width + perceptron_width)) ** 0.5),
+            bias_init=initial.normal(1e-6),
             rngs=rngs,
         )
         self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)

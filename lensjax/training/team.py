@@ -146,18 +146,14 @@ def _check_shares(recipe: Recipe, members: int, mesh: Mesh) -> None:
 
 def initialise(info: MemberInfo, keys: Array) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """Returns the graph of new networks, their parameters and their batch statistics, both with
-    the `keys` (member,) in front.
-
-    The weights are drawn in one compiled program, which the compilation cache keeps.
-    """
-
-    def build(key: Array) -> nnx.Module:
-        return info.build(nnx.Rngs(key))
-
-    def draw(key: Array) -> list[nnx.State]:
-        return list(nnx.split(build(key), nnx.Param, nnx.BatchStat)[1:])
-
-    return nnx.graphdef(nnx.eval_shape(build, keys[0])), *jax.jit(jax.vmap(draw))(keys)
+    the `keys` (member,) in front."""
+    drawn = [nnx.split(info.build(nnx.Rngs(key)), nnx.Param, nnx.BatchStat) for key in keys]
+    # Stacked by NumPy, which has nothing to compile.
+    params, statistics = (
+        jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *states)
+        for states in zip(*(states for _, *states in drawn), strict=True)
+    )
+    return drawn[0][0], params, statistics
 
 
 def member_info(training: Training, architecture: str, recipe: Recipe) -> MemberInfo:
