@@ -1,8 +1,10 @@
 """Strong gravitational lens finding with compiled ensembles in JAX."""
 
+import logging
 import os
 import time
-from importlib.metadata import version
+
+import jaxlib
 
 __version__ = "0.1.0"
 
@@ -11,7 +13,10 @@ STARTED = time.perf_counter()
 
 # Whether XLA is of a version whose own settings, here and elsewhere, have been tried: one that it
 # does not know ends the program.
-XLA_IS_KNOWN = version("jaxlib").startswith("0.10.")
+XLA_IS_KNOWN = jaxlib.__version__.startswith("0.10.")
+
+# As JAX tells whether there is a GPU; the last is that of the Windows Subsystem for Linux.
+NVIDIA_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
 
 # What XLA's library YNN computes on the CPU, by default products and convolutions.
 YNN_SETTING = "xla_cpu_experimental_ynn_fusion_type"
@@ -30,4 +35,13 @@ def _use_eigen() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {EIGEN}".strip()
 
 
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """Returns False where JAX reports that its plugin for CUDA, which also compiles for GPUs that
+    are not there, has found none."""
+    has_gpu = any(map(os.path.exists, NVIDIA_DEVICES))
+    return has_gpu or "jax_plugins.xla_cuda" not in record.getMessage()
+
+
 _use_eigen()
+# Before JAX is first asked for devices, whoever asks.
+logging.getLogger("jax._src.xla_bridge").addFilter(_is_worth_saying)

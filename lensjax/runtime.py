@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import logging
 import os
 import platform
 import resource
@@ -29,8 +28,6 @@ from rich.progress import (
 Item = TypeVar("Item")
 Launched = TypeVar("Launched")
 
-# As JAX tells whether there is a GPU; the last is that of the Windows Subsystem for Linux.
-NVIDIA_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
 TPU_DEVICES = ("accel*", "vfio/[0-9]*")
 
 LOG_INTERVAL_SECONDS = 10.0
@@ -44,20 +41,15 @@ def cache_folder() -> Path:
     return Path(named) if named else Path(user_cache) / "lensjax"
 
 
-def hush_absent_accelerators() -> None:
-    """Keeps compilers for accelerators that this machine lacks from reporting that it lacks them.
+def hush_absent_tpu() -> None:
+    """Keeps libtpu, where it is installed as a compiler, from writing that there is no TPU.
 
-    Call before JAX is first asked for devices. Where there is a GPU, all is said.
+    Call before JAX is first asked for devices.
     """
-    if any(Path(path).exists() for path in NVIDIA_DEVICES):
-        return
-    logging.getLogger("jax._src.xla_bridge").addFilter(
-        lambda record: "jax_plugins.xla_cuda12.initialize" not in record.getMessage()
-    )
-    # libtpu writes to the terminal itself, so it must not be asked. CUDA is not missed: without
-    # a GPU, JAX passes it over.
-    tpu = any(chips for pattern in TPU_DEVICES for chips in Path("/dev").glob(pattern))
-    if find_spec("libtpu") and not tpu and not os.environ.get("JAX_PLATFORMS"):
+    # It writes to the terminal itself, so it must not be asked. CUDA is not missed: without a GPU,
+    # JAX passes it over.
+    present = any(chips for pattern in TPU_DEVICES for chips in Path("/dev").glob(pattern))
+    if find_spec("libtpu") and not present and not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cuda,cpu")
 
 

@@ -17,7 +17,7 @@ from lensjax.footprint import Target, find_target  # noqa: E402
 from lensjax.models import registry  # noqa: E402
 from lensjax.models.vit import VisionTransformer  # noqa: E402
 
-runtime.hush_absent_accelerators()
+runtime.hush_absent_tpu()
 runtime.keep_compilations()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -35,6 +35,11 @@ def test_importing_the_package_chooses_eigen_unless_the_user_has(given, expected
     )
 
 
+def test_the_package_alone_is_imported_without_jax():
+    loaded = in_a_new_process("import lensjax, sys; print(*sys.modules)").split()
+    assert not {"jax", "numpy"} & set(loaded)
+
+
 def test_scoring_does_not_wait_for_what_it_does_not_use():
     loaded = in_a_new_process("import lensjax.commands.infer, sys; print(*sys.modules)").split()
     unused = {

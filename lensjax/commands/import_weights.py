@@ -37,7 +37,9 @@ class ImportConfig:
 
 def main(argv: Sequence[str]) -> None:
     """Imports what `argv` names and prints where the member is."""
-    print(import_member(config.parse(ImportConfig, argv, description=__doc__.split(": ", 1)[1])))
+    options = config.parse(ImportConfig, argv, description=__doc__.split(": ", 1)[1])
+    runtime.hush_absent_tpu()
+    print(import_member(options))
 
 
 def import_member(options: ImportConfig) -> str:

@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__.split(": ", 1)[1],
         spellings={"models": "ensemble", "parallel": "batch_parallel"},
     )
-    runtime.hush_absent_accelerators()
+    runtime.hush_absent_tpu()
     runtime.keep_compilations()
     _check(options)
     if options.pack is not None:

@@ -51,7 +51,7 @@ class SimulateConfig:
 def main(argv: Sequence[str]) -> None:
     """Simulates what `argv` asks for and prints where it lies."""
     options = config.parse(SimulateConfig, argv, description=__doc__.split(": ", 1)[1])
-    runtime.hush_absent_accelerators()
+    runtime.hush_absent_tpu()
     runtime.keep_compilations()
     print(simulate_survey(options))
 

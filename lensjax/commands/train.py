@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     """Trains what `argv` asks for and prints a line for each member."""
     argv = ["--schedule=progressive" if word == "--progressive" else word for word in argv]
     options = config.parse(TrainConfig, argv, description=__doc__.split(": ", 1)[1])
-    runtime.hush_absent_accelerators()
+    runtime.hush_absent_tpu()
     runtime.keep_compilations()
     if options.smoke:
         options = shrunk(options)
