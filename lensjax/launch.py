@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import NoReturn
 
-from lensjax.errors import LensjaxError
+from lensjax.errors import Interrupted, LensjaxError
 
 ALLOCATION = f"glibc.malloc.hugetlb=1:glibc.malloc.arena_max={os.cpu_count() or 1}"
 
@@ -37,13 +37,17 @@ def imported(name: str) -> ModuleType:
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Returns the exit status of `main`, 0, 1 (failed) or 2 (wrong use); prints what went wrong."""
+    """Returns the exit status of `main`, 0, 1 (failed), 2 (wrong use) or 3 (told to end, and its
+    state kept); prints what went wrong."""
     try:
         main(argv)
     except KeyboardInterrupt:
         return 130
     except SystemExit as ended:
         return int(ended.code or 0)
+    except Interrupted as ended:
+        print(ended, file=sys.stderr)
+        return ended.status
     except Exception as error:
         if "--debug" in argv:
             traceback.print_exc()

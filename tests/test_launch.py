@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lensjax import launch
-from lensjax.errors import LensjaxError, UsageError
+from lensjax.errors import Interrupted, LensjaxError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,7 @@ from lensjax.errors import LensjaxError, UsageError
             "error: ZeroDivisionError: by zero (--debug shows where)",
         ),
         (KeyboardInterrupt(), 130, ""),
+        (Interrupted("stopped after 3 steps"), 3, "stopped after 3 steps\n"),
     ],
 )
 def test_exit_status_and_message(capsys, error, status, line):

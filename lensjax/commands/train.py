@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +26,7 @@ from lensjax.files import make_folder
 from lensjax.footprint import find_target
 from lensjax.models.registry import ARCHITECTURES
 from lensjax.training import team_plan
-from lensjax.training.dataset import Labelled, read_labelled, split
+from lensjax.training.dataset import Labelled, first_of_each_class, read_labelled, split
 from lensjax.training.pictures import with_pictures
 from lensjax.training.plan import in_gb, outline_of
 from lensjax.training.recipe import Recipe
@@ -51,7 +51,8 @@ class TrainConfig(Recipe, DataOptions):
     members: Annotated[int, "members of each architecture, trained together"] = 1
     data: Annotated[
         str | None,
-        "labelled cutouts, as --data of infer.py takes them; or `simulated`: lenses without end",
+        "labelled cutouts, as --data of infer.py takes them; or `simulated`: lenses without end "
+        "(default: simulated)",
     ] = None
     sky: Annotated[
         Path | None, "YAML file of simulate.py's options, for simulated data: count is an epoch's"
@@ -73,7 +74,9 @@ class TrainConfig(Recipe, DataOptions):
     ] = None
     save_minutes: Annotated[float, "after which the state of the run is written again"] = 10.0
     smoke: Annotated[
-        bool, "to see within a minute or two that all runs: few steps on small simulated cutouts"
+        bool,
+        "to see within a minute or two that all runs: few steps on the first cutouts of --data, or "
+        "on small simulated ones; members go to the cache folder unless --output is given",
     ] = False
 
 
@@ -84,32 +87,53 @@ def main(argv: Sequence[str]) -> None:
     runtime.hush_absent_tpu()
     runtime.keep_compilations()
     if options.smoke:
-        options = shrunk(options)
+        options = shrunk(options, given={word.split("=")[0] for word in argv})
     if options.plan:
         print(make_plan(options))
         return
+    if options.data is None:
+        print(announcement(options), flush=True)
+        options = dataclasses.replace(options, data=SIMULATED)
     for trained in train(options):
         print(trained.summary())
 
 
-def shrunk(options: TrainConfig) -> TrainConfig:
-    """Returns the options of a run of a minute or two that goes the same way, on cutouts simulated
-    for it.
+def announcement(options: TrainConfig) -> str:
+    """Returns one line: what a training without --data trains on, and how long it is."""
+    sky = _sky_options(options)
+    survey, batch = survey_of(sky), options.batch_size
+    sizes = ", ".join(map(str, sorted(options.sizes()) or [survey.size]))
+    steps = max(1, round(options.epochs * (sky.count // batch)))
+    return (
+        f"No --data: trains on simulated cutouts without end, as {survey.name} sees them "
+        f"({', '.join(survey.bands)}; {survey.size}x{survey.size} pixels), at {sizes} pixels: "
+        f"{steps} steps of {batch} cutouts. The progress says how long that takes on this machine, "
+        "--plan how much memory; --epochs makes it shorter."
+    )
+
+
+def shrunk(options: TrainConfig, given: Collection[str]) -> TrainConfig:
+    """Returns the options of a run of a minute or two that goes the same way; `given` are those of
+    the command line.
 
     At most two scales, small ones, and two members of each architecture, and neither weights to
-    start from nor a budget: these belong to the devices and files of the run.
+    start from nor a budget: these belong to the devices of the run. Data that a config names
+    may not be there yet: small simulated ones stand in for them.
     """
-    output, data = runtime.cache_folder() / "smoke", SIMULATED
-    if options.data != SIMULATED:
-        data = str(output / "train.npz")
-        if not (output / "truth.csv").exists():
-            simulate_survey(dataclasses.replace(SMOKE_SKY, output=output))
+    folder, is_own = runtime.cache_folder() / "smoke", "--output" in given
+    data = options.data
+    if data not in (None, SIMULATED) and "--data" not in given and not Path(data).exists():
+        print(f"{data} is not there: small simulated cutouts instead", file=sys.stderr)
+        data = None
+    options = dataclasses.replace(options, bands=None, pixel_scale=None) if not data else options
+    if data is None:
+        data = str(folder / "train.npz")
+        if not (folder / "truth.csv").exists():
+            simulate_survey(dataclasses.replace(SMOKE_SKY, output=folder))
     sizes = (32, 48)[: len(options.sizes())]
     return dataclasses.replace(
         options,
         data=data,
-        bands=None,
-        pixel_scale=None,
         scales=",".join(map(str, sizes)) or None,
         members=min(options.members, 2),
         batch_size=8,
@@ -118,6 +142,8 @@ def shrunk(options: TrainConfig) -> TrainConfig:
         validation_fraction=0.25,
         memory_budget="auto",
         start_from=None,
+        output=options.output if is_own else folder / "members",
+        resume=options.resume and is_own,
     )
 
 
@@ -144,11 +170,6 @@ def train(options: TrainConfig) -> Iterator[Trained]:
     Raises UsageError for data without labels, unknown architectures, and a folder that holds
     another member.
     """
-    if options.data is None:
-        raise UsageError(
-            "--data is missing: give labelled cutouts (scripts/simulate.py makes some), or say "
-            f"{SIMULATED}"
-        )
     if options.target is not None:
         raise UsageError("--target is for --plan: a run is planned for the devices that it is on")
     _check(options)
@@ -160,11 +181,13 @@ def train(options: TrainConfig) -> Iterator[Trained]:
 
 def _data(options: TrainConfig) -> tuple[Training, Labelled, str]:
     """Returns what is trained on, what validates, and their numbers in words."""
-    if options.data == SIMULATED:
+    if options.data in (None, SIMULATED):
         simulated, validation = _stream(options)
         counts = f"{len(simulated)} simulated cutouts an epoch, {len(validation)} for validation"
         return simulated, validation, counts
     source, preparation = _opened(options)
+    if options.smoke:
+        source = first_of_each_class(source, SMOKE_SKY.count // 2)
     data = read_labelled(source, preparation, options.fit, options.output)
     training, validation = split(data, options.validation_fraction)
     if options.pictures:
@@ -179,10 +202,7 @@ def _stream(options: TrainConfig) -> tuple[Stream, Labelled]:
 
     Raises UsageError for options that do not go with it.
     """
-    given = [] if options.sky is None else ["--config", str(options.sky)]
-    sky = config.parse(SimulateConfig, given, description="")
-    if options.smoke:
-        sky = dataclasses.replace(sky, count=SMOKE_SKY.count, size=SMOKE_SKY.size)
+    sky = _sky_options(options)
     wrong = {
         "--pictures wants cutouts in files": options.pictures,
         "--bootstrap wants cutouts that return; simulated ones do not": options.bootstrap,
@@ -200,6 +220,15 @@ def _stream(options: TrainConfig) -> tuple[Stream, Labelled]:
         options.stretch,
         options.softening,
     )
+
+
+def _sky_options(options: TrainConfig) -> SimulateConfig:
+    """Returns the options of simulate.py that `--sky` gives."""
+    given = [] if options.sky is None else ["--config", str(options.sky)]
+    sky = config.parse(SimulateConfig, given, description="")
+    if options.smoke:
+        sky = dataclasses.replace(sky, count=SMOKE_SKY.count, size=SMOKE_SKY.size)
+    return sky
 
 
 def _team(

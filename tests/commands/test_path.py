@@ -143,7 +143,6 @@ def test_training_data_that_cannot_serve_are_one_clear_line(run, tmp_path):
         (tmp_path / "broken" / name).mkdir(parents=True)
         (tmp_path / "broken" / name / "a.png").write_text("no picture")
     cases = {
-        "--data is missing": (),
         "no labels": ("--data", tmp_path / "plain.npz"),
         "no such file": ("--data", tmp_path / "nowhere.npz"),
         "--epochs": ("--data", tmp_path / "plain.npz", "--epochs", 0),

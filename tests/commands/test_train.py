@@ -1,0 +1,102 @@
+"""What scripts/train.py does around the training itself: its data, its folders, how it ends."""
+
+import os
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lensjax import runtime
+from lensjax.commands import train
+from lensjax.errors import LensjaxError
+from lensjax.training import stream
+from lensjax.training.stream import Stream
+
+TINY = ("--arch", "light_transformer", "--batch-size", 8)
+
+
+@pytest.fixture
+def begun(monkeypatch):
+    """What trainings begin with: this one ends there."""
+    found = []
+
+    def stop(training, validation, architecture, recipe, seeds, folder, **_):
+        found.append((training, validation, recipe, folder))
+        raise LensjaxError("far enough")
+
+    monkeypatch.setattr(train, "train_team", stop)
+    return found
+
+
+@pytest.fixture
+def cutouts(tmp_path) -> Path:
+    """Two hundred others, then two hundred lenses: what class folders give."""
+    images = np.random.default_rng(0).normal(size=(400, 16, 16, 1)).astype(np.float32)
+    path = tmp_path / "cutouts.npz"
+    label = np.arange(400) // 200
+    np.savez(path, images=images, label=label, id=np.arange(400), bands=np.array(["g"]))
+    return path
+
+
+def test_smoke_takes_the_first_cutouts_of_the_given_data(run, begun, cutouts, tmp_path):
+    ended = run(train.main, "--smoke", "--data", cutouts, *TINY, "--output", tmp_path / "out")
+    assert "far enough" in ended.error, ended
+    ((training, validation, _, folder),) = begun
+    ids = {*training.id.tolist(), *validation.id.tolist()}
+    assert ids == {*range(80), *range(200, 280)}
+    assert folder.is_relative_to(tmp_path / "out")
+    ended = run(train.main, "--smoke", "--data", tmp_path / "nowhere.npz", *TINY)
+    assert ended.status == 2 and "no such file" in ended.error
+
+
+def test_smoke_leaves_the_members_that_are_there_alone(run, begun, cutouts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text(f"data: {cutouts}\noutput: {tmp_path / 'members'}\n")
+    for more in ((), ("--config", "own.yaml")):
+        run(train.main, "--smoke", "--data", cutouts, *TINY, *more)
+        assert begun[-1][-1].is_relative_to(runtime.cache_folder() / "smoke")
+
+
+def test_without_data_it_trains_on_the_simulated_sky_and_says_so(run, begun, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "MEASURED", 32)
+    (tmp_path / "sky.yaml").write_text("count: 64\nsize: 24\n")
+    command = ("--scales", "8,16", *TINY, "--epochs", 2, "--sky", tmp_path / "sky.yaml")
+    ended = run(train.main, *command, "--validation-fraction", 0.5, "--output", tmp_path)
+    assert "far enough" in ended.error, ended
+    (line,) = ended.out.splitlines()
+    for words in ("simulated", "decam", "g, r, i", "24x24", "at 8, 16 pixels", "16 steps of 8"):
+        assert words in line
+    ((training, validation, recipe, _),) = begun
+    assert isinstance(training, Stream) and len(training) == 64 and len(validation) == 32
+    assert recipe.sizes() == [8, 16]
+
+
+def interrupting(times: int):
+    """Progress that has training told to end, so many times, after each step."""
+
+    @contextmanager
+    def progress(what: str, *_: object):
+        def advance(*_: object, **__: float) -> None:
+            for _ in range(times * what.startswith("training")):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        yield advance
+
+    return progress
+
+
+def test_ctrl_c_is_no_error(
+    run, cutouts, vit_tiny, tmp_path, monkeypatch
+):
+    command = ("--data", cutouts, *TINY, "--epochs", 0.1, "--output", tmp_path / "out")
+    command = (*command, "--arch", vit_tiny)
+    for times, status, error in (
+        (1, 3, "stopped after 1 of 4 steps; the same command goes on there\n"),
+        (2, 130, ""),  # the second asks for an end at once
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime, "progress", interrupting(times))
+            ended = run(train.main, *command)
+        assert (ended.status, ended.error) == (status, error)
