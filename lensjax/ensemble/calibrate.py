@@ -21,18 +21,14 @@ def object_loss(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Returns (slope, intercept) such that slope * logit + intercept are calibrated log-odds.
 
-    Maximum likelihood with the targets of Platt (1999, section 2.2), (n1 + 1) / (n1 + 2) and
-    1 / (n0 + 2), which keep the slope finite where the classes are separable.
-    Raises ValueError unless both classes are there.
+    Maximum likelihood with Platt's targets, which keep the slope finite where the classes are
+    separable. Raises ValueError unless both classes are there.
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels, bool)
-    positives, negatives = int(labels.sum()), int((~labels).sum())
-    if not positives or not negatives:
+    if labels.all() or not labels.any():
         raise ValueError("calibration needs lenses and non-lenses")
-    targets = np.where(labels, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     centre, spread = logits.mean(), max(logits.std(), 1e-12)
-    standard = (logits - centre) / spread
-    (slope, intercept), _ = _logistic(standard[None], targets, ridge=0.0)
+    slope, intercept = _logistic((logits - centre)[None] / spread, _targets(labels))
     return slope / spread, intercept - slope * centre / spread
 
 
@@ -48,21 +44,24 @@ class Stacking(NamedTuple):
 def stacking(logits: np.ndarray, labels: np.ndarray) -> Stacking:
     """Returns the Stacking of calibrated log-odds (member, n) that fits the labels (n,) best.
 
-    Logistic regression on logits of unit spread with non-negative coefficients and a ridge towards
-    equal ones (Wolpert 1992 for stacking, Breiman 1996 for the non-negative coefficients), over
-    the members that `useful_members` names; the others have no share.
+    How members count beside each other is a logistic regression on logits of unit spread with
+    non-negative coefficients and a ridge towards equal ones (Wolpert 1992 for stacking, Breiman
+    1996 for the non-negative coefficients), over the members that `useful_members` names; the
+    others have no share. What their weighted mean says of the odds is Platt's calibration of it:
+    the regression alone is sure of all that it has seen where the classes are separable.
     """
-    logits, labels = np.asarray(logits, np.float64), np.asarray(labels, np.float64)
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels, bool)
     kept = useful_members(logits, labels)
     spread = np.maximum(logits[kept].std(axis=1), 1e-12)
-    coefficients, _ = _logistic(logits[kept] / spread[:, None], labels, RIDGE)
-    contribution = np.zeros(len(logits))
-    contribution[kept] = coefficients[:-1]
-    weight = np.zeros(len(logits))
-    weight[kept] = coefficients[:-1] / spread
-    total = contribution.sum()
-    share = contribution / total if total > 0 else equal_stacking(len(logits)).share
-    return Stacking(weight, float(coefficients[-1]), share)
+    coefficients = _logistic(logits[kept] / spread[:, None], _targets(labels))[:-1] / spread
+    of_mean = np.zeros(len(logits))
+    of_mean[kept] = coefficients if coefficients.any() else 1.0
+    of_mean /= of_mean.sum()
+    slope, bias = platt(of_mean @ logits, labels)
+    contribution = of_mean[kept] * spread
+    share = np.zeros(len(logits))
+    share[kept] = contribution / contribution.sum()
+    return Stacking(slope * of_mean, bias, share)
 
 
 def useful_members(logits: np.ndarray, labels: np.ndarray) -> list[int]:
@@ -101,38 +100,46 @@ def shared_labels(validations: Sequence[dict[str, np.ndarray]]) -> np.ndarray | 
     return first["label"] if same else None
 
 
-def _logistic(logits: np.ndarray, targets: np.ndarray, ridge: float) -> tuple[np.ndarray, float]:
-    """Returns the coefficients (feature + 1,), the bias last, and the loss that they reach."""
+def _targets(labels: np.ndarray) -> np.ndarray:
+    """Returns what is fitted instead of the labels (n,), 1 or 0: (n1 + 1) / (n1 + 2) and
+    1 / (n0 + 2) for n1 lenses and n0 others (Platt 1999, section 2.2)."""
+    lenses = np.asarray(labels, bool)
+    positives, negatives = lenses.sum(), (~lenses).sum()
+    return np.where(lenses, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+
+
+def _logistic(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Returns the coefficients (feature + 1,), the bias last, of logits (feature, n)."""
     features = np.vstack([logits, np.ones(logits.shape[1])])
 
     def objective(coefficients: np.ndarray) -> tuple[float, np.ndarray]:
         fitted = coefficients @ features
         from_mean = coefficients[:-1] - coefficients[:-1].mean()
-        loss = object_loss(fitted, targets).sum() + ridge * from_mean @ from_mean
+        loss = object_loss(fitted, targets).sum() + RIDGE * from_mean @ from_mean
         gradient = features @ (expit(fitted) - targets)
-        gradient[:-1] += 2 * ridge * from_mean
+        gradient[:-1] += 2 * RIDGE * from_mean
         return loss, gradient
 
     start = np.append(np.full(len(logits), 1.0 / len(logits)), 0.0)
     bounds = [(0.0, None)] * len(logits) + [(None, None)]
-    found = minimize(
+    return minimize(
         objective,
         start,
         jac=True,
         method="L-BFGS-B",
         bounds=bounds,
         options={"ftol": 1e-14, "gtol": 1e-9, "maxiter": 2000},
-    )
-    return found.x, float(found.fun)
+    ).x
 
 
 def _cross_validated_loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Returns the loss (n,) of each object under the stack of (member, n) fitted without it."""
+    """Returns the loss (n,) of each object under the regression on (member, n) fitted without
+    it."""
     fold = np.arange(len(labels)) % FOLDS
     losses = np.empty(len(labels))
     for number in range(FOLDS):
         inside, outside = fold == number, fold != number
-        coefficients, _ = _logistic(logits[:, outside], labels[outside], RIDGE)
+        coefficients = _logistic(logits[:, outside], _targets(labels[outside]))
         fitted = coefficients[:-1] @ logits[:, inside] + coefficients[-1]
         losses[inside] = object_loss(fitted, labels[inside])
     return losses

@@ -93,3 +93,68 @@ def test_only_members_of_the_same_validation_objects_share_labels():
     other = {"id": np.array([1, 2, 4]), "label": np.array([0, 1, 1])}
     np.testing.assert_array_equal(calibrate.shared_labels([first, dict(first)]), [0, 1, 1])
     assert calibrate.shared_labels([first, other]) is None
+
+
+def drawn_members(
+    separations: list[float], n: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Raw logits (member, n), too large by a factor of five, of members whose errors are half in
+    common, and labels (n,) of as many lenses as others."""
+    label = (np.arange(n) % 2).astype(float)
+    common = rng.standard_normal(n)
+    logits = [
+        separation * (label - 0.5) + np.sqrt(0.5) * (common + rng.standard_normal(n))
+        for separation in separations
+    ]
+    return 5 * np.stack(logits), label
+
+
+def stacked_on_fresh_data(
+    separations: list[float], n: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Stacked log-odds of 4,000 fresh objects, all learned from n validation objects, and their
+    labels."""
+    rng = np.random.default_rng(seed)
+    logits, label = drawn_members(separations, n, rng)
+    fresh, fresh_label = drawn_members(separations, 4000, rng)
+    slope, intercept = np.transpose([calibrate.platt(row, label) for row in logits])[..., None]
+    weight, bias, _ = calibrate.stacking(slope * logits + intercept, label)
+    return weight @ (slope * fresh + intercept) + bias, fresh_label
+
+
+def mean_loss(separations: list[float], n: int, draws: int = 8) -> float:
+    drawn = [stacked_on_fresh_data(separations, n, seed) for seed in range(draws)]
+    return float(np.mean([calibrate.object_loss(*of_one).mean() for of_one in drawn]))
+
+
+def test_few_validation_objects_do_not_make_two_peers_sure_of_what_they_cannot_know():
+    assert mean_loss([3.0, 3.0], 60) < 0.25
+
+
+def test_members_of_every_strength_stay_calibrated_on_few_and_on_some_objects():
+    mixed = [1.0, 2.0, 2.0, 3.0, 3.0, 3.0]
+    assert mean_loss(mixed, 60, draws=4) < 0.17
+    assert mean_loss(mixed, 300, draws=2) < 0.13
+
+
+@pytest.mark.parametrize("separation", [6.0, 10.0])
+def test_members_that_separate_the_classes_stay_as_sure_as_the_number_of_objects_allows(separation):
+    drawn = [stacked_on_fresh_data([separation] * 2, 600, seed)[0] for seed in range(5)]
+    assert 4 < np.abs(drawn).max() < 20
+
+
+def test_the_stack_of_one_calibrated_member_is_that_member():
+    label = np.arange(80) % 2
+    logits = 10.0 * (label - 0.5) + np.random.default_rng(0).standard_normal(80)
+    slope, intercept = calibrate.platt(logits, label)
+    calibrated = slope * logits + intercept
+    weight, bias, _ = calibrate.stacking(calibrated[None], label)
+    np.testing.assert_allclose(weight * calibrated + bias, calibrated, atol=0.05)
+
+
+def test_members_that_know_nothing_count_alike_and_say_nothing():
+    label = np.arange(200) % 2
+    backwards = -(label - 0.5) + np.random.default_rng(0).standard_normal((2, 200))
+    weight, bias, share = calibrate.stacking(backwards, label)
+    np.testing.assert_allclose(weight @ backwards + bias, 0.0, atol=1e-6)
+    np.testing.assert_allclose(share, 0.5, atol=0.05)
