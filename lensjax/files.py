@@ -2,12 +2,12 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from lensjax.errors import LensjaxError, UsageError
+from lensjax.errors import Interrupted, LensjaxError, UsageError, one_line
 
 
 @contextmanager
@@ -52,3 +52,29 @@ def make_folder(path: Path) -> None:
         ) from error
     if not os.access(path, os.W_OK):
         raise UsageError(f"the folder {path} cannot be written to; choose another --output")
+
+
+@contextmanager
+def gathering() -> Iterator[Callable[..., None]]:
+    """A function that writes what it is told the name of, by another function and its arguments,
+    and keeps an error until the end, so that what follows is written all the same.
+
+    One error is raised as it is, several as one LensjaxError.
+    """
+    failed: dict[str, Exception] = {}
+
+    def attempt(name: str, write: Callable[..., object], *given: object, **more: object) -> None:
+        try:
+            write(*given, **more)
+        except Interrupted:
+            raise
+        except Exception as error:
+            failed[name] = error
+
+    yield attempt
+    if failed:
+        first, *others = failed.values()
+        if not others:
+            raise first
+        names = ", ".join(list(failed)[1:])
+        raise LensjaxError(f"{one_line(first)}; not written either: {names}") from first

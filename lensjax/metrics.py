@@ -115,6 +115,22 @@ def evaluate(
     )
 
 
+def missing(probabilities: ArrayLike, labels: ArrayLike | None) -> list[str]:
+    """Why there are no metrics, or not all, in a line; no line where all are there."""
+    if labels is None:
+        return ["no metrics: the data have no labels"]
+    scores, lens, _, _ = _known(probabilities, labels)
+    if not scores.size:
+        return ["no metrics: none of the cutouts that were scored has a label"]
+    if 0 < lens.sum() < lens.size:
+        return []
+    kind = "are lenses" if lens.all() else "are no lenses"
+    return [
+        "no AUROC, average precision, TPR0 and TPR10: all cutouts that have a label and a score "
+        f"({lens.size:,}) {kind}"
+    ]
+
+
 def auroc(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Area under the ROC curve: the chance that a lens outscores another object (ties count half).
 
@@ -345,6 +361,12 @@ def table(found: Mapping[str, Metrics]) -> str:
     lines = [f"{'score':<{width}}" + "".join(f"  {title:<22}" for title in shown)]
     for name, metrics in found.items():
         intervals = (getattr(metrics, field) for field in shown.values())
-        cells = (f"{i.value:.4f} [{i.low:.4f}, {i.high:.4f}]" for i in intervals)
+        cells = map(_shown, intervals)
         lines.append(f"{name:<{width}}" + "".join(f"  {cell:<22}" for cell in cells))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _shown(found: Interval) -> str:
+    if math.isnan(found.value):
+        return "-"
+    return f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"

@@ -15,21 +15,17 @@ from typing import Any
 
 import numpy as np
 from astropy.io import fits
-from astropy.table import Column, MaskedColumn, Table
+from astropy.table import Column, MaskedColumn, Table, meta
 from numpy.typing import NDArray
 
+from lensjax.columns import COLUMNS, SUFFIX, meaning
+from lensjax.data import fits_table
 from lensjax.data.tables import plain, read_table, standardise
 from lensjax.errors import UsageError
-from lensjax.files import replacing
+from lensjax.files import gathering, replacing
 
-SCORES = (
-    "probability",
-    "logit",
-    "logit_std",
-    "total_entropy",
-    "aleatoric_entropy",
-    "mutual_information",
-)
+OF_CUTOUTS = ("id", "ra", "dec")
+SCORES = tuple(name for name in COLUMNS if name not in ("rank", *OF_CUTOUTS))
 FIGURES = ("roc", "precision_recall", "reliability", "scores", "uncertainty")
 OUTPUTS = (  # every file that scoring or evaluating leaves in its folder
     "predictions.npz",
@@ -52,22 +48,22 @@ Members = Mapping[str, Mapping[str, Array]]
 
 def write_outputs(
     folder: str | os.PathLike[str],
+    candidates: Table,
     catalogue: Table,
     scores: Scores,
     members: Members,
     readable: Array,
     reasons: Sequence[str] | Array,
-) -> Table:
-    """Write the catalogue, the predictions and the rejects; returns the ranked candidates.
+) -> None:
+    """Write the predictions, the rejects and the ranked `candidates`; what fails stops no other.
 
     `catalogue` has N rows in input order, `scores` (see `SCORES`) and the `logits` and `probs` of
     each of `members` are (N,), `readable` is (N,) bool, `reasons` (N,) says why a row is not.
     """
-    table = candidate_table(catalogue, scores, members, readable)
-    write_candidates(folder, table)
-    write_predictions(folder, catalogue, scores, members, readable)
-    write_rejects(folder, catalogue, readable, reasons)
-    return table
+    with gathering() as attempt:
+        attempt("predictions.npz", write_predictions, folder, catalogue, scores, members, readable)
+        attempt("rejects.csv", write_rejects, folder, catalogue, readable, reasons)
+        attempt("candidates", write_candidates, folder, candidates)
 
 
 def ranking(scores: Scores, readable: Array) -> Array:
@@ -83,49 +79,65 @@ def ranking(scores: Scores, readable: Array) -> Array:
 def candidate_table(catalogue: Table, scores: Scores, members: Members, readable: Array) -> Table:
     """The readable rows, best first: rank, id, position, scores, members, then carried columns.
 
-    Carried columns whose names differ from ours at most in case, which FITS does not
-    tell apart, get the suffix `_input`. Texts come as str, columns with gaps as MaskedColumn.
+    Carried columns whose names differ from ours at most in case get the suffix `_input`. Texts come
+    as str, columns with gaps as MaskedColumn, a position that is not known as a gap. What a column
+    means (see `lensjax.columns`) stands in its unit, its description and the `ucd` of its meta.
     """
     rows = ranking(scores, readable)
     table = Table({"rank": np.arange(1, rows.size + 1)})
-    for name in ("id", "ra", "dec"):
-        table[name] = plain(catalogue[name][rows])
+    table["id"] = plain(catalogue["id"][rows])
+    for name in ("ra", "dec"):
+        degrees = np.ma.masked_invalid(np.ma.asarray(catalogue[name][rows]), copy=False)
+        table[name] = MaskedColumn(degrees) if degrees.mask.any() else Column(degrees.data)
     for name in SCORES:
         table[name] = np.asarray(scores[name])[rows]
     for name, outputs in members.items():
-        table[f"{name}_probability"] = np.asarray(outputs["probs"])[rows]
-    taken = {name.lower() for name in table.colnames}
+        table[f"{name}{SUFFIX}"] = np.asarray(outputs["probs"])[rows]
+    ours = {name.lower() for name in table.colnames}
     for name in catalogue.colnames:
-        if name in ("id", "ra", "dec"):
+        if name in OF_CUTOUTS:
             continue
         free = name
-        while free.lower() in taken:
+        while free.lower() in ours or free in table.colnames:
             free += "_input"
-        taken.add(free.lower())
         table[free] = plain(catalogue[name][rows])
+    for name in table.colnames:
+        _describe(table[name])
     return table
+
+
+def notes(candidates: Table) -> list[str]:
+    """What a user must know of the files that hold the candidates, a line a fact."""
+    columns, kept = candidates.colnames, fits_table.names(candidates.colnames)
+    said = []
+    if len(kept) < len(columns):
+        said.append(
+            f"candidates.fits has the first {len(kept)} of {len(columns):,} columns, for FITS has "
+            "no room for more: all are in candidates.parquet and candidates.csv"
+        )
+    renamed = sum(name != new for name, new in kept.items())
+    if renamed:
+        said.append(
+            f"candidates.fits has shorter or plainer names for {renamed:,} of the columns: its "
+            "header (TCOMM) says which"
+        )
+    return said
 
 
 def write_candidates(folder: str | os.PathLike[str], table: Table) -> None:
     """Write candidates.parquet, candidates.csv and candidates.fits, all holding the same rows.
 
-    Gaps are nulls in Parquet, empty fields in CSV, TNULL, NaN or blank in FITS, whose texts are
-    UTF-8. A column of vectors is a list in Parquet, a vector in FITS, and a JSON array in CSV.
+    Gaps are nulls in Parquet, empty fields in CSV (as NaN is), TNULL, NaN or blank in FITS, whose
+    texts are UTF-8. A column of vectors is a list in Parquet, a vector in FITS, and a JSON array in
+    CSV. FITS has no room for all columns and all names: see `fits_table`.
     """
-    from lensjax.data import arrow
-
-    size = sum(table[name].nbytes for name in table.colnames)
-    converted = arrow.from_table(table)
-    with replacing(Path(folder) / "candidates.parquet", size) as file:
-        arrow.write_parquet(file, converted, _text_lengths(table))
-    with replacing(Path(folder) / "candidates.csv", 2 * size) as file:
-        file.write(_csv_line(table.colnames))
-        vectors = [name for name in table.colnames if table[name].ndim > 1]
-        arrow.write_csv_rows(file, converted, {name: _json_rows(table[name]) for name in vectors})
-    with replacing(Path(folder) / "candidates.fits", size) as file:
-        plain = Table([_to_fits(table[name]) for name in table.colnames], copy=False)
-        binary = fits.table_to_hdu(plain, name="CANDIDATES")
-        fits.HDUList([fits.PrimaryHDU(), binary]).writeto(file)
+    with gathering() as attempt:
+        for name, write in (
+            ("candidates.parquet", _write_parquet),
+            ("candidates.csv", _write_csv),
+            ("candidates.fits", _write_fits),
+        ):
+            attempt(name, write, Path(folder) / name, table)
 
 
 def write_predictions(
@@ -300,41 +312,58 @@ def _filled(column: Column) -> Array:
     return np.where(np.ma.getmaskarray(column), "", texts)
 
 
-def _text_lengths(table: Table) -> dict[str, str]:
-    """Schema metadata by which astropy reads texts with nulls, and without guessing their width."""
-    return {
+def _describe(column: Column) -> None:
+    """Gives a column of ours its meaning; one of the user's keeps the unit that it came with."""
+    known = meaning(column.name)
+    if known is None:
+        return
+    column.unit = known.unit or None
+    column.description = known.description
+    if known.ucd:
+        column.meta["ucd"] = known.ucd
+
+
+def _write_parquet(path: Path, table: Table) -> None:
+    from lensjax.data import arrow
+
+    # What astropy reads: units and descriptions, texts with nulls and the width of texts.
+    metadata = {"table_meta_yaml": "\n".join(meta.get_yaml_from_table(table))} | {
         f"table::len::{name}": str(max(table[name].dtype.itemsize // 4, 1))
         for name in table.colnames
         if table[name].dtype.kind == "U"
     }
+    with replacing(path, _size(table)) as file:
+        arrow.write_parquet(file, arrow.from_table(table), metadata)
+
+
+def _write_csv(path: Path, table: Table) -> None:
+    from lensjax.data import arrow
+
+    vectors = [name for name in table.colnames if table[name].ndim > 1]
+    texts = {name: _json_rows(table[name]) for name in vectors}
+    with replacing(path, 2 * _size(table)) as file:
+        file.write(_csv_line(table.colnames))
+        arrow.write_csv_rows(file, arrow.from_table(table), texts)
+
+
+def _write_fits(path: Path, table: Table) -> None:
+    with replacing(path, _size(table)) as file:
+        hdu = fits_table.hdu(table, "CANDIDATES")
+        fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(file)
+
+
+def _size(table: Table) -> int:
+    return sum(table[name].nbytes for name in table.colnames)
 
 
 def _json_rows(column: Column) -> list[str]:
     return [json.dumps(to_json(row)) for row in np.ma.asarray(column).tolist()]
 
 
-def _to_fits(column: Column) -> Column:
-    """The column in a type that FITS has, with a null value that no row holds."""
-    data, gaps = np.ma.getdata(np.asanyarray(column)), np.ma.getmaskarray(np.ma.asarray(column))
-    kind, masked = data.dtype.kind, bool(gaps.any())
-    null: Any = None
-    if kind == "U":
-        encoded = np.char.encode(np.where(gaps, "", data), "utf-8")
-        data = encoded.astype(f"S{max(encoded.dtype.itemsize, 1)}")
-    elif kind == "f":
-        data = np.where(gaps, np.nan, data).astype(np.result_type(data.dtype, np.float32))
-    elif masked or data.dtype == np.int8:
-        data = data.astype(np.int64 if kind in "iu" else np.int16)
-        null = np.iinfo(data.dtype).min
-    made = Column(data) if null is None else MaskedColumn(data, mask=gaps, fill_value=null)
-    made.name, made.unit = column.name, column.unit
-    return made
-
-
 def _csv_line(values: Sequence[Any]) -> bytes:
     line = io.StringIO(newline="")
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue().encode("utf-8", "replace")
+    csv.writer(line, lineterminator="\r\n").writerow(values)  # so that a \r is quoted, as a \n is
+    return line.getvalue().removesuffix("\r\n").encode("utf-8", "replace") + b"\n"
 
 
 def to_json(value: Any) -> Any:

@@ -1,5 +1,6 @@
 """The output files hold what was scored, whole, in every format, and come back as they went in."""
 
+import csv
 import errno
 import json
 import math
@@ -9,11 +10,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+from astropy.io import fits
+from astropy.io.votable import ucd
 from astropy.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensjax import results
+from lensjax.columns import CARRIED, COLUMNS, OF_MEMBERS
+from lensjax.data import fits_table
 from lensjax.errors import LensjaxError, UsageError
 
 TEXTS = ["a,b", 'say "x"', "two\nlines", "ünïcødé ☃", "plain", "=1+2", "<script>"]
@@ -51,6 +56,10 @@ def run(size: int = 12, unreadable: tuple[int, ...] = (3, 7), **columns: object)
 
 def ranked(job: dict) -> Table:
     return results.candidate_table(*(job[key] for key in list(job)[:4]))
+
+
+def write(folder: Path, job: dict) -> None:
+    results.write_outputs(folder, ranked(job), **job)
 
 
 def from_parquet(folder: Path) -> dict[str, list]:
@@ -183,7 +192,8 @@ def test_vectors_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 2])
 def test_few_or_no_rows(tmp_path: Path, size: int) -> None:
     job = run(size=size, unreadable=(0,))
-    table = results.write_outputs(tmp_path, **job)
+    table = ranked(job)
+    write(tmp_path, job)
     assert len(table) == size - 1
     assert len(from_parquet(tmp_path)["id"]) == len(from_fits(tmp_path)) == size - 1
     lines = (tmp_path / "candidates.csv").read_text().splitlines()
@@ -192,7 +202,7 @@ def test_few_or_no_rows(tmp_path: Path, size: int) -> None:
 
 def test_predictions_keep_the_order_of_the_input(tmp_path: Path) -> None:
     job = run()
-    results.write_outputs(tmp_path, **job)
+    write(tmp_path, job)
     with np.load(tmp_path / "predictions.npz", allow_pickle=False) as file:
         arrays = dict(file)
     np.testing.assert_array_equal(arrays["id"], job["catalogue"]["id"])
@@ -217,25 +227,27 @@ def test_predictions_keep_the_order_of_the_input(tmp_path: Path) -> None:
 def test_object_ids_need_no_pickle(tmp_path: Path) -> None:
     job = run(size=3, unreadable=())
     job["catalogue"]["id"] = np.array(["a", 7, None], object)
-    results.write_outputs(tmp_path, **job)
+    write(tmp_path, job)
     assert results.read_predictions(tmp_path).ids.tolist() == ["a", "7", ""]
 
 
 def test_rejects_are_listed_with_their_reason(tmp_path: Path) -> None:
     job = run()
     job["catalogue"]["path"][3] = '"b",.fits'
-    results.write_outputs(tmp_path, **job)
+    job["catalogue"]["path"][7] = "f\r.fits"
+    write(tmp_path, job)
     table = Table.read(tmp_path / "rejects.csv", format="ascii.csv")
     assert table.colnames == ["path", "id", "reason"]
     assert table["id"].tolist() == job["catalogue"]["id"][[3, 7]].tolist()
-    assert table["path"].tolist() == ['"b",.fits', "f/7.fits"]
+    assert table["path"].tolist()[0] == '"b",.fits'
+    assert b'\n"f\r.fits",' in (tmp_path / "rejects.csv").read_bytes()
     assert set(table["reason"]) == {"truncated, or empty"}
 
 
 def test_rejects_without_any_are_a_header(tmp_path: Path) -> None:
     job = run(unreadable=())
     job["catalogue"].remove_column("path")
-    results.write_outputs(tmp_path, **job)
+    write(tmp_path, job)
     assert (tmp_path / "rejects.csv").read_text() == "path,id,reason\n"
 
 
@@ -258,7 +270,7 @@ def test_run_record_is_strict_json(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, monkeypatch) -> None:
     job = run()
-    results.write_outputs(tmp_path, **job)
+    write(tmp_path, job)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(descriptor: int) -> None:
@@ -271,9 +283,9 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, monkeyp
         lambda: results.write_predictions(tmp_path, *(job[key] for key in list(job)[:4])),
         lambda: results.write_json(Path(tmp_path) / "run.json", {}),
     )
-    for write in writers:
+    for writer in writers:
         with pytest.raises(LensjaxError, match=r"no room left in .*MiB") as caught:
-            write()
+            writer()
         assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -285,7 +297,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
 
 def test_predictions_come_back(tmp_path: Path) -> None:
-    results.write_outputs(tmp_path, **run())
+    write(tmp_path, run())
     found = results.read_predictions(tmp_path)
     assert list(found.probabilities) == ["ensemble", "resnet18.0", "vit_b16"]
     assert found.paths is not None and found.paths[0] == "f/0.fits"
@@ -382,7 +394,132 @@ def test_labels_of_other_data_or_in_conflict_are_refused() -> None:
 
 def test_all_that_is_written_is_named_once(tmp_path: Path) -> None:
     """A new run removes by name what a former one left."""
-    results.write_outputs(tmp_path, **run())
+    write(tmp_path, run())
     written = {path.name for path in tmp_path.iterdir()}
     assert len(written) == 5 and written <= set(results.OUTPUTS)
     assert len(set(results.OUTPUTS)) == len(results.OUTPUTS)
+
+
+ODD = ["x" * 5000, "X" * 5000, "größe ☃", "two\nlines", "a\rb", "it's", " ", "Flux", "flux", "FLUX"]
+
+
+def test_a_catalogue_of_any_number_of_columns_and_any_names_is_written_whole(
+    tmp_path: Path,
+) -> None:
+    job = run(
+        size=3, unreadable=(1,), **{name: [f"{name[:9]}{k}" for k in range(3)] for name in ODD}
+    )
+    for number in range(1200):
+        job["catalogue"][f"c{number}"] = np.arange(3) + number
+    table = ranked(job)
+    write(tmp_path, job)
+    assert {path.name for path in tmp_path.iterdir()} <= set(results.OUTPUTS)
+    assert [len(line) for line in from_csv(tmp_path)] == [len(table.colnames)] * 3
+    assert from_csv(tmp_path)[0] == list(from_parquet(tmp_path)) == table.colnames
+    assert not any(name.endswith("_input") for name in table.colnames)
+    with fits.open(tmp_path / "candidates.fits") as hdus:
+        hdus.verify("exception")
+        header = hdus[1].header
+    assert header["TFIELDS"] == 999
+    called = [header[f"TTYPE{number}"] for number in range(1, 1000)]
+    assert called[:13] == table.colnames[:13] and len(set(map(str.lower, called))) == 999
+    assert called[13:23] == [
+        "x" * 68, f"{'X' * 66}_2", "gro_e _", "two_lines", "a_b", "it_s", "column", "Flux",
+        "flux_2", "FLUX_3",
+    ]  # fmt: skip
+    for original, kept in zip(table.colnames, from_fits(tmp_path).columns.values(), strict=False):
+        assert kept.tolist() == table[original].tolist()
+    assert header["TCOMM16"] == "column gr\\xf6\\xdfe \\u2603"
+    first, second = results.notes(table)
+    assert "candidates.fits has the first 999 of 1,223 columns" in first
+    assert "candidates.parquet and candidates.csv" in first and "9 of the columns" in second
+    assert results.notes(ranked(run())) == []
+
+
+def from_csv(folder: Path) -> list[list[str]]:
+    with open(folder / "candidates.csv", newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_one_form_that_fails_loses_no_other(tmp_path: Path, monkeypatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise ValueError("no such\ntable")
+
+    monkeypatch.setattr(fits_table, "hdu", fail)
+    with pytest.raises(ValueError, match="no such"):
+        write(tmp_path, run())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("predictions.npz", "rejects.csv", "candidates.parquet", "candidates.csv"),
+    }
+    (tmp_path / "second").mkdir()
+    monkeypatch.setattr(results, "write_predictions", fail)
+    with pytest.raises(LensjaxError, match="no such table; not written either: candidates"):
+        write(tmp_path / "second", run())
+    assert (tmp_path / "second" / "candidates.csv").exists()
+
+
+def test_columns_say_what_they_mean_in_fits_and_parquet(tmp_path: Path) -> None:
+    job = run(label=np.zeros(12, int), redshift=np.zeros(12))
+    job["catalogue"]["redshift"].unit, job["catalogue"]["redshift"].description = (
+        "km / s",
+        "of lens",
+    )
+    write(tmp_path, job)
+    header = fits.getheader(tmp_path / "candidates.fits", 1)
+    cards = {
+        header[f"TTYPE{k}"]: tuple(
+            header.get(f"{key}{k}", "") for key in ("TUNIT", "TUCD", "TCOMM")
+        )
+        for k in range(1, header["TFIELDS"] + 1)
+    }
+    members = {f"{name}_probability": OF_MEMBERS for name in job["members"]}
+    expected = COLUMNS | members | CARRIED | {"redshift": ("km s-1", "", "of lens")}
+    assert cards == {name: tuple(meaning) for name, meaning in expected.items()}
+    assert cards["ra"][:2] == ("deg", "pos.eq.ra;meta.main")
+
+    table = Table.read(tmp_path / "candidates.parquet")
+    schema = pyarrow.parquet.read_schema(tmp_path / "candidates.parquet")
+    for name, (unit, word, description) in COLUMNS.items():
+        assert str(table[name].unit or "") == unit and table[name].description == description
+        assert table[name].meta.get("ucd", "") == word
+        fields = {"unit": unit, "ucd": word, "description": description}
+        found = schema.field(name).metadata
+        assert {key: found.get(key.encode(), b"").decode() for key in fields} == fields
+    assert (str(table["redshift"].unit), table["redshift"].description) == ("km / s", "of lens")
+
+
+def test_words_for_quantities_are_those_of_the_ivoa() -> None:
+    for name, meaning in (COLUMNS | CARRIED | {"member": OF_MEMBERS}).items():
+        assert not meaning.ucd or ucd.check_ucd(meaning.ucd, check_controlled_vocabulary=True), name
+
+
+def test_the_documentation_has_the_same_meanings() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "usage.md").read_text()
+    for name, meaning in (COLUMNS | {"<member>_probability": OF_MEMBERS} | CARRIED).items():
+        assert f"| `{name}` | {meaning.unit} | {meaning.description} |" in text
+
+
+def test_a_position_that_is_not_known_is_empty(tmp_path: Path) -> None:
+    job = run(size=3, unreadable=())
+    job["catalogue"]["ra"][1] = job["catalogue"]["dec"][1] = np.nan
+    job["catalogue"]["flux"] = [1.5, np.nan, 2.5]
+    write(tmp_path, job)
+    lines = Table.read(tmp_path / "candidates.csv", format="ascii.csv")
+    row = int(np.flatnonzero(lines["id"] == job["catalogue"]["id"][1])[0])
+    columns, *rows = from_csv(tmp_path)
+    assert [rows[row][columns.index(name)] for name in ("ra", "dec", "flux")] == ["", "", ""]
+    assert "nan" not in (tmp_path / "candidates.csv").read_text().lower()
+    assert from_parquet(tmp_path)["ra"][row] is None
+    assert from_fits(tmp_path)["ra"].mask.tolist() == [k == row for k in range(3)]
+
+
+def test_names_that_are_no_utf8_are_written_in_every_form(tmp_path: Path) -> None:
+    """As the names of files come that were written under another encoding."""
+    job = run(size=3, unreadable=(2,))
+    job["catalogue"]["path"] = [os.fsdecode(b"caf\xe9.fits")] * 3
+    job["catalogue"]["id"] = [os.fsdecode(b"caf\xe9%d" % k) for k in range(3)]
+    write(tmp_path, job)
+    assert sorted(from_parquet(tmp_path)["id"]) == ["caf\ufffd0", "caf\ufffd1"]
+    assert sorted(from_fits(tmp_path)["path"]) == ["caf\ufffd.fits"] * 2
+    assert (tmp_path / "rejects.csv").read_text().splitlines()[1].startswith("caf\ufffd.fits,caf")
+    assert results.read_predictions(tmp_path).ids[0] == "caf\ufffd0"

@@ -54,4 +54,6 @@ def evaluate(options: EvaluateConfig) -> str:
 
     figures = report.write_figures(folder, report.Scored(predictions.probabilities, matched.labels))
     said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
-    return "\n".join([metrics.table(found), "", said, *map(str, [record, *figures])])
+    missing = metrics.missing(predictions.probabilities["ensemble"], matched.labels)
+    lines = [metrics.table(found), "", *missing, said, *map(str, [record, *figures])]
+    return "\n".join(lines)

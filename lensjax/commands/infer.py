@@ -29,7 +29,7 @@ from lensjax.ensemble.predict import Precision, Step, Weights
 from lensjax.ensemble.score import score
 from lensjax.ensemble.stack import Ensemble, filled, outline
 from lensjax.errors import UsageError
-from lensjax.files import make_folder
+from lensjax.files import gathering, make_folder
 from lensjax.footprint import memory_budget
 from lensjax.metrics import Metrics
 from lensjax.models.registry import ARCHITECTURES
@@ -153,6 +153,7 @@ class Outcome:
         lines.append(f"shares in the stacked score: {shares} ({self.run['shares_from']})")
         if self.metrics:
             lines += ["", metrics.table(self.metrics), ""]
+        lines += self.run["notes"]
         names = ("candidates.csv", "mosaic.png", "report.html")
         lines += [f"{output / name}" for name in names if (output / name).exists()]
         return "\n".join(lines)
@@ -319,7 +320,7 @@ def write(
     scoring: Mapping[str, Any],
 ) -> Outcome:
     """Writes the output directory from `columns`, the scores in input order, and what is to be
-    said of the `scoring`."""
+    said of the `scoring`. A file that cannot be written keeps no other back."""
     readable, reasons = columns["readable"], columns["reasons"]
     scores = {name: columns[name] for name in results.SCORES}
     of_members = {
@@ -328,8 +329,9 @@ def write(
     }
     table = source.table.copy(copy_data=False)
     table["ra"], table["dec"] = columns["ra"], columns["dec"]
-    candidates = results.write_outputs(options.output, table, scores, of_members, readable, reasons)
-    found = _metrics(source, scores["probability"], of_members)
+    candidates = results.candidate_table(table, scores, of_members, readable)
+    labels = table["label"] if "label" in table.colnames else None
+    found = _metrics(labels, scores["probability"], of_members)
     record = {
         "config": dataclasses.asdict(options),
         "members": [
@@ -351,13 +353,19 @@ def write(
         "scored": int(readable.sum()),
         "rejected": int((~readable).sum()),
         **scoring,
+        "notes": [*results.notes(candidates), *metrics.missing(scores["probability"], labels)],
         "metrics": {name: metric.to_json() for name, metric in found.items()},
     }
-    # Pictures last: drawing takes memory of its own, and the catalogue is what must not be lost.
-    record["peak_memory_bytes"] = runtime.peak_memory_bytes()
-    results.write_json(options.output / "run.json", record)
-    best = results.ranking(scores, readable)[: options.top]
-    draw(options, source, best, candidates, record, reasons, found)
+    scored = scores, of_members, readable
+    with gathering() as attempt:
+        attempt(
+            "catalogue", results.write_outputs, options.output, candidates, table, *scored, reasons
+        )
+        # Pictures last: drawing takes memory of its own, and the catalogue must not be lost.
+        record["peak_memory_bytes"] = runtime.peak_memory_bytes()
+        attempt("run.json", results.write_json, options.output / "run.json", record)
+        best = results.ranking(scores, readable)[: options.top]
+        attempt("pictures", draw, options, source, best, candidates, record, reasons, found)
     return Outcome(record, found)
 
 
@@ -374,15 +382,19 @@ def draw(
     from lensjax import report
 
     pictures = [report.colour(source[row].image, source.bands) for row in best]
-    report.write_mosaic(options.output / "mosaic.png", pictures, candidates)
-    report.write_report(
-        options.output,
-        candidates=candidates,
-        pictures=pictures,
-        run=record,
-        reasons=reasons.tolist(),
-        metrics=found,
-    )
+    with gathering() as attempt:
+        mosaic = options.output / "mosaic.png"
+        attempt("mosaic.png", report.write_mosaic, mosaic, pictures, candidates)
+        attempt(
+            "report.html",
+            report.write_report,
+            options.output,
+            candidates=candidates,
+            pictures=pictures,
+            run=record,
+            reasons=reasons.tolist(),
+            metrics=found,
+        )
 
 
 def _workers(asked: int | Literal["auto"], cutouts: int) -> int:
@@ -435,14 +447,13 @@ def _fingerprint(
 
 
 def _metrics(
-    source: Source, probability: np.ndarray, of_members: Mapping[str, Mapping[str, np.ndarray]]
+    labels: np.ndarray | None,
+    probability: np.ndarray,
+    of_members: Mapping[str, Mapping[str, np.ndarray]],
 ) -> dict[str, Metrics]:
-    """Returns the metrics of each member and of the ensemble, none without labels of both kinds."""
-    if "label" not in source.table.colnames:
-        return {}
-    label = np.asarray(source.table["label"])
-    if not {0, 1} <= set(label.tolist()):
+    """Returns the metrics of each member and of the ensemble, none where no label is known."""
+    if labels is None or not (labels[~np.isnan(probability)] >= 0).any():
         return {}
     probabilities = {name: member["probs"] for name, member in of_members.items()}
     probabilities["ensemble"] = probability
-    return {name: metrics.evaluate(values, label) for name, values in probabilities.items()}
+    return {name: metrics.evaluate(values, labels) for name, values in probabilities.items()}

@@ -56,8 +56,12 @@ def parquet_metadata(path: Path) -> dict[str, str]:
 
 
 def from_table(table: Table) -> pa.Table:
-    """The table as Arrow's, gaps as nulls, vectors as lists."""
-    return pa.table({name: _array(table[name]) for name in table.colnames})
+    """The table as Arrow's, gaps as nulls, vectors as lists, with what each column means."""
+    arrays = {name: _array(table[name]) for name in table.colnames}
+    schema = pa.schema(
+        pa.field(name, array.type, metadata=_meaning(table[name])) for name, array in arrays.items()
+    )
+    return pa.table(arrays, schema)
 
 
 def write_parquet(file: IO[bytes], arrow: pa.Table, metadata: Mapping[str, str]) -> None:
@@ -91,13 +95,20 @@ def _to_table(arrow: pa.Table, path: Path) -> Table:
 
 
 def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column in a type whose digits say the same to all readers."""
+    """The column in a type whose digits say the same to all readers, NaN as a gap."""
     if pa.types.is_boolean(column.type):
         return column.cast(pa.int8())  # 1 and 0 equal True and False; the words come back as text
     if pa.types.is_floating(column.type):
         # digits of a double: the value is the same, bit for bit, to readers that know only doubles
-        return column.cast(pa.float64())
+        digits = column.cast(pa.float64())
+        return pc.if_else(pc.is_nan(digits), None, digits)
     return column
+
+
+def _meaning(column: Column) -> dict[str, str]:
+    """Unit, description and UCD of a column, where it has them."""
+    found = {"unit": column.unit, "description": column.description, "ucd": column.meta.get("ucd")}
+    return {name: str(value) for name, value in found.items() if value}
 
 
 def _array(column: Column) -> pa.Array:

@@ -124,7 +124,10 @@ def label_column(values: Iterable[Any], source: str) -> np.ndarray:
 
 
 def plain(column: Column) -> Column:
-    """The column as numbers, bools or str of native byte order, its gaps masked."""
+    """The column as numbers, bools or str of native byte order, its gaps masked.
+
+    Bytes that are no UTF-8, in texts or in the names of files, are U+FFFD.
+    """
     data = np.ma.getdata(np.asanyarray(column))
     gaps = np.ma.getmaskarray(np.ma.asarray(column))
     if data.dtype.kind == "O":
@@ -136,10 +139,20 @@ def plain(column: Column) -> Column:
     elif data.dtype.kind not in "biufU":
         data = data.astype(str)
     data = data.astype(data.dtype.newbyteorder("="), copy=False)
+    data = _in_unicode(data) if data.dtype.kind == "U" else data
     gap_free = not gaps.any()
     made = Column(data) if gap_free else MaskedColumn(data, mask=gaps)
-    made.name, made.unit = column.name, column.unit
+    made.name, made.unit, made.description = column.name, column.unit, column.description
     return made
+
+
+def _in_unicode(texts: np.ndarray) -> np.ndarray:
+    """The texts without the lone surrogates that stand for odd bytes in the names of files."""
+    codes = np.ascontiguousarray(texts).view(np.uint32)
+    if not codes.size or codes.max() < 0xD800:
+        return texts
+    odd = (codes >= 0xD800) & (codes < 0xE000)
+    return np.where(odd, np.uint32(0xFFFD), codes).view(texts.dtype)
 
 
 def _unboxed(present: list[Any], data: np.ndarray, gaps: np.ndarray) -> np.ndarray:
