@@ -22,7 +22,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from lensjax.errors import UsageError
 
-CONTROL_GROUP = Path("/sys/fs/cgroup")
+CONTROL_GROUPS, OWN_CONTROL_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 # The compiler counts neither the workspace of cuDNN nor the gaps between blocks of memory.
 SHARE_OF_ACCELERATOR = 0.9
@@ -121,17 +121,52 @@ def memory_limit_bytes(device: jax.Device) -> int:
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
-    left = min(psutil.virtual_memory().available, _control_group_bytes_left())
-    return int(left) // jax.local_device_count()
+    return host_bytes_left() // jax.local_device_count()
+
+
+def host_bytes_left() -> int:
+    """Returns the bytes that machine and container leave to this process: what is free, and what
+    holds files that can be read again."""
+    return int(min(psutil.virtual_memory().available, _control_group_bytes_left()))
 
 
 def _control_group_bytes_left() -> float:
-    """Returns what the container's limit leaves to this process, infinity without a limit."""
+    """Returns what the tightest limit on this process's control groups, or on a group that they
+    are in, leaves; infinity without a limit.
+
+    Lines are `number:controllers:path`, without controllers for groups of version 2. In a container
+    the path may be the host's, of which only the top is there: the container's own group.
+    """
     try:
-        limit = int((CONTROL_GROUP / "memory.max").read_text())
-        return max(limit - int((CONTROL_GROUP / "memory.current").read_text()), 0)
-    except (OSError, ValueError):  # no such control group, or its limit is "max"
+        lines = OWN_CONTROL_GROUPS.read_text().splitlines()
+    except OSError:  # another system than Linux
         return float("inf")
+    left = [float("inf")]
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            top, names = CONTROL_GROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top = CONTROL_GROUPS / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = top / path.lstrip("/")
+        left += [_group_bytes_left(each, *names) for each in (group, *group.parents)]
+    return min(left)
+
+
+def _group_bytes_left(group: Path, limit: str, used: str, cached: str) -> float:
+    """Returns what the limit of one control group leaves, infinity where it has none.
+
+    Files that are only cached do not count as used: the kernel drops them before it refuses memory.
+    """
+    try:
+        most, taken = (int((group / name).read_text()) for name in (limit, used))
+    except (OSError, ValueError):  # no such group, or its limit is "max"
+        return float("inf")
+    counts = dict(map(str.split, (group / "memory.stat").read_text().splitlines()))
+    return max(most - max(taken - int(counts[cached]), 0), 0)
 
 
 def _h100() -> Target:

@@ -83,16 +83,75 @@ def test_the_limit_of_an_accelerator_is_its_own_word():
     assert footprint.memory_limit_bytes(gpu) == 123
 
 
-def test_the_limit_of_a_cpu_is_what_machine_and_container_leave(monkeypatch, tmp_path):
-    cpu = SimpleNamespace(memory_stats=lambda: None)
-    assert 0 < footprint.memory_limit_bytes(cpu) <= psutil.virtual_memory().total
-    monkeypatch.setattr(footprint, "CONTROL_GROUP", tmp_path)
+CPU = SimpleNamespace(memory_stats=lambda: None)
+
+
+@pytest.fixture
+def control_groups(monkeypatch, tmp_path):
+    """Returns a function that says which groups this process is in, and what these hold."""
+    monkeypatch.setattr(footprint, "CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(footprint, "OWN_CONTROL_GROUPS", tmp_path / "own")
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
-    (tmp_path / "memory.max").write_text("3000\n")
-    (tmp_path / "memory.current").write_text("1000\n")
-    assert footprint.memory_limit_bytes(cpu) == 2000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert footprint.memory_limit_bytes(cpu) > 2000
+
+    def make(own: str, groups: dict[str, dict[str, object]]) -> int:
+        (tmp_path / "own").write_text(own)
+        for group, files in groups.items():
+            (tmp_path / group).mkdir(parents=True, exist_ok=True)
+            for name, content in files.items():
+                (tmp_path / group / name).write_text(f"{content}\n")
+        return footprint.memory_limit_bytes(CPU)
+
+    return make
+
+
+def limited(most: object, used: int, cached: int) -> dict[str, object]:
+    stat = f"anon {used - cached}\nfile {cached}\ninactive_file {cached}\nactive_file 0"
+    return {"memory.max": most, "memory.current": used, "memory.stat": stat}
+
+
+def test_the_limit_of_a_cpu_is_what_machine_and_container_leave(control_groups):
+    assert control_groups("0::/\n", {".": limited(3000, 1000, 0)}) == 2000
+    assert control_groups("0::/\n", {".": limited("max", 1000, 0)}) > 2000
+    assert footprint.memory_limit_bytes(CPU) <= psutil.virtual_memory().total
+
+
+def test_files_that_are_only_cached_leave_their_memory(control_groups):
+    """Reading a large data set once fills a container with pages that nobody needs."""
+    assert control_groups("0::/\n", {".": limited(3000, 2990, 2500)}) == 2510
+
+
+def test_the_tightest_limit_of_nested_groups_counts(control_groups):
+    groups = {
+        ".": {},
+        "slurm": limited(9000, 5000, 1000),
+        "slurm/job": limited(4000, 3000, 1500),
+        "slurm/job/task": limited("max", 100, 0),
+        "other": limited(10, 10, 0),
+    }
+    assert control_groups("0::/slurm/job/task\n", groups) == 2500
+    groups["slurm"] = limited(9000, 8000, 1000)
+    assert control_groups("0::/slurm/job/task\n", groups) == 2000
+
+
+def test_groups_of_version_1_limit_too(control_groups):
+    def old(most: int) -> dict[str, object]:
+        stat = "inactive_file 1\nhierarchical_memory_limit 1\ntotal_inactive_file 600"
+        return {
+            "memory.limit_in_bytes": most,
+            "memory.usage_in_bytes": 1000,
+            "memory.stat": stat,
+        }
+
+    own = "9:name=systemd:/docker/1\n4:memory,hugetlb:/docker/1\n1:cpu:/docker/1\n0::/docker/1\n"
+    # The path is the host's: in the container its own group is the top.
+    assert control_groups(own, {"memory": old(3000)}) == 2600
+    assert control_groups(own, {"memory/docker/1": old(2000)}) == 1600
+    assert control_groups(own, {"memory/docker/1": old(2**63 - 4096)}) == 2600
+
+
+def test_without_control_groups_the_machine_is_the_limit(monkeypatch, tmp_path):
+    monkeypatch.setattr(footprint, "OWN_CONTROL_GROUPS", tmp_path / "none")
+    assert 0 < footprint.memory_limit_bytes(CPU) <= psutil.virtual_memory().total
 
 
 SAID = """

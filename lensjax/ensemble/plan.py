@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
-import psutil
 from jax import ShapeDtypeStruct
 from jax.sharding import Mesh, NamedSharding
 
 from lensjax.data.on_device import Inputs, Layout
 from lensjax.ensemble import placement
 from lensjax.ensemble.predict import Step, Weights
-from lensjax.footprint import Target, footprint_for
+from lensjax.footprint import Target, footprint_for, host_bytes_left
 
 # Enough cutouts to keep a device busy in every layer.
 FULL_BATCH = 64
@@ -150,7 +149,7 @@ def batch_sizes(rows: int, layout: Layout, mesh: Mesh) -> list[int]:
     The last one holds all rows, or as many as the host has memory for.
     """
     cutout_bytes = sum(canvas.nbytes for canvas in layout.canvases)
-    room = SHARE_OF_HOST * psutil.virtual_memory().available / (BATCHES_ON_HOST * cutout_bytes)
+    room = SHARE_OF_HOST * host_bytes_left() / (BATCHES_ON_HOST * cutout_bytes)
     sizes = [mesh.size]
     while sizes[-1] < rows and 2 * sizes[-1] <= room:
         sizes.append(2 * sizes[-1])
