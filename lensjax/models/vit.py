@@ -33,9 +33,7 @@ class Embedding(nnx.Module):
         lecun = initial.truncated_normal(inputs**-0.5)
         self.patches = Linear(inputs, width, kernel_init=lecun, rngs=rngs)
         self.class_token = nnx.Param(jnp.zeros(width))
-        self.positions = nnx.Param(
-            initial.normal(0.02)(rngs.params(), (1 + self.grid**2, width))
-        )
+        self.positions = nnx.Param(initial.normal(0.02)(rngs.params(), (1 + self.grid**2, width)))
 
     def __call__(self, images: Array) -> Array:
         batch, size, _, bands = images.shape

@@ -22,6 +22,7 @@ from lensjax.errors import LensjaxError, UsageError, one_line
 from lensjax.files import make_folder
 
 READING_BATCH = 256
+MEASURED = 1024
 
 # Images that would take more lie on disk, and in memory as far as there is room.
 MOST_IN_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
@@ -93,7 +94,7 @@ def first_of_each_class(source: Source, count: int) -> Source:
 
 
 def read_labelled(source: Source, preparation: Preparation, fit: str, folder: Path) -> Labelled:
-    """Returns the readable cutouts of `source` that have a label, their pixels normalised.
+    """Returns the readable cutouts of `source` that have a label, their pixels not normalised.
 
     Objects without a `group` are groups of their own. What the memory does not hold lies in
     `folder`, in a file without a name, which ends with the process. Raises UsageError without
@@ -124,9 +125,7 @@ def read_labelled(source: Source, preparation: Preparation, fit: str, folder: Pa
     ids = np.asarray(source.table["id"])[rows]
     grouped = "group" in source.table.colnames
     group = np.asarray(source.table["group"])[rows] if grouped else ids
-    data = Labelled(view, arrays, ids, group)
-    measured = dataclasses.replace(view, preparation=measure_normalisation(data))
-    return dataclasses.replace(data, view=measured)
+    return Labelled(view, arrays, ids, group)
 
 
 def _room(shape: tuple[int, ...], dtype: np.dtype, folder: Path) -> np.ndarray:
@@ -149,7 +148,8 @@ def _room(shape: tuple[int, ...], dtype: np.dtype, folder: Path) -> np.ndarray:
 
 
 def split(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
-    """Returns the training and the validation part, whole groups in either.
+    """Returns the training and the validation part, whole groups in either, both normalised by the
+    pixels of the training part.
 
     Raises UsageError where a part lacks a class.
     """
@@ -157,7 +157,8 @@ def split(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
     training, validation = data.take(~chosen), data.take(chosen)
     for name, part in (("training", training), ("validation", validation)):
         check_classes(name, part.labels)
-    return training, validation
+    view = dataclasses.replace(data.view, preparation=measure_normalisation(training))
+    return dataclasses.replace(training, view=view), dataclasses.replace(validation, view=view)
 
 
 def check_classes(name: str, labels: np.ndarray) -> None:
@@ -168,11 +169,13 @@ def check_classes(name: str, labels: np.ndarray) -> None:
 
 def measure_normalisation(data: Labelled) -> Preparation:
     """Returns the preparation of `data` with the mean and the standard deviation, per band, of its
-    stretched pixels, over at most 1024 cutouts."""
+    stretched pixels, over at most MEASURED cutouts, drawn by a fixed seed: what comes first in a
+    file may be of one kind."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(data))[:MEASURED])
     bands = len(data.preparation.bands)
     plain = data.preparation.normalised((0.0,) * bands, (1.0,) * bands)
     view = dataclasses.replace(data.view, preparation=plain)
-    images, inside = (data.arrays[name][:1024] for name in ("images", "inside"))
+    images, inside = (data.arrays[name][chosen] for name in ("images", "inside"))
     stretched = np.asarray(jax.jit(seen, static_argnums=0)(view, images, inside), np.float64)
     mean, std = stretched.mean((0, 1, 2)), np.maximum(stretched.std((0, 1, 2)), 1e-6)
     return plain.normalised(mean, std)

@@ -27,7 +27,7 @@ def optimiser(
     length = -(-steps // phases)
     rise = max(1, round(warmup * length))
     phase = optax.warmup_cosine_decay_schedule(0.0, learning_rate, rise, max(length, rise + 1))
-    starts = [length * number for number in range(1, phases)]
+    starts = [-(-steps * number // phases) for number in range(1, phases)]  # as `active_at` has it
     schedule = optax.join_schedules([phase] * phases, starts)
     adamw = optax.adamw(schedule, b2=0.98, weight_decay=weight_decay, mask=decayed)
     return optax.chain(before, optax.clip_by_global_norm(1.0), adamw, after)

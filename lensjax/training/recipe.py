@@ -23,7 +23,9 @@ class Recipe:
     dropout: Annotated[float, "dropout rate before the last layer"] = 0.2
     block_dropout: Annotated[float, "dropout rate inside transformer blocks"] = 0.0
     patience: Annotated[
-        int | None, "epochs without a better validation loss after which a member stops"
+        int | None,
+        "epochs without a better validation loss after which a member stops, once it is trained at "
+        "its own size",
     ] = None
     scales: Annotated[
         str | None,
@@ -39,7 +41,8 @@ class Recipe:
         float, "of the divergence between the scales' predictions in the joint loss"
     ] = 0.0
     average_decay: Annotated[
-        float | None, "decay of the moving average of the weights, which is then what is kept"
+        float | None,
+        "decay of the moving average of weights and running statistics, which is then what is kept",
     ] = None
     bootstrap: Annotated[bool, "each member weighs the cutouts by a bootstrap of its own"] = False
     micro_batches: Annotated[

@@ -53,6 +53,13 @@ def active_at(schedule: Schedule, step: int, steps: int, scales: int) -> tuple[i
     return (int(np.random.default_rng(step).integers(scales)),)
 
 
+def first_step_at_largest(schedule: Schedule, steps: int, scales: int) -> int:
+    """Returns the number of the first step that trains at the largest scale, the member's own; of
+    the last step where none does."""
+    at_largest = (n for n in range(steps) if scales - 1 in active_at(schedule, n, steps, scales))
+    return next(at_largest, steps - 1)
+
+
 def scale_sets(schedule: Schedule, scales: int) -> tuple[tuple[int, ...], ...]:
     """Returns the sets of scales that steps train at."""
     every = tuple(range(scales))

@@ -29,7 +29,7 @@ from lensjax.training.objective import consistency
 
 
 class TrainState(NamedTuple):
-    """All that a step changes. `average` is a moving average of `params`, or None.
+    """All that a step changes. `average` is a moving average of `params` and `statistics`, or None.
 
     `statistics`: of batch normalisation, one tree a scale: a lens of 64 pixels has other channel
     means than the same lens of 224, and a mean of both is that of neither.
@@ -58,7 +58,7 @@ class Setting:
 
     `views`: what each scale takes of a batch, from the smallest to the largest. `loss`: from
     logits (..., batch) and labels (batch,) to losses in the logits' shape. `average_decay`: of the
-    moving average of the parameters. These are float32 whatever the `precision` of the rest.
+    moving average. Parameters are float32 whatever the `precision` of the rest.
     """
 
     graph: nnx.GraphDef
@@ -200,15 +200,16 @@ def example_losses(setting: Setting, logits: Array, examples: Examples) -> Array
 def update(setting: Setting, state: TrainState, gradient: Any, statistics: Any) -> TrainState:
     """Returns the state after a step down the gradient.
 
-    The moving average forgets faster at first, as by min(decay, (1 + step) / (10 + step)) in
-    TensorFlow's `ExponentialMovingAverage`: the start is not in it for long.
+    Weights and statistics are averaged alike, so that they fit each other. The average forgets
+    faster at first, as by min(decay, (1 + step) / (10 + step)) in TensorFlow's
+    `ExponentialMovingAverage`: the start is not in it for long.
     """
     updates, optimizer = setting.optimizer.update(gradient, state.optimizer, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     average = state.average
     if setting.average_decay is not None:
         decay = jnp.minimum(setting.average_decay, (1 + state.step) / (10 + state.step))
-        average = optax.incremental_update(params, average, 1 - decay)
+        average = optax.incremental_update((params, statistics), average, 1 - decay)
     return TrainState(params, statistics, optimizer, average, state.step + 1)
 
 

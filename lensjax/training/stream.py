@@ -13,11 +13,10 @@ from lensjax.data.on_device import Canvas, View
 from lensjax.data.preprocess import Preparation, Stretch, geometry
 from lensjax.sky import render
 from lensjax.sky.survey import Survey
-from lensjax.training.dataset import Labelled, check_classes, measure_normalisation
+from lensjax.training.dataset import MEASURED, Labelled, check_classes, measure_normalisation
 
 # What is fixed, as the validation set, has a seed of its own, which no user is likely to give.
 FIXED_SEED = 1_000_000_000
-MEASURED = 1024
 
 
 @dataclass(frozen=True)

@@ -101,12 +101,14 @@ def assemble(
         steps,
         per_epoch,
     )
+    # Copies: a state is given away, and no array can be given twice.
+    of_scales = tuple(jax.tree.map(jnp.copy, statistics) for _ in views)
+    averaged = (params, of_scales) if recipe.average_decay is not None else None
     return team, TrainState(
         params,
-        # Copies: a state is given away, and no array can be given twice.
-        tuple(jax.tree.map(jnp.copy, statistics) for _ in views),
+        of_scales,
         jax.jit(jax.vmap(setting.optimizer.init))(params),
-        jax.tree.map(jnp.copy, params) if recipe.average_decay is not None else None,
+        jax.tree.map(jnp.copy, averaged),
         jnp.zeros(len(seeds), jnp.int32),
     )
 

@@ -24,7 +24,7 @@ from lensjax.errors import Interrupted, LensjaxError, UsageError
 from lensjax.training.dataset import Labelled
 from lensjax.training.journal import Journal
 from lensjax.training.recipe import Recipe
-from lensjax.training.scales import active_at
+from lensjax.training.scales import active_at, first_step_at_largest
 from lensjax.training.snapshots import Snapshot, Snapshots
 from lensjax.training.step import Examples, Group, Programs, TrainState, validation_step
 from lensjax.training.team import Team, Training, assemble, member_info, training_record
@@ -84,9 +84,9 @@ class Best(NamedTuple):
 
 
 def _kept(state: TrainState) -> tuple[Any, Any]:
-    """Returns what is kept of a state: averaged parameters where there are such, and each scale's
-    statistics."""
-    return state.params if state.average is None else state.average, state.statistics
+    """Returns what is kept of a state: parameters and each scale's statistics, averaged where there
+    are averages."""
+    return (state.params, state.statistics) if state.average is None else state.average
 
 
 class Run(NamedTuple):
@@ -109,7 +109,8 @@ def train_team(
     resume: bool = True,
     save_seconds: float = 600.0,
 ) -> list[Member]:
-    """Returns a member for each of the `seeds`, each the best of its epochs by validation loss.
+    """Returns a member for each of the `seeds`, each the best of its epochs by validation loss
+    from that on in which it is first trained at its own size.
 
     Each is what it would be if trained alone. The run lives in `folder`: metrics, and from time to
     time its state, from which it goes on if it was killed. Members and batches are shared among the
@@ -172,6 +173,8 @@ def _train(
     state, best = run
     size, patience = recipe.batch_size, recipe.patience or math.inf
     scale_count = len(team.setting.views)
+    # Before it is trained at the largest scale, a member says nothing there: no epoch counts.
+    counts_from = first_step_at_largest(recipe.schedule, team.steps, scale_count)
 
     validates = [validation_step(team.setting, scale, team.mesh) for scale in range(scale_count)]
     pending: Pending | None = None
@@ -204,7 +207,8 @@ def _train(
                         journal.write(row)
                 # The largest scale is the one that the member will be used at.
                 loss = calibrate.object_loss(logits, validation.arrays["label"]).mean(-1)
-                best = best.updated(loss, logits, state, patience)
+                if done > counts_from:
+                    best = best.updated(loss, logits, state, patience)
                 shown["validation_loss"] = loss.mean()
             ends = asked_to_stop()
             if ends or time.monotonic() - saved > save_seconds or done == team.steps:
@@ -252,8 +256,8 @@ def _placed(examples: Examples, mesh: Mesh) -> Examples:
 
 
 def predict(validate: Validate, state: TrainState, data: Labelled, batch_size: int) -> np.ndarray:
-    """Returns the logits (member, n) float64 of `data` by the averaged weights, where there are
-    such, dropout off; the last batch is padded."""
+    """Returns the logits (member, n) float64 of `data` by what is kept of a state, dropout off; the
+    last batch is padded."""
     parts, (params, statistics) = [], _kept(state)
     ones = np.ones(batch_size, np.float32)
     for start in range(0, len(data), batch_size):

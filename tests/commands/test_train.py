@@ -87,9 +87,7 @@ def interrupting(times: int):
     return progress
 
 
-def test_ctrl_c_is_no_error(
-    run, cutouts, vit_tiny, tmp_path, monkeypatch
-):
+def test_ctrl_c_is_no_error(run, cutouts, vit_tiny, tmp_path, monkeypatch):
     command = ("--data", cutouts, *TINY, "--epochs", 0.1, "--output", tmp_path / "out")
     command = (*command, "--arch", vit_tiny)
     for times, status, error in (

@@ -63,7 +63,7 @@ def setting_and_state(build, **more) -> tuple[Setting, TrainState]:
         optax.sgd(1.0),
         **{"consistency_weight": WEIGHT, **more},
     )
-    average = jax.tree.map(jnp.copy, params) if setting.average_decay else None
     optimizer = jax.vmap(setting.optimizer.init)(params)
     of_scales = tuple(jax.tree.map(jnp.copy, statistics) for _ in setting.views)
+    average = jax.tree.map(jnp.copy, (params, of_scales)) if setting.average_decay else None
     return setting, TrainState(params, of_scales, optimizer, average, jnp.array([3, 3]))

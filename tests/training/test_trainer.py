@@ -11,7 +11,7 @@ from lensjax import checkpoint
 from lensjax.data.on_device import View, seen
 from lensjax.data.preprocess import Preparation, geometry
 from lensjax.errors import LensjaxError, UsageError
-from lensjax.training import trainer
+from lensjax.training import dataset, trainer
 from lensjax.training.dataset import Labelled, measure_normalisation, split
 from lensjax.training.recipe import Recipe
 from lensjax.training.step import TrainState
@@ -187,3 +187,43 @@ def test_the_last_batch_of_validation_is_cut(sides):
     (found,) = trainer.predict(sums, state, validation, 16)
     np.testing.assert_allclose(found, validation.arrays["images"].sum((1, 2, 3)), rtol=1e-4)
     assert set(seen) == {16}
+
+
+def test_patience_and_the_best_epoch_wait_for_the_members_own_size(
+    sides, vit_tiny, tmp_path, monkeypatch
+):
+    """The loss at a size that is not trained yet says nothing: here it is best in the first."""
+    label, epochs = sides[1].labels, iter(range(100))
+    best = 2.0 * label - 1.0
+
+    def worse_and_worse(*_):
+        return best[None] * 0.9 ** (next(epochs) // 2)  # two sizes an epoch
+
+    monkeypatch.setattr(trainer, "predict", worse_and_worse)
+    recipe = dataclasses.replace(
+        RECIPE, epochs=6.0, scales="16,32", schedule="progressive", patience=1
+    )
+    (member,) = train_team(*sides, vit_tiny, recipe, (0,), tmp_path)
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[1] for row in rows[::2]] == ["1", "2", "3", "4", "5"]
+    np.testing.assert_allclose(member.validation["logit"], best * 0.9**3)
+
+
+def test_normalisation_is_that_of_the_training_part():
+    data = blobs(240)
+    held = split(data, 0.3)[1].group
+    data.arrays["images"][np.isin(data.group, held)] += 1000.0
+    training, validation = split(data, 0.3)
+    pixels = training.arrays["images"].astype(np.float64)
+    np.testing.assert_allclose(training.preparation.mean, pixels.mean((0, 1, 2)), rtol=1e-5)
+    assert validation.view == training.view
+
+
+def test_normalisation_does_not_depend_on_the_order_in_the_file(monkeypatch):
+    monkeypatch.setattr(dataset, "MEASURED", 200)
+    data = blobs(1000)
+    images = data.arrays["images"]
+    images[500:] += 10.0
+    measured = measure_normalisation(data)
+    # The share of bright ones among 200 drawn: 5 in 10, give or take 0.04.
+    assert abs(measured.mean[0] - images.mean()) < 1.5
