@@ -208,6 +208,17 @@ def precision_recall_curve(probabilities: ArrayLike, labels: ArrayLike) -> tuple
     return recall[-2::-1], precision[-2::-1]
 
 
+def share_interval(found: ArrayLike, of: ArrayLike) -> tuple[Array, Array]:
+    """The exact 95 % interval of the share of which `found` in `of` are a sample, by Clopper and
+    Pearson (1934, Biometrika 26, 404); 0 to 1 where nothing was tried."""
+    from scipy import special
+
+    hits, misses = np.asarray(found, float), np.asarray(of, float) - np.asarray(found, float)
+    low = special.betaincinv(np.maximum(hits, 1), misses + 1, 0.025)
+    high = special.betaincinv(hits + 1, np.maximum(misses, 1), 0.975)
+    return np.where(hits > 0, low, 0.0), np.where(misses > 0, high, 1.0)
+
+
 def lens_or_unknown(labels: ArrayLike) -> Array:
     """Labels (N,) as int8: 1 lens, 0 other, -1 unknown (NaN, negative or masked).
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from lensjax import metrics
@@ -242,3 +243,36 @@ def test_large_tables_are_resampled_in_bounded_memory(monkeypatch: pytest.Monkey
     assert chunked.high - chunked.low == pytest.approx(whole.high - whole.low, rel=0.5)
     monkeypatch.setattr(metrics, "_WEIGHTS_IN_ALL", 10_000)
     assert metrics.evaluate(scores, labels).resamples == 10
+
+
+def test_interval_of_a_share_is_exact() -> None:
+    """By scipy's test of proportions, and by adding up how often it holds the truth."""
+    found, of = np.array([0, 1, 3, 10, 10, 0, 7]), np.array([10, 10, 10, 10, 11, 0, 20_000])
+    low, high = metrics.share_interval(found, of)
+    for k, n, a, b in zip(found[of > 0], of[of > 0], low[of > 0], high[of > 0], strict=True):
+        expected = stats.binomtest(int(k), int(n)).proportion_ci(0.95, method="exact")
+        assert (a, b) == pytest.approx((expected.low, expected.high), rel=1e-9)
+    assert (low[5], high[5]) == (0, 1)
+    low, high = metrics.share_interval(np.arange(26), 25)
+    for truth in (0.01, 0.2, 0.5, 0.97):
+        held = (low <= truth) & (truth <= high)
+        assert stats.binom.pmf(np.arange(26), 25, truth)[held].sum() >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "said"),
+    [
+        ([0.1, 0.2], None, "the data have no labels"),
+        ([0.1, np.nan], [-1, 1], "none of the cutouts that were scored has a label"),
+        ([0.1, np.nan, 0.5], [1, 0, 1], "that have a label and a score (2) are lenses"),
+        ([0.1, 0.2], [0, -1], "(1) are no lenses"),
+        ([], [], "none of the cutouts"),
+    ],
+)
+def test_what_is_missing_is_said(scores: list, labels: list | None, said: str) -> None:
+    (line,) = metrics.missing(scores, labels)
+    assert said in line
+    assert metrics.missing([0.1, 0.2], [0, 1]) == []
+    if labels:
+        text = metrics.table({"ensemble": metrics.evaluate(scores, labels, bootstrap=5)})
+        assert "nan" not in text

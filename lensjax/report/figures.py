@@ -24,6 +24,8 @@ Array = NDArray[Any]
 LENS, OTHER, MAIN = "#e0734a", "#4f86c6", "#2f9e82"
 MEMBERS = ("#4f86c6", "#b58a2c", "#a06cc4", "#c9587a", "#5c9a3f", "#8a8f9c")
 POINTS = 4000  # drawn of each class: more would only cover each other
+BAND = "95 % interval"
+BAND_POINTS = 400  # of a curve at which its interval is drawn
 INK = "#7a8090"
 _STYLE: Any = {
     "font.family": "sans-serif",
@@ -72,7 +74,13 @@ class Scored:
 
     @property
     def both_classes(self) -> bool:
-        return {0, 1} <= set(self.classes[~np.isnan(self.fused)].tolist())
+        return min(self.counts) > 0
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many lenses and how many others have a score of the ensemble."""
+        known = self.classes[~np.isnan(self.fused)]
+        return int((known == 1).sum()), int((known == 0).sum())
 
 
 def draw(scored: Scored) -> dict[str, Figure]:
@@ -146,16 +154,29 @@ def _curves(
     axes.legend(handles[-1:] + handles[:-1], texts[-1:] + texts[:-1], loc=legend)
 
 
+def _band(axes: Axes, place: Array, found: Array, of: Array, step: Literal["pre", "post"]) -> None:
+    """Shades the interval of the share `found / of` at each place of the ensemble's curve."""
+    shown = np.unique(np.geomspace(1, place.size, BAND_POINTS).astype(int)) - 1
+    low, high = metrics.share_interval(found[shown], of[shown])
+    axes.fill_between(
+        place[shown], low, high, step=step, color=MAIN, alpha=0.16, linewidth=0, label=BAND
+    )
+
+
 def _roc(figure: Figure, scored: Scored) -> None:
     axes = figure.subplots()
-    others = int(((scored.classes == 0) & ~np.isnan(scored.fused)).sum())
+    lenses, others = scored.counts
     floor = 0.5 / others
     for name, probabilities, style in _curves(axes, scored, "lower right"):
         false_rate, true_rate = metrics.roc_curve(probabilities, scored.classes)
         if false_rate.size:
             area = metrics.auroc(probabilities, scored.classes)
+            false_rate = np.maximum(false_rate, floor)
+            if style["color"] == MAIN:
+                found = np.rint(true_rate * lenses)
+                _band(axes, false_rate, found, np.full(found.size, lenses), "post")
             axes.plot(
-                np.maximum(false_rate, floor),
+                false_rate,
                 true_rate,
                 drawstyle="steps-post",
                 label=f"{name}  {area:.4f}",
@@ -180,12 +201,16 @@ def _roc(figure: Figure, scored: Scored) -> None:
 
 def _precision_recall(figure: Figure, scored: Scored) -> None:
     axes = figure.subplots()
-    known = scored.classes[(scored.classes >= 0) & ~np.isnan(scored.fused)]
-    axes.axhline(known.mean(), color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
+    lenses, others = scored.counts
+    axes.axhline(lenses / (lenses + others), color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
     for name, probabilities, style in _curves(axes, scored, "lower left"):
         recall, precision = metrics.precision_recall_curve(probabilities, scored.classes)
         if recall.size:
             area = np.sum(np.diff(recall, prepend=0) * precision)
+            if style["color"] == MAIN:
+                found = np.rint(recall * lenses)[recall > 0]
+                listed = np.rint(found / precision[recall > 0])
+                _band(axes, recall[recall > 0], found, listed, "pre")
             axes.plot(
                 recall, precision, drawstyle="steps-pre", label=f"{name}  {area:.4f}", **style
             )
@@ -200,17 +225,20 @@ def _reliability(figure: Figure, scored: Scored) -> None:
     table = metrics.reliability(scored.fused, scored.classes)
     filled = table.count > 0
     share, count = table.lens_fraction[filled], table.count[filled]
+    low, high = metrics.share_interval(np.rint(share * count), count)
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
     axes.errorbar(
         table.mean_probability[filled],
         share,
-        yerr=np.sqrt(share * (1 - share) / count),
+        yerr=[share - low, high - share],
         color=MAIN,
         marker="o",
         markersize=5,
         elinewidth=1,
         linewidth=1.6,
+        label=f"{next(iter(scored.probabilities))}, {BAND}".replace("$", r"\$"),
     )
+    axes.legend(loc="upper left")
     axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="fraction of lenses")
     middles, width = (table.edges[1:] + table.edges[:-1]) / 2, table.edges[1]
     counts.bar(middles[filled], count, width=0.86 * width, color=MAIN, alpha=0.55, log=True)

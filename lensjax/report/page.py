@@ -34,9 +34,17 @@ METRIC_NAMES = {
     "brier": ("Brier", "mean squared error of the probability, lower is better"),
 }
 FIGURE_TITLES = {
-    "roc": ("What the ranking finds", "ROC curve; area in the legend"),
-    "precision_recall": ("How pure the list is", "Precision and recall; average precision"),
-    "reliability": ("What a probability is worth", "Of the ensemble; bars are one standard error"),
+    "roc": (
+        "What the ranking finds",
+        "ROC curve, area in the legend; shaded: exact 95 % interval (Clopper-Pearson) of the "
+        "ensemble at each threshold",
+    ),
+    "precision_recall": (
+        "How pure the list is",
+        "Average precision in the legend; shaded: exact 95 % interval of the ensemble (purity, for "
+        "each length of the list)",
+    ),
+    "reliability": ("What a probability is worth", "Of the ensemble; bars: exact 95 % intervals"),
     "scores": ("Scores", "Of the ensemble"),
     "uncertainty": ("How sure each score is", "Members and dropout samples disagreeing"),
 }

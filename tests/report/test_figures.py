@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from lensjax import metrics
 from lensjax.report import Scored, write_figures
@@ -82,3 +83,44 @@ def test_svg_stands_alone_in_a_page() -> None:
 def test_names_that_look_like_formulas_are_only_names() -> None:
     data = Scored({"a$b": np.array([0.1, 0.9]), "$\\frac": np.array([0.2, 0.8])}, np.array([0, 1]))
     assert all("a$b" in as_svg(figure) for name, figure in draw(data).items() if name == "roc")
+
+
+def band(axes) -> np.ndarray:
+    (found,) = (c for c in axes.collections if c.get_label() == "95 % interval")
+    return found.get_paths()[0].vertices
+
+
+def test_curves_of_the_ensemble_have_their_intervals() -> None:
+    """Exact binomial ones: of the lenses found, and of the lenses among those that are listed."""
+    data = scored()
+    figures = draw(data)
+    lenses = int((data.classes == 1).sum())
+    (axes,) = figures["roc"].axes
+    false_rate, true_rate = metrics.roc_curve(data.fused, data.classes)
+    k = int(np.flatnonzero(false_rate > 0)[3])
+    at = band(axes)[np.isclose(band(axes)[:, 0], false_rate[k]), 1]
+    expected = stats.binomtest(int(round(true_rate[k] * lenses)), lenses).proportion_ci(0.95)
+    assert np.isclose(at, expected.low).any() and np.isclose(at, expected.high).any()
+
+    (axes,) = figures["precision_recall"].axes
+    order = np.argsort(-data.fused)
+    truth = data.classes[order] == 1
+    listed = 1 + int(np.flatnonzero(truth)[10])  # the list that ends with the eleventh lens
+    at = band(axes)[np.isclose(band(axes)[:, 0], 11 / lenses), 1]
+    expected = stats.binomtest(11, listed).proportion_ci(0.95)
+    assert np.isclose(at, expected.low).any() and np.isclose(at, expected.high).any()
+
+    table = metrics.reliability(data.fused, data.classes)
+    (container,) = figures["reliability"].axes[0].containers
+    filled = table.count > 0
+    low, high = metrics.share_interval(
+        (table.lens_fraction * table.count)[filled], table.count[filled]
+    )
+    bars = np.array(container.lines[2][0].get_segments())[:, :, 1]
+    np.testing.assert_allclose(bars, np.stack([low, high], axis=1), atol=1e-12)
+
+
+def test_large_tables_are_drawn_with_few_points() -> None:
+    figures = draw(scored(20_000))
+    assert len(band(figures["roc"].axes[0])) < 3000
+    assert sum(len(as_svg(figure)) for figure in figures.values()) < 2_000_000
