@@ -6,7 +6,6 @@ A config is a frozen dataclass whose fields are `name: Annotated[type, "help"] =
 
 import argparse
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -16,6 +15,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union
 
 import yaml
 
+from lensjax import errors
 from lensjax.errors import UsageError, one_line
 
 Config = TypeVar("Config")
@@ -60,7 +60,7 @@ def parse(
         advice = (
             "" if word[:1] == "-" else ": a value with spaces goes in quotes, a switch has none"
         )
-        raise UsageError(_unknown("option", word, parser._option_string_actions) + advice)
+        raise errors.unknown("option", word, parser._option_string_actions, advice)
     given = vars(known)
     values: dict[str, Any] = {}
     for path in given.pop("config"):
@@ -164,7 +164,7 @@ def _read_yaml(path: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
         name = written.replace("-", "_")
         where = f"{path}, line {key.start_mark.line + 1}"
         if name not in hints:
-            raise UsageError(f"{where}: {_unknown('key', written, hints)}")
+            raise UsageError(f"{where}: {errors.unknown('key', written, hints)}")
         if name in values:
             raise UsageError(f"{where}: {written} is there already: keep one of the two")
         try:
@@ -191,8 +191,3 @@ def _written(node: yaml.Node) -> str:
     if isinstance(node, yaml.ScalarNode):
         return node.value
     return "a list" if isinstance(node, yaml.SequenceNode) else "keys of its own"
-
-
-def _unknown(what: str, written: str, known: Any) -> str:
-    near = difflib.get_close_matches(written, list(known), n=1, cutoff=0.0)
-    return f"unknown {what} '{written}'; the nearest known one is '{near[0]}'"

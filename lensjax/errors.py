@@ -1,5 +1,8 @@
 """What a user is told when something cannot go on: one line, and an exit status."""
 
+import difflib
+from collections.abc import Iterable
+
 
 def one_line(error: Exception, length: int | None = None) -> str:
     """Returns what an error says on one line, of at most so many characters."""
@@ -22,3 +25,9 @@ class Interrupted(LensjaxError):
     """A run that was told to end (SIGTERM, Ctrl-C) and has kept what it had done."""
 
     status = 3
+
+
+def unknown(what: str, written: str, known: Iterable[str], advice: str = "") -> UsageError:
+    """Returns the error about a name that is none of those known, with the nearest of them."""
+    nearest = difflib.get_close_matches(written, list(known), n=1, cutoff=0.0)[0]
+    return UsageError(f"unknown {what} '{written}'; the nearest known one is '{nearest}'{advice}")
