@@ -1,8 +1,11 @@
 """What a script does before and after its command: how memory is taken, one line for an error."""
 
+import contextlib
 import gc
 import importlib
+import io
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -37,29 +40,55 @@ def imported(name: str) -> ModuleType:
 
 
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    """Returns the exit status of `main`, 0, 1 (failed), 2 (wrong use) or 3 (told to end, and its
-    state kept); prints what went wrong."""
+    """Returns the exit status of `main`; prints what went wrong.
+
+    0; 1 where it failed, or nobody reads what it prints; 2 for wrong use; 3 where it was told to
+    end and kept its state; 130 for Ctrl-C where there was none to keep.
+    """
+    status = 0
     try:
         main(argv)
     except KeyboardInterrupt:
-        return 130
+        print("interrupted: what was not written yet is lost, run it again", file=sys.stderr)
+        status = 130
     except SystemExit as ended:
-        return int(ended.code or 0)
+        status = int(ended.code or 0)
     except Interrupted as ended:
         print(ended, file=sys.stderr)
-        return ended.status
+        status = ended.status
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            return 1
         if "--debug" in argv:
             traceback.print_exc()
-        if isinstance(error, LensjaxError):
-            message, status = str(error), error.status
-        elif isinstance(error, OSError):
-            message, status = f"{error.filename or 'system'}: {error.strerror or error}", 1
-        else:
-            message, status = f"{type(error).__name__}: {error} (--debug shows where)", 1
+        message, status = _said(error)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return status
-    return 0
+    # Asked here: Python would find out as it ends, and complain.
+    return 1 if _reader_has_gone() else status
+
+
+def _said(error: Exception) -> tuple[str, int]:
+    """Returns what a user is told of an error, and the exit status."""
+    if isinstance(error, LensjaxError):
+        return str(error), error.status
+    if isinstance(error, OSError):
+        return f"{error.filename or 'system'}: {error.strerror or error}", 1
+    return f"{type(error).__name__}: {error} (--debug shows where)", 1
+
+
+def _reader_has_gone() -> bool:
+    """Returns whether nobody reads what is printed any more, as after `| head`; it is dropped."""
+    gone = False
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
+        with contextlib.suppress(io.UnsupportedOperation):  # no file, as in a notebook
+            pipe = select.poll()
+            pipe.register(stream.fileno(), 0)
+            if any(event & select.POLLERR for _, event in pipe.poll(0)):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                gone = True
+    return gone
 
 
 def set_allocation() -> None:
