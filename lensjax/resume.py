@@ -1,19 +1,28 @@
 """Rows done so far, kept on disk, so that runs killed anywhere start again where they were, and
 several can share the rows."""
 
-import hashlib
+import contextlib
+import fcntl
 import json
+import os
 import shutil
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lensjax.errors import UsageError
 from lensjax.files import make_folder, replacing
 
 SAVE_INTERVAL_SECONDS = 20.0
+
+SETTINGS, LOCK = "settings.json", "lock"
+# A byte of the lock file stands for a row. The one at this place is for whoever looks or changes
+# what is there.
+BEYOND_ALL_ROWS = 2**62
 
 Columns = dict[str, np.ndarray]
 
@@ -26,28 +35,57 @@ class _Part(NamedTuple):
 
 
 class PartialRows:
-    """The columns of those of `rows` that are done, saved in parts below a folder.
+    """The columns of those of `rows` that are done, saved in parts in a folder.
 
     A part is named by its rows, written to a temporary name and renamed, so a part that is there is
-    whole. Processes whose `fingerprint` (members, data and settings) is the same share their parts;
-    those of other fingerprints are discarded, and without `resume` those of these rows.
+    whole. Processes with the same `settings` (members, data and options) share their parts as long
+    as they are at other rows, which each of them locks; the locks end with the process. Without
+    `resume` what is there of these rows, or of other settings, is discarded.
+
+    Raises UsageError, and changes nothing, where another process is at these rows or at work with
+    other settings, and where with `resume` there are rows of other settings.
     """
 
     def __init__(
-        self, folder: Path, fingerprint: dict[str, Any], rows: range, *, resume: bool = True
+        self, folder: Path, settings: Mapping[str, Any], rows: range, *, resume: bool = True
     ) -> None:
-        text = json.dumps(fingerprint, sort_keys=True)
         self.rows = rows
-        self._shared, self._own = folder, folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._folder = folder
         self._unsaved: list[_Part] = []
         self._saved_at = time.monotonic()
-        make_folder(self._own)
-        for other in set(folder.iterdir()) - {self._own}:
-            shutil.rmtree(other, ignore_errors=True)
+        self._lock = _open_lock(folder / LOCK)
+        self._free = weakref.finalize(self, os.close, self._lock)
+        try:
+            self._take(json.loads(json.dumps(settings)), resume)
+        except BaseException:
+            self._free()
+            raise
+        _unlock(self._lock, BEYOND_ALL_ROWS, 1)
+
+    def _take(self, settings: dict[str, Any], resume: bool) -> None:
+        """Makes the folder one of these settings, and the rows those of this process."""
+        others = ", ".join(differences(read_settings(self._folder / SETTINGS), settings))
+        if others:
+            saved = sum(len(rows) for rows, _ in self._saved())
+            if not self._is_alone():
+                raise UsageError(
+                    f"a run with {others} is at work in {self._folder}: give another output folder"
+                )
+            if saved and resume:
+                raise UsageError(
+                    f"{self._folder} holds {saved} rows that were done with {others}: give another "
+                    "output folder, or --no-resume to discard them"
+                )
+            for _, path in self._saved():
+                path.unlink()
+            write_settings(self._folder / SETTINGS, settings)
+        if self.rows and not _locked(self._lock, self.rows.start, len(self.rows)):
+            raise UsageError(
+                f"another process is at some of the rows {self.rows.start} to {self.rows.stop} in "
+                f"{self._folder}: wait until it has ended, or give another output folder"
+            )
         if not resume:
-            for saved, path in self._saved():
-                if saved.start < rows.stop and rows.start < saved.stop:
-                    path.unlink(missing_ok=True)
+            self._discard()
 
     def missing(self) -> list[range]:
         """Returns the rows that are still to be done, in order."""
@@ -69,30 +107,54 @@ class PartialRows:
 
     def save(self) -> None:
         """Writes the rows that are not on disk yet as one part."""
-        if not self._unsaved:
-            return
-        columns = _concatenate([_columns(part) for part in self._unsaved])
-        start, stop = self._unsaved[0].rows.start, self._unsaved[-1].rows.stop
-        path = self._own / f"{start:012d}-{stop:012d}.npz"
-        with replacing(path, sum(values.nbytes for values in columns.values())) as file:
-            np.savez(file, allow_pickle=False, **columns)  # type: ignore[arg-type]
+        if self._unsaved:
+            columns = _concatenate([_columns(part) for part in self._unsaved])
+            self._write(range(self._unsaved[0].rows.start, self._unsaved[-1].rows.stop), columns)
         self._unsaved, self._saved_at = [], time.monotonic()
 
     def columns(self) -> Columns:
         """Returns one array per column, of all rows. None of them may be missing."""
         return _concatenate(
-            [
-                {
-                    name: values[rows.start - part.rows.start : rows.stop - part.rows.start]
-                    for name, values in _columns(part).items()
-                }
-                for rows, part in self._first_of_each()
-            ]
+            [_taken(_columns(part), part.rows, rows) for rows, part in self._first_of_each()]
         )
 
     def remove(self) -> None:
         """Deletes the parts, also those of other rows: the results are written."""
-        shutil.rmtree(self._shared, ignore_errors=True)
+        _locked(self._lock, BEYOND_ALL_ROWS, 1, wait=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._free()
+
+    def close(self) -> None:
+        """Lets others have the rows. A folder in which nothing was done is deleted."""
+        if not self._free.alive:
+            return
+        _locked(self._lock, BEYOND_ALL_ROWS, 1, wait=True)
+        if self.rows and next(self._saved(), None) is None and self._is_alone():
+            shutil.rmtree(self._folder, ignore_errors=True)
+        self._free()
+
+    def _is_alone(self) -> bool:
+        """Whether no other process is at any rows."""
+        alone = _locked(self._lock, 0, BEYOND_ALL_ROWS)
+        if alone:
+            _unlock(self._lock, 0, BEYOND_ALL_ROWS)
+        return alone
+
+    def _discard(self) -> None:
+        """Deletes what is there of these rows. What a part has of others is written anew first."""
+        for rows, path in list(self._saved()):
+            if rows.start >= self.rows.stop or rows.stop <= self.rows.start:
+                continue
+            before = range(rows.start, self.rows.start)
+            after = range(self.rows.stop, rows.stop)
+            for kept in filter(len, (before, after)):
+                self._write(kept, _taken(_columns(_Part(rows, path)), rows, kept))
+            path.unlink()
+
+    def _write(self, rows: range, columns: Columns) -> None:
+        path = self._folder / f"{rows.start:012d}-{rows.stop:012d}.npz"
+        with replacing(path, sum(values.nbytes for values in columns.values())) as file:
+            np.savez(file, allow_pickle=False, **columns)  # type: ignore[arg-type]
 
     def _first_of_each(self) -> Iterator[tuple[range, _Part]]:
         """Yields parts, in order, each with those of `rows` that no part before it has."""
@@ -106,9 +168,79 @@ class PartialRows:
 
     def _saved(self) -> Iterator[tuple[range, Path]]:
         """Yields the rows of each part on disk, and where it is."""
-        for path in self._own.glob("*.npz"):
+        for path in self._folder.glob("*.npz"):
             start, stop = (int(number) for number in path.stem.split("-"))
             yield range(start, stop), path
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Returns words for each setting that is not what it was: `seed 0 (now 5)`."""
+    old, new = _flat(before), _flat(now)
+    return [
+        f"{name} {old.get(name)} (now {new.get(name)})"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Returns the settings in a file, none where it is not there or is not whole."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes settings to a file that people can read."""
+    text = json.dumps(settings, indent=1).encode()
+    with replacing(path, len(text)) as file:
+        file.write(text)
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings in settings by names such as `members.resnet18`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{inner}": item for inner, item in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _open_lock(path: Path) -> int:
+    """Returns the descriptor of the lock file, its last byte locked by this process alone."""
+    while True:
+        make_folder(path.parent)
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            _locked(descriptor, BEYOND_ALL_ROWS, 1, wait=True)
+            # Whoever had it may have deleted the folder meanwhile, as a run does that has ended.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+            os.close(descriptor)
+
+
+def _locked(descriptor: int, start: int, count: int, *, wait: bool = False) -> bool:
+    """Locks bytes of a file for this process, and returns False where another one has them.
+
+    A file system that knows no locks has everyone go on.
+    """
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), count, start)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _unlock(descriptor: int, start: int, count: int) -> None:
+    with contextlib.suppress(OSError):
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, count, start)
 
 
 def _columns(part: _Part) -> Columns:
@@ -116,6 +248,12 @@ def _columns(part: _Part) -> Columns:
         return part.content
     with np.load(part.content, allow_pickle=False) as arrays:
         return {name: arrays[name] for name in arrays.files}
+
+
+def _taken(columns: Columns, rows: range, wanted: range) -> Columns:
+    """Returns the columns of the `wanted` ones of `rows`."""
+    chosen = slice(wanted.start - rows.start, wanted.stop - rows.start)
+    return {name: values[chosen] for name, values in columns.items()}
 
 
 def _concatenate(parts: list[Columns]) -> Columns:

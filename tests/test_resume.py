@@ -1,5 +1,8 @@
-"""Scores on disk survive a kill at any moment, are shared by those who score other rows, and belong
-to one kind of run only."""
+"""Scores on disk survive a kill at any moment, are shared by those who score other rows, belong to
+one kind of run only, and are never lost to another run."""
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensjax import resume
+from lensjax.errors import UsageError
 from lensjax.resume import PartialRows
 
 RUN = {"members": {"resnet18": "ab"}, "seed": 0}
@@ -52,23 +56,41 @@ def test_saving_is_timed(tmp_path, monkeypatch):
     assert PartialRows(tmp_path / "p", RUN, ALL).missing() == [range(4, 10)]
 
 
-@pytest.mark.parametrize(("other", "wants"), [({**RUN, "seed": 1}, True), (RUN, False)])
-def test_another_run_or_no_resume_starts_from_nothing(tmp_path, other, wants):
+def test_what_was_done_with_other_settings_is_refused_by_name(tmp_path):
     save(PartialRows(tmp_path / "p", RUN, ALL), (0, 4))
-    assert PartialRows(tmp_path / "p", other, ALL, resume=wants).missing() == [ALL]
-    assert PartialRows(tmp_path / "p", RUN, ALL).missing() == [ALL]
+    other = {"members": {"resnet18": "cd"}, "seed": 5}
+    with pytest.raises(UsageError) as raised:
+        PartialRows(tmp_path / "p", other, range(5, 10))
+    for words in ("4 rows", "seed 0 (now 5)", "members.resnet18 ab (now cd)", "--no-resume"):
+        assert words in str(raised.value)
+    assert PartialRows(tmp_path / "p", RUN, ALL).missing() == [range(4, 10)]
+
+
+def test_without_resume_other_settings_are_discarded(tmp_path):
+    save(PartialRows(tmp_path / "p", RUN, ALL), (0, 4))
+    other = RUN | {"seed": 5}
+    save(PartialRows(tmp_path / "p", other, ALL, resume=False), (0, 2))
+    assert PartialRows(tmp_path / "p", other, ALL).missing() == [range(2, 10)]
+
+
+def test_where_nothing_was_done_other_settings_may_begin(tmp_path):
+    PartialRows(tmp_path / "p", RUN, ALL)
+    assert PartialRows(tmp_path / "p", RUN | {"seed": 5}, ALL).missing() == [ALL]
 
 
 def test_without_resume_the_parts_of_others_stay(tmp_path):
     save(PartialRows(tmp_path / "p", RUN, ALL), (0, 4), (4, 6), (6, 10))
     half = PartialRows(tmp_path / "p", RUN, range(0, 5), resume=False)
     assert half.missing() == [range(0, 5)]
-    assert PartialRows(tmp_path / "p", RUN, ALL).missing() == [range(0, 6)]
+    whole = PartialRows(tmp_path / "p", RUN, ALL)
+    assert whole.missing() == [range(0, 5)]
+    whole.add(0, columns(0, 5))
+    assert_rows(whole)
 
 
 def test_an_unfinished_write_and_a_gap_are_ignored(tmp_path):
     save(PartialRows(tmp_path / "p", RUN, ALL), (0, 4), (4, 8), (8, 10))
-    (folder,) = (tmp_path / "p").iterdir()
+    folder = tmp_path / "p"
     (folder / "000000000004-000000000008.npz").unlink()
     (folder / ".000000000004-000000000008.npz.123").write_bytes(b"half")
     again = PartialRows(tmp_path / "p", RUN, ALL)
@@ -98,3 +120,68 @@ def test_finished_runs_leave_nothing(tmp_path):
     save(parts, (0, 4))
     parts.remove()
     assert not (tmp_path / "p").exists()
+
+
+OTHER_PROCESS = """
+import sys
+from pathlib import Path
+from lensjax.errors import UsageError
+from lensjax.resume import PartialRows
+
+def refused(settings, rows, resume):
+    try:
+        PartialRows(folder, settings, rows, resume=resume)
+    except UsageError as error:
+        return str(error)
+
+folder, run, other = Path(sys.argv[1]), {0!r}, {1!r}
+"""
+
+
+def in_another_process(folder, code: str) -> None:
+    """Runs `code` in a process of its own, for locks are of processes; fails where it does."""
+    code = OTHER_PROCESS.format(RUN, RUN | {"seed": 5}) + code
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_a_running_process_keeps_its_rows_and_others_may_take_others(tmp_path):
+    mine = PartialRows(tmp_path / "p", RUN, range(0, 5))
+    save(mine, (0, 2))
+    in_another_process(
+        tmp_path / "p",
+        """
+for rows, resume in (range(10), True), (range(4, 6), True), (range(5), False):
+    assert "another process is at some of the rows" in refused(run, rows, resume)
+for rows in range(10), range(5, 10):
+    assert "a run with seed 0 (now 5) is at work" in refused(other, rows, False)
+assert PartialRows(folder, run, range(5, 10), resume=False).missing() == [range(5, 10)]
+""",
+    )
+    assert mine.missing() == [range(2, 5)]
+    mine.close()
+    in_another_process(
+        tmp_path / "p", "assert PartialRows(folder, run, range(10)).missing() == [range(2, 10)]"
+    )
+
+
+def test_closed_where_nothing_was_done_nothing_stays(tmp_path):
+    PartialRows(tmp_path / "p", RUN, ALL).close()
+    assert not (tmp_path / "p").exists()
+    parts = PartialRows(tmp_path / "p", RUN, ALL)
+    save(parts, (0, 4))
+    parts.close()
+    assert PartialRows(tmp_path / "p", RUN, ALL).missing() == [range(4, 10)]
+
+
+def test_where_locks_are_not_known_a_run_goes_on(tmp_path, monkeypatch):
+    def unknown(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(resume.fcntl, "lockf", unknown)
+    parts = PartialRows(tmp_path / "p", RUN, ALL)
+    save(parts, (0, 10))
+    assert_rows(parts)
+    parts.close()

@@ -1,12 +1,12 @@
 """scripts/infer.py: scores cutouts with an ensemble, writes the catalogue and its pictures."""
 
+import contextlib
 import dataclasses
 import functools
-import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -16,10 +16,11 @@ import numpy as np
 from astropy.table import Table
 from jax.sharding import Mesh
 
-from lensjax import checkpoint, config, metrics, results, runtime
+from lensjax import __version__, checkpoint, config, metrics, results, runtime
 from lensjax.checkpoint import MemberInfo
 from lensjax.data import loader, shards
 from lensjax.data.catalog import DataOptions
+from lensjax.data.identity import content_sha256
 from lensjax.data.shards import Encoding
 from lensjax.data.source import Source
 from lensjax.ensemble import placement, predict, rate
@@ -165,11 +166,11 @@ def infer(options: InferConfig) -> Outcome:
     What runs of single parts have scored is taken from there. Raises UsageError for options that
     cannot be carried out, LensjaxError where the run fails.
     """
-    done = _score(options)
-    outcome = write(
-        options, done.infos, done.ensemble, done.source, done.parts.columns(), done.scoring
-    )
-    done.parts.remove()
+    with _scored(options) as done:
+        outcome = write(
+            options, done.infos, done.ensemble, done.source, done.parts.columns(), done.scoring
+        )
+        done.parts.remove()
     return outcome
 
 
@@ -178,9 +179,8 @@ def infer_part(options: InferConfig) -> str:
 
     Raises as `infer` does.
     """
-    done = _score(options)
-    done.parts.save()
-    rows = done.parts.rows
+    with _scored(options) as done:
+        rows = done.parts.rows
     return (
         f"part {options.part}: rows {rows.start} to {rows.stop} of {len(done.source)} are scored; "
         "the same command without --part writes the catalogue"
@@ -197,17 +197,42 @@ class _Scored(NamedTuple):
     scoring: Mapping[str, Any]
 
 
-def _score(options: InferConfig) -> _Scored:
-    """Scores those cutouts of `options.data`, or of the part of them, that are not scored yet."""
+@contextlib.contextmanager
+def _scored(options: InferConfig) -> Iterator[_Scored]:
+    """Scores those cutouts of `options.data`, or of the part of them, that are not scored yet, and
+    yields the _Scored. No other process may score the same rows meanwhile."""
     if options.checkpoints is None or options.data is None:
         raise UsageError("--checkpoints and --data are both needed")
     folders = checkpoint.find_members(options.checkpoints, options.ensemble)
     infos = {name: checkpoint.read_info(folder) for name, folder in folders.items()}
     validations = {name: checkpoint.read_validation(folder) for name, folder in folders.items()}
     mesh = placement.mesh_of(jax.local_devices(), options.member_shards)
+    _check_apart(options.data, options.output)
     source = options.opened(options.data, _all_bands(infos))
     make_folder(options.output)
-    outlined = outline(infos, validations, stacked=placement.stacks_members(mesh))
+    identities = {name: info.identity(validations[name]) for name, info in infos.items()}
+    parts = PartialRows(
+        options.output / PARTS,
+        _settings(options, identities, source),
+        _rows(options.part, len(source)),
+        resume=options.resume,
+    )
+    with contextlib.closing(parts):
+        outlined = outline(infos, validations, stacked=placement.stacks_members(mesh))
+        scoring = _score(options, folders, infos, outlined, mesh, source, parts)
+        yield _Scored(infos, outlined, source, parts, scoring)
+
+
+def _score(
+    options: InferConfig,
+    folders: Mapping[str, Path],
+    infos: Mapping[str, MemberInfo],
+    outlined: Ensemble,
+    mesh: Mesh,
+    source: Source,
+    parts: PartialRows,
+) -> dict[str, Any]:
+    """Adds the scores that `parts` lack, and returns what is to be said of the scoring."""
     settings: dict[str, Any] = {
         "seed": options.seed,
         "samples": options.mc_samples,
@@ -223,12 +248,6 @@ def _score(options: InferConfig) -> _Scored:
     weights = predict.place_weights(ensemble, mesh, **settings)
     del ensemble
     runtime.give_back_memory()
-    parts = PartialRows(
-        options.output / PARTS,
-        _fingerprint(options, infos, source),
-        _rows(options.part, len(source)),
-        resume=options.resume,
-    )
     timing = score(
         planned,
         weights,
@@ -249,7 +268,7 @@ def _score(options: InferConfig) -> _Scored:
             loader.layout(source, outlined.preparations, options.fit).blank(planned.size.cutouts),
             mesh,
         )
-    return _Scored(infos, outlined, source, parts, scoring)
+    return scoring
 
 
 def _rows(part: str | None, count: int) -> range:
@@ -433,17 +452,25 @@ def _all_bands(infos: Mapping[str, MemberInfo]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(b for info in infos.values() for b in info.preparation.bands))
 
 
-def _fingerprint(
-    options: InferConfig, infos: Mapping[str, MemberInfo], source: Source
-) -> dict[str, Any]:
-    """Returns what a run must share with a killed one to go on from its scores."""
-    kept = ("bands", "pixel_scale", "fit", "mc_samples", "fusion", "precision", "seed")
-    ids = hashlib.sha256("\n".join(map(str, source.table["id"])).encode()).hexdigest()
+def _settings(options: InferConfig, members: Mapping[str, str], source: Source) -> dict[str, Any]:
+    """Returns what a run must share with a killed one to go on from its scores: all that a score
+    depends on."""
+    of_data = [field.name for field in dataclasses.fields(DataOptions)]
+    kept = (*of_data, "mc_samples", "fusion", "precision", "seed")
     return {name: getattr(options, name) for name in kept} | {
-        "data": str(Path(str(options.data)).absolute()),
-        "ids_sha256": ids,
-        "members": {name: info.weights_sha256 for name, info in infos.items()},
+        "data_sha256": content_sha256(source),
+        "members": dict(members),
+        "version": __version__,
     }
+
+
+def _check_apart(data: str, output: Path) -> None:
+    """Raises UsageError where the results would be among the images of a folder."""
+    if Path(data).is_dir() and output.resolve().is_relative_to(Path(data).resolve()):
+        raise UsageError(
+            f"--output {output} lies in --data {data}: the next run would take its pictures for "
+            "cutouts; give an --output outside"
+        )
 
 
 def _metrics(

@@ -5,7 +5,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from lensjax.ensemble.fuse import Scores
 from lensjax.ensemble.plan import Plan
 from lensjax.ensemble.predict import Step, Weights
 from lensjax.ensemble.stack import Ensemble
-from lensjax.errors import LensjaxError
+from lensjax.errors import Interrupted, LensjaxError
 from lensjax.footprint import is_out_of_memory
 from lensjax.resume import Columns, PartialRows
 
@@ -59,8 +59,10 @@ def score(
 ) -> Timing:
     """Adds the scores of the cutouts that `parts` does not have yet, and returns the Timing.
 
-    The scores of a batch are fetched when the next one is on the devices and under way. `workers`
-    are processes that read. `profile` is where to write a trace of some batches.
+    The scores of a batch are fetched when the next one is on the devices and under way; a batch of
+    which nothing can be read stays on the host. `workers` are processes that read. `profile` is
+    where to write a trace of some batches. Raises Interrupted where the process is told to end:
+    what is scored is kept.
     """
     batch_size, missing = plan.size.cutouts, parts.missing()
     given = sum(map(len, missing))
@@ -81,7 +83,9 @@ def score(
     ends: list[float] = []
     counts: list[int] = []
 
-    def launch(batch: loader.Batch) -> tuple[loader.Batch, _Started]:
+    def launch(batch: loader.Batch) -> tuple[loader.Batch, _Started | None]:
+        if not batch.readable.any():
+            return batch, None
         began = time.perf_counter()
         with jax.profiler.StepTraceAnnotation("launch", step_num=len(launch_seconds)):
             started = scorer.start(batch.inputs)
@@ -89,15 +93,32 @@ def score(
         return batch, started
 
     scored = runtime.one_ahead(launch, trace.waits("load", batches, wait_seconds))
-    with runtime.progress("scoring", given, "cutouts") as advance:
-        for batch, started in trace.traced(scored, profile):
-            with trace.stage("fetch"):
-                columns = _columns(ensemble, batch, scorer.finish(batch.inputs, started))
-            with trace.stage("keep"):
-                parts.add(int(batch.rows[0]), columns)
-            ends.append(time.perf_counter())
-            counts.append(batch.count)
-            advance(batch.count)
+    with (
+        runtime.asked_to_stop() as asked_to_stop,
+        runtime.progress("scoring", given, "cutouts") as advance,
+    ):
+        try:
+            for batch, started in trace.traced(scored, profile):
+                with trace.stage("fetch"):
+                    scores = None if started is None else scorer.finish(batch.inputs, started)
+                with trace.stage("keep"):
+                    parts.add(int(batch.rows[0]), _columns(ensemble, batch, scores))
+                ends.append(time.perf_counter())
+                counts.append(batch.count)
+                advance(batch.count)
+                if asked_to_stop():
+                    break
+        except LensjaxError:
+            # Ctrl-C reaches the processes that read as well.
+            if not asked_to_stop():
+                raise
+        parts.save()
+        if asked_to_stop() and parts.missing():
+            total = len(parts.rows)
+            done = total - sum(map(len, parts.missing()))
+            raise Interrupted(
+                f"stopped after {done} of {total} rows; the same command goes on there"
+            )
     steady = ends[-1] - ends[0] if counts[1:] else None
     return Timing(
         compile_seconds=plan.compile_seconds + launch_seconds[0] if launch_seconds else None,
@@ -188,9 +209,15 @@ def _fetch(started: _Started) -> Scores | None:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=-1), *parts)
 
 
-def _columns(ensemble: Ensemble, batch: loader.Batch, scores: Scores) -> Columns:
-    """Returns the rows of a batch, one array (count,) per column, NaN where unreadable."""
-    host = scores._asdict()
+def _columns(ensemble: Ensemble, batch: loader.Batch, scores: Scores | None) -> Columns:
+    """Returns the rows of a batch, one array (count,) per column, NaN where unreadable; without
+    `scores` all are."""
+    if scores is None:
+        unknown = np.full((len(ensemble.names), len(batch.readable)), np.nan, np.float32)
+        of_members = {"member_logits": unknown, "member_probs": unknown}
+        host: dict[str, Any] = dict.fromkeys(Scores._fields, unknown[0]) | of_members
+    else:
+        host = scores._asdict()
     member_logits, member_probs = host.pop("member_logits"), host.pop("member_probs")
     for index, name in enumerate(ensemble.names):
         host[f"{name}_logits"], host[f"{name}_probs"] = member_logits[index], member_probs[index]

@@ -13,7 +13,8 @@ import orbax.checkpoint as ocp
 
 from lensjax import checkpoint
 from lensjax.errors import LensjaxError, UsageError, one_line
-from lensjax.files import make_folder, replacing
+from lensjax.files import make_folder
+from lensjax.resume import differences, read_settings, write_settings
 
 Tree = Any
 
@@ -119,22 +120,10 @@ class Snapshots:
 
 def _claim(path: Path, settings: dict[str, Any]) -> None:
     """Writes the settings of the run, or raises UsageError naming those that were others."""
-    settings = json.loads(json.dumps(settings))
     if not path.exists():
-        text = json.dumps(settings, indent=1).encode()
-        with replacing(path, len(text)) as file:
-            file.write(text)
+        write_settings(path, settings)
         return
-    try:
-        before = json.loads(path.read_text())
-    except ValueError as error:
-        raise LensjaxError(f"{path} cannot be read ({error}); give --no-resume") from error
-    names = sorted(before.keys() | settings.keys())
-    others = [
-        f"{name} {before.get(name)} (now {settings.get(name)})"
-        for name in names
-        if before.get(name) != settings.get(name)
-    ]
+    others = differences(read_settings(path), json.loads(json.dumps(settings)))
     if others:
         raise UsageError(
             f"{path.parent} holds a run that was begun with {', '.join(others)}: give another "
