@@ -229,12 +229,24 @@ def _attend(query: Array, key: Array, value: Array) -> Array:
     query . key / sqrt(size).
 
     A CUDA device has one kernel for it that never writes out the pairs of tokens, in half
-    precision.
+    precision. JAX asks the device at hand for it: a plan made without one counts the pairs, which
+    take more.
     """
     if query.dtype == jnp.bfloat16 and query.shape[1] > 1 and _has_fused_attention():
-        fused = partial(jax.nn.dot_product_attention, implementation="cudnn")
-        return lax.platform_dependent(query, key, value, cuda=fused, default=_attend_by_pairs)
+        return lax.platform_dependent(
+            query, key, value, cuda=_attend_fused, default=_attend_by_pairs
+        )
     return _attend_by_pairs(query, key, value)
+
+
+@jax.custom_vjp
+def _attend_fused(query: Array, key: Array, value: Array) -> Array:
+    """Returns what `_attend` does, by cuDNN; where gradients are asked for, by pairs.
+
+    JAX refuses cuDNN's gradient for odd numbers of tokens, and a square of patches with the class
+    token mostly is one.
+    """
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
 def _attend_by_pairs(query: Array, key: Array, value: Array) -> Array:
@@ -246,6 +258,11 @@ def _attend_by_pairs(query: Array, key: Array, value: Array) -> Array:
     mixed = weights.astype(value.dtype) @ value
     mixed /= weights.sum(axis=-1, keepdims=True).astype(value.dtype)
     return mixed.transpose(0, 2, 1, 3)
+
+
+_attend_fused.defvjp(
+    lambda *operands: jax.vjp(_attend_by_pairs, *operands), lambda pull, cotangent: pull(cotangent)
+)
 
 
 def _has_fused_attention() -> bool:

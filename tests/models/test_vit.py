@@ -1,5 +1,8 @@
 """The vision transformer against torchvision's numbers, and what inference and training rely on."""
 
+import re
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 
@@ -8,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax._src.cudnn import fused_attention_stablehlo
 
 from lensjax.errors import UsageError
 from lensjax.models import vit
@@ -226,3 +230,30 @@ def test_attention_is_that_of_jax_which_has_a_kernel_for_it_on_gpus():
 def test_the_kernel_is_for_devices_that_have_it(monkeypatch, about, fused):
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(**about)])
     assert vit._has_fused_attention() == fused
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_a_gpu_trains_the_program_that_is_planned_without_one(monkeypatch, size):
+    """It scores by cuDNN's kernel, which has no gradient for the five tokens of 32 pixels."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    graph, state = nnx.split(small())
+    state = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), state)
+    images = jnp.zeros((2, size, size, 2), jnp.bfloat16)
+
+    def on_cuda(function: Callable, has_kernel: bool, **options: bool) -> str:
+        def total(state, images):
+            return nnx.merge(graph, state)(images, **options).sum()
+
+        monkeypatch.setattr(vit, "_has_fused_attention", lambda: has_kernel)
+        traced = jax.jit(function(total)).trace(state, images)
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    def computed(text: str) -> Counter:
+        """Returns how often each operation stands there, without the choice of the platform."""
+        chooses = {"stablehlo.case", "stablehlo.return", "stablehlo.constant"}
+        return Counter(name for name in re.findall(r"\w+hlo\.\w+", text) if name not in chooses)
+
+    assert "__cudnn$fmhaSoftmax" in on_cuda(lambda total: total, True)
+    found, planned = (on_cuda(jax.grad, has_kernel, train=True) for has_kernel in (True, False))
+    assert "cudnn" not in found and computed(found) == computed(planned)
+    assert computed(planned)["stablehlo.dot_general"] > 20
