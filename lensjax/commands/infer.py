@@ -271,23 +271,35 @@ def _score(
     return scoring
 
 
-def _rows(part: str | None, count: int) -> range:
-    """Returns the rows of a part K/N, of all of them without one."""
-    if part is None:
-        return range(count)
-    number, of = map(int, part.split("/"))
-    return range(count * (number - 1) // of, count * number // of)
+def _rows(part: str | None, count: int, together: int = 1) -> range:
+    """Returns the rows of a part K/N, of all of them without one; so many rows stay together."""
+    number, of = (1, 1) if part is None else map(int, part.split("/"))
+    groups = -(-count // together)
+    first, end = (together * (groups * at // of) for at in (number - 1, number))
+    return range(min(first, count), min(end, count))
 
 
 def repack(options: InferConfig, folder: Path) -> str:
-    """Writes all cutouts of `options.data`, with all their bands, to shards in `folder` and returns
-    a line about them."""
+    """Writes the cutouts of `options.data`, or of the part of them, to shards in `folder`, with all
+    their bands, and returns a line about them."""
     if options.data is None:
         raise UsageError("--data is missing: which cutouts are to be packed?")
     source = options.opened(options.data, None)
-    with runtime.progress("packing", len(source), "cutouts") as advance:
+    rows = _rows(options.part, len(source), shards.SHARD_ROWS)
+    with runtime.progress("packing", len(rows), "cutouts") as advance:
         packed = shards.pack(
-            source, folder, encoding=options.pack_as, resume=options.resume, progress=advance
+            source,
+            folder,
+            rows=rows,
+            settings=options.of_data() | {"version": __version__},
+            encoding=options.pack_as,
+            resume=options.resume,
+            progress=advance,
+        )
+    if options.part is not None:
+        return (
+            f"{folder}, part {options.part}: {packed} packed + {len(rows) - packed} rejected = "
+            f"{len(rows)} rows; the same command without --part packs the rest and ends the shards"
         )
     return (
         f"{folder}: {packed} packed + {len(source) - packed} rejected = {len(source)} given; "
@@ -455,13 +467,16 @@ def _all_bands(infos: Mapping[str, MemberInfo]) -> tuple[str, ...]:
 def _settings(options: InferConfig, members: Mapping[str, str], source: Source) -> dict[str, Any]:
     """Returns what a run must share with a killed one to go on from its scores: all that a score
     depends on."""
-    of_data = [field.name for field in dataclasses.fields(DataOptions)]
-    kept = (*of_data, "mc_samples", "fusion", "precision", "seed")
-    return {name: getattr(options, name) for name in kept} | {
-        "data_sha256": content_sha256(source),
-        "members": dict(members),
-        "version": __version__,
-    }
+    kept = ("mc_samples", "fusion", "precision", "seed")
+    return (
+        options.of_data()
+        | {name: getattr(options, name) for name in kept}
+        | {
+            "data_sha256": content_sha256(source),
+            "members": dict(members),
+            "version": __version__,
+        }
+    )
 
 
 def _check_apart(data: str, output: Path) -> None:

@@ -16,6 +16,7 @@ from lensjax import checkpoint, config, results, runtime
 from lensjax.commands.simulate import SimulateConfig, simulate_survey, sources_of, survey_of
 from lensjax.data import loader
 from lensjax.data.catalog import DataOptions
+from lensjax.data.identity import content_sha256
 from lensjax.data.on_device import Canvas, View
 from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.preprocess import Preparation, Stretch, geometry
@@ -189,6 +190,8 @@ def _data(options: TrainConfig) -> tuple[Training, Labelled, str]:
     if options.smoke:
         source = first_of_each_class(source, SMOKE_SKY.count // 2)
     data = read_labelled(source, preparation, options.fit, options.output)
+    origin = options.of_data() | {"data_sha256": content_sha256(source)}
+    data = dataclasses.replace(data, origin=origin)
     training, validation = split(data, options.validation_fraction)
     if options.pictures:
         training = with_pictures(training, options.seed)

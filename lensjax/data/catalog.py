@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from astropy.table import Table
@@ -42,6 +42,10 @@ class DataOptions:
     format: Annotated[Format, "kind of the data, where it is not recognised"] = "auto"
     max_values: Annotated[int, "pixels times bands of the largest cutout in a file"] = MAX_VALUES
     fit: Annotated[Fit, "how cutouts of another size are brought to the input size"] = "auto"
+
+    def of_data(self) -> dict[str, Any]:
+        """Returns these options alone, by name: what is made of the data depends on each."""
+        return {field.name: getattr(self, field.name) for field in fields(DataOptions)}
 
     def opened(self, data: str, needed: Sequence[str] | None) -> Source:
         """Returns the cutouts at `data`, as `open_source` does."""

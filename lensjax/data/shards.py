@@ -8,10 +8,11 @@ narrowest type that holds them exactly, or a PNG file of them.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import grain
 import imagecodecs
@@ -20,6 +21,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from astropy.table import Table
 
 from lensjax.data.bands import Wanted, select
+from lensjax.data.identity import content_sha256
 from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.source import ONE_A_CORE, Source, Stack, describe, source_of
 from lensjax.data.tables import plain, read_table, standardise
@@ -63,39 +65,49 @@ def pack(
     source: Source,
     folder: Path,
     *,
+    rows: range | None = None,
+    settings: Mapping[str, Any] = {},
     encoding: Encoding = "raw",
     resume: bool = True,
     threads: int | None = None,
     progress: Callable[[int], object] = lambda count: None,
 ) -> int:
-    """Writes all cutouts of `source` to shards in `folder` and returns how many could be read.
+    """Writes cutouts of `source` to shards in `folder` and returns how many could be read.
 
-    A run that was killed goes on with the shard that it was writing. Raises UsageError where the
-    folder holds something else, LensjaxError where it cannot be written to.
+    All of them, or those of `rows`, which begin and end with a shard; then no index is written, and
+    a run for all of them goes on from there. A run that was killed goes on with the shard that it
+    was writing, where the data, the `settings` that they were opened with and the encoding are the
+    same. Raises UsageError where the folder holds something else, LensjaxError where it cannot be
+    written to.
     """
     make_folder(folder)
     if (folder / INDEX).exists() and resume:
         raise UsageError(f"{folder} holds shards already: give another folder, or --no-resume")
-    if not resume:
+    every = range(len(source))
+    rows = every if rows is None else rows
+    if not rows:
+        return 0
+    data = {"data_sha256": content_sha256(source), "bands": source.bands, "encoding": encoding}
+    parts = PartialRows(folder / PROGRESS, {**settings, **data}, rows, resume=resume)
+    with closing(parts):
         (folder / INDEX).unlink(missing_ok=True)
-    identity = {"rows": len(source), "description": source.description, "encoding": encoding}
-    parts = PartialRows(folder / PROGRESS, identity, range(len(source)), resume=resume)
-    done = len(source) - sum(map(len, parts.missing()))
-    for first in range(done, len(source), SHARD_ROWS):
-        rows = range(first, min(first + SHARD_ROWS, len(source)))
-        packed = _write_shard(
-            shard_path(folder, first // SHARD_ROWS),
-            _packed(source, rows, encoding, threads),
-            progress,
-        )
-        # A row of the index without its record, which is in the shard by now.
-        of_index = zip(*(item[1:] for item in packed), strict=True)
-        columns = dict(zip(Packed._fields[1:], map(np.array, of_index), strict=True))
-        parts.add(first, columns)
-        parts.save()
-    columns = parts.columns()
-    _write_index(folder / INDEX, source, columns)
-    parts.remove()
+        for gap in parts.missing():
+            for first in range(gap.start, gap.stop, SHARD_ROWS):
+                shard = range(first, min(first + SHARD_ROWS, gap.stop))
+                packed = _write_shard(
+                    shard_path(folder, first // SHARD_ROWS),
+                    _packed(source, shard, encoding, threads),
+                    progress,
+                )
+                # A row of the index without its record, which is in the shard by now.
+                of_index = zip(*(item[1:] for item in packed), strict=True)
+                columns = dict(zip(Packed._fields[1:], map(np.array, of_index), strict=True))
+                parts.add(first, columns)
+                parts.save()
+        columns = parts.columns()
+        if rows == every:
+            _write_index(folder / INDEX, source, columns)
+            parts.remove()
     return int((columns["reason"] == "").sum())
 
 

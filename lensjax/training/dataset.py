@@ -4,7 +4,7 @@ import dataclasses
 import math
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,13 @@ MOST_IN_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 class Labelled:
     """Cutouts as they travel to the device: `arrays` holds images (n, height, width, band) and
     `inside` (n, 4) of the canvas that `view` is taken of, and label (n,) float32; `id` and `group`
-    (n,) say which objects they are."""
+    (n,) say which objects they are. `origin`: of which data they are, and how these were read."""
 
     view: View
     arrays: dict[str, Any]
     id: np.ndarray
     group: np.ndarray
+    origin: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.id)
@@ -59,7 +60,8 @@ class Labelled:
     def record(self) -> dict[str, Any]:
         """What `member.json` says of the data."""
         lenses = int(self.labels.sum())
-        return {"cutouts": len(self), "lenses": lenses, "first_id": str(self.id[0])}
+        counts = {"cutouts": len(self), "lenses": lenses, "first_id": str(self.id[0])}
+        return counts | self.origin
 
     def batches(self, batch_size: int) -> grain.DatasetIterator[dict[str, Any]]:
         """Returns batches without end, each of images, inside, label, and `row` of these data.
@@ -76,7 +78,7 @@ class Labelled:
         # The images of both sides of a split would take the memory twice.
         whole = isinstance(images, Picked)
         arrays["images"] = Picked(images.array, images.rows[rows]) if whole else images[rows]
-        return Labelled(self.view, arrays, self.id[rows], self.group[rows])
+        return dataclasses.replace(self, arrays=arrays, id=self.id[rows], group=self.group[rows])
 
 
 def first_of_each_class(source: Source, count: int) -> Source:

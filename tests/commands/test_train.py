@@ -98,3 +98,18 @@ def test_ctrl_c_is_no_error(run, cutouts, vit_tiny, tmp_path, monkeypatch):
             patch.setattr(runtime, "progress", interrupting(times))
             ended = run(train.main, *command)
         assert (ended.status, ended.error) == (status, error)
+
+
+def test_what_a_member_was_trained_on_is_known_by_content(run, begun, cutouts, tmp_path):
+    """Other pixels under the same name, with the same labels, make another member."""
+    command = ("--data", cutouts, *TINY, "--output", tmp_path / "out")
+    run(train.main, *command)
+    run(train.main, *command)
+    with np.load(cutouts) as stored:
+        arrays = dict(stored)
+    np.savez(cutouts, **(arrays | {"images": arrays["images"][::-1]}))
+    run(train.main, *command)
+    run(train.main, *command, "--pixel-scale", 0.2)
+    first, again, other, read_otherwise = (training.record for training, *_ in begun)
+    assert first == again and len({found["data_sha256"] for found in (first, other)}) == 2
+    assert read_otherwise == other | {"pixel_scale": 0.2}

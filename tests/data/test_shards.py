@@ -170,3 +170,34 @@ def test_a_damaged_record_is_rejected_and_no_other(tmp_path):
     assert "the shard is damaged" in reasons[1][1]
     images[5] = 0
     np.testing.assert_array_equal(np.concatenate(pixels), images)
+
+
+def test_a_packing_goes_on_with_the_same_data_only(tmp_path):
+    """Pixels that were replaced under the same name meanwhile would stand beside other ids."""
+    images = np.random.default_rng(0).normal(size=(10, 8, 8, 3)).astype(np.float32)
+    stacked(tmp_path, images)
+    source = open_source(tmp_path / "stack.npz", needed=None)
+    shards.pack(source, tmp_path / "packed", rows=range(0, 8))
+    stacked(tmp_path, images + 1)
+    other = open_source(tmp_path / "stack.npz", needed=None)
+    with pytest.raises(UsageError, match=r"8 rows that were done with data_sha256 .*--no-resume"):
+        shards.pack(other, tmp_path / "packed")
+    with pytest.raises(UsageError, match=r"encoding raw \(now png\)"):
+        shards.pack(source, tmp_path / "packed", encoding="png")
+    with pytest.raises(UsageError, match=r"max_values None \(now 9\)"):
+        shards.pack(source, tmp_path / "packed", settings={"max_values": 9})
+    assert shards.pack(other, tmp_path / "packed", resume=False) == 10
+    packed = open_source(tmp_path / "packed", needed=GRI)
+    np.testing.assert_array_equal(list(packed.stack.read(slice(0, 10))), images + 1)
+
+
+def test_parts_packed_apart_become_one(tmp_path):
+    images = np.random.default_rng(0).normal(size=(10, 8, 8, 3)).astype(np.float32)
+    stacked(tmp_path, images)
+    source, done = open_source(tmp_path / "stack.npz", needed=None), []
+    assert shards.pack(source, tmp_path / "packed", rows=range(4, 8)) == 4
+    assert not shards.are_shards(tmp_path / "packed")
+    assert shards.pack(source, tmp_path / "packed", progress=done.append) == 10
+    assert len(done) == 6
+    packed = open_source(tmp_path / "packed", needed=GRI)
+    np.testing.assert_array_equal(list(packed.stack.read(slice(0, 10))), images)
