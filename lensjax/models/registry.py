@@ -37,13 +37,14 @@ def _resnet(
     input_size: int,
     dropout: float,
     block_dropout: float,
+    width: int = 64,
     rngs: nnx.Rngs,
 ) -> ResNet:
     """Returns a residual network. It takes every input size and has no dropout in its blocks."""
     del input_size
     if block_dropout:
         raise UsageError("a residual network has no dropout in its blocks: set block_dropout to 0")
-    return ResNet(depths, bands=bands, dropout=dropout, rngs=rngs)
+    return ResNet(depths, bands=bands, dropout=dropout, width=width, rngs=rngs)
 
 
 ARCHITECTURES = {

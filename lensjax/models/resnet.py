@@ -16,10 +16,10 @@ from lensjax.models.norm import ConvNorm
 
 
 class Stem(nnx.Module):
-    """The first convolution and the pooling: (N, S, S, bands) -> (N, S/4, S/4, 64)."""
+    """The first convolution and the pooling: (N, S, S, bands) -> (N, S/4, S/4, width)."""
 
-    def __init__(self, bands: int, *, rngs: nnx.Rngs) -> None:
-        self.entry = ConvNorm(bands, 64, 7, stride=2, rngs=rngs)
+    def __init__(self, bands: int, width: int, *, rngs: nnx.Rngs) -> None:
+        self.entry = ConvNorm(bands, width, 7, stride=2, rngs=rngs)
 
     def __call__(self, images: Array, *, train: bool) -> Array:
         return max_pool(nnx.relu(self.entry(images, train=train)))
@@ -63,23 +63,31 @@ class Stage(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """A residual network with basic blocks; `depths` holds the blocks of its four stages."""
+    """A residual network with basic blocks: `depths` holds those of its four stages, of which the
+    first has `width` channels and each next one twice as many."""
 
     DEPTHS = {"stem": 0, "stages": 1, "head": 2}
 
     def __init__(
-        self, depths: tuple[int, int, int, int], *, bands: int, dropout: float, rngs: nnx.Rngs
+        self,
+        depths: tuple[int, int, int, int],
+        *,
+        bands: int,
+        dropout: float,
+        width: int = 64,
+        rngs: nnx.Rngs,
     ) -> None:
-        self.stem = Stem(bands, rngs=rngs)
+        self.stem = Stem(bands, width, rngs=rngs)
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
         self.stages = nnx.List(
             [
                 Stage(inputs, outputs, stride, depth, rngs=rngs)
                 for inputs, outputs, stride, depth in zip(
-                    (64, 64, 128, 256), (64, 128, 256, 512), (1, 2, 2, 2), depths, strict=True
+                    widths[:-1], widths[1:], (1, 2, 2, 2), depths, strict=True
                 )
             ]
         )
-        self.head = Head(512, dropout, rngs=rngs)
+        self.head = Head(widths[-1], dropout, rngs=rngs)
 
     def __call__(
         self, images: Array, *, rngs: nnx.Rngs | None = None, train: bool = False
