@@ -1,13 +1,14 @@
 """Settings that every test runs under."""
 
+import contextlib
 import functools
-import importlib.util
 import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import jax
 import pytest
+from hypothesis import settings
 
 # Programs that several tests share are compiled once, and the user's own cache is left alone.
 os.environ["LENSJAX_CACHE"] = str(Path(__file__).parents[1] / ".pytest_cache" / "lensjax")
@@ -16,16 +17,33 @@ from lensjax import runtime  # noqa: E402
 from lensjax.footprint import Target, find_target  # noqa: E402
 from lensjax.models import registry  # noqa: E402
 from lensjax.models.vit import VisionTransformer  # noqa: E402
+from tests import networks  # noqa: E402
 
 runtime.hush_absent_tpu()
 runtime.keep_compilations()
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# The same examples in every run, and no test that fails because the machine is busy.
+settings.register_profile("tests", derandomize=True, deadline=None)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
 def reference() -> str:
     """Folder of numbers computed by other programs (torchvision, lenstronomy)."""
     return str(Path(__file__).parent / "reference")
+
+
+# What is tested there is not the networks.
+OF_SMALL_NETWORKS = {"commands", "ensemble", "training"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_networks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Has the architectures be small ones in these folders; a module that wants the real ones
+    defines a fixture of this name."""
+    small = request.path.parent.name in OF_SMALL_NETWORKS
+    with networks.small() if small else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -42,15 +60,12 @@ def vit_tiny() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def h100() -> Target:
     """An H100 to compile for."""
-    if importlib.util.find_spec("jax_plugins.xla_cuda12") is None:
-        pytest.skip("needs the extra `targets`")
     return find_target("h100")
 
 
 @pytest.fixture(scope="session")
 def v5e() -> Target:
     """A TPU v5e to compile for."""
-    pytest.importorskip("libtpu")
     return find_target("v5e")
 
 
@@ -60,8 +75,10 @@ COMPILED_IN_HASTE = {"commands", "training"}
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Compiles for tests of whole runs, also in processes that they start, with few passes."""
-    haste = item.path.parent.name in COMPILED_IN_HASTE
+    """Compiles for tests of whole runs, also in processes that they start, with few passes; in the
+    slow tier with all."""
+    hasty = item.path.parent.name in COMPILED_IN_HASTE
+    haste = hasty and item.get_closest_marker("slow") is None
     jax.config.update("jax_disable_most_optimizations", haste)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(haste)
     return (yield)

@@ -17,7 +17,6 @@ from lensjax import footprint
 from lensjax.errors import UsageError
 from lensjax.footprint import Footprint, compile_for, find_target
 
-HAS_CUDA_COMPILER = importlib.util.find_spec("jax_plugins.xla_cuda12") is not None
 VECTOR = 4 * 1024
 
 
@@ -50,6 +49,7 @@ def test_temporaries_are_counted():
     assert footprint.footprint(compiled).temporaries >= 4 * size**2
 
 
+@pytest.mark.slow
 def test_an_h100_need_not_be_there(h100):
     assert "H100" in h100.device.device_kind
     found = footprint.footprint(compile_for(doubled_and_summed, SHAPES, h100))
@@ -58,6 +58,7 @@ def test_an_h100_need_not_be_there(h100):
     assert jnp.ones(3).sum() == 3  # the devices at hand stay as they were
 
 
+@pytest.mark.slow
 def test_a_tpu_need_not_be_there(v5e):
     found = footprint.footprint(compile_for(doubled_and_summed, SHAPES, v5e))
     assert found.arguments == ARGUMENTS
@@ -162,7 +163,7 @@ print(jax.devices()[0].platform)
 """
 
 
-@pytest.mark.skipif(not HAS_CUDA_COMPILER, reason="needs the extra `targets`")
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="this machine has an accelerator")
 @pytest.mark.parametrize(("nvidia", "says"), [("/dev/no-gpu", False), ("/dev/null", True)])
 def test_a_missing_driver_is_trouble_only_where_there_is_a_gpu(nvidia, says):

@@ -116,6 +116,7 @@ def test_a_contender_that_fails_says_why_and_the_others_go_on():
     assert "no_such_package" in "\n".join(block_lines(block))
 
 
+@pytest.mark.slow
 def test_a_case_may_have_more_rounds_and_no_matrix_products():
     close = Case("close", {}, ({},), PRODUCTS[:1], ("absent",), 0, None, rounds=3, turn=0.5)
     (block,) = arena.contest([close], Pace(rounds=2, seconds=0.01, patience=1.0), lambda _: None)

@@ -32,9 +32,11 @@ def test_names_and_shapes_are_those_of_torchvision(reference, architecture):
         assert expected[f"{drawn.HEADS[architecture][0]}.{leaf}"] == list(drawn_leaf.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", NAMES)
 def test_torch_networks_are_those_of_torchvision(reference, architecture):
-    torch = pytest.importorskip("torch")
+    import torch
+
     from lensjax.benchmark import torch_networks
 
     network = torch_networks.build(architecture, bands=3, size=224)
@@ -59,6 +61,7 @@ def test_costs_are_the_published_ones():
     assert 1 - 1 / 12 < share["vit_b16"] < 1 - 1 / 15
 
 
+@pytest.mark.slow
 def test_plain_flax_computes_the_same_logits():
     members = ["resnet18.0", "resnet18.1"]
     plain = plain_flax.ensemble(members, 32, eigen=True).prepare(1, 2).run(1)
@@ -77,6 +80,7 @@ def test_training_steps_learn():
     assert losses.shape == (3,) and np.isfinite(losses).all() and losses[2] != losses[0]
 
 
+@pytest.mark.slow
 def test_grouped_training_steps_are_the_same_steps():
     how = {"members": ["resnet18.0"], "size": 32, "sizes": (16, 32), "consistency": 1.0}
     at_once, grouped = (

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from lensjax import checkpoint, launch
+from lensjax.commands import infer
 from lensjax.data.preprocess import Preparation
+from tests import networks
 from tests.ensemble.members import random_member
 
 PREPARATION = Preparation(
@@ -42,6 +44,12 @@ def run(capsys) -> Callable[..., Ended]:
     return run_command
 
 
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """Has scoring draw no pictures, which take as long as all the rest of a small run."""
+    monkeypatch.setattr(infer, "draw", lambda *_: None)
+
+
 @pytest.fixture(scope="session")
 def members(tmp_path_factory):
     """A folder of two small members with a common validation set, one good and one useless."""
@@ -49,7 +57,8 @@ def members(tmp_path_factory):
     rng = np.random.default_rng(0)
     label = (np.arange(200) % 2).astype(np.float32)
     for seed, strength in ((0, 2.0), (1, 0.0)):
-        member = random_member("vit_s16", seed, PREPARATION)
+        with networks.small():
+            member = random_member("vit_s16", seed, PREPARATION)
         logit = strength * (label - 0.5) + rng.normal(0, 0.5, 200)
         validation = {"id": np.arange(200), "label": label, "logit": logit}
         member = dataclasses.replace(member, validation=validation)

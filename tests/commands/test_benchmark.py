@@ -13,11 +13,17 @@ from lensjax.commands import benchmark
 FEW = ("lensjax float32", "lensjax one by one", "PyTorch before")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_networks() -> None:
+    """The real ones: weights and peers are theirs."""
+
+
 @pytest.fixture
 def no_peers(monkeypatch):
     monkeypatch.setattr(arena.importlib.util, "find_spec", lambda _: None)
 
 
+@pytest.mark.slow
 def test_a_quick_run_without_peers(run, no_peers, tmp_path):
     ended = run(
         benchmark.main,
@@ -54,6 +60,7 @@ def test_a_disagreement_is_a_failed_run(run, monkeypatch, tmp_path):
     assert json.loads((tmp_path / "benchmark.json").read_text())["blocks"][0]["rows"][1]["ratio"]
 
 
+@pytest.mark.slow
 def test_reading_files_is_measured_and_compared(run, monkeypatch, tmp_path):
     monkeypatch.setattr(cases, "CLOSE_ROUNDS", 2)
     ended = run(

@@ -10,6 +10,11 @@ from lensjax.commands import import_weights, infer
 from tests.models.drawn_weights import images, state_dict
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_networks() -> None:
+    """The real ones: weights and peers are theirs."""
+
+
 @pytest.fixture(scope="module")
 def weights(reference, tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "lens_finder.safetensors"

@@ -18,6 +18,7 @@ from lensjax.commands import demo, infer
 from lensjax.ensemble import score
 from tests.commands.conftest import CUTOUTS
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # but what `results` shares is drawn
 SCORES = [
     *("rank", "id", "ra", "dec", "probability", "logit", "logit_std"),
     *("total_entropy", "aleatoric_entropy", "mutual_information"),
@@ -151,7 +152,7 @@ def test_a_batch_is_as_large_as_memory_and_data_allow(run, members, stack_file, 
     ended = run(infer.main, *arguments(members, stack_file, tmp_path / "r", "--batch-size", "auto"))
     record = json.loads((tmp_path / "r" / "run.json").read_text())
     assert record["batch_size"] == record["cutouts_at_once"] == 32
-    assert 1e8 < record["step_bytes"] < record["memory_limit_bytes"]
+    assert 1e5 < record["step_bytes"] < record["memory_limit_bytes"]
     assert re.search(r"a step takes 32 cutouts: 0\.\d\d GiB of \d+\.\d\d GiB\n", ended.out)
 
 

@@ -15,6 +15,7 @@ from astropy.table import Table
 from lensjax.commands import infer
 from tests.commands.conftest import CUTOUTS
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 BANDS = ("g", "r", "i")
 
 

@@ -14,6 +14,7 @@ from lensjax.commands import demo, evaluate, infer, simulate, train
 from lensjax.commands.simulate import SimulateConfig
 from lensjax.data.catalog import open_source
 from lensjax.training.recipe import Recipe
+from tests import networks
 
 
 @pytest.fixture(scope="module")
@@ -174,10 +175,22 @@ CONFIGS = sorted({path.name for path in Path("configs").glob("*.yaml")} - {"demo
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_runs_in_small(run, small_demo, tmp_path, name):
+    run_in_small(run, name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_runs_with_real_networks(run, small_demo, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("LENSJAX_CACHE", str(tmp_path / "cache"))
+    with networks.real():
+        run_in_small(run, name, tmp_path)
+
+
+def run_in_small(run, name: str, folder: Path) -> None:
     path = Path("configs") / name
     script = re.match(rf"# python scripts/(\w+)\.py --config {path}", path.read_text())[1]
     main = {"infer": infer.main, "train": train.main}[script]
-    ended = run(main, "--config", path, "--smoke", "--output", tmp_path / "out")
+    ended = run(main, "--config", path, "--smoke", "--output", folder / "out")
     assert ended.status == 0, ended
     assert ("scored + 0 rejected" if script == "infer" else ": trained; validation") in ended.out
 

@@ -22,12 +22,14 @@ from jax.sharding import NamedSharding
 from lensjax import runtime
 from lensjax.ensemble import placement, predict
 from lensjax.ensemble.stack import stack
+from tests import networks
 from tests.ensemble.members import random_member
 from tests.ensemble.test_predict import inputs
 
 runtime.keep_compilations()
 architectures = ["resnet18"] * 4 + ["vit_s16"]
-ensemble = stack({f"m{i}": random_member(name, i) for i, name in enumerate(architectures)})
+with networks.small():
+    ensemble = stack({f"m{i}": random_member(name, i) for i, name in enumerate(architectures)})
 settings = dict(samples=10, precision="float32")
 found = {}
 for members, data in [(1, 1), (1, 8), (2, 4), (8, 1)]:

@@ -19,6 +19,7 @@ from lensjax.ensemble import plan as planning
 from lensjax.ensemble.plan import Plan, Size, batch_sizes, choose, plan
 from lensjax.ensemble.stack import stack
 from lensjax.footprint import Target
+from tests import networks
 from tests.ensemble.members import PREPARATION, blank_member, random_member
 
 MESH = placement.mesh_of(jax.devices()[:1])
@@ -179,14 +180,17 @@ def on_h100(target: Target, ensemble, samples: int) -> Callable[[int], Plan]:
     return lambda budget: plan(make, weights, layout(64), mesh, [512], budget=budget, target=target)
 
 
+@pytest.mark.slow
 def test_samples_take_no_memory_on_an_h100_with_dropout_in_the_head(h100):
-    members = {name: blank_member(name, preparation(64)) for name in ("resnet18", "vit_b16")}
-    one, ten = (on_h100(h100, stack(members), samples)(2**30) for samples in (1, 10))
+    with networks.real():
+        members = {name: blank_member(name, preparation(64)) for name in ("resnet18", "vit_b16")}
+        one, ten = (on_h100(h100, stack(members), samples)(2**30) for samples in (1, 10))
     assert ten.step_bytes < 1.1 * one.step_bytes
     # A budget of a hundredth of the card; 390 MB are weights.
     assert ten.step_bytes < 2**30 and not ten.takes_turns
 
 
+@pytest.mark.slow
 def test_turns_bound_the_memory_of_dropout_in_blocks_on_an_h100(h100, vit_tiny):
     ensemble = stack({"a": blank_member(vit_tiny, preparation(64), block_dropout=0.1)})
     one = on_h100(h100, ensemble, 1)(2**40)
@@ -197,6 +201,7 @@ def test_turns_bound_the_memory_of_dropout_in_blocks_on_an_h100(h100, vit_tiny):
     assert in_turns.takes_turns and in_turns.step_bytes <= in_turns.memory_limit_bytes
 
 
+@pytest.mark.slow
 def test_a_plan_for_a_tpu(v5e, vit_tiny):
     mesh = placement.mesh_of([v5e.device])
     make, weights = maker(stack({"a": blank_member(vit_tiny, preparation(32))}), mesh, 4)

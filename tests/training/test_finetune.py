@@ -19,6 +19,11 @@ from lensjax.training.optimiser import optimiser
 from tests.ensemble.members import random_member
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_networks() -> None:
+    """The real ones: their layers are counted."""
+
+
 def member(folder, architecture: str, seed: int) -> Member:
     found = random_member(architecture, seed)
     checkpoint.save_member(folder / architecture / str(seed), found)

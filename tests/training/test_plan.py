@@ -124,6 +124,7 @@ def test_groups_need_less_by_the_word_of_the_compiler(unlimited):
     assert grouped.together.peak == unlimited.peak
 
 
+@pytest.mark.slow
 def test_an_h100_is_planned_for_without_one(h100):
     # Against the 4 MiB that a matrix product takes to work in, four cutouts are nothing.
     free = planned(1e12, h100, batch=256, scales=(0, 2))

@@ -69,7 +69,7 @@ def weights(output: Path) -> list[str]:
     return [json.loads(path.read_text())["weights_sha256"] for path in records]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["hasty", pytest.param("optimised", marks=pytest.mark.slow)])
 def undisturbed(cutouts, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("undisturbed")
     process = begin(cutouts, output)

@@ -62,6 +62,7 @@ GROUPINGS = {
         (Convolutional, "three", 0.0),
         (Convolutional, "rematerialised", WEIGHT),
         (transformer, "rematerialised", WEIGHT),
+        pytest.param(Convolutional, "two", WEIGHT, marks=pytest.mark.slow, id="optimised"),
     ],
 )
 def test_groups_give_the_gradient_of_the_whole_loss(build, grouping, weight, examples):

@@ -1,0 +1,49 @@
+"""The registered architectures by their names, of the same layers, but few and narrow ones."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from unittest import mock
+
+from flax import nnx
+
+from lensjax import checkpoint
+from lensjax.models import registry
+from lensjax.models.hybrid import HybridTransformer
+from lensjax.models.vit import VisionTransformer
+
+SMALL = {
+    "resnet18": partial(registry._resnet, (1, 1, 1, 1), width=8),
+    "resnet34": partial(registry._resnet, (1, 2, 1, 1), width=8),
+    "vit_s16": partial(VisionTransformer, width=32, depth=2, heads=2),
+    "vit_b16": partial(VisionTransformer, width=48, depth=3, heads=3),
+    "light_transformer": partial(HybridTransformer, width=32, depth=2, heads=2),
+    "trans_enc_s": partial(HybridTransformer, width=48, depth=3, heads=3, stochastic_depth=0.1),
+}
+
+
+REAL = {name: architecture.build for name, architecture in registry.ARCHITECTURES.items()}
+
+
+def small() -> AbstractContextManager[None]:
+    """Has every architecture be small: tests of other things spend no time on networks."""
+    return _built(SMALL)
+
+
+def real() -> AbstractContextManager[None]:
+    """Has every architecture be as it is again."""
+    return _built(REAL)
+
+
+@contextlib.contextmanager
+def _built(builds: Mapping[str, Callable[..., nnx.Module]]) -> Iterator[None]:
+    built = {
+        name: dataclasses.replace(registry.ARCHITECTURES[name], build=build)
+        for name, build in builds.items()
+    }
+    with mock.patch.dict(registry.ARCHITECTURES, built):
+        checkpoint._outline.cache_clear()  # kept by name
+        yield
+    checkpoint._outline.cache_clear()
