@@ -4,32 +4,31 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from flax import nnx
 
-from lensjax.data.on_device import aligned
+from lensjax.data.on_device import aligned_zeros
 from lensjax.data.preprocess import Preparation
-from lensjax.errors import LensjaxError, UsageError
+from lensjax.errors import LensjaxError, UsageError, one_line
+from lensjax.files import replacing_folder, standing_folders
 from lensjax.models import registry
+from lensjax.record import complaints
 
 LEARNED = (nnx.Param, nnx.BatchStat)
 # Orbax reads an array chunk by chunk, each once more than the array itself. Chunks that are much
 # smaller than this are taken from memory that glibc does not give back.
 CHUNK_BYTES = 64 * 2**20
-# Arrays that are larger are read one by one: Orbax takes the memory for all that it reads at once.
-TOGETHER_BYTES = 32 * 2**20
 State = dict[str, Any]
 """The parameters and batch statistics of one member: arrays by dotted name."""
 Validation = dict[str, np.ndarray]
@@ -126,21 +125,15 @@ def save_member(folder: Path, member: Member) -> MemberInfo:
     """Writes `member` to `folder`, whole or not at all, and returns its info with the hash."""
     host_state = jax.tree.map(np.asarray, member.state)
     info = dataclasses.replace(member.info, weights_sha256=arrays_sha256(host_state))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    size = sum(leaf.nbytes for leaf in host_state.values())
+    with replacing_folder(folder, size) as draft:
         # Trained weights are noise to a compressor: 8 % smaller, and half as long again to read.
         with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
             in_chunks = dict.fromkeys(host_state, ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES))
-            checkpointer.save((partial / "weights").absolute(), host_state, save_args=in_chunks)
+            checkpointer.save((draft / "weights").absolute(), host_state, save_args=in_chunks)
         if member.validation is not None:
-            np.savez(partial / "validation.npz", allow_pickle=False, **member.validation)
-        (partial / "member.json").write_text(json.dumps(_to_json(info), indent=2) + "\n")
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            np.savez(draft / "validation.npz", allow_pickle=False, **member.validation)
+        (draft / "member.json").write_text(json.dumps(_to_json(info), indent=2) + "\n")
     return info
 
 
@@ -156,38 +149,38 @@ def load_member(folder: Path) -> Member:
 
 def read_weights(folder: Path, info: MemberInfo) -> State:
     """Returns the weights of the member in `folder` that `info` describes, each where a CPU's
-    device takes it from without a copy. Raises as `load_member` does."""
+    device takes it from without a copy. Raises as `load_member` does.
+
+    What Orbax wrote is read with the library below it: Orbax lets threads print tracebacks where a
+    file is missing, and takes the memory for all arrays at once.
+    """
+    store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder / 'weights'}/"}}
     try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            path = (folder / "weights").absolute()
-            stored = checkpointer.metadata(path).item_metadata.tree
-            compare(folder, state_of(info.outline()), stored)
-            state: State = {}
-            for names in _turns(stored):
-                part = ocp.args.PyTreeRestore(
-                    dict.fromkeys(names, 0),
-                    dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray)),
-                    partial_restore=True,
-                )
-                read = checkpointer.restore(path, args=part)
-                state |= {name: aligned(read.pop(name)) for name in names}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        keys = (key.decode() for key in ts.KvStore.open(store).result().list().result())
+        arrays = {
+            name: ts.open({"driver": "zarr", "kvstore": store | {"path": name}}, read=True).result()
+            for name in (key.removesuffix("/.zarray") for key in keys if key.endswith("/.zarray"))
+        }
+        if not arrays:
+            raise FileNotFoundError("there are none")
+        compare(folder, state_of(info.outline()), arrays)
+        # The largest first, so that little is held beside them while they are read.
+        largest_first = sorted(arrays, key=lambda name: -arrays[name].size)
+        state = {name: _read(arrays[name]) for name in largest_first}
+    except (OSError, ValueError, KeyError) as error:
         raise LensjaxError(
-            f"the weights of {folder} cannot be read ({type(error).__name__}: {error}); "
-            "train or import the member again"
+            f"the weights in {folder}/weights cannot be read ({one_line(error, 160)}); train or "
+            "import the member again"
         ) from error
     if arrays_sha256(state) != info.weights_sha256:
         raise LensjaxError(f"the weights of {folder} are not those that member.json names (sha256)")
     return state
 
 
-def _turns(stored: Mapping[str, Any]) -> list[list[str]]:
-    """Returns the names of arrays to be read together: large ones alone, the largest first, so that
-    little is held twice, then all others."""
-    sizes = {name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in stored.items()}
-    large = [name for name, size in sizes.items() if size > TOGETHER_BYTES]
-    alone = [[name] for name in sorted(large, key=sizes.__getitem__, reverse=True)]
-    return [*alone, [name for name in stored if name not in large]]
+def _read(array: ts.TensorStore) -> np.ndarray:
+    room = aligned_zeros(array.shape, array.dtype.numpy_dtype)
+    ts.array(room).write(array).result()
+    return room
 
 
 def find_members(checkpoints: Path, ensemble: str | None) -> dict[str, Path]:
@@ -198,18 +191,19 @@ def find_members(checkpoints: Path, ensemble: str | None) -> dict[str, Path]:
     architecture is unknown, or has no members or too few.
     """
     if ensemble is None:
-        held = {folder.parent.name for folder in _member_folders(checkpoints, "*")}
+        held = [name for name in standing_folders(checkpoints) if member_folders(checkpoints, name)]
         if not held:
             raise UsageError(_lacks(checkpoints, "holds no members", "<architecture>"))
+        unknown = [name for name in held if name not in registry.ARCHITECTURES]
+        if unknown:
+            raise UsageError(
+                f"{checkpoints} holds members of {', '.join(unknown)}, which is no architecture; "
+                f"there are: {', '.join(registry.ARCHITECTURES)}"
+            )
         ensemble = ",".join(sorted(held))
     found: dict[str, Path] = {}
     for architecture, count in parse_ensemble(ensemble).items():
-        folders = sorted(
-            _member_folders(checkpoints, architecture),
-            key=lambda path: [
-                int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)
-            ],
-        )
+        folders = member_folders(checkpoints, architecture)
         if not folders or len(folders) < (count or 1):
             number = f"holds {len(folders)} of {count}" if folders else "holds no"
             what = f"{number} {architecture} members"
@@ -224,11 +218,15 @@ def find_members(checkpoints: Path, ensemble: str | None) -> dict[str, Path]:
     return found
 
 
-def _member_folders(checkpoints: Path, architecture: str) -> Iterator[Path]:
-    """Yields the folders of members of an architecture, `*`: of all. What is hidden is a draft."""
-    for record in checkpoints.glob(f"{architecture}/*/member.json"):
-        if not record.parent.name.startswith(".") and not record.parent.parent.name.startswith("."):
-            yield record.parent
+def member_folders(checkpoints: Path, architecture: str) -> list[Path]:
+    """Returns the folders of the members of an architecture, in natural order of their names."""
+
+    def key(name: str) -> list[int | str]:
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+    named = standing_folders(checkpoints / architecture)
+    folders = [named[name] for name in sorted(named, key=key)]
+    return [folder for folder in folders if (folder / "member.json").is_file()]
 
 
 def _lacks(checkpoints: Path, what: str, architecture: str) -> str:
@@ -271,7 +269,7 @@ def compare(folder: Path, wanted: State, stored: Mapping[str, Any]) -> None:
     shape than wanted."""
 
     def described(state: Mapping[str, Any]) -> dict[str, str]:
-        return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in state.items()}
+        return {name: f"{leaf.dtype.name}{list(leaf.shape)}" for name, leaf in state.items()}
 
     want, have = described(wanted), described(stored)
     differences = [f"{name} is missing" for name in sorted(want.keys() - have.keys())]
@@ -286,15 +284,17 @@ def compare(folder: Path, wanted: State, stored: Mapping[str, Any]) -> None:
 
 
 def read_info(folder: Path) -> MemberInfo:
-    """Returns what `member.json` in `folder` says. Raises LensjaxError where it cannot be read."""
+    """Returns what `member.json` in `folder` says. Raises LensjaxError, naming the fields, where it
+    is damaged or says what cannot be."""
+    path = folder / "member.json"
     try:
-        content = json.loads((folder / "member.json").read_text())
-        content["preparation"] = Preparation.from_json(content["preparation"])
-        return MemberInfo(**content)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise LensjaxError(
-            f"{folder}/member.json cannot be read ({type(error).__name__}: {error})"
-        ) from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise LensjaxError(f"{path} cannot be read ({one_line(error, 200)})") from error
+    wrong = complaints(content)
+    if wrong:
+        raise LensjaxError(f"{path}: {'; '.join(wrong)}")
+    return MemberInfo(**content | {"preparation": Preparation.from_json(content["preparation"])})
 
 
 def _to_json(info: MemberInfo) -> dict[str, Any]:
@@ -302,9 +302,29 @@ def _to_json(info: MemberInfo) -> dict[str, Any]:
 
 
 def read_validation(folder: Path) -> Validation | None:
-    """Returns the validation data of the member in `folder`, None where it has none."""
+    """Returns the validation data of the member in `folder`, None where it has none. Raises
+    LensjaxError where they are damaged or say what cannot be."""
     path = folder / "validation.npz"
     if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in ("id", "label", "logit")}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in ("id", "label", "logit")}
+    except (OSError, ValueError, TypeError, LookupError, EOFError, BadZipFile, zlib.error) as error:
+        raise LensjaxError(
+            f"{path} cannot be read as an .npz with id, label and logit ({one_line(error, 160)})"
+        ) from error
+    label, logit = found["label"], found["logit"]
+    wrong = {
+        "id, label and logit must be lists of the same length": not (
+            label.ndim == 1 and found["id"].shape == label.shape == logit.shape
+        ),
+        "label must be 0 for some objects and 1 for the others": set(np.unique(label)) != {0, 1},
+        "logit must be finite numbers": not (
+            logit.dtype.kind in "fiu" and np.isfinite(logit).all()
+        ),
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise LensjaxError(f"{path}: {message}")
+    return found

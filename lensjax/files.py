@@ -1,13 +1,22 @@
-"""Files that are there whole or not at all, and one clear line where they cannot be written."""
+"""Files and folders that are there whole or not at all, and one clear line where they cannot be
+written."""
 
 import errno
+import glob
 import os
+import platform
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from lensjax.errors import Interrupted, LensjaxError, UsageError, one_line
+
+# How the name of a folder ends that is to be replaced.
+ASIDE = ".old"
 
 
 @contextmanager
@@ -29,14 +38,71 @@ def replacing(path: Path, size: int) -> Iterator[IO[bytes]]:
                 raise
         os.replace(draft, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise LensjaxError(
-                f"no room left in {path.parent}: {path.name} needs about "
-                f"{max(size / 2**20, 0.1):.1f} MiB; free some, or choose another folder"
-            ) from error
-        raise LensjaxError(
-            f"cannot write {path}: {error.strerror or error}; choose another folder"
-        ) from error
+        raise _unwritable(path, size, error) from error
+
+
+@contextmanager
+def replacing_folder(folder: Path, size: int) -> Iterator[Path]:
+    """A new folder that takes the place of `folder`, where there is one, once it is filled.
+
+    Until it does, the old one is there or set aside where `standing_folders` finds it: the process
+    may be killed at any time. What killed processes have left is cleared away. `size` is as in
+    `replacing`.
+    """
+    aside = folder.with_name(f".{folder.name}{ASIDE}")
+    draft = folder.with_name(f".{folder.name}.{platform.node()}.{os.getpid()}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _clear_drafts(folder.parent)
+        if folder.exists() and aside.exists():
+            os.replace(aside, draft)
+            shutil.rmtree(draft)
+        elif aside.exists():
+            os.replace(aside, folder)
+        draft.mkdir()
+        yield draft
+        if folder.exists():
+            os.replace(folder, aside)
+        os.replace(draft, folder)
+        if aside.exists():
+            os.replace(aside, draft)  # What is set aside is always whole; what is deleted is not.
+    except OSError as error:
+        raise _unwritable(folder, size, error) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def standing_folders(parent: Path) -> dict[str, Path]:
+    """Returns the folders in `parent`, if there are any, by name. Hidden ones are drafts; but one
+    that a killed process was about to replace is still where it was set aside."""
+    folders = [path for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    set_aside = {
+        path.name.removeprefix(".").removesuffix(ASIDE): path
+        for path in folders
+        if path.name.startswith(".") and path.name.endswith(ASIDE)
+    }
+    return set_aside | {path.name: path for path in folders if not path.name.startswith(".")}
+
+
+def _clear_drafts(parent: Path) -> None:
+    """Deletes the drafts of folders that processes of this machine have left which are no more."""
+    for draft in parent.glob(f".*.{glob.escape(platform.node())}.*"):
+        process = draft.suffix.removeprefix(".")
+        if not process.isdecimal():
+            continue
+        # Numbers return: a process that is no more may have had this one's.
+        if int(process) == os.getpid() or not psutil.pid_exists(int(process)):
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _unwritable(path: Path, size: int, error: OSError) -> LensjaxError:
+    """Returns in one line why something of about so many bytes could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return LensjaxError(
+            f"no room left in {path.parent}: {path.name} needs about "
+            f"{max(size / 2**20, 0.1):.1f} MiB; free some, or choose another folder"
+        )
+    return LensjaxError(f"cannot write {path}: {error.strerror or error}; choose another folder")
 
 
 def make_folder(path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import time
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -73,6 +75,24 @@ def edit(saved, tmp_path, **changes):
     return folder
 
 
+def without_weights(saved, tmp_path):
+    """Returns a copy of what lies beside the weights of the member."""
+    folder = tmp_path / "vit_s16" / "edited"
+    shutil.copytree(saved, folder, ignore=shutil.ignore_patterns("weights"))
+    return folder
+
+
+def changed(folder, path: str, *value):
+    """Returns the folder, a field of whose member.json has another value, or is no more."""
+    *above, last = path.split(".")
+    content = json.loads((folder / "member.json").read_text())
+    inner = content[above[0]] if above else content
+    inner.pop(last, None)
+    inner.update(zip([last], value, strict=False))
+    (folder / "member.json").write_text(json.dumps(content))
+    return folder
+
+
 def test_weights_of_another_architecture_are_refused_with_every_difference(saved, tmp_path):
     with pytest.raises(LensjaxError) as caught:
         load_member(edit(saved, tmp_path, architecture="resnet18"))
@@ -89,18 +109,28 @@ def test_other_weights_than_named_are_refused(saved, tmp_path):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"architecture": "vit_s16"}'])
 def test_a_broken_record_is_one_line(saved, tmp_path, text):
-    folder = edit(saved, tmp_path)
+    folder = without_weights(saved, tmp_path)
     (folder / "member.json").write_text(text)
-    with pytest.raises(LensjaxError, match="member.json cannot be read"):
-        load_member(folder)
-
-
-def test_missing_weights_are_one_line(saved, tmp_path):
-    folder = edit(saved, tmp_path)
-    shutil.rmtree(folder / "weights")
-    with pytest.raises(LensjaxError, match="cannot be read") as caught:
+    with pytest.raises(LensjaxError, match="vit_s16/edited/member.json") as caught:
         load_member(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "missing", ["", "manifest.ocdbt", "d", "ocdbt.process_0", "ocdbt.process_0/d"]
+)
+def test_missing_weights_are_one_line_and_nothing_else_is_printed(
+    saved, tmp_path, capfd, caplog, missing
+):
+    folder = tmp_path / "member"
+    shutil.copytree(saved, folder, copy_function=os.link)
+    path = folder / "weights" / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(LensjaxError, match="/weights cannot be read") as caught:
+        load_member(folder)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    time.sleep(0.1)  # for what other threads would print
+    assert capfd.readouterr() == ("", "") and not caplog.records
 
 
 def fake_members(folder, architecture, *names):
@@ -178,11 +208,7 @@ def test_the_hash_sees_names_shapes_and_values():
     ],
 )
 def test_whatever_changes_the_scores_is_another_identity(member, saved, tmp_path, path, value):
-    *above, last = path.split(".")
-    content = json.loads((saved / "member.json").read_text())
-    inner = content[above[0]] if above else content
-    inner[last] = value
-    other = checkpoint.read_info(edit(saved, tmp_path, **content))
+    other = checkpoint.read_info(changed(without_weights(saved, tmp_path), path, value))
     assert other.identity(member.validation) != member.info.identity(member.validation)
 
 
@@ -193,6 +219,118 @@ def test_the_validation_data_are_part_of_the_identity_and_what_only_describes_is
     for name, values in member.validation.items():
         assert member.info.identity(member.validation | {name: values[::-1]}) != identity
     assert member.info.identity(None) != identity
-    described = edit(saved, tmp_path, metrics={"auroc": 1}, versions={"jax": "1"})
-    again = load_member(described)
-    assert again.info.identity(again.validation) == identity
+    folder = changed(without_weights(saved, tmp_path), "metrics", {"auroc": 1})
+    again = checkpoint.read_info(folder), checkpoint.read_validation(folder)
+    assert again[0].identity(again[1]) == identity
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("dropout", 1.0, "dropout is 1.0, must be a number from 0 to below 1"),
+        ("dropout", -3, "dropout is -3, must be"),
+        ("dropout", True, "dropout is True, must be"),
+        ("block_dropout", float("nan"), "block_dropout is nan, must be"),
+        ("calibration.slope", float("nan"), "calibration.slope is nan, must be a number"),
+        ("calibration.slope", "1", "calibration.slope is '1', must be a number"),
+        ("calibration.intercept", float("inf"), "calibration.intercept is inf, must be"),
+        ("calibration.intercept", 10**400, "calibration.intercept is 1000"),
+        ("calibration.brier", None, "calibration.brier is None, must be"),
+        ("calibration", None, "calibration is None, must be an object"),
+        ("calibration.bias", 1.0, "calibration.bias is unknown"),
+        ("architecture", "resnet19", "architecture is 'resnet19', must be one of resnet18, "),
+        ("architecture", [], "architecture is [], must be one of"),
+        ("preparation", [], "preparation is [], must be an object"),
+        ("preparation.bands", "gr", "preparation.bands is 'gr', must be a list of names"),
+        ("preparation.bands", ["g"], "preparation.mean has 2 numbers, must have 1, a band"),
+        ("preparation.input_size", "64", "preparation.input_size is '64', must be a whole"),
+        ("preparation.input_size", 64.5, "preparation.input_size is 64.5, must be a whole"),
+        ("preparation.pixel_scale", 0, "preparation.pixel_scale is 0, must be"),
+        ("preparation.stretch", "sinh", "preparation.stretch is 'sinh', must be one of asinh, "),
+        ("preparation.stretch", ["asinh"], "preparation.stretch is ['asinh'], must be one of"),
+        ("preparation.mean", [0.1, float("nan")], "preparation.mean is [0.1, nan], must be"),
+        ("preparation.std", [0.1, 0], "preparation.std is [0.1, 0], must be"),
+        ("weights_sha256", 5, "weights_sha256 is 5, must be text"),
+        ("colour", "red", "colour is unknown"),
+    ],
+    ids=lambda text: str(text)[:30],
+)
+def test_what_cannot_be_is_refused_with_the_file_and_the_field(saved, tmp_path, path, value, said):
+    folder = changed(without_weights(saved, tmp_path), path, value)
+    with pytest.raises(LensjaxError) as caught:
+        checkpoint.read_info(folder)
+    assert f"vit_s16/edited/member.json: {said}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path", ["architecture", "dropout", "calibration", "calibration.brier", "preparation.std"]
+)
+def test_what_is_missing_is_named(saved, tmp_path, path):
+    folder = changed(without_weights(saved, tmp_path), path)
+    with pytest.raises(LensjaxError, match=f"edited/member.json: {path} is missing"):
+        checkpoint.read_info(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"label": None}, "label"),
+        ({"id": np.arange(3)}, "the same length"),
+        ({"logit": np.zeros((2, 1))}, "the same length"),
+        ({"label": np.array([0.0, 0.5])}, "label must be 0 for some objects and 1 for the others"),
+        ({"label": np.array([1.0, np.nan])}, "label must be 0"),
+        ({"label": np.array(["no", "yes"])}, "label must be 0"),
+        ({"label": np.array([1.0, 1.0])}, "label must be 0"),
+        ({"logit": np.array([1.0, np.nan])}, "logit must be finite numbers"),
+        ({"logit": np.array(["a", "b"])}, "logit must be finite numbers"),
+        ({"id": np.array([{}, ()], object)}, "cannot be read as an .npz with id, label and logit"),
+    ],
+    ids=str,
+)
+def test_validation_data_that_cannot_be_are_refused(member, saved, tmp_path, changes, said):
+    folder = without_weights(saved, tmp_path)
+    arrays = {k: v for k, v in (member.validation | changes).items() if v is not None}
+    np.savez(folder / "validation.npz", **arrays)
+    with pytest.raises(LensjaxError, match=f"edited/validation.npz.*{said}") as caught:
+        checkpoint.read_validation(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["text", "empty", "half", "array", "folder"])
+def test_damaged_validation_data_are_one_line(saved, tmp_path, damage):
+    folder = without_weights(saved, tmp_path)
+    path = folder / "validation.npz"
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "array":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        path.write_bytes(
+            {"text": b"no zip", "empty": b"", "half": whole[: len(whole) // 2]}[damage]
+        )
+    with pytest.raises(LensjaxError, match="edited/validation.npz cannot be read") as caught:
+        checkpoint.read_validation(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_draft_is_no_member_and_what_was_set_aside_is_one(tmp_path):
+    fake_members(tmp_path, "resnet18", "2", "10", ".10-ab12", ".7.node.4711", ".1.old", ".2.old")
+    folders = checkpoint.member_folders(tmp_path, "resnet18")
+    assert [path.name for path in folders] == [".1.old", "2", "10"]
+    assert list(find_members(tmp_path, None).values()) == folders
+
+
+def test_a_folder_of_an_unknown_architecture_is_named(tmp_path):
+    fake_members(tmp_path, "resnet18", "0")
+    fake_members(tmp_path, "resnet81", "0")
+    with pytest.raises(UsageError, match=f"{tmp_path} holds members of resnet81, which is no"):
+        find_members(tmp_path, None)
+
+
+def test_a_member_may_be_read_by_whom_the_umask_lets(saved):
+    assert saved.stat().st_mode == saved.parent.stat().st_mode
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in saved.rglob("*"))

@@ -104,7 +104,7 @@ def _missing(members: Path, ensemble: str) -> dict[str, int]:
     return {
         name: count
         for name, count in wanted.items()
-        if len(list(members.glob(f"{name}/*/member.json"))) < count
+        if len(checkpoint.member_folders(members, name)) < count
     }
 
 
