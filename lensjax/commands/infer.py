@@ -413,6 +413,7 @@ def draw(
     from lensjax import report
 
     pictures = [report.colour(source[row].image, source.bands) for row in best]
+    ids = source.table["id"]
     with gathering() as attempt:
         mosaic = options.output / "mosaic.png"
         attempt("mosaic.png", report.write_mosaic, mosaic, pictures, candidates)
@@ -423,7 +424,7 @@ def draw(
             candidates=candidates,
             pictures=pictures,
             run=record,
-            reasons=reasons.tolist(),
+            rejects=[(id_, reason) for id_, reason in zip(ids, reasons, strict=True) if reason],
             metrics=found,
         )
 

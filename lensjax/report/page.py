@@ -5,7 +5,7 @@ import io
 import json
 import math
 import os
-from collections import Counter
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -16,13 +16,28 @@ from astropy.table import Table
 from numpy.typing import NDArray
 from PIL import Image
 
+from lensjax.columns import SUFFIX, meaning
 from lensjax.files import replacing
 from lensjax.metrics import Interval, Metrics
 from lensjax.report.figures import Scored, as_svg, draw
 from lensjax.report.pictures import as_bytes, score_text
+from lensjax.report.style import PAGE, SCRIPT, STYLE
 from lensjax.results import to_json
 
 Array = NDArray[Any]
+
+ON_A_CARD = 2  # columns of the user's that a candidate shows unfolded
+LOOKED_AT = 24  # columns of the user's that the page has at most
+EXAMPLES = 3  # of what was rejected for one reason
+OF_THE_DATA = {
+    "data": "read",
+    "bands_from": "bands taken from",
+    "fitted": "size and pixel scale",
+    "field_of_view": "field of view",
+    "masked_pixels": "masked pixels, filled in",
+    "flagged": "flagged",
+}
+_NAME_OR_NUMBER = re.compile(r"\S*[./\d]\S*")
 
 METRIC_NAMES = {
     "auroc": ("AUROC", "area under the ROC curve"),
@@ -46,7 +61,7 @@ FIGURE_TITLES = {
     ),
     "reliability": ("What a probability is worth", "Of the ensemble; bars: exact 95 % intervals"),
     "scores": ("Scores", "Of the ensemble"),
-    "uncertainty": ("How sure each score is", "Members and dropout samples disagreeing"),
+    "uncertainty": ("How sure each score is", "How far members and dropout samples disagree"),
 }
 
 
@@ -56,7 +71,7 @@ def write_report(
     candidates: Table,
     pictures: Sequence[Array],
     run: Mapping[str, Any],
-    reasons: Iterable[str] = (),
+    rejects: Iterable[tuple[object, str]] = (),
     metrics: Mapping[str, Metrics] | None = None,
     top: int = 200,
 ) -> Path:
@@ -64,8 +79,8 @@ def write_report(
 
     `candidates` is the ranked table of `results.candidate_table` (its `label` column feeds the
     figures), `pictures` n images (H, W, 3) of its first n rows, `run` what run.json holds,
-    `reasons` why rows were rejected (empty ones are passed over), `metrics` by name of the score.
-    The first `top` rows are listed. Raises LensjaxError where it cannot be written.
+    `rejects` the id of each row that was rejected and why, `metrics` by name of the score. The
+    first `top` rows are listed. Raises LensjaxError where it cannot be written.
     """
     sections = [
         _header(run, candidates),
@@ -73,10 +88,11 @@ def write_report(
         _metrics(metrics or {}),
         _figures(candidates),
         _table(candidates, top),
+        _data(run),
+        _rejects(rejects),
         _run(run),
-        _rejects(Counter(reason for reason in map(str, reasons) if reason)),
     ]
-    page = _PAGE.format(style=_STYLE, script=_SCRIPT, body="\n".join(filter(None, sections)))
+    page = PAGE.format(style=STYLE, script=SCRIPT, body="\n".join(filter(None, sections)))
     content = page.encode("utf-8", "replace")
     path = Path(folder) / "report.html"
     with replacing(path, len(content)) as file:
@@ -99,11 +115,13 @@ def _header(run: Mapping[str, Any], candidates: Table) -> str:
     )
     names = ", ".join(str(member.get("name", "?")) for member in members)
     line = f"<p>Ranked by {escape(names)}.</p>" if names else ""
-    return f'<header><h1>Lens candidates</h1>{line}<div class="tiles">{shown}</div></header>'
+    notes = "".join(f"<li>{_text(note)}</li>" for note in run.get("notes", ()))
+    notes = f'<ul class="notes">{notes}</ul>' if notes else ""
+    return f'<header><h1>Lens candidates</h1>{line}<div class="tiles">{shown}</div>{notes}</header>'
 
 
 def _gallery(candidates: Table, pictures: Sequence[Array]) -> str:
-    cards = []
+    cards, carried = [], _carried(candidates)
     for picture, row in zip(pictures, candidates, strict=False):
         value, error = _score(row)
         share = 100 * float(np.nan_to_num(row["probability"]))
@@ -114,11 +132,25 @@ def _gallery(candidates: Table, pictures: Sequence[Array]) -> str:
             f'src="{_inline(picture)}"><i>{row["rank"]}</i>{known}</div>'
             f'<div class="bar"><div style="width:{share:.1f}%"></div></div>'
             f"<figcaption><b>{value}</b> <small>{error}</small>"
-            f'<span class="id">{_text(row["id"])}</span>{place}</figcaption></figure>'
+            f'<span class="id">{_text(row["id"])}</span>{place}{_flag(row)}{_own(row, carried)}'
+            "</figcaption></figure>"
         )
     if not cards:
         return "" if len(candidates) else "<section><p>No cutout could be scored.</p></section>"
     return _section("Best candidates", f'<div class="gallery">{"".join(cards)}</div>')
+
+
+def _own(row: Any, carried: Sequence[str]) -> str:
+    """What the user's catalogue says of a candidate: a few columns, the others folded in."""
+    values = {name: _value(row[name]) for name in carried}
+    said = {name: value for name, value in values.items() if value}
+    shown = list(said)[:ON_A_CARD]
+    lines = "".join(
+        f'<span class="own"><i>{_text(name)}</i> {_text(said[name])}</span>' for name in shown
+    )
+    if len(said) == len(shown):
+        return lines
+    return lines + _folded("columns of the input", said)
 
 
 def _metrics(metrics: Mapping[str, Metrics]) -> str:
@@ -145,17 +177,16 @@ def _metrics(metrics: Mapping[str, Metrics]) -> str:
     )
     note += f". Below each value its 95 % interval, from {first.resamples:,} bootstrap resamples."
     table = f"<table><thead><tr><th>score</th>{heads}</tr></thead><tbody>{rows}</tbody></table>"
-    return _section("Metrics", f'<p>{note}</p><div class="wide">{table}</div>')
+    meanings = _folded("What they mean", dict(METRIC_NAMES.values()))
+    return _section("Metrics", f'<p>{note}</p><div class="wide">{table}</div>{meanings}')
 
 
 def _figures(candidates: Table) -> str:
     if not len(candidates):
         return ""
-    suffix = "_probability"
-    members = [name for name in candidates.colnames if name.endswith(suffix)]
     scored = Scored(
         {"ensemble": candidates["probability"]}
-        | {name.removesuffix(suffix): candidates[name] for name in members},
+        | {name.removesuffix(SUFFIX): candidates[name] for name in _of_members(candidates)},
         labels=candidates["label"] if _has_labels(candidates) else None,
         logit=candidates["logit"],
         logit_std=candidates["logit_std"],
@@ -172,33 +203,59 @@ def _table(candidates: Table, top: int) -> str:
     shown = candidates[:top]
     if not len(shown):
         return ""
-    names = [name for name in _columns(candidates) if name in candidates.colnames]
+    own, members, carried = _ours(candidates), _of_members(candidates), _carried(candidates)
+    names = own + carried + members
     heads = "".join(
-        f"<th{_numeric(shown[name])}><button>{_text(name.replace('_', ' '))}</button></th>"
+        f"<th{_numeric(shown[name])}{_title(shown[name])}>"
+        f"<button>{_text(name if name in carried else name.replace('_', ' '))}</button></th>"
         for name in names
     )
     rows = "".join(f"<tr>{''.join(_cells(shown[names], row))}</tr>" for row in range(len(shown)))
-    note = f"The first {len(shown):,} of {len(candidates):,}; all are in candidates.parquet."
+    note = (
+        f"The first {len(shown):,} of {len(candidates):,} candidates, all of which are in "
+        "candidates.parquet and candidates.csv. A click on a heading sorts."
+    )
+    known = {*_meant(candidates), *names}
+    left_out = sum(name not in known for name in candidates.colnames)
+    if left_out > 0:
+        note += f" {left_out:,} more columns of the input are in these files."
+    meanings = {name: _meaning(candidates[name]) for name in _meant(candidates)}
+    legend = _folded("What the columns mean", meanings)
     table = f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    return _section("Catalogue", f'<p>{note}</p><div class="wide tall">{table}</div>')
+    return _section("Catalogue", f'<p>{note}</p><div class="wide tall">{table}</div>{legend}')
+
+
+def _data(run: Mapping[str, Any]) -> str:
+    """What was read, and what was done to it before the members saw it."""
+    facts = "".join(
+        f"<dt>{title}</dt><dd>{_listed(run[key])}</dd>"
+        for key, title in OF_THE_DATA.items()
+        if run.get(key) not in (None, "", {}, [], 0)
+    )
+    return _section("Data", f"<dl>{facts}</dl>") if facts else ""
 
 
 def _run(run: Mapping[str, Any]) -> str:
     members = "".join(
         f"<tr><td>{_text(member.get('name', ''))}</td><td>{_text(member.get('architecture', ''))}"
-        f"</td><td><code>{_text(member.get('weights_sha256', ''))}</code></td></tr>"
+        f'</td><td class="n">{_rounded(member.get("share"))}</td>'
+        f"<td><code>{_text(member.get('weights_sha256', ''))}</code></td></tr>"
         for member in _members(run)
     )
     parts = []
     if members:
         parts.append(
             '<div class="wide"><table><thead><tr><th>member</th><th>architecture</th>'
-            f"<th>SHA-256 of the weights</th></tr></thead><tbody>{members}</tbody></table></div>"
+            '<th class="n">share in the stacked score</th><th>SHA-256 of the weights</th></tr>'
+            f"</thead><tbody>{members}</tbody></table></div>"
         )
     facts = "".join(
-        f"<dt>{_text(name.replace('_', ' '))}</dt><dd>{_text(_fact(name, value))}</dd>"
+        f"<dt>{_text(name.removesuffix('_bytes').replace('_', ' '))}</dt>"
+        f"<dd>{_text(_fact(name, value))}</dd>"
         for name, value in run.items()
-        if isinstance(value, str | int | float) and not isinstance(value, bool)
+        if isinstance(value, str | int | float)
+        and not isinstance(value, bool)
+        and name not in ("given", "scored", "rejected", *OF_THE_DATA)
     )
     parts.append(f"<dl>{facts}</dl>" if facts else "")
     record = escape(json.dumps(to_json(run), indent=2, ensure_ascii=False))
@@ -206,29 +263,70 @@ def _run(run: Mapping[str, Any]) -> str:
     return _section("What was run", "".join(parts))
 
 
-def _rejects(reasons: Counter[str]) -> str:
-    if not reasons:
+def _rejects(rejects: Iterable[tuple[object, str]]) -> str:
+    """How many were rejected for which reason, names of files and numbers in it set aside, and a
+    few of them."""
+    kinds: dict[str, list[tuple[object, str]]] = {}
+    for id_, reason in rejects:
+        kinds.setdefault(_NAME_OR_NUMBER.sub("#", reason), []).append((id_, reason))
+    if not kinds:
         return ""
+    most = sorted(kinds.values(), key=len, reverse=True)
     rows = "".join(
-        f'<tr><td>{_text(reason)}</td><td class="n">{count:,}</td></tr>'
-        for reason, count in reasons.most_common(20)
+        f'<tr><td>{_text(alike[0][1])}</td><td class="n">{len(alike):,}</td>'
+        f"<td>{_text(', '.join(str(id_) for id_, _ in alike[:EXAMPLES]))}"
+        f"{', …' if len(alike) > EXAMPLES else ''}</td></tr>"
+        for alike in most[:20]
     )
-    more = len(reasons) - 20
-    note = f"<p>and {more:,} other reasons; all are in rejects.csv</p>" if more > 0 else ""
-    table = '<table><thead><tr><th>reason</th><th class="n">cutouts</th></tr></thead>'
-    return _section(
-        "Rejected", f'<div class="wide">{table}<tbody>{rows}</tbody></table></div>{note}'
+    more = len(most) - 20
+    note = "Each with its reason is in rejects.csv." + (
+        f" {more:,} rarer reasons are left out here." if more > 0 else ""
     )
+    head = '<tr><th>reason</th><th class="n">cutouts</th><th>such as</th></tr>'
+    table = f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    return _section("Rejected", f'<p>{note}</p><div class="wide words">{table}</div>')
 
 
 def _section(title: str, content: str) -> str:
     return f"<section><h2>{title}</h2>{content}</section>"
 
 
-def _columns(candidates: Table) -> list[str]:
-    members = [name for name in candidates.colnames if name.endswith("_probability")]
+def _folded(title: str, said: Mapping[str, str]) -> str:
+    lines = "".join(f"<dt>{_text(name)}</dt><dd>{_text(what)}</dd>" for name, what in said.items())
+    return f"<details><summary>{title}</summary><dl>{lines}</dl></details>"
+
+
+def _ours(candidates: Table) -> list[str]:
+    """Our columns that the table shows first."""
     scores = ["probability", "logit", "logit_std", "total_entropy", "mutual_information"]
-    return ["rank", "id", "ra", "dec", *scores, *members, "label", "group"]
+    shown = ["rank", "id", "ra", "dec", "label", "flag", *scores]
+    return [name for name in shown if name in candidates.colnames]
+
+
+def _of_members(candidates: Table) -> list[str]:
+    return [name for name in candidates.colnames if name.endswith(SUFFIX)]
+
+
+def _meant(candidates: Table) -> list[str]:
+    """The columns whose meaning is known."""
+    return [name for name in candidates.colnames if meaning(name)]
+
+
+def _carried(candidates: Table) -> list[str]:
+    """The user's own columns, as many as can be looked at, those of one value a row."""
+    known = {*_meant(candidates), *_ours(candidates)}
+    own = [name for name in candidates.colnames if name not in known]
+    return [name for name in own if candidates[name].ndim == 1][:LOOKED_AT]
+
+
+def _meaning(column: Any) -> str:
+    unit = f" ({column.unit})" if column.unit is not None else ""
+    return f"{column.description or ''}{unit}".strip()
+
+
+def _title(column: Any) -> str:
+    said = _meaning(column)
+    return f' title="{escape(said)}"' if said else ""
 
 
 def _cells(table: Table, row: int) -> Iterator[str]:
@@ -243,6 +341,24 @@ def _cells(table: Table, row: int) -> Iterator[str]:
             yield f'<td{numeric} data-key="{key}">{shown}</td>'
         else:
             yield f"<td{numeric}>{_text(value)}</td>"
+
+
+def _value(value: Any) -> str:
+    """A value of the user's as text, empty where there is none."""
+    if value is np.ma.masked or value is None:
+        return ""
+    if isinstance(value, float | np.floating):
+        return f"{value:.6g}" if np.isfinite(value) else ""
+    return str(value)
+
+
+def _listed(value: Any) -> str:
+    """A part of the record as a list for people: `name: value` of a mapping, a line an item."""
+    if isinstance(value, Mapping):
+        return "<br>".join(f"{_text(name)}: {_listed(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return "<br>".join(map(_listed, value))
+    return f"{value:,}" if isinstance(value, int) else _text(value)
 
 
 def _numeric(column: Any) -> str:
@@ -264,6 +380,11 @@ def _label(row: Any) -> str:
     if not _has_labels(row.table) or row["label"] is np.ma.masked:
         return ""
     return {1: '<em class="lens">lens</em>', 0: "<em>not a lens</em>"}.get(row["label"], "")
+
+
+def _flag(row: Any) -> str:
+    said = _value(row["flag"]) if "flag" in row.colnames else ""
+    return f'<span class="flag">{_text(said)}</span>' if said else ""
 
 
 def _place(row: Any) -> str:
@@ -312,102 +433,3 @@ def _inline(picture: Array) -> str:
     data = io.BytesIO()
     Image.fromarray(as_bytes(picture)).save(data, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Lens candidates</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<style>{style}</style></head>
-<body><main>
-{body}
-</main><script>{script}</script></body></html>
-"""
-
-_STYLE = """
-:root { --page:#f6f7f9; --panel:#fff; --ink:#1b2030; --dim:#626b80; --line:#e2e5ec;
-  --accent:#23836b; --lens:#c4562c; color-scheme:light dark }
-@media (prefers-color-scheme:dark) { :root { --page:#0b0d12; --panel:#151922; --ink:#e8ebf2;
-  --dim:#98a1b6; --line:#262c3a; --accent:#5ed6b0; --lens:#f0926a } }
-* { box-sizing:border-box }
-body { margin:0; background:var(--page); color:var(--ink);
-  font:15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif }
-main { max-width:1280px; margin:0 auto; padding:clamp(16px,4vw,48px) clamp(14px,3vw,32px) }
-h1 { margin:0; font-size:clamp(26px,4vw,36px); letter-spacing:-.02em; line-height:1.2 }
-h2 { margin:0 0 14px; font-size:19px; letter-spacing:-.01em }
-p { margin:4px 0 14px; color:var(--dim); max-width:75ch; overflow-wrap:anywhere }
-section { margin-top:44px }
-small { color:var(--dim); font-size:12px }
-figure { margin:0 }
-.tiles { display:flex; flex-wrap:wrap; gap:10px; margin-top:20px }
-.tiles div { background:var(--panel); border:1px solid var(--line); border-radius:10px;
-  padding:10px 18px; min-width:112px; flex:0 1 auto }
-.tiles b { display:block; font-size:22px; font-weight:600; font-variant-numeric:tabular-nums }
-.tiles span { color:var(--dim); font-size:13px }
-.gallery { display:grid; grid-template-columns:repeat(auto-fill,minmax(168px,1fr)); gap:12px }
-.card { background:var(--panel); border:1px solid var(--line); border-radius:10px;
-  overflow:hidden }
-.cutout { position:relative; aspect-ratio:1; background:#000 }
-.cutout img { width:100%; height:100%; object-fit:contain; display:block }
-.cutout i, .cutout em { position:absolute; top:7px; padding:1px 7px; border-radius:5px;
-  background:#0b0d12cc; color:#e8ebf2; font:600 12px/1.5 system-ui, sans-serif }
-.cutout i { left:7px } .cutout em { right:7px; font-weight:500 }
-.cutout em.lens { background:#e0734a; color:#1b0d06 }
-.bar { height:3px; background:var(--line) } .bar div { height:3px; background:var(--accent) }
-.card figcaption { padding:8px 11px 10px; font-variant-numeric:tabular-nums }
-.card b { font-size:16px } .card small { white-space:nowrap }
-.card span { display:block; font-size:12px; color:var(--dim); overflow-wrap:anywhere }
-.card .id { color:var(--ink); display:-webkit-box; -webkit-line-clamp:2; overflow:hidden;
-  -webkit-box-orient:vertical }
-.plots { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(340px,100%),1fr));
-  gap:14px }
-.plot { background:var(--panel); border:1px solid var(--line); border-radius:10px;
-  padding:14px 16px 10px; color:var(--dim); max-width:620px }
-.plot figcaption { margin-bottom:8px; color:var(--ink) }
-.plot small { display:block }
-.plot svg { width:100%; height:auto; display:block }
-.plot svg * { stroke-linejoin:round; font-family:inherit !important }
-.wide { overflow-x:auto; background:var(--panel); border:1px solid var(--line);
-  border-radius:10px }
-.tall { max-height:70vh; overflow-y:auto }
-table { border-collapse:collapse; width:100%; font-size:13.5px }
-th, td { padding:7px 13px; text-align:left; border-bottom:1px solid var(--line);
-  white-space:nowrap; vertical-align:top; font-variant-numeric:tabular-nums }
-td { max-width:44ch; overflow:hidden; text-overflow:ellipsis }
-tbody tr:last-child > * { border-bottom:0 }
-thead th { color:var(--dim); font-weight:500; position:sticky; top:0; background:var(--panel) }
-tbody th { font-weight:600 }
-.n { text-align:right }
-td small { display:block }
-tbody tr:hover { background:color-mix(in srgb,var(--accent) 7%,transparent) }
-th button { all:unset; cursor:pointer } th button:hover { color:var(--ink) }
-th button:focus-visible { outline:2px solid var(--accent); outline-offset:3px }
-th[aria-sort] button { color:var(--accent) }
-th[aria-sort=ascending] button::after { content:" \\2191" }
-th[aria-sort=descending] button::after { content:" \\2193" }
-dl { display:grid; grid-template-columns:max-content 1fr; gap:3px 20px; margin:18px 0;
-  font-size:14px } dt { color:var(--dim) } dd { margin:0; overflow-wrap:anywhere }
-details { margin-top:14px } summary { cursor:pointer; color:var(--dim) }
-pre { overflow:auto; max-height:60vh; padding:14px 16px; background:var(--panel);
-  border:1px solid var(--line); border-radius:10px; font-size:12.5px }
-code { font-size:12px }
-@media print { .tall { max-height:none } details { display:none } }
-"""
-
-_SCRIPT = """
-for (const table of document.querySelectorAll("table.sortable")) {
-  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
-  const key = (row, k) => row.cells[k].dataset.key ?? row.cells[k].textContent;
-  heads.forEach((head, k) => head.addEventListener("click", () => {
-    const numbers = head.classList.contains("n");
-    const last = head.ariaSort ?? head.getAttribute("aria-sort");
-    const down = last ? last === "ascending" : numbers && k > 0;
-    heads.forEach(other => other.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const words = new Intl.Collator(undefined, {numeric: true});
-    const order = numbers ? (a, b) => key(a, k) - key(b, k)
-                          : (a, b) => words.compare(key(a, k), key(b, k));
-    body.append(...[...body.rows].sort((a, b) => down ? order(b, a) : order(a, b)));
-  }));
-}
-"""

@@ -1,6 +1,7 @@
 """The page is one file that says what was found, whatever the names in it."""
 
 import json
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
+from lensjax.columns import meaning
 from lensjax.errors import LensjaxError
 from lensjax.metrics import evaluate
 from lensjax.report import write_report
@@ -48,7 +50,7 @@ def report(folder: Path, size: int = 30, ids: list[str] | None = None, **changes
         "candidates": table,
         "pictures": [np.zeros((8, 8, 3))] * min(size, 6),
         "run": run,
-        "reasons": ["", "truncated <file>", "truncated <file>"],
+        "rejects": [("J9", "a1.fits: truncated <file>"), ("<J10>", "b.fits: truncated <file>")],
     } | changes
     return write_report(folder, **options).read_text(encoding="utf-8")
 
@@ -144,6 +146,62 @@ def test_gaps_in_carried_labels(tmp_path: Path) -> None:
     table["label"] = np.ma.masked_array([1], mask=[True])
     text = report(tmp_path, candidates=table, pictures=[np.zeros((4, 4, 3))])
     assert 'class="lens">lens<' not in text and "1.00000 +2.00000" in text
+
+
+def test_columns_of_the_user_stand_with_each_candidate_and_in_the_table(tmp_path: Path) -> None:
+    table = Table({"rank": [1, 2], "id": ["a", "b"], "ra": [1.0, 2.0], "dec": [2.0, 3.0]})
+    for name in SCORES:
+        table[name] = [0.5, 0.4]
+    table["path"], table["flag"] = ["x.png", "y.png"], ["i is <blank>", ""]
+    table["grade"] = ["<b>A+</b>", ""]
+    table["z <i>"] = np.ma.masked_array([0.51, 0.7], mask=[False, True])
+    for number in range(1200):
+        table[f"c{number}"] = [number, -number]
+    page = Page(report(tmp_path, candidates=table, pictures=[np.zeros((4, 4, 3))] * 2))
+    text = "".join(page.words)
+    assert page.words.count("i is <blank>") == 2
+    assert "grade <b>A+</b>z <i> 0.51" in text and page.count("b") == 9
+    assert [word for word in page.words if word in ("grade", "c3")] == [
+        "grade",
+        "grade",
+        "c3",
+        "c3",
+        "grade",
+        "c3",
+    ]
+    assert "1,178 more columns of the input" in text and "c1100" not in text
+
+
+def test_reasons_for_rejects_are_counted_with_examples(tmp_path: Path) -> None:
+    rejects = [(f"J<{k}>", f"galaxy{k}.fits: no such file: /data/{k}") for k in range(1234)]
+    rejects += [(7, "no valid pixel")]
+    text = "".join(Page(report(tmp_path, rejects=rejects)).words)
+    assert "galaxy0.fits: no such file: /data/01,234J<0>, J<1>, J<2>, …" in text
+    assert "no valid pixel17" in text
+
+
+def test_what_was_read_and_done_to_it_is_said(tmp_path: Path) -> None:
+    record = {
+        "members": [], "data": "folder <x>: 3 cutouts", "masked_pixels": 12345,
+        "bands_from": {"g": "plane 1 <of> a.fits", "r": ["b", "c"]}, "fitted": {"resampled": 1200},
+        "flagged": {"saturated": 2}, "field_of_view": ["3 cutouts show less sky"],
+        "notes": ["no metrics: the data have no labels <yet>"],
+    }  # fmt: skip
+    words = Page(report(tmp_path, run=record)).words
+    text = "".join(words)
+    for said in (
+        *("folder <x>: 3 cutouts", "g: plane 1 <of> a.fits", "r: bc", "resampled: 1,200", "12,345"),
+        *("saturated: 2", "3 cutouts show less sky", "no labels <yet>"),
+    ):
+        assert said in text, said
+    assert "Data" in words
+
+
+def test_columns_are_explained(tmp_path: Path) -> None:
+    text = report(tmp_path)
+    for name in ("logit", "mutual_information", "resnet18_probability", "label", "ra"):
+        assert escape(meaning(name).description) in text
+    assert 'title="right ascension, where known (deg)"' in text
 
 
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
