@@ -3,10 +3,10 @@
 Arrow's libraries take 40 MiB: this module is imported where such a file is read or written.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,36 +15,57 @@ import pyarrow.csv
 import pyarrow.parquet
 from astropy.table import Column, MaskedColumn, Table
 
+from lensjax.data.parts import WHOLE, Part, Rows, rows_of
 from lensjax.errors import UsageError
 
 _DECIMAL = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _LEADING_ZERO = r"^[+-]?0\d"
 _WHOLE = r"^[+-]?\d+$"
+_PARSING = pa.csv.ParseOptions(newlines_in_values=True)
 
 
-def read_csv(path: Path) -> Table:
-    """The table of a CSV file. A column becomes numbers only where each of its values is written
-    back the same (identifiers) or is a decimal number; `007` stays text."""
-    header = pa.csv.open_csv(path).schema.names
-    text = pa.csv.read_csv(
-        path,
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pa.csv.ConvertOptions(
-            column_types={name: pa.string() for name in header},
-            strings_can_be_null=True,
-            quoted_strings_can_be_null=False,
-            null_values=[""],
-        ),
-    )
+def read_csv(path: Path, part: Part = WHOLE) -> Rows:
+    """The rows of a CSV file that a part takes.
+
+    A column becomes numbers only where each of its values is written back the same (identifiers)
+    or is a decimal number; `007` stays text.
+    """
+    text = pa.csv.read_csv(path, parse_options=_PARSING, convert_options=_as_text(path))
     with ThreadPoolExecutor() as threads:  # Arrow lets go of the interpreter
-        texts = (column.combine_chunks() for column in text.columns)
-        columns = list(threads.map(_numbers, texts, text.column_names))
-    return _to_table(pa.Table.from_arrays(columns, names=text.column_names), path)
+        columns = list(threads.map(_numbers, text.columns, text.column_names))
+    arrow = pa.Table.from_arrays(columns, names=text.column_names)
+    rows = rows_of(part, len(arrow))
+    return Rows(_to_table(arrow.slice(rows.start, len(rows)), path), rows, len(arrow))
 
 
-def read_parquet(path: Path) -> Table:
-    """The table of a Parquet file."""
-    return _to_table(pa.parquet.read_table(path), path)
+def csv_column(path: Path, name: str) -> Iterator[str | None]:
+    """The texts of one column of a CSV file, of which a piece at a time is in memory."""
+    converting = _as_text(path)
+    converting.include_columns = [name]
+    with pa.csv.open_csv(path, parse_options=_PARSING, convert_options=converting) as reader:
+        for batch in reader:
+            yield from batch.column(0).to_pylist()
+
+
+def read_parquet(path: Path, part: Part = WHOLE) -> Rows:
+    """The rows of a Parquet file that a part takes. Groups of rows outside of it are not read."""
+    with pa.parquet.ParquetFile(path) as file:
+        count = file.metadata.num_rows
+        rows = rows_of(part, count)
+        arrow = pa.Table.from_batches(_batches(file, rows), file.schema_arrow)
+    return Rows(_to_table(arrow, path), rows, count)
+
+
+def parquet_column(path: Path, name: str) -> Iterator[Any]:
+    """The values of one column of a Parquet file, of which a piece at a time is in memory."""
+    with pa.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=[name]):
+            yield from batch.column(0).to_pylist()
+
+
+def give_back_memory() -> None:
+    """Hands to the system what Arrow keeps of tables that are no more."""
+    pa.default_memory_pool().release_unused()
 
 
 def parquet_metadata(path: Path) -> dict[str, str]:
@@ -82,6 +103,30 @@ def write_csv_rows(file: IO[bytes], arrow: pa.Table, texts: Mapping[str, Sequenc
         for name, column in _items(arrow)
     }
     pyarrow.csv.write_csv(pa.table(columns), file, pa.csv.WriteOptions(include_header=False))
+
+
+def _as_text(path: Path) -> pa.csv.ConvertOptions:
+    """All columns as texts, empty ones as gaps."""
+    header = pa.csv.open_csv(path).schema.names
+    return pa.csv.ConvertOptions(
+        column_types={name: pa.string() for name in header},
+        strings_can_be_null=True,
+        quoted_strings_can_be_null=False,
+        null_values=[""],
+    )
+
+
+def _batches(file: pa.parquet.ParquetFile, rows: range) -> Iterator[pa.RecordBatch]:
+    """Pieces of the file's table, in order, of some of its rows."""
+    reached = 0
+    for group in range(file.num_row_groups):
+        first, reached = reached, reached + file.metadata.row_group(group).num_rows
+        if reached <= rows.start or rows.stop <= first:
+            continue
+        for batch in file.iter_batches(row_groups=[group]):
+            begin, end = (min(max(row - first, 0), len(batch)) for row in (rows.start, rows.stop))
+            yield batch.slice(begin, end - begin)
+            first += len(batch)
 
 
 def _to_table(arrow: pa.Table, path: Path) -> Table:
@@ -126,7 +171,7 @@ def _items(table: pa.Table) -> Iterable[tuple[str, pa.ChunkedArray]]:
     return zip(table.column_names, table.columns, strict=True)
 
 
-def _numbers(text: pa.Array, name: str) -> pa.Array:
+def _numbers(text: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     """A column of text as integers or floats where nothing is lost, else as it is."""
     if text.null_count == len(text):
         return text
@@ -146,34 +191,35 @@ def _numbers(text: pa.Array, name: str) -> pa.Array:
     return pc.cast(text, pa.float64())
 
 
-def _all_match(text: pa.Array, pattern: str) -> bool:
+def _all_match(text: pa.ChunkedArray, pattern: str) -> bool:
     return bool(pc.all(pc.match_substring_regex(text, pattern), min_count=0).as_py())
 
 
-def _any_match(text: pa.Array, pattern: str) -> bool:
+def _any_match(text: pa.ChunkedArray, pattern: str) -> bool:
     return bool(pc.any(pc.match_substring_regex(text, pattern), min_count=0).as_py())
 
 
 def _column(values: pa.ChunkedArray, name: str) -> Column:
     """An astropy column; missing values are masked, so that integers stay integers."""
-    array = values.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_decimal(array.type):
-        array = pc.cast(array, pa.float64())
-    missing = array.is_null().to_numpy(zero_copy_only=False)
-    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
-        # Told the length, numpy goes through the texts once.
-        length = pc.max(pc.utf8_length(array)).as_py() or 1
-        data = np.array(pc.fill_null(array, "").to_pylist(), dtype=f"U{length}")
-    elif pa.types.is_integer(array.type) or pa.types.is_boolean(array.type):
-        data = pc.fill_null(array, False if pa.types.is_boolean(array.type) else 0).to_numpy(
-            zero_copy_only=False
-        )
-    elif pa.types.is_floating(array.type):
-        return Column(pc.fill_null(array, np.nan).to_numpy(zero_copy_only=False), name=name)
-    else:
-        data = array.to_numpy(zero_copy_only=False)
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_decimal(values.type):
+        values = values.cast(pa.float64())
+    if pa.types.is_floating(values.type):
+        return Column(values.fill_null(np.nan).to_numpy(), name=name)
+    missing = values.is_null().to_numpy()
+    fill = _fill(values.type)
+    filled = values if fill is None else values.fill_null(fill)
+    # Of texts an array of Python's: one of numpy's takes four bytes for each letter of the longest.
+    data = filled.to_numpy()
     return MaskedColumn(data, mask=missing, name=name) if missing.any() else Column(data, name=name)
+
+
+def _fill(kind: pa.DataType) -> str | int | bool | None:
+    """What stands in the place of a gap."""
+    if pa.types.is_boolean(kind):
+        return False
+    if pa.types.is_integer(kind):
+        return 0
+    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return "" if texts or pa.types.is_string_view(kind) else None

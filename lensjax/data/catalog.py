@@ -1,9 +1,9 @@
 """Opens what a user calls data: recognises its kind, and hands it to the reader of that kind."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,8 +12,15 @@ from astropy.table import Table
 
 from lensjax.data import shards, stacks
 from lensjax.data.bands import Wanted, parse
-from lensjax.data.image_files import band_folder, matches, open_template, source_of_files
-from lensjax.data.planes import MAX_VALUES
+from lensjax.data.image_files import (
+    MOST_TRIES,
+    band_folder,
+    matches,
+    open_template,
+    source_of_files,
+)
+from lensjax.data.parts import WHOLE, Part
+from lensjax.data.planes import MAX_VALUES, Names
 from lensjax.data.preprocess import Fit
 from lensjax.data.readers import FITS_SUFFIXES, IMAGE_SUFFIXES, has_suffix, stem
 from lensjax.data.source import Source
@@ -21,10 +28,13 @@ from lensjax.data.tables import (
     SPELLINGS,
     TABLE_SUFFIXES,
     UNKNOWN_LABEL,
+    column_texts,
     has_table,
     label_of,
-    read_table,
+    read_rows,
+    spelled,
     standardise,
+    texts,
 )
 from lensjax.errors import UsageError
 
@@ -47,7 +57,7 @@ class DataOptions:
         """Returns these options alone, by name: what is made of the data depends on each."""
         return {field.name: getattr(self, field.name) for field in fields(DataOptions)}
 
-    def opened(self, data: str, needed: Sequence[str] | None) -> Source:
+    def opened(self, data: str, needed: Sequence[str] | None, part: Part = WHOLE) -> Source:
         """Returns the cutouts at `data`, as `open_source` does."""
         return open_source(
             data,
@@ -56,6 +66,7 @@ class DataOptions:
             pixel_scale=self.pixel_scale,
             form=self.format,
             max_values=self.max_values,
+            part=part,
         )
 
 
@@ -67,13 +78,15 @@ def open_source(
     pixel_scale: float | None = None,
     form: Format = "auto",
     max_values: int = MAX_VALUES,
+    part: Part = WHOLE,
 ) -> Source:
     """The cutouts at `data`: a folder, a catalogue, a stack, shards, or a `{band}` template.
 
     `needed`: the bands to give out, in this order; None for all that the data hold. `bands`: what
     the user says the data hold (`i,r,g`, or `g=VIS_BGSUB,r=NIR_Y`). `pixel_scale` in arcsec per
     pixel stands above what FITS headers say. `form` stands above what is recognised. `max_values`:
-    of a cutout in a file of its own (pixels times bands); a larger one is not decoded.
+    of a cutout in a file of its own (pixels times bands); a larger one is not decoded. `part`: of
+    the rows; of a catalogue the others are not kept.
 
     The paths of a catalogue are relative to its folder; absolute ones and `..` are followed,
     since the catalogue is the user's own. Identifiers are the catalogue's, and may repeat; else
@@ -87,7 +100,7 @@ def open_source(
     if pixel_scale is not None and not pixel_scale > 0:
         raise UsageError(f"--pixel-scale {pixel_scale} must be above zero (arcsec per pixel)")
     if form == "template" or (form == "auto" and "{" in str(data)):
-        return open_template(str(data), wanted, pixel_scale)
+        return open_template(str(data), wanted, pixel_scale).part(part)
     path = Path(data)
     if not path.exists():
         raise UsageError(f"--data {path}: no such file or folder")
@@ -95,7 +108,9 @@ def open_source(
         form = recognise(path, wanted)
     if path.is_dir() and form not in ("folder", "zarr", "shards"):
         raise UsageError(f"--data {path} is a folder: it cannot be of the format {form}")
-    return _OPENED_BY[form](path, wanted, pixel_scale)
+    if form == "catalogue":
+        return _open_catalogue(path, wanted, pixel_scale, part)
+    return _OPENED_BY[form](path, wanted, pixel_scale).part(part)
 
 
 def recognise(path: Path, wanted: Wanted) -> Format:
@@ -140,7 +155,9 @@ def _open_folder(path: Path, wanted: Wanted, pixel_scale: float | None) -> Sourc
     template = band_folder(path, files, wanted)
     if template is not None:
         return open_template(template, wanted, pixel_scale)
-    table = Table({"id": [stem(file) for file in files], "path": _below(path, np.array(files))})
+    table = Table(
+        {"id": [stem(file) for file in files], "path": np.array(list(_below(path, files)), object)}
+    )
     labels = np.array([_folder_label(file) for file in files], np.int64)
     if (labels != UNKNOWN_LABEL).any():
         table["label"] = labels
@@ -172,43 +189,57 @@ def _folder_label(file: str) -> int:
     return next((label for label in labels if label is not None), UNKNOWN_LABEL)
 
 
-def _open_catalogue(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
-    raw = read_table(path)
-    table = standardise(raw, str(path))
-    if "path" not in table.colnames:
+def _open_catalogue(path: Path, wanted: Wanted, pixel_scale: float | None, part: Part) -> Source:
+    raw, rows, count = read_rows(path, part)
+    name = spelled("path", raw.colnames)
+    if name is None:
         raise UsageError(
             f"{path} has no column {' or '.join(SPELLINGS['path'])}; its columns are "
             f"{', '.join(raw.colnames) or 'none'}"
         )
-    if not len(table):
+    if not count:
         raise UsageError(f"{path} has no rows")
-    files = np.strings.strip(np.ma.filled(np.ma.asarray(table["path"]).astype(str), ""))
+    table = standardise(raw, str(path))
+    del raw  # a copy of each path
     if "id" not in table.colnames:
-        table["id"] = [stem(file) for file in files]
-    paths = _below(path.parent, files)
+        table["id"] = [stem(file) for file in texts(table["path"])]
+    paths = np.array(list(_below(path.parent, texts(table["path"]))), object)
     table["path"] = paths
-    templates = paths[np.strings.find(paths, "{band}") >= 0]
-    found = next(filter(None, map(matches, templates.tolist())), [])
-    band_names = tuple(sorted({band for _, band in found}))
-    source = source_of_files(table, f"catalogue {path}", wanted, pixel_scale, band_names)
-    return replace(source, files=lambda: chain([str(path)], source.files()))
+
+    def of_all_rows() -> Iterable[str]:
+        return paths if part == WHOLE else _below(path.parent, column_texts(path, name))
+
+    in_bands = any("{band}" in file for file in paths)
+    band_names = _band_names(of_all_rows()) if in_bands else ()
+
+    def files() -> Iterator[str]:
+        for file in filter(None, of_all_rows()):
+            yield from (file.replace("{band}", str(band)) for band in band_names or [""])
+
+    kind = f"catalogue {path}"
+    if part != WHOLE:
+        kind += f", rows {rows.start} to {rows.stop} of {count}"
+    source = source_of_files(table, kind, wanted, pixel_scale, band_names)
+    return replace(source, files=files, first_row=rows.start, given=count, listed_in=str(path))
 
 
-def _below(folder: Path, files: np.ndarray) -> np.ndarray:
+def _band_names(paths: Iterable[str]) -> Names:
+    """The bands of the files that the first templates among the paths stand for."""
+    templates = islice((path for path in paths if "{band}" in path), MOST_TRIES)
+    found = next(filter(None, map(matches, templates)), [])
+    return tuple(sorted({band for _, band in found}))
+
+
+def _below(folder: Path, files: Iterable[str]) -> Iterator[str]:
     """Relative paths as paths in the folder; absolute and empty ones as they are."""
-    if folder == Path():
-        return files
-    as_is = (files == "") | np.strings.startswith(files, os.sep)
-    if as_is.all():
-        return files
-    # All at once: a million calls of `os.path.join` would take two seconds.
-    return np.where(as_is, files, np.strings.add(os.path.join(folder, ""), files))
+    start = os.path.join(folder.absolute(), "")
+    # In half the time of as many calls of `os.path.join`.
+    return (file if file[:1] in ("", os.sep) else start + file for file in files)
 
 
 _OPENED_BY: dict[str, Callable[[Path, Wanted, float | None], Source]] = {
     "folder": _open_folder,
     "image": _open_image,
-    "catalogue": _open_catalogue,
     "numpy": stacks.open_numpy,
     "fits": stacks.open_fits,
     "hdf5": stacks.open_hdf5,

@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 
 import numpy as np
 
@@ -19,31 +20,39 @@ SAMPLE_BYTES, PIECE_BYTES = 2**26, 2**20
 
 
 def content_sha256(source: Source) -> str:
-    """Returns a hash of the identifiers and of the files of `source`.
+    """Returns a hash of the files of `source`, the same for each part of the data.
 
-    Files that can be read whole in a second or two are their content, wherever they lie and
-    whenever they were written. Of others the size and the time of the last change count, of a few
-    large ones also a sample of the content: times can lie. A missing file is missing. What is in
-    memory alone is its pixels.
+    A catalogue is its content. Other files that can be read whole in a second or two are theirs and
+    their names below the folder that holds all, wherever it lies and whenever they were written. Of
+    more or larger ones the size and the time of the last change count, of a few large ones also a
+    sample of the content: times can lie. A missing file is missing. What is in memory alone is its
+    pixels.
     """
-    digest = hashlib.sha256("\n".join(map(str, source.table["id"])).encode())
-    files = list(dict.fromkeys(source.files()))
-    stats = [_stat(file) for file in files]
-    total = sum(stat.st_size for stat in stats if stat is not None)
-    are_few = len(files) <= MOST_READ_FILES
-    whole = are_few and total <= MOST_READ_BYTES
-    for file, stat in zip(files, stats, strict=True):
+    digest = hashlib.sha256()
+    for piece in _pieces(source.listed_in, None) if source.listed_in else ():
+        digest.update(piece)
+    files = iter(source.files())
+    first: dict[str, None] = {}
+    while len(first) <= MOST_READ_FILES and (file := next(files, None)) is not None:
+        first[file] = None
+    are_few = len(first) <= MOST_READ_FILES
+    common = os.path.commonpath(first) if first else ""
+    sizes = [stat.st_size for stat in map(_stat, first) if stat is not None]
+    whole = are_few and sum(sizes) <= MOST_READ_BYTES
+    for file in chain(first, files):
+        digest.update(file.removeprefix(common).encode(errors="surrogateescape"))
+        stat = _stat(file)
         if stat is None:
-            digest.update(b"missing")
+            digest.update(b" is missing")
             continue
-        digest.update(b"%d of " % stat.st_size)
+        digest.update(b" has %d" % stat.st_size)
         if not whole:
-            digest.update(b"%d" % stat.st_mtime_ns)
+            digest.update(b" of %d" % stat.st_mtime_ns)
         if are_few:
-            share = stat.st_size if whole else SAMPLE_BYTES * stat.st_size // total
-            for piece in _pieces(file, stat.st_size, share):
+            share = None if whole else SAMPLE_BYTES * stat.st_size // sum(sizes)
+            for piece in _pieces(file, share):
                 digest.update(piece)
-    if not files:
+    if not first:
         for row in range(len(source)):
             with suppress(Unreadable):
                 digest.update(np.ascontiguousarray(source[row].image).data)
@@ -58,15 +67,15 @@ def _stat(file: str) -> os.stat_result | None:
         return None
 
 
-def _pieces(file: str, size: int, share: int) -> Iterator[bytes]:
-    """Yields pieces of a file, evenly apart, of about `share` bytes together: all where that is
-    its size."""
-    count = -(-share // PIECE_BYTES)
-    apart = PIECE_BYTES if share == size else size // max(count, 1)
+def _pieces(file: str, share: int | None) -> Iterator[bytes]:
+    """Yields pieces of a file, evenly apart, of about `share` bytes together, or all of it."""
     try:
         with open(file, "rb") as content:
+            size = os.fstat(content.fileno()).st_size
+            count = -(-(size if share is None else share) // PIECE_BYTES)
+            apart = PIECE_BYTES if share is None else size // max(count, 1)
             for number in range(count):
                 content.seek(number * apart)
                 yield content.read(PIECE_BYTES)
-    except OSError:
+    except (OSError, ValueError):
         yield b"cannot be read"

@@ -37,7 +37,7 @@ def source_of_files(
     pixel_scale: float | None,
     band_names: Names = (),
 ) -> Source:
-    """A source of image files, a row each with its `path`.
+    """A source of image files, a row each with its absolute `path`.
 
     `{band}` in a path stands for each of the `band_names`: one file a band.
     """

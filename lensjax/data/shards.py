@@ -23,7 +23,7 @@ from astropy.table import Table
 from lensjax.data.bands import Wanted, select
 from lensjax.data.identity import content_sha256
 from lensjax.data.planes import Cutout, Unreadable
-from lensjax.data.source import ONE_A_CORE, Source, Stack, describe, source_of
+from lensjax.data.source import ONE_A_CORE, Source, Stack, describe, rows_of_file, source_of
 from lensjax.data.tables import plain, read_table, standardise
 from lensjax.errors import LensjaxError, UsageError, one_line
 from lensjax.files import make_folder, replacing
@@ -160,7 +160,7 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     table = standardise(index, str(path))
     table.remove_columns(list(OF_CUTOUT))
     if "path" not in table.colnames:
-        table["path"] = [f"{path}[{row}]" for row in range(count)]
+        table["path"] = rows_of_file(path, count)
     readable = np.flatnonzero(reasons == "")
     files = tuple(map(str, (path / INDEX, *shards)))
     if not len(readable):

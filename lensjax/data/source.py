@@ -7,7 +7,7 @@ its turn comes.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +15,10 @@ import numpy as np
 from astropy.table import Table
 
 from lensjax.data.bands import Wanted, select
+from lensjax.data.parts import WHOLE, Part, rows_of
 from lensjax.data.planes import Cutout, Names, Plane, Sky, masked
 from lensjax.data.preprocess import join
-from lensjax.data.tables import KNOWN_COLUMNS, standardise
+from lensjax.data.tables import KNOWN_COLUMNS, plain, standardise
 from lensjax.errors import UsageError
 
 # More would wait for the interpreter rather than for the disk.
@@ -41,6 +42,11 @@ class Stack:
     read: Callable[[slice], Iterable[np.ndarray]]
     whole: bool = False
 
+    def after(self, first: int) -> "Stack":
+        """The same without the cutouts before the `first`."""
+        read = self.read
+        return replace(self, read=lambda rows: read(slice(first + rows.start, first + rows.stop)))
+
 
 @dataclass(frozen=True)
 class Source:
@@ -52,7 +58,9 @@ class Source:
     `threads`: how many read ahead; 0 where reading is a matter of slicing an array in memory.
     `stack`: the same cutouts many at a time, where all are of one form; None where that is not
     known. `files`: gives the paths of all that table and cutouts are read from, some of which may
-    be missing.
+    be missing. `first_row`: which row of the data is row 0 here, where these are a part of them
+    (the `files` are those of all parts). `given`: how many rows the data have. `listed_in`: the
+    catalogue that names the files, "" without one.
     """
 
     table: Table
@@ -62,9 +70,17 @@ class Source:
     read: Callable[[int], Cutout]
     stack: Stack | None = None
     files: Files = tuple
+    first_row: int = 0
+    given: int = 0
+    listed_in: str = ""
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def rows(self) -> range:
+        """Which rows of the data these are."""
+        return range(self.first_row, self.first_row + len(self))
 
     @property
     def places(self) -> tuple[np.ndarray, np.ndarray]:
@@ -75,6 +91,19 @@ class Source:
     def __getitem__(self, row: int) -> Cutout:
         """The cutout of one row; may be called from several threads. Raises `Unreadable`."""
         return self.read(int(row))
+
+    def part(self, part: Part) -> "Source":
+        """The cutouts of one part of all rows."""
+        if part == WHOLE:
+            return self
+        rows, read, stack = rows_of(part, len(self)), self.read, self.stack
+        return replace(
+            self,
+            table=self.table[rows.start : rows.stop],
+            read=lambda row: read(rows.start + row),
+            stack=None if stack is None else stack.after(rows.start),
+            first_row=rows.start,
+        )
 
 
 def source_of(
@@ -92,9 +121,13 @@ def source_of(
     for name, values in defaults.items():
         if name not in table.colnames:
             table[name] = values
+    for name in ("id", "group"):
+        if name in table.colnames and table[name].dtype.kind == "O":
+            table[name] = plain(table[name])  # to be written to arrays of their own
     known = [name for name in KNOWN_COLUMNS if name in table.colnames]
     carried = [name for name in table.colnames if name not in known]
-    return Source(table[[*known, *carried]], bands, description, threads, read, stack, files)
+    table = table[[*known, *carried]]
+    return Source(table, bands, description, threads, read, stack, files, given=rows)
 
 
 def describe(table: Table, bands: tuple[str, ...], example: Cutout) -> str:
@@ -108,10 +141,18 @@ def describe(table: Table, bands: tuple[str, ...], example: Cutout) -> str:
         label = np.asarray(table["label"])
         words.append(f"{(label == 1).sum()} lenses and {(label == 0).sum()} others by label")
     if "id" in table.colnames:
-        repeated = len(table) - len(set(table["id"].tolist()))
+        repeated = _repeated(np.asarray(table["id"]))
         if repeated:
             words.append(f"{repeated} rows repeat the id of another")
     return ", ".join(words)
+
+
+def _repeated(ids: np.ndarray) -> int:
+    """How many of the identifiers others before them have as well."""
+    if ids.dtype.kind in "iu":  # as objects of Python they would take ten times the memory
+        ids = np.sort(ids)
+        return int(np.count_nonzero(ids[1:] == ids[:-1]))
+    return len(ids) - len(set(ids.tolist()))
 
 
 def files_below(path: Path) -> Iterator[str]:
@@ -204,6 +245,12 @@ def source_of_array(
     return source_of_stack(kind, str(path), count, columns, bands, stack, in_memory, files)
 
 
+def rows_of_file(path: str | Path, count: int) -> np.ndarray:
+    """What the cutouts of a stack are called in catalogues: `FILE[ROW]`, wherever they lie."""
+    file = Path(path).absolute()
+    return np.array([f"{file}[{row}]" for row in range(count)], object)
+
+
 def source_of_stack(
     kind: str,
     path: str,
@@ -218,7 +265,7 @@ def source_of_stack(
     table = Table(dict(columns))
     table.convert_bytestring_to_unicode()
     table = standardise(table, path)
-    table["path"] = [f"{path}[{row}]" for row in range(count)]
+    table["path"] = rows_of_file(path, count)
     sky = Sky(stack.pixel_scale)
 
     def read(row: int) -> Cutout:

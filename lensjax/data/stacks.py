@@ -17,7 +17,7 @@ from lensjax.data.fits_images import fits_form, fits_stack
 from lensjax.data.planes import Sky, Unreadable
 from lensjax.data.readers import has_suffix
 from lensjax.data.source import Beside, Picked, Source, files_below, source_of_array
-from lensjax.data.tables import PARQUET_SUFFIXES, read_table
+from lensjax.data.tables import PARQUET_SUFFIXES, as_text, read_table
 from lensjax.errors import UsageError, one_line
 
 NUMPY_SUFFIXES = (".npy", ".npz")
@@ -217,17 +217,13 @@ def _beside(
     bands, scale = said.get("bands"), said.get("pixel_scale")
     if pixel_scale is None and scale is not None and np.size(scale) == 1:
         pixel_scale = float(np.asarray(scale).item())
-    names = None if bands is None else tuple(map(_text, np.asarray(bands).reshape(-1).tolist()))
+    names = None if bands is None else tuple(map(as_text, np.asarray(bands).reshape(-1).tolist()))
     columns = {
         name.rsplit("/", 1)[-1]: values
         for name, values in arrays.items()
         if name not in ("bands", "pixel_scale")
     }
     return Beside(columns, names, pixel_scale)
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _unusable(path: Path, kind: str, error: Exception) -> UsageError:

@@ -1,7 +1,7 @@
 """Reads a catalogue of cutouts: CSV, Parquet, VOTable or FITS, every column as it is."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table
 
 from lensjax.data.fits_images import open_fits
+from lensjax.data.parts import WHOLE, Part, Rows, rows_of
 from lensjax.data.readers import FITS_SUFFIXES, has_suffix
 from lensjax.errors import UsageError, one_line
 
@@ -39,26 +40,52 @@ _LABELS = {
 
 
 def read_table(path: Path) -> Table:
-    """The table of a catalogue file, columns and values as the file has them.
+    """The table of a catalogue file, as `read_rows` has it."""
+    return read_rows(path).table
+
+
+def read_rows(path: Path, part: Part = WHOLE) -> Rows:
+    """The rows of a catalogue file that a part takes, columns and values as the file has them.
 
     Of CSV as `arrow.read_csv` has it. Raises `UsageError` for a file that cannot be read as a table
     and for a column that occurs twice.
     """
     try:
         if has_suffix(path, FITS_SUFFIXES):
-            return _astropy_table(path, "fits", memmap=False)
+            return _astropy_table(path, part, "fits", memmap=False)
         if has_suffix(path, VOTABLE_SUFFIXES):
-            return _astropy_table(path, "votable")
+            return _astropy_table(path, part, "votable")
         from lensjax.data import arrow
 
         is_parquet = has_suffix(path, PARQUET_SUFFIXES)
-        return arrow.read_parquet(path) if is_parquet else arrow.read_csv(path)
+        rows = arrow.read_parquet(path, part) if is_parquet else arrow.read_csv(path, part)
+        arrow.give_back_memory()
+        return rows
     except UsageError:
         raise
     # Arbitrary bytes: astropy and Arrow have errors of their own, down to KeyError.
     except Exception as error:
         reason = one_line(error, 200)
         raise UsageError(f"{path} cannot be read as a table: {reason}") from error
+
+
+def column_texts(path: Path, name: str) -> Iterable[str]:
+    """The values of one column of a catalogue file, of all rows, as `texts` has them."""
+    from lensjax.data import arrow
+
+    if has_suffix(path, (*FITS_SUFFIXES, *VOTABLE_SUFFIXES)):
+        return texts(read_table(path)[name])
+    read = arrow.parquet_column if has_suffix(path, PARQUET_SUFFIXES) else arrow.csv_column
+    return ("" if value is None else as_text(value).strip() for value in read(path, name))
+
+
+def texts(column: Column) -> Iterable[str]:
+    """The values as texts without blanks around them, gaps as empty ones."""
+    filled = np.ma.filled(np.ma.asarray(column).astype(object), "")
+    try:
+        return list(map(str.strip, filled))
+    except TypeError:  # not all are texts
+        return [as_text(value).strip() for value in filled]
 
 
 def has_table(path: Path) -> bool:
@@ -85,8 +112,8 @@ def standardise(table: Table, source: str) -> Table:
     it cannot hold.
     """
     result = table.copy(copy_data=False)
-    for known, spellings in SPELLINGS.items():
-        name = _first_spelling(result.colnames, spellings)
+    for known in SPELLINGS:
+        name = spelled(known, result.colnames)
         if name is not None and name != known:
             result.rename_column(name, known)
     for name in ("ra", "dec"):
@@ -95,6 +122,18 @@ def standardise(table: Table, source: str) -> Table:
     if "label" in result.colnames:
         result["label"] = label_column(result["label"], source)
     return result
+
+
+def spelled(known: str, columns: Sequence[str]) -> str | None:
+    """The first of the columns that has one of the names of a known one, as they are before any
+    case."""
+    for spelling in SPELLINGS[known]:
+        if spelling in columns:
+            return spelling
+        for column in columns:
+            if column.strip().lower() == spelling:
+                return column
+    return None
 
 
 def label_of(value: Any) -> int | None:
@@ -159,27 +198,17 @@ def _unboxed(present: list[Any], data: np.ndarray, gaps: np.ndarray) -> np.ndarr
     """Objects as an array of one plain type, or else as their texts."""
     kinds = {type(value) for value in present}
     plain = len(kinds) == 1 and issubclass(kinds.pop(), (bool, int, float, np.generic))
-    values = np.array(present if plain else [_text(value) for value in present])
+    values = np.array(present if plain else [as_text(value) for value in present])
     if values.dtype.kind not in "biufU":  # integers beyond 64 bits, or nothing but gaps
-        values = np.array([_text(value) for value in present], dtype="U")
+        values = np.array([as_text(value) for value in present], dtype="U")
     filled = np.zeros(data.shape, values.dtype if present else "U1")
     filled[~gaps] = values
     return filled
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """The value as text; bytes are taken for UTF-8."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _first_spelling(columns: list[str], spellings: tuple[str, ...]) -> str | None:
-    """The first of the columns that has one of the names, as they are before any case."""
-    for spelling in spellings:
-        if spelling in columns:
-            return spelling
-        for column in columns:
-            if column.strip().lower() == spelling:
-                return column
-    return None
 
 
 def _degrees(column: Column, name: str, source: str) -> np.ndarray:
@@ -194,8 +223,10 @@ def _degrees(column: Column, name: str, source: str) -> np.ndarray:
         raise UsageError(f"column {name} of {source} is not in decimal degrees: {error}") from error
 
 
-def _astropy_table(path: Path, form: str, **how: Any) -> Table:
+def _astropy_table(path: Path, part: Part, form: str, **how: Any) -> Rows:
     table = Table.read(path, format=form, **how)
+    rows, count = rows_of(part, len(table)), len(table)
+    table = table[rows.start : rows.stop]
     table.convert_bytestring_to_unicode()
     table.meta.clear()
-    return table
+    return Rows(table, rows, count)

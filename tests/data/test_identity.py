@@ -128,12 +128,13 @@ def test_what_is_too_much_to_read_is_known_by_times_and_samples(tmp_path, monkey
     assert sha256(path) != before
 
 
-def test_of_many_files_none_is_opened(tmp_path, monkeypatch):
+def test_of_many_files_the_catalogue_alone_is_opened(tmp_path, monkeypatch):
     """A size or a time that differs is enough, and so is a file that is gone."""
     path = as_catalogue(tmp_path, IMAGES)
     source = open_source(path, needed=None)
     monkeypatch.setattr(identity, "MOST_READ_FILES", 3)
-    monkeypatch.setattr(identity, "open", None, raising=False)
+    known = {str(path): open}
+    monkeypatch.setattr(identity, "open", lambda *a: known[a[0]](*a), raising=False)
     found = {content_sha256(source)}
     os.utime(tmp_path / "data" / "2.png", (1, 1))
     found.add(content_sha256(source))
@@ -163,3 +164,21 @@ def test_the_catalogue_beside_a_zarr_counts(tmp_path):
     assert sha256(rows) == before
     Table({"idx_in_zarr": [0, 1], "z": [0.5, 0.7]}).write(rows, overwrite=True)
     assert sha256(store) != before
+
+
+def test_each_part_of_the_data_says_what_the_data_are(tmp_path):
+    for write in (as_catalogue, as_folder, as_npy):
+        path = write(tmp_path, IMAGES)
+        parts = [open_source(path, needed=None, part=(part, 3)) for part in (1, 2, 3)]
+        assert {content_sha256(part) for part in parts} == {sha256(path)}
+
+
+def test_a_catalogue_is_its_content(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "MOST_READ_FILES", 3)
+    path = as_catalogue(tmp_path, IMAGES)
+    before, time = sha256(path), path.stat().st_mtime_ns
+    path.write_text(path.read_text().replace("data/1.png", "data/2.png"))
+    os.utime(path, ns=(time, time))
+    assert sha256(path) != before
+    path.write_text("path,id\ndata/1.png,a\n,b\n")
+    assert sha256(path) != before

@@ -1,0 +1,24 @@
+"""Parts of the rows of a table: machines that share a survey take one each."""
+
+from typing import NamedTuple
+
+from astropy.table import Table
+
+Part = tuple[int, int]
+"""(K, N): the K-th, from 1, of N parts."""
+
+WHOLE: Part = (1, 1)
+
+
+class Rows(NamedTuple):
+    """Some rows of a table, which they are, and how many there are in all."""
+
+    table: Table
+    rows: range
+    given: int
+
+
+def rows_of(part: Part, count: int) -> range:
+    """The rows of a part of `count` rows; parts differ by one row at most."""
+    number, of = part
+    return range(count * (number - 1) // of, count * number // of)
