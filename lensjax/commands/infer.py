@@ -21,6 +21,7 @@ from lensjax.checkpoint import MemberInfo
 from lensjax.data import loader, shards
 from lensjax.data.catalog import DataOptions
 from lensjax.data.identity import content_sha256
+from lensjax.data.parts import WHOLE, Part, rows_of
 from lensjax.data.shards import Encoding
 from lensjax.data.source import Source
 from lensjax.ensemble import placement, predict, rate
@@ -182,7 +183,7 @@ def infer_part(options: InferConfig) -> str:
     with _scored(options) as done:
         rows = done.parts.rows
     return (
-        f"part {options.part}: rows {rows.start} to {rows.stop} of {len(done.source)} are scored; "
+        f"part {options.part}: rows {rows.start} to {rows.stop} of {done.source.given} are scored; "
         "the same command without --part writes the catalogue"
     )
 
@@ -208,13 +209,13 @@ def _scored(options: InferConfig) -> Iterator[_Scored]:
     validations = {name: checkpoint.read_validation(folder) for name, folder in folders.items()}
     mesh = placement.mesh_of(jax.local_devices(), options.member_shards)
     _check_apart(options.data, options.output)
-    source = options.opened(options.data, _all_bands(infos))
+    source = options.opened(options.data, _all_bands(infos), _part(options))
     make_folder(options.output)
     identities = {name: info.identity(validations[name]) for name, info in infos.items()}
     parts = PartialRows(
         options.output / PARTS,
         _settings(options, identities, source),
-        _rows(options.part, len(source)),
+        source.rows,
         resume=options.resume,
     )
     with contextlib.closing(parts):
@@ -271,12 +272,12 @@ def _score(
     return scoring
 
 
-def _rows(part: str | None, count: int, together: int = 1) -> range:
-    """Returns the rows of a part K/N, of all of them without one; so many rows stay together."""
-    number, of = (1, 1) if part is None else map(int, part.split("/"))
-    groups = -(-count // together)
-    first, end = (together * (groups * at // of) for at in (number - 1, number))
-    return range(min(first, count), min(end, count))
+def _part(options: InferConfig) -> Part:
+    """Returns the part of the rows that is asked for."""
+    if options.part is None:
+        return WHOLE
+    number, of = map(int, options.part.split("/"))
+    return number, of
 
 
 def repack(options: InferConfig, folder: Path) -> str:
@@ -285,7 +286,7 @@ def repack(options: InferConfig, folder: Path) -> str:
     if options.data is None:
         raise UsageError("--data is missing: which cutouts are to be packed?")
     source = options.opened(options.data, None)
-    rows = _rows(options.part, len(source), shards.SHARD_ROWS)
+    rows = rows_of(_part(options), len(source), shards.SHARD_ROWS)
     with runtime.progress("packing", len(rows), "cutouts") as advance:
         packed = shards.pack(
             source,

@@ -18,7 +18,9 @@ class Rows(NamedTuple):
     given: int
 
 
-def rows_of(part: Part, count: int) -> range:
-    """The rows of a part of `count` rows; parts differ by one row at most."""
+def rows_of(part: Part, count: int, together: int = 1) -> range:
+    """The rows of a part of `count` rows; each so many of them, from the first, stay together."""
     number, of = part
-    return range(count * (number - 1) // of, count * number // of)
+    groups = -(-count // together)
+    first, end = (together * (groups * at // of) for at in (number - 1, number))
+    return range(min(first, count), min(end, count))

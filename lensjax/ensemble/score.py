@@ -64,7 +64,7 @@ def score(
     where to write a trace of some batches. Raises Interrupted where the process is told to end:
     what is scored is kept.
     """
-    batch_size, missing = plan.size.cutouts, parts.missing()
+    batch_size, missing, first = plan.size.cutouts, parts.missing(), source.first_row
     given = sum(map(len, missing))
     scorer = _Scorer(plan.step, weights, mesh, batch_size)
     batches = itertools.chain.from_iterable(
@@ -73,7 +73,7 @@ def score(
             ensemble.preparations,
             how=how,
             batch_size=batch_size,
-            rows=rows,
+            rows=range(rows.start - first, rows.stop - first),
             processes=workers,
         )
         for rows in missing
@@ -102,7 +102,7 @@ def score(
                 with trace.stage("fetch"):
                     scores = None if started is None else scorer.finish(batch.inputs, started)
                 with trace.stage("keep"):
-                    parts.add(int(batch.rows[0]), _columns(ensemble, batch, scores))
+                    parts.add(first + int(batch.rows[0]), _columns(ensemble, batch, scores))
                 ends.append(time.perf_counter())
                 counts.append(batch.count)
                 advance(batch.count)
