@@ -26,6 +26,7 @@ COLUMNS = {
     "total_entropy": Meaning("", "", "uncertainty whether it is a lens, in nats"),
     "aleatoric_entropy": Meaning("", "", "the part that members agree on, in nats"),
     "mutual_information": Meaning("", "", "the part on which they disagree, in nats"),
+    "flag": Meaning("", "meta.code.qual", "what is missing in the cutout, empty where nothing is"),
 }
 OF_MEMBERS = Meaning("", "stat.probability", "score of one member alone, from 0 to 1")
 CARRIED = {

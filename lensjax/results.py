@@ -25,7 +25,7 @@ from lensjax.errors import UsageError
 from lensjax.files import gathering, replacing
 
 OF_CUTOUTS = ("id", "ra", "dec")
-SCORES = tuple(name for name in COLUMNS if name not in ("rank", *OF_CUTOUTS))
+SCORES = tuple(name for name in COLUMNS if name not in ("rank", "flag", *OF_CUTOUTS))
 FIGURES = ("roc", "precision_recall", "reliability", "scores", "uncertainty")
 OUTPUTS = (  # every file that scoring or evaluating leaves in its folder
     "predictions.npz",
@@ -53,15 +53,18 @@ def write_outputs(
     scores: Scores,
     members: Members,
     readable: Array,
+    flags: Array,
     reasons: Sequence[str] | Array,
 ) -> None:
     """Write the predictions, the rejects and the ranked `candidates`; what fails stops no other.
 
     `catalogue` has N rows in input order, `scores` (see `SCORES`) and the `logits` and `probs` of
-    each of `members` are (N,), `readable` is (N,) bool, `reasons` (N,) says why a row is not.
+    each of `members` are (N,), `readable` is (N,) bool, `flags` (N,) says what is amiss with a
+    row that is scored all the same, `reasons` (N,) why a row is not readable; both mostly "".
     """
+    of_rows = scores, members, readable, flags
     with gathering() as attempt:
-        attempt("predictions.npz", write_predictions, folder, catalogue, scores, members, readable)
+        attempt("predictions.npz", write_predictions, folder, catalogue, *of_rows)
         attempt("rejects.csv", write_rejects, folder, catalogue, readable, reasons)
         attempt("candidates", write_candidates, folder, candidates)
 
@@ -76,8 +79,11 @@ def ranking(scores: Scores, readable: Array) -> Array:
     return rows[np.lexsort((-scores["logit"][rows], -scores["probability"][rows]))]
 
 
-def candidate_table(catalogue: Table, scores: Scores, members: Members, readable: Array) -> Table:
-    """The readable rows, best first: rank, id, position, scores, members, then carried columns.
+def candidate_table(
+    catalogue: Table, scores: Scores, members: Members, readable: Array, flags: Array
+) -> Table:
+    """The readable rows, best first: rank, id, position, scores, `flag`, members, then carried
+    columns.
 
     Carried columns whose names differ from ours at most in case get the suffix `_input`. Texts come
     as str, columns with gaps as MaskedColumn, a position that is not known as a gap. What a column
@@ -91,6 +97,7 @@ def candidate_table(catalogue: Table, scores: Scores, members: Members, readable
         table[name] = MaskedColumn(degrees) if degrees.mask.any() else Column(degrees.data)
     for name in SCORES:
         table[name] = np.asarray(scores[name])[rows]
+    table["flag"] = np.asarray(flags, np.str_)[rows]
     for name, outputs in members.items():
         table[f"{name}{SUFFIX}"] = np.asarray(outputs["probs"])[rows]
     ours = {name.lower() for name in table.colnames}
@@ -146,12 +153,13 @@ def write_predictions(
     scores: Scores,
     members: Members,
     readable: Array,
+    flags: Array,
 ) -> None:
     """Write predictions.npz: (N,) arrays in input order, readable without pickle.
 
     `id`, `path` where the catalogue has it, `ensemble_logits`, `ensemble_probs`, `ensemble_preds`
-    (int8: 1 from a probability of 0.5 on, 0 below), `<member>_logits`, `<member>_probs`. A row
-    that could not be read is NaN, and -1 in `ensemble_preds`.
+    (int8: 1 from a probability of 0.5 on, 0 below), `<member>_logits`, `<member>_probs`, `flag`. A
+    row that could not be read is NaN, and -1 in `ensemble_preds`.
     """
     readable = np.asarray(readable, bool)
 
@@ -170,6 +178,7 @@ def write_predictions(
     for name, outputs in members.items():
         arrays[f"{name}_logits"] = scored(outputs["logits"])
         arrays[f"{name}_probs"] = scored(outputs["probs"])
+    arrays["flag"] = np.asarray(flags, np.str_)
     for name in ("id", "path"):
         if name in catalogue.colnames:
             arrays[name] = _filled(plain(catalogue[name]))

@@ -50,12 +50,13 @@ def run(size: int = 12, unreadable: tuple[int, ...] = (3, 7), **columns: object)
         "scores": scores,
         "members": members,
         "readable": readable,
+        "flags": np.where(np.arange(size) == 2, "no data in r", ""),
         "reasons": reasons,
     }
 
 
 def ranked(job: dict) -> Table:
-    return results.candidate_table(*(job[key] for key in list(job)[:4]))
+    return results.candidate_table(*(job[key] for key in list(job)[:5]))
 
 
 def write(folder: Path, job: dict) -> None:
@@ -76,7 +77,7 @@ def test_columns_come_in_the_order_of_the_contract() -> None:
     table = ranked(run(label=np.zeros(12), group=["a"] * 12))
     assert table.colnames == [
         "rank", "id", "ra", "dec", "probability", "logit", "logit_std", "total_entropy",
-        "aleatoric_entropy", "mutual_information", "resnet18.0_probability",
+        "aleatoric_entropy", "mutual_information", "flag", "resnet18.0_probability",
         "vit_b16_probability", "path", "label", "group",
     ]  # fmt: skip
 
@@ -219,7 +220,7 @@ def test_predictions_keep_the_order_of_the_input(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[readable], job["members"]["resnet18.0"][kind][readable])
         assert np.isnan(found[~readable]).all()
     assert set(arrays) == {
-        "id", "path", "ensemble_logits", "ensemble_probs", "ensemble_preds",
+        "id", "path", "ensemble_logits", "ensemble_probs", "ensemble_preds", "flag",
         "resnet18.0_logits", "resnet18.0_probs", "vit_b16_logits", "vit_b16_probs",
     }  # fmt: skip
 
@@ -280,7 +281,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, monkeyp
     table = ranked(run(size=5, unreadable=()))
     writers = (
         lambda: results.write_candidates(tmp_path, table),
-        lambda: results.write_predictions(tmp_path, *(job[key] for key in list(job)[:4])),
+        lambda: results.write_predictions(tmp_path, *(job[key] for key in list(job)[:5])),
         lambda: results.write_json(Path(tmp_path) / "run.json", {}),
     )
     for writer in writers:
@@ -422,16 +423,17 @@ def test_a_catalogue_of_any_number_of_columns_and_any_names_is_written_whole(
         header = hdus[1].header
     assert header["TFIELDS"] == 999
     called = [header[f"TTYPE{number}"] for number in range(1, 1000)]
-    assert called[:13] == table.colnames[:13] and len(set(map(str.lower, called))) == 999
-    assert called[13:23] == [
+    assert called[:14] == table.colnames[:14] and len(set(map(str.lower, called))) == 999
+    assert called[14:24] == [
         "x" * 68, f"{'X' * 66}_2", "gro_e _", "two_lines", "a_b", "it_s", "column", "Flux",
         "flux_2", "FLUX_3",
     ]  # fmt: skip
     for original, kept in zip(table.colnames, from_fits(tmp_path).columns.values(), strict=False):
-        assert kept.tolist() == table[original].tolist()
-    assert header["TCOMM16"] == "column gr\\xf6\\xdfe \\u2603"
+        # An empty text is read back as a gap.
+        assert [v or "" for v in kept] == [v or "" for v in table[original]]
+    assert header["TCOMM17"] == "column gr\\xf6\\xdfe \\u2603"
     first, second = results.notes(table)
-    assert "candidates.fits has the first 999 of 1,223 columns" in first
+    assert "candidates.fits has the first 999 of 1,224 columns" in first
     assert "candidates.parquet and candidates.csv" in first and "9 of the columns" in second
     assert results.notes(ranked(run())) == []
 

@@ -353,7 +353,7 @@ def write(
 ) -> Outcome:
     """Writes the output directory from `columns`, the scores in input order, and what is to be
     said of the `scoring`. A file that cannot be written keeps no other back."""
-    readable, reasons = columns["readable"], columns["reasons"]
+    readable, reasons, flags = (columns[name] for name in ("readable", "reasons", "flags"))
     scores = {name: columns[name] for name in results.SCORES}
     of_members = {
         name: {"logits": columns[f"{name}_logits"], "probs": columns[f"{name}_probs"]}
@@ -361,7 +361,7 @@ def write(
     }
     table = source.table.copy(copy_data=False)
     table["ra"], table["dec"] = columns["ra"], columns["dec"]
-    candidates = results.candidate_table(table, scores, of_members, readable)
+    candidates = results.candidate_table(table, scores, of_members, readable, flags)
     labels = table["label"] if "label" in table.colnames else None
     found = _metrics(labels, scores["probability"], of_members)
     record = {
@@ -377,18 +377,20 @@ def write(
         ],
         "shares_from": ensemble.knowledge_from,
         "data": source.description,
+        "flags": dict(Counter(flags[flags != ""].tolist())),
         "fitted": dict(Counter(columns["action"][readable].tolist())),
         "masked_pixels": int(columns["masked"].sum()),
         "versions": runtime.versions(),
         "devices": runtime.devices(),
         "given": len(source),
         "scored": int(readable.sum()),
+        "flagged": int((flags != "").sum()),
         "rejected": int((~readable).sum()),
         **scoring,
         "notes": [*results.notes(candidates), *metrics.missing(scores["probability"], labels)],
         "metrics": {name: metric.to_json() for name, metric in found.items()},
     }
-    scored = scores, of_members, readable
+    scored = scores, of_members, readable, flags
     with gathering() as attempt:
         attempt(
             "catalogue", results.write_outputs, options.output, candidates, table, *scored, reasons

@@ -143,12 +143,12 @@ def _planes(images: Sequence[_Image], choose: Choose, most_values: int) -> list[
     if len(images[0].shape) == 3:
         check_size(images[0].shape, most_values)
         cube, sky = channels_last(images[0].pixels()), images[0].sky()
-        return [Plane(_survey_mask(cube[..., index]), sky) for index in choose(images[0].names)]
+        return [Plane(masked(cube[..., index]), sky) for index in choose(images[0].names)]
     images = [image for image in images if len(image.shape) == 2]
     chosen = [images[index] for index in choose(tuple(image.name for image in images))]
     for image in chosen:
         check_size(image.shape, most_values)
-    return [Plane(_survey_mask(image.pixels()), image.sky()) for image in chosen]
+    return [Plane(masked(image.pixels()), image.sky()) for image in chosen]
 
 
 def _image_of(hdu: fits.ImageHDU) -> _Image:
@@ -294,15 +294,6 @@ def _is_companion(name: str | None) -> bool:
     words = re.split(r"[^a-z0-9]+", (name or "").lower())
     # `VIS_RMS`, `MSK_g`, `VAR_POISSON`; but `BKG_SUB` is the image without its background.
     return words[-1] != "sub" and not _COMPANIONS.isdisjoint((words[0], words[-1]))
-
-
-def _survey_mask(pixels: np.ndarray) -> np.ndarray:
-    """As `masked`; and a plane of one value throughout has no valid pixel: no coverage there."""
-    plane = masked(pixels)
-    # Of these NaN is neither the lowest nor the highest.
-    if np.fmin.reduce(plane, axis=None) == np.fmax.reduce(plane, axis=None):
-        plane[:] = np.nan
-    return plane
 
 
 def fits_form(path: str | Path) -> tuple[tuple[int, ...], Names]:

@@ -1,7 +1,7 @@
 """Feeds cutouts in batches, read ahead by threads, in the order given."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from absl import flags
 
 from lensjax import trace
 from lensjax.data.on_device import Canvas, Inputs, Layout, View
-from lensjax.data.planes import Unreadable, perhaps_masked
+from lensjax.data.planes import Unreadable, perhaps_blank, perhaps_masked, without_blank
 from lensjax.data.preprocess import Geometry, Preparation, fill_masked, fit, geometry
 from lensjax.data.source import MOST_THREADS, Source, Stack
 from lensjax.errors import LensjaxError, UsageError, one_line
@@ -32,7 +32,8 @@ class Batch:
 
     `rows`: (batch,) int64 row of the source's table, -1 for padding. `count`: how many are not
     padding; they come first. `inputs`: what the step takes. `readable`: (batch,) bool; where it is
-    False the image is zero and `reasons` says why ("" elsewhere). `ra`, `dec`: (batch,) float64
+    False the image is zero and `reasons` says why ("" elsewhere). `flags` says in which bands that
+    a member sees there are no data ("" mostly); these are zero. `ra`, `dec`: (batch,) float64
     degrees, from the table or else from the file, NaN where neither says. `masked`: (batch,)
     int64, values that were masked in the cutout and have been filled. `actions`: for each
     preparation what is done to fit each cutout (`as is`, `cropped`, `padded`, `resampled`,
@@ -44,6 +45,7 @@ class Batch:
     inputs: Inputs
     readable: np.ndarray
     reasons: list[str]
+    flags: list[str]
     ra: np.ndarray
     dec: np.ndarray
     masked: np.ndarray
@@ -63,6 +65,7 @@ class _Row(NamedTuple):
     row: int
     fitted: tuple[_Fitted, ...] = ()
     reason: str = ""
+    flag: str = ""
     ra: float = float("nan")
     dec: float = float("nan")
     masked: int = 0
@@ -155,6 +158,7 @@ def _of_stack(
     source: Source, stack: Stack, layout: Layout, batch_size: int, rows: range, threads: int
 ) -> Iterator[Batch]:
     ra, dec = source.places
+    used = _used(view.channels for view in layout.views)
 
     @trace.is_stage("read")
     def read(first: int) -> Batch:
@@ -165,14 +169,14 @@ def _of_stack(
         batch.ra[:count], batch.dec[:count] = ra[those], dec[those]
         batch.readable[:count] = True
         images = batch.inputs.images[0]
-        for place in _copied(stack, those, images[:count]):
+        for place in _copied(stack, those, images[:count], used):
             try:
-                cutout = source[first + place]
+                cutout, blank = without_blank(source[first + place], used)
             except Unreadable as error:
                 images[place], batch.readable[place] = 0, False
                 batch.reasons[place] = str(error)
                 continue
-            batch.masked[place] = cutout.masked
+            batch.masked[place], batch.flags[place] = cutout.masked, _flag(source.bands, blank)
             images[place] = fill_masked(cutout.image)
         for actions, view in zip(batch.actions, layout.views, strict=True):
             actions[:] = np.where(batch.readable, view.geometry.action, "").tolist()
@@ -183,16 +187,20 @@ def _of_stack(
     return iter(firsts.to_iter_dataset(grain.ReadOptions(threads, ahead)))
 
 
-def _copied(stack: Stack, rows: slice, images: np.ndarray) -> Sequence[int]:
+def _copied(stack: Stack, rows: slice, images: np.ndarray, used: Sequence[int]) -> Sequence[int]:
     """Copies cutouts of a stack into `images`; the places of those to be read one by one, which may
-    have masked pixels or be the ones that are damaged."""
+    have masked pixels or blank ones of the bands `used`, or be the ones that are damaged."""
     try:
         with np.errstate(over="ignore"):
             for place, image in enumerate(stack.read(rows)):
                 images[place] = image
     except Unreadable:
         return range(len(images))
-    return [] if stack.whole else np.flatnonzero(perhaps_masked(images)).tolist()
+    whole = len(used) == images.shape[3]
+    suspect = perhaps_blank(images if whole else images[..., used])
+    if not stack.whole:
+        suspect |= perhaps_masked(images)
+    return np.flatnonzero(suspect).tolist()
 
 
 # --- any cutouts, fitted by the host ---
@@ -231,11 +239,12 @@ def _of_cutouts(
 ) -> Iterator[Batch]:
     grids, layout = _grids(preparations), _fitted(source, preparations)
     channels = [_channels(source, grid) for grid in grids]
-    (ra, dec), read_cutout = source.places, source.read
+    used = _used(channels)
+    (ra, dec), names, read_cutout = source.places, source.bands, source.read
 
     def prepare(row: int) -> _Row:
         try:
-            cutout = read_cutout(row)
+            cutout, blank = without_blank(read_cutout(row), used)
             image, scale = cutout.image, cutout.pixel_scale
             fitted = []
             for grid, bands in zip(grids, channels, strict=True):
@@ -247,6 +256,7 @@ def _of_cutouts(
         return _Row(
             row,
             tuple(fitted),
+            flag=_flag(names, blank),
             ra=ra[row] if np.isfinite(ra[row]) else cutout.ra,
             dec=dec[row] if np.isfinite(dec[row]) else cutout.dec,
             masked=cutout.masked,
@@ -304,6 +314,7 @@ def _assemble(rows: Sequence[_Row], layout: Layout, batch_size: int) -> Batch:
         batch.rows[place], batch.masked[place] = row.row, row.masked
         batch.ra[place], batch.dec[place] = row.ra, row.dec
         batch.readable[place], batch.reasons[place] = bool(row.fitted), row.reason
+        batch.flags[place] = row.flag
         for canvas, (image, made) in enumerate(row.fitted):
             batch.inputs.images[canvas][place] = image
             edges = [edge for axis in made.inside for edge in (axis.start, axis.stop)]
@@ -324,6 +335,7 @@ def _blank(layout: Layout, batch_size: int, count: int) -> Batch:
         inputs=layout.blank(batch_size),
         readable=np.zeros(batch_size, bool),
         reasons=[""] * batch_size,
+        flags=[""] * batch_size,
         ra=np.full(batch_size, np.nan),
         dec=np.full(batch_size, np.nan),
         masked=np.zeros(batch_size, np.int64),
@@ -339,3 +351,13 @@ def _channels(source: Source, preparation: Preparation) -> tuple[int, ...]:
             f"{', '.join(source.bands) or 'none'}"
         )
     return tuple(source.bands.index(band) for band in preparation.bands)
+
+
+def _used(channels: Iterable[Sequence[int]]) -> list[int]:
+    """The channels that some preparation takes, in order."""
+    return sorted({channel for some in channels for channel in some})
+
+
+def _flag(bands: Sequence[str], blank: Sequence[int]) -> str:
+    """What is to be said of a cutout of these bands in which some, by number, are blank."""
+    return f"no data in {', '.join(bands[band] for band in blank)}" if blank else ""

@@ -7,7 +7,7 @@ file among a million is a row of the rejects, not the end of a run.
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,11 @@ MAX_VALUES = 2**26
 # A value is taken for the mark of a mask when it lies this many times further from the other
 # pixels than these reach from their own median on that side.
 MASK_GAP = 10.0
+
+# Larger values, of either sign, are no brightness, and the step's float32 could not hold what it
+# makes of them: up to here the squares that `zscale` sums are finite, and so is the ratio to the
+# noise of a picture in erg/s/cm2/A, some 1e-20.
+LARGEST = 1e18
 
 
 class Unreadable(Exception):
@@ -46,6 +51,36 @@ class Cutout:
     def masked(self) -> int:
         """How many values are masked."""
         return int(np.count_nonzero(np.isnan(self.image)))
+
+    @cached_property
+    def blank(self) -> dict[int, float]:
+        """The bands that show nothing, by number: all their valid pixels have one value, which is
+        given, or there is none (NaN)."""
+        height, _, bands = self.image.shape
+        # Of nearly all cutouts the middle row says already that they show something.
+        for pixels in (self.image[height // 2], self.image.reshape(-1, bands)):
+            # Of these NaN is neither the lowest nor the highest.
+            low, high = np.fmin.reduce(pixels, axis=0), np.fmax.reduce(pixels, axis=0)
+            if (low < high).all():
+                return {}
+        return {int(band): float(low[band]) for band in np.flatnonzero(~(low < high))}
+
+
+def without_blank(cutout: Cutout, used: Sequence[int]) -> tuple[Cutout, tuple[int, ...]]:
+    """The cutout with those of the bands `used` masked that are blank, and which these are.
+
+    Raises `Unreadable` where all of them are.
+    """
+    blank = tuple(band for band in used if band in cutout.blank)
+    if not blank:
+        return cutout, ()
+    if len(blank) == len(used):
+        values = sorted({f"{value:.6g}" for value in cutout.blank.values() if value == value})
+        equal = f"all pixels are equal ({', '.join(values)})"
+        raise Unreadable(equal if values else "no valid pixel")
+    image = cutout.image.copy()
+    image[..., blank] = np.nan
+    return replace(cutout, image=image), blank
 
 
 class Sky(NamedTuple):
@@ -81,7 +116,7 @@ def channels_last(array: np.ndarray) -> np.ndarray:
 
 
 def masked(pixels: np.ndarray) -> np.ndarray:
-    """(height, width) float32 of a plane, with NaN for infinities and for marks of masked pixels.
+    """(height, width) float32 of a plane, NaN for marks of masked pixels and beyond LARGEST.
 
     A mark is the lowest or the highest value of a plane of floating-point numbers that at least
     two pixels hold exactly and that lies far outside of what all others span, such as 100.0
@@ -96,11 +131,11 @@ def masked(pixels: np.ndarray) -> np.ndarray:
         plane = pixels.astype(np.float32)
     if pixels.dtype.kind != "f":
         return plane
-    finite = np.isfinite(plane)
+    is_valid = np.abs(plane) <= LARGEST
     values = plane
-    if not finite.all():
-        plane[~finite] = np.nan
-        values = plane[finite]
+    if not is_valid.all():
+        plane[~is_valid] = np.nan
+        values = plane[is_valid]
     for sign, extreme in ((1.0, np.minimum), (-1.0, np.maximum)):
         if not values.size:
             break
@@ -121,19 +156,33 @@ def masked(pixels: np.ndarray) -> np.ndarray:
 def perhaps_masked(images: np.ndarray) -> np.ndarray:
     """(n,) bool of images (n, height, width, band): False where `masked` would find nothing.
 
-    That is where all values are finite and none is the lowest or the highest of its band twice.
+    That is where no value is beyond LARGEST and none is the lowest or the highest of its band
+    twice.
     """
     count, height, width, bands = images.shape
     if images.dtype.kind != "f":
         return np.zeros(count, bool)
     # Rows of the image are reduced first: their pixels lie side by side.
     lines = images.reshape(count, height, width * bands)
-    found = ~np.isfinite(lines).all(axis=(1, 2))
+    largest = min(LARGEST, float(np.finfo(images.dtype).max))
+    found = np.zeros(count, bool)
     for extreme in (np.minimum, np.maximum):
         of_band = extreme.reduce(extreme.reduce(lines, 1).reshape(count, width, bands), 1)
+        # Neither for NaN, which these keep, nor for infinities.
+        found |= ~(np.abs(of_band) <= largest).all(axis=1)
         equal = lines == np.tile(of_band, width)[:, np.newaxis]
         # Where they are finite each band has its extreme once at least.
         found |= np.array([np.count_nonzero(image) for image in equal]) > bands
+    return found
+
+
+def perhaps_blank(images: np.ndarray) -> np.ndarray:
+    """(n,) bool of images (n, height, width, band): False where each band shows something, as its
+    corner and its middle row tell."""
+    middle = images.shape[1] // 2
+    found = (images[:, 0, 0] == images[:, middle, images.shape[2] // 2]).any(axis=1)
+    row = images[found, middle]
+    found[found] = (row == row[:, :1]).all(axis=1).any(axis=1)
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from scipy import sparse
 
-from lensjax.data.planes import Cutout, Plane, Unreadable
+from lensjax.data.planes import Cutout, Plane, Unreadable, without_blank
 from lensjax.errors import UsageError
 
 Stretch = Literal["asinh", "log", "linear", "percentile", "zscale", "none"]
@@ -177,14 +177,13 @@ def fit(image: np.ndarray, geometry: Geometry) -> np.ndarray:
 def join(planes: list[Plane]) -> Cutout:
     """One cutout of planes of the same sky; where their grids differ, all on the finest.
 
-    Raises `Unreadable` where sizes differ and the pixel scales are not known, or where no band
-    has a valid pixel.
+    Raises `Unreadable` where sizes differ and the pixel scales are not known, or where all bands
+    are blank.
     """
     if not planes:
         raise Unreadable("no band")
     cutout = _aligned(planes)
-    if cutout.masked == cutout.image.size:
-        raise Unreadable("no valid pixel")
+    without_blank(cutout, range(len(planes)))
     return cutout
 
 
@@ -212,7 +211,9 @@ def _resample_masked(pixels: np.ndarray, ratio: float, shape: tuple[int, int]) -
     """As `resample` for one plane (height, width), NaN where the old pixels are masked."""
     image = pixels[..., np.newaxis]
     share = resample(np.isfinite(image).astype(np.float32), ratio, shape, 0.0)
-    filled = resample(fill_masked(image), ratio, shape, np.nan)
+    full = fill_masked(image)
+    # What lies between values does so after rounding too: a blank plane is still one.
+    filled = np.clip(resample(full, ratio, shape, np.nan), full.min(), full.max())
     return np.where(share >= 0.5, filled, np.nan)[..., 0]
 
 

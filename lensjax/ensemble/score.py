@@ -211,7 +211,7 @@ def _fetch(started: _Started) -> Scores | None:
 
 def _columns(ensemble: Ensemble, batch: loader.Batch, scores: Scores | None) -> Columns:
     """Returns the rows of a batch, one array (count,) per column, NaN where unreadable; without
-    `scores` all are."""
+    `scores` all are. A cutout whose score is not finite counts as unreadable."""
     if scores is None:
         unknown = np.full((len(ensemble.names), len(batch.readable)), np.nan, np.float32)
         of_members = {"member_logits": unknown, "member_probs": unknown}
@@ -222,11 +222,15 @@ def _columns(ensemble: Ensemble, batch: loader.Batch, scores: Scores | None) -> 
     for index, name in enumerate(ensemble.names):
         host[f"{name}_logits"], host[f"{name}_probs"] = member_logits[index], member_probs[index]
     rows = slice(0, batch.count)
-    readable = batch.readable[rows]
+    finite = np.all([np.isfinite(values[rows]) for values in host.values()], axis=0)
+    reasons = np.array(batch.reasons[rows], np.str_)
+    reasons = np.where(batch.readable[rows] & ~finite, "the score is not finite", reasons)
+    readable = batch.readable[rows] & finite
     columns = {name: np.where(readable, values[rows], np.nan) for name, values in host.items()}
     return columns | {
         "readable": readable,
-        "reasons": np.array(batch.reasons[rows], np.str_),
+        "reasons": reasons,
+        "flags": np.where(readable, np.array(batch.flags[rows], np.str_), ""),
         "ra": batch.ra[rows],
         "dec": batch.dec[rows],
         "masked": batch.masked[rows],

@@ -21,7 +21,7 @@ from tests.commands.conftest import CUTOUTS
 pytestmark = pytest.mark.usefixtures("undrawn")  # but what `results` shares is drawn
 SCORES = [
     *("rank", "id", "ra", "dec", "probability", "logit", "logit_std"),
-    *("total_entropy", "aleatoric_entropy", "mutual_information"),
+    *("total_entropy", "aleatoric_entropy", "mutual_information", "flag"),
 ]
 
 
@@ -366,3 +366,25 @@ def test_a_smoke_run_on_data_scores_these(monkeypatch, tmp_path):
         options = infer._with_members(infer.InferConfig(smoke=True, data=data))
         assert (options.data, options.checkpoints) == (scored, prepared.members)
         assert options.ensemble == "resnet18,vit_b16"
+
+
+def test_what_is_missing_in_a_cutout_is_said_of_it(run, members, images, tmp_path):
+    odd = images[:6].copy()
+    odd[1, ..., 1], odd[2, ..., :2], odd[3], odd[4], odd[5, 2, 3, 0] = np.nan, 5.0, 0, 3e38, -3e38
+    np.savez(tmp_path / "odd.npz", images=odd, bands=np.array(["g", "r", "i"]), pixel_scale=0.2)
+    ended = run(infer.main, *arguments(members, tmp_path / "odd.npz", tmp_path / "out"))
+    assert ended.status == 0, ended.error
+    flags = ["", "no data in r", "no data in g, r", "", "", ""]
+    predictions = np.load(tmp_path / "out" / "predictions.npz", allow_pickle=False)
+    assert predictions["flag"].tolist() == flags
+    assert np.isfinite(predictions["ensemble_probs"]).tolist() == [True] * 3 + [False] * 2 + [True]
+    for name in ("candidates.parquet", "candidates.csv", "candidates.fits"):
+        table = Table.read(tmp_path / "out" / name)
+        table.convert_bytestring_to_unicode()
+        found = np.ma.filled(np.ma.asarray(table["flag"]), "")
+        assert found.tolist() == [flags[row] for row in table["id"]], name
+    rejects = Table.read(tmp_path / "out" / "rejects.csv")
+    assert rejects["reason"].tolist() == ["all pixels are equal (0)", "no valid pixel"]
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert [record[name] for name in ("given", "scored", "rejected", "flagged")] == [6, 4, 2, 2]
+    assert record["flags"] == {"no data in r": 1, "no data in g, r": 1}

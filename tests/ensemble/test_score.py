@@ -8,8 +8,10 @@ import pytest
 from jax import monitoring
 
 from lensjax import trace
+from lensjax.data import loader
 from lensjax.data.catalog import open_source
 from lensjax.ensemble import placement, predict, score
+from lensjax.ensemble.fuse import Scores
 from lensjax.ensemble.plan import unplanned
 from lensjax.ensemble.stack import stack
 from lensjax.resume import PartialRows
@@ -92,8 +94,8 @@ def test_the_share_of_waiting_is_told(tmp_path, monkeypatch):
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
     monkeypatch.setattr(score, "time", clock)
     monkeypatch.setattr(trace, "time", clock)
-    cutouts = np.ones((BATCH * BATCHES, 32, 32, 2), np.float32)
-    np.save(tmp_path / "stack.npy", cutouts)
+    cutouts = np.random.default_rng(0).normal(size=(BATCH * BATCHES, 32, 32, 2))
+    np.save(tmp_path / "stack.npy", cutouts.astype(np.float32))
     source = open_source(tmp_path / "stack.npy", needed=PREPARATION.bands, pixel_scale=0.2)
     read = score.loader.batches
 
@@ -139,3 +141,19 @@ def test_a_run_of_few_batches_ends_its_trace_or_says_that_there_is_none(tmp_path
     for batches in (0, 2, 3):
         assert list(trace.traced(range(batches), tmp_path)) == list(range(batches))
         assert ("too few batches" in capsys.readouterr().err) == (batches < 3)
+
+
+def test_a_score_that_is_not_finite_is_a_reject(ensemble, tmp_path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(4, 32, 32, 2)))
+    source = open_source(tmp_path / "a.npy", needed=PREPARATION.bands, pixel_scale=0.2)
+    (batch,) = loader.batches(source, ensemble.preparations, how="auto", batch_size=4)
+    batch.readable[3], batch.reasons[3] = False, "no such file"
+    batch.flags[:] = ["no data in g"] * 4
+    scores = Scores(*(np.ones((2, 4) if "member" in name else 4) for name in Scores._fields))
+    scores.member_logits[1, 1], scores.logit[2:] = np.nan, -np.inf
+    columns = score._columns(ensemble, batch, scores)
+    reason = "the score is not finite"
+    assert columns["readable"].tolist() == [True, False, False, False]
+    assert columns["reasons"].tolist() == ["", reason, reason, "no such file"]
+    assert columns["flags"].tolist() == ["no data in g", "", "", ""]
+    assert np.isnan(columns["probability"][1:]).all() and columns["one_probs"][0] == 1

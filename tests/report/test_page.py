@@ -36,7 +36,7 @@ def report(folder: Path, size: int = 30, ids: list[str] | None = None, **changes
     scores = {name: np.full(size, 0.25, np.float32) for name in SCORES}
     scores |= {"logit": logit, "probability": 1 / (1 + np.exp(-logit))}
     members = {"resnet18": {"logits": logit, "probs": scores["probability"]}}
-    table = candidate_table(catalogue, scores, members, np.ones(size, bool))
+    table = candidate_table(catalogue, scores, members, np.ones(size, bool), np.full(size, ""))
     run = {
         "members": [{"name": "resnet18", "weights_sha256": "ab" * 32}],
         "given": size + 2,
