@@ -22,6 +22,7 @@ from lensjax.data import loader, shards
 from lensjax.data.catalog import DataOptions
 from lensjax.data.identity import content_sha256
 from lensjax.data.parts import WHOLE, Part, rows_of
+from lensjax.data.planes import Unreadable
 from lensjax.data.shards import Encoding
 from lensjax.data.source import Source
 from lensjax.ensemble import placement, predict, rate
@@ -412,10 +413,17 @@ def draw(
     reasons: np.ndarray,
     found: Mapping[str, Metrics],
 ) -> None:
-    """Writes mosaic.png and report.html; the cutouts of the rows in `best` are read once more."""
+    """Writes mosaic.png and report.html; the cutouts of the rows in `best` are read once more, and
+    black where they cannot be."""
     from lensjax import report
 
-    pictures = [report.colour(source[row].image, source.bands) for row in best]
+    def picture(row: int) -> np.ndarray:
+        try:
+            return report.colour(source[row].image, source.bands)
+        except Unreadable:  # it was scored: the file is gone since
+            return np.zeros((8, 8, 3), np.uint8)
+
+    pictures = [picture(row) for row in best]
     ids = source.table["id"]
     with gathering() as attempt:
         mosaic = options.output / "mosaic.png"

@@ -35,7 +35,8 @@ OF_THE_DATA = {
     "fitted": "size and pixel scale",
     "field_of_view": "field of view",
     "masked_pixels": "masked pixels, filled in",
-    "flagged": "flagged",
+    "flagged": "flagged cutouts",
+    "flags": "flagged for",
 }
 _NAME_OR_NUMBER = re.compile(r"\S*[./\d]\S*")
 
