@@ -33,11 +33,3 @@ CARRIED = {
     "path": Meaning("", "meta.ref;meta.file", "file of the cutout, and its place in it"),
     "label": Meaning("", "meta.code.class", "1 a lens, 0 none, -1 not known"),
 }
-SUFFIX = "_probability"  # of a member's column
-
-
-def meaning(name: str) -> Meaning | None:
-    """What a column of this name means; None for one that only the user's catalogue knows."""
-    if name.endswith(SUFFIX):
-        return OF_MEMBERS
-    return COLUMNS.get(name) or CARRIED.get(name)

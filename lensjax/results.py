@@ -18,7 +18,7 @@ from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table, meta
 from numpy.typing import NDArray
 
-from lensjax.columns import COLUMNS, SUFFIX, meaning
+from lensjax.columns import CARRIED, COLUMNS, OF_MEMBERS, Meaning
 from lensjax.data import fits_table
 from lensjax.data.tables import plain, read_table, standardise
 from lensjax.errors import UsageError
@@ -98,8 +98,12 @@ def candidate_table(
     for name in SCORES:
         table[name] = np.asarray(scores[name])[rows]
     table["flag"] = np.asarray(flags, np.str_)[rows]
+    for name, column in table.columns.items():
+        _describe(column, COLUMNS[name])
     for name, outputs in members.items():
-        table[f"{name}{SUFFIX}"] = np.asarray(outputs["probs"])[rows]
+        column = Column(np.asarray(outputs["probs"])[rows], meta={"member": name})
+        table[f"{name}_probability"] = column
+        _describe(table[f"{name}_probability"], OF_MEMBERS)
     ours = {name.lower() for name in table.colnames}
     for name in catalogue.colnames:
         if name in OF_CUTOUTS:
@@ -108,8 +112,8 @@ def candidate_table(
         while free.lower() in ours or free in table.colnames:
             free += "_input"
         table[free] = plain(catalogue[name][rows])
-    for name in table.colnames:
-        _describe(table[name])
+        if free in CARRIED:
+            _describe(table[free], CARRIED[free])
     return table
 
 
@@ -321,15 +325,10 @@ def _filled(column: Column) -> Array:
     return np.where(np.ma.getmaskarray(column), "", texts)
 
 
-def _describe(column: Column) -> None:
-    """Gives a column of ours its meaning; one of the user's keeps the unit that it came with."""
-    known = meaning(column.name)
-    if known is None:
-        return
-    column.unit = known.unit or None
-    column.description = known.description
-    if known.ucd:
-        column.meta["ucd"] = known.ucd
+def _describe(column: Column, meaning: Meaning) -> None:
+    column.unit, column.description = meaning.unit or None, meaning.description
+    if meaning.ucd:
+        column.meta["ucd"] = meaning.ucd
 
 
 def _write_parquet(path: Path, table: Table) -> None:

@@ -16,7 +16,7 @@ from astropy.table import Table
 from numpy.typing import NDArray
 from PIL import Image
 
-from lensjax.columns import SUFFIX, meaning
+from lensjax.columns import CARRIED, COLUMNS
 from lensjax.files import replacing
 from lensjax.metrics import Interval, Metrics
 from lensjax.report.figures import Scored, as_svg, draw
@@ -122,7 +122,7 @@ def _header(run: Mapping[str, Any], candidates: Table) -> str:
 
 
 def _gallery(candidates: Table, pictures: Sequence[Array]) -> str:
-    cards, carried = [], _carried(candidates)
+    cards, carried = [], _looked_at(candidates)
     for picture, row in zip(pictures, candidates, strict=False):
         value, error = _score(row)
         share = 100 * float(np.nan_to_num(row["probability"]))
@@ -187,7 +187,7 @@ def _figures(candidates: Table) -> str:
         return ""
     scored = Scored(
         {"ensemble": candidates["probability"]}
-        | {name.removesuffix(SUFFIX): candidates[name] for name in _of_members(candidates)},
+        | {candidates[n].meta["member"]: candidates[n] for n in _of_members(candidates)},
         labels=candidates["label"] if _has_labels(candidates) else None,
         logit=candidates["logit"],
         logit_std=candidates["logit_std"],
@@ -204,7 +204,7 @@ def _table(candidates: Table, top: int) -> str:
     shown = candidates[:top]
     if not len(shown):
         return ""
-    own, members, carried = _ours(candidates), _of_members(candidates), _carried(candidates)
+    own, members, carried = _ours(candidates), _of_members(candidates), _looked_at(candidates)
     names = own + carried + members
     heads = "".join(
         f"<th{_numeric(shown[name])}{_title(shown[name])}>"
@@ -216,8 +216,7 @@ def _table(candidates: Table, top: int) -> str:
         f"The first {len(shown):,} of {len(candidates):,} candidates, all of which are in "
         "candidates.parquet and candidates.csv. A click on a heading sorts."
     )
-    known = {*_meant(candidates), *names}
-    left_out = sum(name not in known for name in candidates.colnames)
+    left_out = len(_carried(candidates)) - len(carried)
     if left_out > 0:
         note += f" {left_out:,} more columns of the input are in these files."
     meanings = {name: _meaning(candidates[name]) for name in _meant(candidates)}
@@ -305,19 +304,23 @@ def _ours(candidates: Table) -> list[str]:
 
 
 def _of_members(candidates: Table) -> list[str]:
-    return [name for name in candidates.colnames if name.endswith(SUFFIX)]
+    return [name for name in candidates.colnames if "member" in candidates[name].meta]
 
 
 def _meant(candidates: Table) -> list[str]:
-    """The columns whose meaning is known."""
-    return [name for name in candidates.colnames if meaning(name)]
+    """The columns that say what they mean, ours and some of the user's."""
+    return [name for name in candidates.colnames if candidates[name].description]
 
 
 def _carried(candidates: Table) -> list[str]:
-    """The user's own columns, as many as can be looked at, those of one value a row."""
-    known = {*_meant(candidates), *_ours(candidates)}
-    own = [name for name in candidates.colnames if name not in known]
-    return [name for name in own if candidates[name].ndim == 1][:LOOKED_AT]
+    """The user's own columns."""
+    ours = {*COLUMNS, *CARRIED, *_of_members(candidates)}
+    return [name for name in candidates.colnames if name not in ours]
+
+
+def _looked_at(candidates: Table) -> list[str]:
+    """Those of the user's columns that the page shows: not too many, of one value a row."""
+    return [name for name in _carried(candidates) if candidates[name].ndim == 1][:LOOKED_AT]
 
 
 def _meaning(column: Any) -> str:

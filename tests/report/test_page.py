@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from lensjax.columns import meaning
+from lensjax.columns import CARRIED, COLUMNS, OF_MEMBERS
 from lensjax.errors import LensjaxError
 from lensjax.metrics import evaluate
 from lensjax.report import write_report
@@ -172,6 +172,16 @@ def test_columns_of_the_user_stand_with_each_candidate_and_in_the_table(tmp_path
     assert "1,178 more columns of the input" in text and "c1100" not in text
 
 
+def test_a_column_of_the_user_is_not_taken_for_a_member_by_its_name(tmp_path: Path) -> None:
+    catalogue = Table({"id": [1, 2], "ra": [1.0, 2.0], "dec": [1.0, 2.0], "label": [0, 1]})
+    catalogue["photoz_probability"] = [35.0, 99.0]
+    scores = {name: np.array([0.25, 0.5], np.float32) for name in SCORES}
+    members = {"vit_s16": {"logits": scores["logit"], "probs": scores["probability"]}}
+    table = candidate_table(catalogue, scores, members, np.ones(2, bool), np.full(2, ""))
+    text = "".join(Page(report(tmp_path, candidates=table)).words)
+    assert "photoz_probability 99" in text and table["photoz_probability"].description is None
+
+
 def test_reasons_for_rejects_are_counted_with_examples(tmp_path: Path) -> None:
     rejects = [(f"J<{k}>", f"galaxy{k}.fits: no such file: /data/{k}") for k in range(1234)]
     rejects += [(7, "no valid pixel")]
@@ -199,8 +209,8 @@ def test_what_was_read_and_done_to_it_is_said(tmp_path: Path) -> None:
 
 def test_columns_are_explained(tmp_path: Path) -> None:
     text = report(tmp_path)
-    for name in ("logit", "mutual_information", "resnet18_probability", "label", "ra"):
-        assert escape(meaning(name).description) in text
+    for meaning in (COLUMNS["logit"], COLUMNS["mutual_information"], OF_MEMBERS, CARRIED["label"]):
+        assert escape(meaning.description) in text
     assert 'title="right ascension, where known (deg)"' in text
 
 
