@@ -3,8 +3,12 @@
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 EIGEN = f"{FLAG}-individual_convolution,-individual_dot"
@@ -54,3 +58,30 @@ def test_a_demonstration_that_is_there_is_scored_without_what_training_logs_to()
     loaded = in_a_new_process("import lensjax.commands.demo, sys; print(*sys.modules)").split()
     # The second brings in the first where it is installed.
     assert not {"torch", "tensorboardX"} & set(loaded)
+
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.14"])
+def test_the_compiler_for_gpus_is_of_the_version_of_jaxlib(python):
+    """JAX's packages name no version of it: pip alone would take the newest."""
+    wanted = {"python_version": python, "sys_platform": "linux"}
+    asked = map(Requirement, PROJECT["optional-dependencies"]["targets"])
+    found = {each.name: each.specifier for each in asked if each.marker.evaluate(wanted)}
+    (version,) = found["jaxlib"]
+    assert version.operator == "==" and found == {
+        "jaxlib": SpecifierSet(f"=={version.version}"),
+        "jax-cuda12-pjrt": SpecifierSet(f"=={version.version}"),
+    }
+    bounds = [each for each in map(Requirement, PROJECT["dependencies"]) if each.name == "jax"]
+    assert version.version in bounds[0].specifier
+
+
+def test_what_changes_from_version_to_version_has_a_bound_above():
+    bounds = {each.name: each.specifier for each in map(Requirement, PROJECT["dependencies"])}
+    for extra in ("cuda12", "cuda13", "tpu"):
+        (more,) = map(Requirement, PROJECT["optional-dependencies"][extra])
+        assert more.specifier == bounds["jax"]
+    for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array-record"):
+        assert any(bound.operator == "<" for bound in bounds[name])
