@@ -38,6 +38,13 @@ _LABELS = {
     UNKNOWN_LABEL: frozenset(["", "none", "null", "unknown", "unlabelled", "unlabeled"]),
 }
 
+# By code, up to the first above the surrogates: what no text of a catalogue holds. At the end of
+# NumPy's texts NUL is nothing.
+_ODD = np.zeros(0xE001, bool)
+_ODD[1:0x20] = _ODD[0x7F:0xA0] = _ODD[0xD800:0xE000] = True
+_ODD[[9, 10, 13]] = False
+_ROWS_AT_ONCE = 2**16
+
 
 def read_table(path: Path) -> Table:
     """The table of a catalogue file, as `read_rows` has it."""
@@ -165,7 +172,8 @@ def label_column(values: Iterable[Any], source: str) -> np.ndarray:
 def plain(column: Column) -> Column:
     """The column as numbers, bools or str of native byte order, its gaps masked.
 
-    Bytes that are no UTF-8, in texts or in the names of files, are U+FFFD.
+    Control characters but tab and line ends, and bytes that are no UTF-8, in texts or in the names
+    of files, are U+FFFD: each kind of file would make something else of them.
     """
     data = np.ma.getdata(np.asanyarray(column))
     gaps = np.ma.getmaskarray(np.ma.asarray(column))
@@ -186,19 +194,31 @@ def plain(column: Column) -> Column:
 
 
 def _in_unicode(texts: np.ndarray) -> np.ndarray:
-    """The texts without the lone surrogates that stand for odd bytes in the names of files."""
-    codes = np.ascontiguousarray(texts).view(np.uint32)
-    if not codes.size or codes.max() < 0xD800:
+    """The texts without control characters and without the lone surrogates that stand for odd bytes
+    in the names of files."""
+    if not texts.nbytes:
         return texts
-    odd = (codes >= 0xD800) & (codes < 0xE000)
-    return np.where(odd, np.uint32(0xFFFD), codes).view(texts.dtype)
+    codes = np.ascontiguousarray(texts).view(np.uint32).reshape(texts.size, -1)
+    cleaned = codes
+    for first in range(0, len(codes), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        odd = _ODD[np.minimum(codes[rows], len(_ODD) - 1)]
+        # NUL fills the end of a text; before its end it is a character.
+        null = codes[rows] == 0
+        within = null[:, :-1] & ~null[:, 1:]
+        if within.any():
+            odd |= null & ~np.logical_and.accumulate(null[:, ::-1], axis=1)[:, ::-1]
+        if odd.any():
+            cleaned = codes.copy() if cleaned is codes else cleaned
+            cleaned[rows][odd] = 0xFFFD
+    return texts if cleaned is codes else cleaned.view(texts.dtype).reshape(texts.shape)
 
 
 def _unboxed(present: list[Any], data: np.ndarray, gaps: np.ndarray) -> np.ndarray:
     """Objects as an array of one plain type, or else as their texts."""
     kinds = {type(value) for value in present}
     plain = len(kinds) == 1 and issubclass(kinds.pop(), (bool, int, float, np.generic))
-    values = np.array(present if plain else [as_text(value) for value in present])
+    values = np.array(present if plain else [as_text(v).replace("\0", "\ufffd") for v in present])
     if values.dtype.kind not in "biufU":  # integers beyond 64 bits, or nothing but gaps
         values = np.array([as_text(value) for value in present], dtype="U")
     filled = np.zeros(data.shape, values.dtype if present else "U1")

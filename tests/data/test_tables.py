@@ -4,9 +4,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from astropy.table import MaskedColumn, Table
+from astropy.table import Column, MaskedColumn, Table
 
-from lensjax.data.tables import has_table, label_column, label_of, read_table, standardise
+from lensjax.data.tables import (
+    has_table,
+    label_column,
+    label_of,
+    plain,
+    read_table,
+    standardise,
+)
 from lensjax.errors import UsageError
 
 LARGE = 2**53 + 1
@@ -146,3 +153,16 @@ def test_numbers_after_many_gaps_are_numbers(tmp_path):
     (tmp_path / "a.csv").write_text("id,z\n" + "1,\n" * 200 + "2,0.5\n")
     column = read_table(tmp_path / "a.csv")["z"]
     assert column.dtype == np.float64 and np.isnan(column[0]) and column[200] == 0.5
+
+
+@pytest.mark.parametrize("kind", ["U", "S", "O"])
+def test_control_characters_are_replaced(kind):
+    """NUL ends a text of NumPy and of FITS, but not one of CSV and Parquet."""
+    given = ["a\0b", "tab\t, line\n", "\x1b[31mred", "del\x7f", "", "plain ü"]
+    values = np.array([text.encode() if kind == "S" else text for text in given], kind)
+    cleaned = ["a\ufffdb", "tab\t, line\n", "\ufffd[31mred", "del\ufffd", "", "plain ü"]
+    assert plain(Column(values)).tolist() == cleaned
+    ends = plain(Column(np.array(["end\0", "x"], object)))
+    assert ends.tolist() == ["end\ufffd", "x"]
+    untouched = np.array(["a", "bc"])
+    assert np.shares_memory(np.asarray(plain(Column(untouched, copy=False))), untouched)
