@@ -5,6 +5,7 @@ short and taken up again, and no row is ever lost: one that cannot be read raise
 its turn comes.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,9 +17,9 @@ from astropy.table import Table
 
 from lensjax.data.bands import Wanted, select
 from lensjax.data.parts import WHOLE, Part, rows_of
-from lensjax.data.planes import Cutout, Names, Plane, Sky, masked
+from lensjax.data.planes import Cutout, Names, Plane, Sky, Unreadable, masked, short
 from lensjax.data.preprocess import join
-from lensjax.data.tables import KNOWN_COLUMNS, plain, standardise
+from lensjax.data.tables import KNOWN_COLUMNS, plain, spelled, standardise
 from lensjax.errors import UsageError
 
 # More would wait for the interpreter rather than for the disk.
@@ -189,11 +190,20 @@ class Picked:
         return self.array.dtype
 
 
-class Beside(NamedTuple):
-    """What a file says beside its array of images: values a cutout, which are carried, the names of
-    the channels, and the pixel scale (arcsec)."""
+class Values(NamedTuple):
+    """An array beside the images: its shape, what reads it, and why it cannot be, "" where it
+    can."""
 
-    columns: Mapping[str, np.ndarray] = {}
+    shape: tuple[int, ...]
+    read: Callable[[], Any]
+    odd: str = ""
+
+
+class Beside(NamedTuple):
+    """What a file says beside its array of images: other arrays by name, of which those with a
+    value a cutout are carried, the names of the channels, and the pixel scale (arcsec)."""
+
+    columns: Mapping[str, Values] = {}
     bands: Names | None = None
     pixel_scale: float | None = None
 
@@ -211,10 +221,18 @@ def source_of_array(
 
     Two axes, or three of which the last is no longer than four, are one cutout. `images` has a
     shape and a type and is sliced, as arrays in files are. What lies `beside` it is carried where
-    it has one value a cutout. The `files` hold it, where any do.
+    it has one value a cutout. The `files` hold it, where any do. Raises `UsageError` where this is
+    no stack, or an identifier, a place or a label has not one value a cutout.
     """
     said = tuple(int(length) for length in images.shape)
-    if len(said) == 2 or (len(said) == 3 and said[-1] <= 4):
+    is_one = len(said) == 2 or (len(said) == 3 and said[-1] <= 4)
+    if math.prod(said if is_one else said[1:]) > wanted.most_values:
+        size = " x ".join(map(str, said))
+        raise UsageError(
+            f"{path}: an array of {size} has cutouts of more than {wanted.most_values} values "
+            "(--max-values)"
+        )
+    if is_one:
         images, said = np.asarray(images[...])[np.newaxis], (1, *said)
     shape = said if len(said) != 3 else (*said, 1)
     if len(shape) != 4 or 0 in shape or images.dtype.kind not in "fiub":
@@ -235,14 +253,45 @@ def source_of_array(
     all_planes = planes == tuple(range(channels))
 
     def read(rows: slice) -> np.ndarray:
-        part = np.asarray(images[rows]).reshape(-1, *shape[1:])
+        try:
+            part = np.asarray(images[rows]).reshape(-1, *shape[1:])
+        # A damaged piece of the file: its library and its codecs have errors of their own.
+        except Exception as error:
+            raise Unreadable(short(error)) from error
         part = part if channels_last else np.moveaxis(part, 1, 3)
         return part if all_planes else part[..., planes]
 
     stack = Stack((sides[0], sides[1], len(planes)), images.dtype, beside.pixel_scale, read)
-    columns = {name: v for name, v in beside.columns.items() if v.shape == (count,)}
+    columns, left_out = _carried(beside.columns, count, path)
     kind = f"stack {path} read as ({'N, H, W, C' if channels_last else 'N, C, H, W'})"
-    return source_of_stack(kind, str(path), count, columns, bands, stack, in_memory, files)
+    source = source_of_stack(kind, str(path), count, columns, bands, stack, in_memory, files)
+    if not left_out:
+        return source
+    others = f"{source.description}; left out: {', '.join(left_out)}"
+    return replace(source, description=others)
+
+
+def _carried(
+    columns: Mapping[str, Values], count: int, path: Path
+) -> tuple[dict[str, Any], list[str]]:
+    """The arrays with one value for each of `count` cutouts; and words on each of the others.
+
+    Raises `UsageError` where one of the others is of a known name.
+    """
+    carried, left_out = {}, []
+    for name, values in columns.items():
+        size = " x ".join(map(str, values.shape)) or "1"
+        if not values.odd and (values.shape or (1,)) == (count,):
+            found = values.read()
+            carried[name] = found if values.shape else np.reshape(found, 1)
+        elif any(spelled(known, [name]) for known in KNOWN_COLUMNS):
+            raise UsageError(
+                f"{path}: `{name}` {values.odd or f'has {size} values'}, but there are {count} "
+                "cutouts: give one value for each, or leave it out"
+            )
+        else:
+            left_out.append(f"`{name}` ({values.odd or f'{size} values'})")
+    return carried, sorted(left_out)
 
 
 def rows_of_file(path: str | Path, count: int) -> np.ndarray:
@@ -262,9 +311,9 @@ def source_of_stack(
     files: Files,
 ) -> Source:
     """A source of a stack of `count` cutouts, which the `files` hold."""
-    table = Table(dict(columns))
-    table.convert_bytestring_to_unicode()
-    table = standardise(table, path)
+    table = standardise(Table(dict(columns)), path)
+    if "path" in table.colnames:
+        table.rename_column("path", "path_input")
     table["path"] = rows_of_file(path, count)
     sky = Sky(stack.pixel_scale)
 
