@@ -19,15 +19,29 @@ from lensjax.errors import Interrupted, LensjaxError, UsageError, one_line
 ASIDE = ".old"
 
 
+def draft_of(path: Path, process: int | str) -> Path:
+    """Where a process of this machine writes what is to take the place of `path`."""
+    return path.with_name(f".{path.name}.{platform.node()}.{process}")
+
+
+def remove_drafts(path: Path) -> None:
+    """Deletes the drafts of a file that processes of this machine have left which are no more."""
+    for draft in path.parent.glob(glob.escape(draft_of(path, "").name) + "*"):
+        process = draft.name.rpartition(".")[2]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            draft.unlink(missing_ok=True)
+
+
 @contextmanager
 def replacing(path: Path, size: int) -> Iterator[IO[bytes]]:
     """A file opened for writing that takes the place of `path` once it is safely on disk.
 
     `size` is about how many bytes it will need, for the message when there is no room.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = draft_of(path, os.getpid())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_drafts(path)
         with draft.open("wb") as file:
             try:
                 yield file
@@ -50,7 +64,7 @@ def replacing_folder(folder: Path, size: int) -> Iterator[Path]:
     `replacing`.
     """
     aside = folder.with_name(f".{folder.name}{ASIDE}")
-    draft = folder.with_name(f".{folder.name}.{platform.node()}.{os.getpid()}")
+    draft = draft_of(folder, os.getpid())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _clear_drafts(folder.parent)

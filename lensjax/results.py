@@ -46,6 +46,13 @@ Scores = Mapping[str, Array]
 Members = Mapping[str, Mapping[str, Array]]
 
 
+def clear(folder: str | os.PathLike[str]) -> None:
+    """Delete what scoring and evaluating have left in a folder: the results of a run take the place
+    of another's as a whole. No other file is touched."""
+    for name in OUTPUTS:
+        (Path(folder) / name).unlink(missing_ok=True)
+
+
 def write_outputs(
     folder: str | os.PathLike[str],
     candidates: Table,

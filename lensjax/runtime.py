@@ -30,8 +30,10 @@ Launched = TypeVar("Launched")
 
 TPU_DEVICES = ("accel*", "vfio/[0-9]*")
 
+# Progress is told after so many seconds or batches, but not twice a second.
 LOG_INTERVAL_SECONDS = 10.0
 LOG_INTERVAL_BATCHES = 10
+LEAST_LOG_INTERVAL_SECONDS = 1.0
 
 
 def cache_folder() -> Path:
@@ -125,8 +127,8 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     """Yields `advance(count, **shown)`, which shows rate, time left and the values in `shown`.
 
-    A bar on a terminal; elsewhere a log line when both ten batches and ten seconds have passed,
-    and one at the end.
+    A bar on a terminal; elsewhere a log line every ten batches or ten seconds, of quick batches one
+    a second, and one at the end.
     """
     console = Console(stderr=True)
     with contextlib.ExitStack() as stack:
@@ -135,7 +137,7 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
         else:
             log = _Log(what, total, unit)
             yield log.advance
-            log.write()
+            log.end()
 
 
 def _bar(
@@ -174,7 +176,12 @@ class _Log:
     def advance(self, count: int, **shown: Any) -> None:
         self.done, self.batches, self.shown = self.done + count, self.batches + 1, shown
         waited = time.perf_counter() - self.written
-        if self.batches >= LOG_INTERVAL_BATCHES and waited >= LOG_INTERVAL_SECONDS:
+        are_many = self.batches >= LOG_INTERVAL_BATCHES and waited >= LEAST_LOG_INTERVAL_SECONDS
+        if are_many or waited >= LOG_INTERVAL_SECONDS:
+            self.write()
+
+    def end(self) -> None:
+        if self.batches or not self.done:
             self.write()
 
     def write(self) -> None:

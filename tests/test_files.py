@@ -1,4 +1,4 @@
-"""Folders that are replaced while processes are killed: the old one or the new one is there."""
+"""Files and folders that are replaced while processes are killed: old or new ones are there."""
 
 import contextlib
 import itertools
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lensjax.errors import LensjaxError
-from lensjax.files import replacing_folder, standing_folders
+from lensjax.files import draft_of, replacing, replacing_folder, standing_folders
 
 
 class Killed(BaseException):
@@ -108,3 +108,17 @@ def test_others_may_read_a_folder_as_the_umask_says(tmp_path, umask, mode):
 def test_where_there_is_no_folder_none_stands(tmp_path):
     (tmp_path / "file").write_text("")
     assert standing_folders(tmp_path / "none") == standing_folders(tmp_path / "file") == {}
+
+
+def test_drafts_of_a_file_go_where_their_process_has_gone(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    path = tmp_path / "mosaic.png"
+    others = [draft_of(path, os.getppid()), draft_of(path, "mine"), draft_of(path, "")]
+    others += [draft_of(tmp_path / "own.png", ended.pid), tmp_path / "mosaic.png.1"]
+    for file in (draft_of(path, ended.pid), *others):
+        file.write_text("half")
+    with replacing(path, 5) as file:
+        file.write(b"whole")
+    assert set(tmp_path.iterdir()) == {path, *others}
+    assert path.read_text() == "whole"

@@ -525,3 +525,12 @@ def test_names_that_are_no_utf8_are_written_in_every_form(tmp_path: Path) -> Non
     assert sorted(from_fits(tmp_path)["path"]) == ["caf\ufffd.fits"] * 2
     assert (tmp_path / "rejects.csv").read_text().splitlines()[1].startswith("caf\ufffd.fits,caf")
     assert results.read_predictions(tmp_path).ids[0] == "caf\ufffd0"
+
+
+def test_what_a_run_and_its_evaluation_left_goes_and_nothing_else(tmp_path):
+    for name in (*results.OUTPUTS, "notes.txt", "benchmark.json", "my-roc.png"):
+        (tmp_path / name).write_text("before")
+    results.clear(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"notes.txt", "benchmark.json", "my-roc.png"}
+    assert {"roc.png", "metrics.json", "mosaic.png"} <= set(results.OUTPUTS)

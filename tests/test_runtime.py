@@ -2,6 +2,7 @@
 
 import platform
 import re
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -22,19 +23,28 @@ def test_one_item_is_always_under_way():
     assert list(runtime.one_ahead(launch, [])) == []
 
 
-def test_without_a_terminal_progress_is_rare_lines_and_a_last_one(monkeypatch, capsys):
+def test_without_a_terminal_progress_is_a_line_every_ten_batches_or_seconds(monkeypatch, capsys):
+    """Of quick batches one a second."""
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(runtime, "time", clock)
+
+    def told(*seconds: float) -> list[str]:
+        with runtime.progress("scoring", 5 * len(seconds), "cutouts") as advance:
+            for of_batch in seconds:
+                clock.now += of_batch
+                advance(5, loss=0.25)
+        return re.findall(r"scoring: (\d+)/", capsys.readouterr().err)
+
+    assert told(*25 * [0.5]) == ["50", "100", "125"]
+    assert told(*4 * [6]) == ["10", "20"]
+    assert told(*3 * [60]) == ["5", "10", "15"]
+    assert told(*1024 * [1 / 128]) == [str(5 * 128 * second) for second in range(1, 9)]
+    assert told() == ["0"]
     with runtime.progress("scoring", 100, "cutouts") as advance:
-        for _ in range(20):
-            advance(5, loss=0.25)
-    assert re.fullmatch(
-        r"scoring: 100/100 cutouts, \d+/s, 0 s gone, 0 s left loss 0.25\n", capsys.readouterr().err
-    )
-    monkeypatch.setattr(runtime, "LOG_INTERVAL_SECONDS", 0.0)
-    with runtime.progress("scoring", 100, "cutouts") as advance:
-        for _ in range(20):
-            advance(5)
-    lines = capsys.readouterr().err.splitlines()
-    assert [re.match(r"scoring: (\d+)/100", line)[1] for line in lines] == ["50", "100", "100"]
+        clock.now += 0.1
+        advance(5, loss=0.25)
+    line = capsys.readouterr().err
+    assert line == "scoring: 5/100 cutouts, 50/s, 0 s gone, 2 s left loss 0.25\n"
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):

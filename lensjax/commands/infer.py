@@ -31,7 +31,7 @@ from lensjax.ensemble.plan import FULL_BATCH, SHARE_OF_HOST, Plan, batch_sizes, 
 from lensjax.ensemble.predict import Precision, Step, Weights
 from lensjax.ensemble.score import score
 from lensjax.ensemble.stack import Ensemble, filled, outline
-from lensjax.errors import UsageError
+from lensjax.errors import LensjaxError, UsageError
 from lensjax.files import gathering, make_folder
 from lensjax.footprint import memory_budget
 from lensjax.metrics import Metrics
@@ -169,10 +169,16 @@ def infer(options: InferConfig) -> Outcome:
     cannot be carried out, LensjaxError where the run fails.
     """
     with _scored(options) as done:
-        outcome = write(
-            options, done.infos, done.ensemble, done.source, done.parts.columns(), done.scoring
-        )
+        columns = done.parts.columns()
+        results.clear(options.output)
+        outcome = write(options, done.infos, done.ensemble, done.source, columns, done.scoring)
         done.parts.remove()
+    if not outcome.run["scored"]:
+        reason = Counter(columns["reasons"].tolist()).most_common(1)[0][0]
+        raise LensjaxError(
+            f"none of the {outcome.run['given']} cutouts could be scored ({reason}): "
+            f"{options.output / 'rejects.csv'} has the reason for each"
+        )
     return outcome
 
 
@@ -421,7 +427,7 @@ def draw(
         try:
             return report.colour(source[row].image, source.bands)
         except Unreadable:  # it was scored: the file is gone since
-            return np.zeros((8, 8, 3), np.uint8)
+            return report.unreadable()
 
     pictures = [picture(row) for row in best]
     ids = source.table["id"]

@@ -26,7 +26,7 @@ from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.source import ONE_A_CORE, Source, Stack, describe, rows_of_file, source_of
 from lensjax.data.tables import plain, read_table, standardise
 from lensjax.errors import LensjaxError, UsageError, one_line
-from lensjax.files import make_folder, replacing
+from lensjax.files import draft_of, make_folder, remove_drafts, replacing
 from lensjax.resume import PartialRows
 
 Encoding = Literal["raw", "png"]
@@ -290,7 +290,8 @@ def _write_shard(
     path: Path, packed: Iterator[Packed], progress: Callable[[int], object]
 ) -> list[Packed]:
     """Writes a shard, whole or not at all, and returns its cutouts without their records."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    remove_drafts(path)
+    draft = draft_of(path, os.getpid())
     done = []
     try:
         # One record a group: any of them is found without reading its neighbours.

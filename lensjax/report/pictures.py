@@ -29,6 +29,7 @@ SKY_LEVEL = 0.06  # brightness at which one standard deviation of the sky is sho
 PEAK_LEVEL = 60.0  # the same of the peak before it is compressed, where the sky has no noise
 BALANCE = 0.75  # 0 leaves the fluxes of the bands as they are, 1 makes the central galaxy grey
 
+SIDE = 176  # pixels of a cutout in the mosaic
 BACKGROUND, PANEL, INK, DIM = "#0b0d12", "#151922", "#e8ebf2", "#8b93a7"
 CONFIDENT, DOUBTFUL = (94, 214, 176), (122, 132, 156)
 
@@ -77,6 +78,14 @@ def colour(image: Array, bands: Sequence[str]) -> Array:
         return make_lupton_rgb(red, green, blue, minimum=0, stretch=1.0, Q=SOFTENING)
 
 
+def unreadable() -> Array:
+    """(H, W, 3) uint8: what stands for a cutout that can no longer be read."""
+    tile = Image.new("RGB", (SIDE, SIDE), PANEL)
+    centre = (SIDE / 2, SIDE / 2)
+    ImageDraw.Draw(tile).text(centre, "cannot be read\nany more", DIM, _font(15), anchor="mm")
+    return np.asarray(tile)
+
+
 def write_mosaic(
     path: str | os.PathLike[str], pictures: Sequence[Array], candidates: Table, *, columns: int = 8
 ) -> None:
@@ -86,7 +95,7 @@ def write_mosaic(
     `candidates` (see `results.candidate_table`). Raises LensjaxError where it cannot be written.
     """
     shown = min(len(pictures), len(candidates))
-    side, gap, head, foot = 176, 14, 58, 50
+    side, gap, head, foot = SIDE, 14, 58, 50
     columns = max(min(columns, shown), 4)
     rows = max(-(-shown // columns), 1)
     width = gap + columns * (side + gap)

@@ -238,7 +238,11 @@ def test_a_run_in_which_nothing_can_be_read_still_accounts_for_all(run, members,
     for name in ("a.png", "b.png"):
         (data / name).write_text("no")
     ended = run(infer.main, *arguments(members, data, tmp_path / "r"))
-    assert ended.status == 0 and "0 scored + 2 rejected = 2 given" in ended.out
+    assert ended.status == 1 and "error: none of the 2 cutouts could be scored" in ended.error
+    assert len(Table.read(tmp_path / "r" / "rejects.csv")) == 2
+    record = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert (record["given"], record["scored"], record["rejected"]) == (2, 0, 2)
+    assert not (tmp_path / "r" / infer.PARTS).exists()
 
 
 def test_a_catalogue_keeps_its_columns(run, members, folder, tmp_path):

@@ -1,6 +1,7 @@
 """A scoring that is run again: what it goes on from, what it refuses, and what it never deletes."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -8,9 +9,13 @@ import signal
 
 import numpy as np
 import pytest
+from astropy.table import Table
+from PIL import Image
 
-from lensjax import checkpoint, resume
+from lensjax import checkpoint, results, resume
 from lensjax.commands import infer
+from lensjax.data.planes import Cutout, Unreadable
+from lensjax.data.source import Source
 from lensjax.errors import Interrupted
 from tests.commands.conftest import CUTOUTS
 
@@ -147,11 +152,11 @@ def test_results_among_the_cutouts_are_refused(run, command, tmp_path):
         assert ended.status == 2 and "give an --output outside" in ended.error, ended
 
 
-def test_a_run_told_to_end_keeps_what_it_has_scored_and_says_so(
-    run, command, tmp_path, monkeypatch
+def test_what_is_scored_outlives_sigterm_and_a_full_disk(
+    run, command, tmp_path, monkeypatch, undrawn
 ):
-    """After the first of three batches."""
-    add = resume.PartialRows.add
+    """Told to end after the first of three batches; then there is no room for the catalogue."""
+    output, add = tmp_path / "r", resume.PartialRows.add
 
     def add_then_be_told(*given):
         add(*given)
@@ -160,12 +165,44 @@ def test_a_run_told_to_end_keeps_what_it_has_scored_and_says_so(
     with monkeypatch.context() as patched:
         patched.setattr(resume.PartialRows, "add", add_then_be_told)
         ended = run(infer.main, *command())
-    last = ended.error.splitlines()[-1]
     assert ended.status == 3, ended
+    last = ended.error.splitlines()[-1]
     assert last == "stopped after 8 of 22 rows; the same command goes on there"
-    assert not (tmp_path / "r" / "run.json").exists()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for name in ("metrics.json", "roc.png", "run.json", "own.txt"):
+        (output / name).write_text("of a run before")
+    with monkeypatch.context() as patched:
+        patched.setattr(results, "_write_csv", full)
+        ended = run(infer.main, *command())
+    assert ended.status == 1 and "No space left" in ended.error, ended
     ended = run(infer.main, *command())
     assert ended.status == 0, ended
-    record = json.loads((tmp_path / "r" / "run.json").read_text())
-    assert (record["scored"], record["scored_before"]) == (CUTOUTS, 8)
-    assert not (tmp_path / "r" / infer.PARTS).exists()
+    record = json.loads((output / "run.json").read_text())
+    assert (record["scored"], record["scored_before"]) == (CUTOUTS, CUTOUTS)
+    left = {path.name for path in output.iterdir()}
+    assert "own.txt" in left and "candidates.csv" in left
+    assert not left & {"metrics.json", "roc.png", infer.PARTS}
+
+
+def test_a_cutout_that_cannot_be_read_again_is_a_blank_tile(tmp_path):
+    """The second of three is gone when the mosaic is drawn."""
+
+    def read(row: int) -> Cutout:
+        if row == 1:
+            raise Unreadable("no such file")
+        return Cutout(np.zeros((16, 16, 3), np.float32), 0.2)
+
+    source = Source(Table({"id": [7, 8, 9]}), ("g", "r", "i"), "", 0, read)
+    candidates = Table({"rank": [1, 2, 3], "id": [7, 8, 9], "ra": np.ones(3), "dec": np.ones(3)})
+    for name in results.SCORES:
+        candidates[name] = np.full(3, 0.5)
+    options = infer.InferConfig(output=tmp_path)
+    rows = np.arange(3)
+    infer.draw(options, source, rows, candidates, {}, np.full(3, ""), {})
+    mosaic = np.asarray(Image.open(tmp_path / "mosaic.png").convert("L"), int)
+    middles = [mosaic[118:178, 14 + 190 * row :][:, 30:146] for row in rows]
+    assert [bool((middle > 100).any()) for middle in middles] == [False, True, False]
+    assert (tmp_path / "report.html").read_text().count('class="card"') == 3
