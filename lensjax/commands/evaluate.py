@@ -33,6 +33,8 @@ def evaluate(options: EvaluateConfig) -> str:
     """
     if options.predictions is None or options.labels is None:
         raise UsageError("--predictions and --labels are both needed")
+    if options.bootstrap < 1 or options.seed < 0:
+        raise UsageError("--bootstrap must be at least 1, and --seed not negative")
     predictions = results.read_predictions(options.predictions)
     matched = results.match(predictions, results.read_labels(options.labels))
     found = {

@@ -2,6 +2,7 @@
 
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -182,9 +183,9 @@ def _shortened(text: str, width: float, font: Any) -> str:
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text
-    keep = len(text)
-    while keep > 2 and font.getlength(_middle_out(text, keep)) > width:
-        keep -= 1
+    # by halves: a text may have thousands of characters
+    lengths = range(3, len(text) + 1)
+    keep = 2 + bisect_right(lengths, width, key=lambda k: font.getlength(_middle_out(text, k)))
     return _middle_out(text, keep)
 
 

@@ -1,5 +1,6 @@
 """scripts/evaluate.py as its user sees it: from a run's predictions and labels."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -8,6 +9,20 @@ import pytest
 
 from lensjax.commands import evaluate
 from lensjax.results import OUTPUTS
+
+ODD = (
+    "<b>$\\x</b>",
+    "a\nb",
+    "=1+2",
+    'say "x"',
+    "😀 é",
+    "\u202e",
+    "</script>",
+    "x" * 300,
+    " ",
+    "%s{}",
+)
+IDS = [f"{ODD[row % len(ODD)]}{row}" for row in range(40)]
 
 
 @pytest.fixture
@@ -20,7 +35,7 @@ def predictions(tmp_path: Path) -> Path:
     probability[-1] = np.nan
     np.savez(
         folder / "predictions.npz",
-        id=np.array([f"<b>$\\x{row}</b>" for row in range(40)]),
+        id=np.array(IDS),
         ensemble_probs=probability,
         **{"a$b_probs": probability},
     )
@@ -29,8 +44,8 @@ def predictions(tmp_path: Path) -> Path:
 
 def labels(folder: Path, values: list[int]) -> Path:
     path = folder / "labels.csv"
-    rows = [f"<b>$\\x{row}</b>,{value}" for row, value in enumerate(values)]
-    path.write_text("\n".join(["id,label", *rows]))
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("id", "label"), *zip(IDS, values, strict=True)])
     return path
 
 
@@ -54,3 +69,21 @@ def test_the_file_of_predictions_serves_as_its_folder_does(run, predictions, tmp
     assert ended.status == 0, ended
     found = json.loads((predictions / "metrics.json").read_text())
     assert found["ensemble"]["unscored"] == 1 and found["ensemble"]["lenses"] == 19
+
+
+@pytest.mark.parametrize(("label", "said"), [(1, "are lenses"), (-1, "has a label")])
+def test_labels_of_one_kind_say_what_they_do_not_give(run, predictions, tmp_path, label, said):
+    file = labels(tmp_path, [label] * 40)
+    ended = run(evaluate.main, "--predictions", predictions, "--labels", file, "--bootstrap", 10)
+    assert ended.status == 0, ended
+    assert said in ended.out and "nan" not in ended.out
+    assert json.loads((predictions / "metrics.json").read_text())["ensemble"]["auroc"] == {
+        "value": None, "low": None, "high": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("option", [("--bootstrap", 0), ("--bootstrap", -3), ("--seed", -1)])
+def test_numbers_that_give_no_interval_are_wrong_use(run, predictions, tmp_path, option):
+    file = labels(tmp_path, [row % 2 for row in range(40)])
+    ended = run(evaluate.main, "--predictions", predictions, "--labels", file, *option)
+    assert ended.status == 2 and option[0] in ended.error and ended.error.count("\n") == 1, ended

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lensjax.errors import LensjaxError
 from lensjax.report import colour, write_mosaic
-from lensjax.report.pictures import score_text, uncertainty, wavelength
+from lensjax.report.pictures import _shortened, score_text, uncertainty, wavelength
 
 
 def galaxy(bands: int, place: tuple[int, int] = (20, 20), noise: float = 1.0) -> np.ndarray:
@@ -128,3 +128,18 @@ def test_mosaic_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LensjaxError, match="cannot write"):
         write_mosaic(tmp_path / "file" / "mosaic.png", [], candidates(0))
+
+
+def test_long_names_are_shortened_to_the_width_with_few_looks_at_them() -> None:
+    class Monospaced:
+        looks = 0
+
+        def getlength(self, text: str) -> float:
+            self.looks += 1
+            return 7 * len(text)
+
+    for length in (1, 2, 20, 21, 22, 5000):
+        font, text = Monospaced(), "".join(chr(97 + k % 26) for k in range(length))
+        found = _shortened(text, 7 * 20, font)
+        assert len(found) == min(length, 20) and found[:2] == text[:2] and found[-1] == text[-1]
+        assert ("…" in found) == (length > 20) and font.looks < 20
