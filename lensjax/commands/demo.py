@@ -59,8 +59,8 @@ class Prepared:
     held_back: Path
 
 
-def announce(ensemble: str, smoke: bool, data: str | None) -> str:
-    """Returns what will be made for `ensemble` before `data` are scored, and how long it takes."""
+def announce(ensemble: str, smoke: bool, then: str) -> str:
+    """Returns what will be made for `ensemble`, what the run does `then`, and how long it takes."""
     demonstration = SMOKE if smoke else FULL
     folder = _folder(demonstration)
     members = folder / "members"
@@ -69,7 +69,7 @@ def announce(ensemble: str, smoke: bool, data: str | None) -> str:
         return f"Demonstration: members and held-back cutouts are in {folder}; seconds to go."
     return (
         f"Demonstration: simulates {demonstration.sky.count} cutouts, trains {', '.join(missing)}, "
-        f"keeps all in {folder}, and scores {data or 'the held-back part'}. About "
+        f"keeps all in {folder}, and {then}. About "
         f"{demonstration.minutes:.0f} minutes on two cores the first time, seconds after that."
     )
 

@@ -124,7 +124,8 @@ def _with_members(options: InferConfig) -> InferConfig:
         ensemble = options.ensemble or demo.ENSEMBLE
         if options.smoke:
             ensemble = ",".join(checkpoint.parse_ensemble(ensemble))
-        print(demo.announce(ensemble, options.smoke, options.data), flush=True)
+        then = f"scores {options.data or 'the held-back part'}"
+        print(demo.announce(ensemble, options.smoke, then), flush=True)
         prepared = demo.prepare(ensemble, options.smoke)
         data = options.data or str(prepared.held_back)
         return dataclasses.replace(

@@ -26,18 +26,19 @@ from lensjax.errors import UsageError
 from lensjax.files import make_folder
 from lensjax.footprint import find_target
 from lensjax.models.registry import ARCHITECTURES
-from lensjax.training import team_plan
+from lensjax.training import finetune, team_plan
 from lensjax.training.dataset import Labelled, first_of_each_class, read_labelled, split
 from lensjax.training.pictures import with_pictures
 from lensjax.training.plan import in_gb, outline_of
 from lensjax.training.recipe import Recipe
 from lensjax.training.step import Programs, TrainState
 from lensjax.training.stream import Sky, Stream, stream
-from lensjax.training.team import Team, Training, assemble, training_record
+from lensjax.training.team import Team, Training, assemble, member_info, training_record
 from lensjax.training.trainer import StepPrograms, train_team
 
-# As `--data`, what is no file.
+# As `--data`, what is no file, and as `--start-from` what is no folder.
 SIMULATED = "simulated"
+DEMO = "demo"
 
 SMOKE_SKY = SimulateConfig(count=160, size=48)
 
@@ -58,8 +59,14 @@ class TrainConfig(Recipe, DataOptions):
     sky: Annotated[
         Path | None, "YAML file of simulate.py's options, for simulated data: count is an epoch's"
     ] = None
-    stretch: Annotated[Stretch, "brightness scale of the input"] = "asinh"
-    softening: Annotated[float, "noise sigmas up to which asinh is linear"] = 2.0
+    stretch: Annotated[
+        Stretch | None,
+        "brightness scale of the input (default: of the members to start from, else asinh)",
+    ] = None
+    softening: Annotated[
+        float | None,
+        "noise sigmas up to which asinh is linear (default: of the members to start from, else 2)",
+    ] = None
     pictures: Annotated[bool, "train on an 8-bit colour picture of each cutout as well"] = False
     validation_fraction: Annotated[float, "share of the groups held back"] = 0.15
     output: Annotated[Path, "folder of the members"] = Path("checkpoints")
@@ -89,6 +96,12 @@ def main(argv: Sequence[str]) -> None:
     runtime.keep_compilations()
     if options.smoke:
         options = shrunk(options, given={word.split("=")[0] for word in argv})
+    if options.start_from == DEMO:
+        from lensjax.commands import demo  # which imports this module
+
+        print(demo.announce(options.arch, options.smoke, "starts from them"), flush=True)
+        members = demo.prepare(options.arch, options.smoke).members
+        options = dataclasses.replace(options, start_from=str(members))
     if options.plan:
         print(make_plan(options))
         return
@@ -103,7 +116,8 @@ def announcement(options: TrainConfig) -> str:
     """Returns one line: what a training without --data trains on, and how long it is."""
     sky = _sky_options(options)
     survey, batch = survey_of(sky), options.batch_size
-    sizes = ", ".join(map(str, sorted(options.sizes()) or [survey.size]))
+    own_size = _preparation(options, survey.bands, survey.size, survey.pixel_scale).input_size
+    sizes = ", ".join(map(str, sorted(options.sizes()) or [own_size]))
     steps = max(1, round(options.epochs * (sky.count // batch)))
     return (
         f"No --data: trains on simulated cutouts without end, as {survey.name} sees them "
@@ -219,9 +233,7 @@ def _stream(options: TrainConfig) -> tuple[Stream, Labelled]:
         Sky(survey, sky.lens_fraction, sky.seed, stamps, stamps_pixel_scale),
         sky.count,
         round(options.validation_fraction * sky.count),
-        max(options.sizes(), default=survey.size),
-        options.stretch,
-        options.softening,
+        _preparation(options, survey.bands, survey.size, survey.pixel_scale),
     )
 
 
@@ -253,6 +265,9 @@ def _team(
             yield Trained(folder / str(seed), info, False, counts)
     if not missing:
         return
+    if recipe.start_from is not None:
+        info = member_info(training, architecture, recipe)
+        print(finetune.account(recipe.start_from, info), file=sys.stderr)
     run = folder / "runs" / "-".join(map(str, missing))
     mesh = placement.mesh_of(jax.local_devices(), options.member_shards)
     budget = team_plan.budget_bytes(options.memory_budget, mesh)
@@ -323,9 +338,7 @@ def make_plan(options: TrainConfig) -> str:
     if target and budget == "auto":
         raise UsageError("--target wants a --memory-budget such as 70GiB: the device is not here")
     available = team_plan.budget_bytes(budget, mesh)
-    info = checkpoint.MemberInfo(
-        architecture, view.preparation, recipe.dropout, recipe.block_dropout
-    )
+    info = checkpoint.MemberInfo(architecture, view.preparation, *recipe.rates())
     seeds = range(options.seed, options.seed + options.members)
     labels = np.zeros(options.batch_size, np.float32)
     team, state = assemble(info, view, labels, recipe, seeds, mesh)
@@ -361,39 +374,57 @@ def _canvas(options: TrainConfig) -> tuple[Canvas, View]:
         source, preparation = _opened(options)
         layout = loader.layout(source, (preparation,), options.fit)
         return layout.canvases[layout.views[0].canvas], layout.views[0]
-    if not options.sizes():
+    size = max(options.sizes(), default=None) or _of_start(options, "input_size")
+    if size is None:
         raise UsageError("--plan wants --data or --scales: how large are the cutouts?")
     bands = tuple((options.bands or "i,r,g").split(","))
-    size = max(options.sizes())
-    preparation = Preparation.unnormalised(
-        bands, size, options.pixel_scale, options.stretch, options.softening
-    )
+    preparation = _preparation(options, bands, size, options.pixel_scale)
     view = View(preparation, 0, tuple(range(len(bands))), geometry((size, size), None, preparation))
     return Canvas((size, size, len(bands)), "float32"), view
 
 
 def _opened(options: TrainConfig) -> tuple[Source, Preparation]:
-    """Returns the cutouts of `--data` and how networks see them, their pixels not normalised.
-
-    Networks of another size than the cutouts' see the same sky in other pixels, unless it is to be
-    cropped.
-    """
+    """Returns the cutouts of `--data` and how networks see them."""
     assert options.data is not None
     source = options.opened(options.data, None)
     cutout = _first_cutout(source)
-    side, scale = min(cutout.image.shape[:2]), cutout.pixel_scale
-    size = max(options.sizes(), default=side)
-    return source, Preparation.unnormalised(
-        source.bands,
-        size,
-        scale * side / size if scale and options.fit != "crop" else scale,
-        options.stretch,
-        options.softening,
-    )
+    side = min(cutout.image.shape[:2])
+    return source, _preparation(options, source.bands, side, cutout.pixel_scale)
+
+
+def _preparation(
+    options: TrainConfig, bands: Sequence[str], side: int, pixel_scale: float | None
+) -> Preparation:
+    """Returns how networks see cutouts of `side` pixels of `pixel_scale` arcsec (None: not known),
+    not normalised: as the members that they start from, where no option says otherwise.
+
+    Networks from nothing, of another size than the cutouts', see the same sky in other pixels,
+    unless it is to be cropped.
+    """
+    size = max(options.sizes() or [_of_start(options, "input_size") or side])
+    if pixel_scale is not None and options.fit != "crop":
+        pixel_scale *= side / size
+    if options.fit in ("auto", "resample"):
+        pixel_scale = _of_start(options, "pixel_scale") or pixel_scale
+    softening = options.softening
+    if softening is None:
+        softening = _of_start(options, "softening") or 2.0
+    stretch = options.stretch or _of_start(options, "stretch") or "asinh"
+    return Preparation.unnormalised(bands, size, pixel_scale, stretch, softening)
+
+
+def _of_start(options: TrainConfig, name: str) -> Any:
+    """Returns what the members to start from have in common, None where there are none."""
+    return finetune.kept(options.start_from, checkpoint.parse_ensemble(options.arch), name)
 
 
 def _recipe(options: TrainConfig) -> Recipe:
-    return Recipe(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)})
+    """Returns the recipe, with the dropout of the members to start from where none is given."""
+    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)}
+    for rate in ("dropout", "block_dropout"):
+        if given[rate] is None:
+            given[rate] = _of_start(options, rate)
+    return Recipe(**given)
 
 
 def _kept(
@@ -428,8 +459,8 @@ def _check(options: TrainConfig) -> None:
         "--patience must be at least 1": options.patience is not None and options.patience < 1,
         "--learning-rate must be above 0": options.learning_rate <= 0,
         "--validation-fraction must lie between 0 and 1": not 0 < options.validation_fraction < 1,
-        "--dropout must lie in 0..1, below 1": not 0 <= options.dropout < 1,
-        "--block-dropout must lie in 0..1, below 1": not 0 <= options.block_dropout < 1,
+        "--dropout must lie in 0..1, below 1": not 0 <= (options.dropout or 0) < 1,
+        "--block-dropout must lie in 0..1, below 1": not 0 <= (options.block_dropout or 0) < 1,
     }
     _refuse(wrong)
 

@@ -1,6 +1,6 @@
 """Training that does not begin from nothing: whose weights, and how far each layer may go."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from jax import Array
 
 from lensjax import checkpoint
 from lensjax.checkpoint import MemberInfo, State, dotted, named_leaves
+from lensjax.data.bands import Wanted, select
 from lensjax.errors import UsageError
 from lensjax.models.adapt import FIRST_KERNELS, to_bands
 from lensjax.models.vit import interpolate_position_embedding
@@ -43,6 +44,65 @@ def start_hashes(folder: str | None, architecture: str) -> list[str]:
     return [checkpoint.read_info(member).weights_sha256 for member in found]
 
 
+# What networks keep of the members that they start from, and how it is told otherwise.
+KEPT = {
+    "input_size": "--scales",
+    "pixel_scale": "--fit resize",
+    "stretch": "--stretch",
+    "softening": "--softening",
+    "dropout": "--dropout",
+    "block_dropout": "--block-dropout",
+}
+
+
+def kept(folder: str | None, architectures: Iterable[str], name: str) -> Any:
+    """Returns what the members in `folder` have in common, one of KEPT; None without a folder.
+
+    Raises UsageError where they differ.
+    """
+    if folder is None:
+        return None
+    values = {
+        _said(checkpoint.read_info(member), name)
+        for architecture in architectures
+        for member in checkpoint.find_members(Path(folder), architecture).values()
+    }
+    if len(values) > 1:
+        raise UsageError(
+            f"the members in {folder} differ in {_words(name)} ({', '.join(map(str, values))}): "
+            f"give {KEPT[name]}, or train one architecture at a time"
+        )
+    return values.pop()
+
+
+def account(folder: str, info: MemberInfo) -> str:
+    """Returns one line: what a network keeps of the members that it starts from, and what not."""
+    members = checkpoint.find_members(Path(folder), info.architecture).values()
+    held = checkpoint.read_info(next(iter(members)))
+    same = {name: _said(held, name) == _said(info, name) for name in KEPT}
+    keeps = [f"{_words(name)} {_said(info, name)}" for name in KEPT if same[name]]
+    new = [
+        f"{_words(name)} {_said(info, name)} instead of {_said(held, name)}"
+        for name in KEPT
+        if not same[name]
+    ]
+    bands, of_held = info.preparation.bands, held.preparation.bands
+    learned = [band for band in bands if _place(band, of_held) is not None]
+    keeps += [f"what was learned of {', '.join(learned)}"] if learned else []
+    unknown = [band for band in bands if band not in learned]
+    new += [f"{', '.join(unknown)}, with the mean of {', '.join(of_held)}"] if unknown else []
+    line = f"{info.architecture} starts from {', '.join(map(str, members))}: keeps "
+    return line + ", ".join(keeps) + (f"; new: {', '.join(new)}" if new else "")
+
+
+def _said(info: MemberInfo, name: str) -> Any:
+    return getattr(info if hasattr(info, name) else info.preparation, name)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
 def _fitted(folder: Path, info: MemberInfo) -> State:
     """Returns the weights of the member in `folder` for the bands and the input size of `info`."""
     found = checkpoint.read_info(folder)
@@ -61,18 +121,29 @@ def _fitted(folder: Path, info: MemberInfo) -> State:
 
 
 def _first_kernel(kernel: np.ndarray, held: Sequence[str], bands: Sequence[str]) -> np.ndarray:
-    """Returns a first kernel (..., held band and so on, output) for other bands: the same bands in
-    another order keep what was learned of each, others get the mean."""
+    """Returns a first kernel (..., held band and so on, output) for other bands: those that it
+    knows by name keep what was learned of them, each other one gets the mean over all. Where it
+    knows none of them, images alike in all bands give the response that they gave."""
     outputs = kernel.shape[-1]
     # Networks on patches have pixels and bands in one axis, the bands inside.
     apart = kernel.reshape(-1, len(held), outputs)
-    if set(bands) == set(held):
-        fitted = apart[:, [held.index(band) for band in bands]]
+    places = [_place(band, held) for band in bands]
+    if any(place is not None for place in places):
+        mean = apart.mean(1)
+        fitted = np.stack([mean if at is None else apart[:, at] for at in places], axis=1)
     else:
         fitted = to_bands(apart, len(bands), axis=1)
     if kernel.ndim == 2:
         return fitted.reshape(-1, outputs)
     return fitted.reshape(*kernel.shape[:2], len(bands), outputs)
+
+
+def _place(band: str, held: Sequence[str]) -> int | None:
+    """Returns which of the bands held is meant, by the rules for data; None where none is."""
+    try:
+        return select(tuple(held), Wanted((band,))).planes[0]
+    except UsageError:
+        return None
 
 
 def paced(

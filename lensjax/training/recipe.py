@@ -20,8 +20,14 @@ class Recipe:
     label_smoothing: Annotated[float, "share of the labels spread over both classes"] = 0.0
     focusing: Annotated[float, "gamma of the focal loss, 0 for none: sure cutouts count less"] = 0.0
     balanced: Annotated[bool, "lenses count as much as all others together"] = False
-    dropout: Annotated[float, "dropout rate before the last layer"] = 0.2
-    block_dropout: Annotated[float, "dropout rate inside transformer blocks"] = 0.0
+    dropout: Annotated[
+        float | None,
+        "dropout rate before the last layer (default: of the members to start from, else 0.2)",
+    ] = None
+    block_dropout: Annotated[
+        float | None,
+        "dropout rate inside transformer blocks (default: of the members to start from, else 0)",
+    ] = None
     patience: Annotated[
         int | None,
         "epochs without a better validation loss after which a member stops, once it is trained at "
@@ -30,7 +36,7 @@ class Recipe:
     scales: Annotated[
         str | None,
         "input sizes in pixels, comma separated; the largest is the member's own "
-        "(default: the cutouts' size)",
+        "(default: of the members to start from, else the cutouts' size)",
     ] = None
     schedule: Annotated[
         Schedule,
@@ -49,7 +55,9 @@ class Recipe:
         int, "parts of a batch, computed one after the other, whose gradients are added"
     ] = 1
     start_from: Annotated[
-        str | None, "folder of members to start from, as --checkpoints of infer.py"
+        str | None,
+        "folder of members to start from, or `demo` for the demonstration's; their input size, "
+        "pixel scale, stretch and dropout are kept too where no option says otherwise",
     ] = None
     freeze: Annotated[
         str | None, "weights that stay as they are, by the beginning of their name: stem,stages.0"
@@ -58,6 +66,10 @@ class Recipe:
         float, "factor of the learning rate from each layer to the one before it"
     ] = 1.0
     precision: Annotated[Precision, "of the networks' arithmetic; weights are float32"] = "float32"
+
+    def rates(self) -> tuple[float, float]:
+        """Returns the dropout rates before the last layer and inside transformer blocks."""
+        return 0.2 if self.dropout is None else self.dropout, self.block_dropout or 0.0
 
     def sizes(self) -> list[int]:
         """Returns the input sizes, none where the cutouts' size is meant."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lensjax.data.on_device import Canvas, View
-from lensjax.data.preprocess import Preparation, Stretch, geometry
+from lensjax.data.preprocess import Preparation, geometry
 from lensjax.sky import render
 from lensjax.sky.survey import Survey
 from lensjax.training.dataset import MEASURED, Labelled, check_classes, measure_normalisation
@@ -122,15 +122,14 @@ class Stream:
 
 
 def stream(
-    sky: Sky, count: int, validation: int, input_size: int, stretch: Stretch, softening: float
+    sky: Sky, count: int, validation: int, preparation: Preparation
 ) -> tuple[Stream, Labelled]:
-    """Returns a stream of `count` cutouts an epoch, and a fixed validation set of its kind.
+    """Returns a stream of `count` cutouts an epoch, and a fixed validation set of its kind, as
+    networks see them: the normalisation is measured.
 
     Raises UsageError for what cannot be simulated, and where either lacks a class.
     """
     survey = sky.survey
-    scale = survey.pixel_scale * survey.size / input_size
-    preparation = Preparation.unnormalised(survey.bands, input_size, scale, stretch, softening)
     of_canvas = geometry((survey.size, survey.size), survey.pixel_scale, preparation)
     view = View(preparation, 0, tuple(range(len(survey.bands))), of_canvas)
     measured = sky.fixed(view, MEASURED, 2 * FIXED_SEED + sky.seed)

@@ -163,8 +163,7 @@ def member_info(training: Training, architecture: str, recipe: Recipe) -> Member
     return MemberInfo(
         architecture,
         training.preparation,
-        recipe.dropout,
-        recipe.block_dropout,
+        *recipe.rates(),
         training=training_record(recipe, training, architecture),
         versions=runtime.versions(),
     )
@@ -173,9 +172,12 @@ def member_info(training: Training, architecture: str, recipe: Recipe) -> Member
 def training_record(recipe: Recipe, training: Training, architecture: str) -> dict[str, Any]:
     """Returns what `member.json` says of the training, all but the seed; the same record and the
     same seed mean the same member."""
+    dropout, block_dropout = recipe.rates()
     return (
         dataclasses.asdict(recipe)
         | {
+            "dropout": dropout,
+            "block_dropout": block_dropout,
             "started_from_sha256": start_hashes(recipe.start_from, architecture),
         }
         | training.record

@@ -1,5 +1,6 @@
 """What scripts/train.py does around the training itself: its data, its folders, how it ends."""
 
+import dataclasses
 import os
 import signal
 from contextlib import contextmanager
@@ -8,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lensjax import runtime
-from lensjax.commands import train
+from lensjax import checkpoint, runtime
+from lensjax.commands import demo, train
+from lensjax.data.preprocess import Preparation
 from lensjax.errors import LensjaxError
 from lensjax.training import stream
 from lensjax.training.stream import Stream
+from tests.ensemble.members import random_member
 
 TINY = ("--arch", "light_transformer", "--batch-size", 8)
 
@@ -113,3 +116,99 @@ def test_what_a_member_was_trained_on_is_known_by_content(run, begun, cutouts, t
     first, again, other, read_otherwise = (training.record for training, *_ in begun)
     assert first == again and len({found["data_sha256"] for found in (first, other)}) == 2
     assert read_otherwise == other | {"pixel_scale": 0.2}
+
+
+@pytest.fixture
+def start(tmp_path) -> Path:
+    """A folder with a member of no default settings, which saw one band more than `cutouts` has."""
+    preparation = Preparation(("r", "g"), 24, 0.3, "log", 1.5, (0.1, 0.2), (1.0, 2.0))
+    member = random_member("light_transformer", 0, preparation)
+    member = dataclasses.replace(member, info=dataclasses.replace(member.info, dropout=0.4))
+    checkpoint.save_member(tmp_path / "start" / "light_transformer" / "0", member)
+    return tmp_path / "start"
+
+
+@pytest.mark.parametrize(
+    ("more", "size", "pixel_scale", "stretch", "softening", "dropout", "new"),
+    [
+        ((), 24, 0.3, "log", 1.5, 0.4, ""),
+        (("--scales", "8,16"), 16, 0.3, "log", 1.5, 0.4, "input size 16 instead of 24"),
+        (("--fit", "resize"), 24, 0.25 * 16 / 24, "log", 1.5, 0.4, "instead of 0.3"),
+        (("--fit", "crop"), 24, 0.25, "log", 1.5, 0.4, "pixel scale 0.25 instead of 0.3"),
+        (("--stretch", "asinh"), 24, 0.3, "asinh", 1.5, 0.4, "stretch asinh instead of log"),
+        (("--softening", 2), 24, 0.3, "log", 2.0, 0.4, "softening 2.0 instead of 1.5"),
+        (("--dropout", 0), 24, 0.3, "log", 1.5, 0.0, "dropout 0.0 instead of 0.4"),
+    ],
+)
+def test_what_training_starts_from_is_kept_unless_told_otherwise(
+    run, begun, cutouts, start, tmp_path, more, size, pixel_scale, stretch, softening, dropout, new
+):
+    command = ("--data", cutouts, *TINY, "--start-from", start, "--output", tmp_path / "out")
+    ended = run(train.main, *command, "--pixel-scale", 0.25, *more)
+    assert "far enough" in ended.error, ended
+    ((training, _, recipe, _),) = begun
+    seen = training.preparation
+    assert (seen.input_size, seen.stretch, seen.softening) == (size, stretch, softening)
+    assert seen.pixel_scale == pytest.approx(pixel_scale)
+    assert recipe.rates() == (dropout, 0.0) and seen.bands == ("g",)
+    said = f"light_transformer starts from {start}/light_transformer/0: keeps "
+    (line,) = (line for line in ended.error.splitlines() if line.startswith(said))
+    assert "what was learned of g" in line and new in line and ("new:" in line) == bool(new)
+
+
+def test_training_from_nothing_has_the_defaults(run, begun, cutouts, tmp_path):
+    run(train.main, "--data", cutouts, *TINY, "--output", tmp_path / "out", "--scales", "8,32")
+    ((training, _, recipe, _),) = begun
+    seen = training.preparation
+    assert (seen.input_size, seen.pixel_scale, seen.stretch, seen.softening) == (
+        *(32, None),
+        *("asinh", 2.0),
+    )
+    assert recipe.rates() == (0.2, 0.0)
+
+
+def test_the_sky_is_seen_as_by_what_training_starts_from(run, start, tmp_path, monkeypatch):
+    found = []
+
+    def stop(sky, count, validation, preparation):
+        found.append(preparation)
+        raise LensjaxError("far enough")
+
+    monkeypatch.setattr(train, "stream", stop)
+    ended = run(train.main, *TINY, "--start-from", start, "--output", tmp_path)
+    assert "far enough" in ended.error and "at 24 pixels" in ended.out, ended
+    assert found == [Preparation.unnormalised(("g", "r", "i"), 24, 0.3, "log", 1.5)]
+
+
+def test_members_that_differ_ask_for_the_option(run, begun, cutouts, start, tmp_path):
+    other = dataclasses.replace(
+        random_member("light_transformer", 1).info.preparation, pixel_scale=0.3, softening=1.5
+    )
+    member = random_member("light_transformer", 1, other)
+    member = dataclasses.replace(member, info=dataclasses.replace(member.info, dropout=0.4))
+    checkpoint.save_member(start / "light_transformer" / "1", member)
+    command = ("--data", cutouts, *TINY, "--start-from", start, "--output", tmp_path / "out")
+    ended = run(train.main, *command)
+    assert ended.status == 2 and "differ in input size (" in ended.error
+    assert "give --scales" in ended.error
+    ended = run(train.main, *command, "--scales", 16)
+    assert ended.status == 2 and "differ in stretch (" in ended.error
+    run(train.main, *command, "--scales", 16, "--stretch", "log")
+    assert len(begun) == 1
+
+
+def test_it_starts_from_the_demonstration_which_is_made_first(
+    run, begun, cutouts, start, tmp_path, monkeypatch
+):
+    made = []
+
+    def prepare(ensemble: str, smoke: bool) -> demo.Prepared:
+        made.append((ensemble, smoke))
+        return demo.Prepared(start, tmp_path / "held_back.npz")
+
+    monkeypatch.setattr(demo, "prepare", prepare)
+    command = ("--data", cutouts, *TINY, "--start-from", "demo", "--output", tmp_path / "out")
+    ended = run(train.main, *command)
+    assert "far enough" in ended.error and made == [("light_transformer", False)], ended
+    assert ended.out.startswith("Demonstration: ") and "starts from them" in ended.out
+    assert begun[0][2].start_from == str(start)

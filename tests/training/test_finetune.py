@@ -71,10 +71,16 @@ def test_the_first_layer_fits_other_bands(architecture, tmp_path):
     turned = started(tmp_path, with_bands(held.info, second, first), 0)[name][0]
     np.testing.assert_array_equal(turned.reshape(apart.shape), apart[:, ::-1])
 
-    wide = started(tmp_path, with_bands(held.info, first, "Y", "J"), 0)[name][0]
-    wide = wide.reshape(-1, 3, kernel.shape[-1])
-    np.testing.assert_allclose(wide.sum(1), apart.sum(1), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(wide[:, 0], wide[:, 2])
+    wide = started(tmp_path, with_bands(held.info, "Y", second, first.upper(), "J"), 0)[name][0]
+    wide = wide.reshape(-1, 4, kernel.shape[-1])
+    np.testing.assert_array_equal(wide[:, [2, 1]], apart)
+    for unknown in (0, 3):
+        np.testing.assert_allclose(wide[:, unknown], apart.mean(1), rtol=1e-5, atol=1e-7)
+
+    other = started(tmp_path, with_bands(held.info, "Y", "J", "H"), 0)[name][0]
+    other = other.reshape(-1, 3, kernel.shape[-1])
+    np.testing.assert_allclose(other.sum(1), apart.sum(1), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(other[:, 0], other[:, 2])
 
 
 def test_positions_fit_another_input_size(tmp_path):

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from lensjax.data.preprocess import Preparation
 from lensjax.errors import UsageError
 from lensjax.sky import render
 from lensjax.sky.survey import DECAM
@@ -17,11 +18,12 @@ pytestmark = pytest.mark.xdist_group("stream")
 
 COUNT, BATCH = 50, 16
 SKY = Sky(dataclasses.replace(DECAM, size=24), 0.5, 3, None, None)
+SEEN = Preparation.unnormalised(DECAM.bands, 24, DECAM.pixel_scale, "asinh", 2.0)
 
 
 @pytest.fixture(scope="module")
 def sides():
-    return stream(SKY, COUNT, 40, 24, "asinh", 2.0)
+    return stream(SKY, COUNT, 40, SEEN)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_it_goes_on_where_it_was(training):
 
 def test_validation_is_fixed_and_of_another_sky(training, sides):
     _, validation = sides
-    _, again = stream(SKY, COUNT, 40, 24, "asinh", 2.0)
+    _, again = stream(SKY, COUNT, 40, SEEN)
     np.testing.assert_array_equal(again.arrays["images"], validation.arrays["images"])
     assert len(validation) == 40 and validation.view == training.view
     (batch,) = taken(training.batches(40), 1)
@@ -81,11 +83,11 @@ def test_a_member_is_trained_on_it_and_says_so(sides, tmp_path):
 
 
 def test_an_input_size_is_the_same_sky_in_other_pixels():
-    training, _ = stream(SKY, COUNT, 40, 48, "asinh", 2.0)
-    assert training.preparation.pixel_scale == pytest.approx(0.263 / 2)
+    finer = dataclasses.replace(SEEN, input_size=48, pixel_scale=0.263 / 2)
+    training, _ = stream(SKY, COUNT, 40, finer)
     assert training.view.geometry.action == "resampled" and not training.view.geometry.pads
 
 
 def test_a_sky_of_one_class_is_refused():
     with pytest.raises(UsageError, match="training data .50 cutouts. need lenses and non-lenses"):
-        stream(dataclasses.replace(SKY, lens_fraction=0.0), COUNT, 40, 24, "asinh", 2.0)
+        stream(dataclasses.replace(SKY, lens_fraction=0.0), COUNT, 40, SEEN)
