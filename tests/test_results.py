@@ -534,3 +534,27 @@ def test_what_a_run_and_its_evaluation_left_goes_and_nothing_else(tmp_path):
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"notes.txt", "benchmark.json", "my-roc.png"}
     assert {"roc.png", "metrics.json", "mosaic.png"} <= set(results.OUTPUTS)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.zeros(3, [("a", "i4"), ("b", "f4")]), ["(0, 0.0)"] * 2),
+        (np.ma.masked_all(3, [("a", "i4"), ("b", "U2")]), None),
+        (np.ones(3, np.longdouble) / 4, [0.25] * 2),
+        (np.zeros((3, 0)), [[], []]),
+        (np.zeros((3, 2, 0), int), [[], []]),
+        (np.ma.masked_array(np.full(3, 2**64 - 1, np.uint64), [0, 1, 0]), [str(2**64 - 1), None]),
+        (np.array(["2020-01-01"] * 3, "M8[s]"), ["2020-01-01T00:00:00"] * 2),
+        (np.array([[1, 2], [3], None], object), None),
+        (np.array([1 + 2j] * 3), ["(1+2j)"] * 2),
+        (np.array([["a", "é"]] * 3), [["a", "é"]] * 2),
+    ],
+)
+def test_columns_of_any_type_are_written(tmp_path: Path, values: np.ndarray, expected) -> None:
+    job = run(size=3, unreadable=(0,), values=values)
+    write(tmp_path, job)
+    found = from_fits(tmp_path)["values"].tolist()
+    if expected is not None:
+        assert sorted(([] if np.size(v) == 0 else v for v in found), key=str) == expected
+    assert len(from_parquet(tmp_path)["values"]) == 2 and len(from_csv(tmp_path)) == 3

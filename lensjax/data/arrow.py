@@ -162,6 +162,8 @@ def _array(column: Column) -> pa.Array:
     if data.ndim == 1:
         return pa.array(data, mask=gaps if gaps.any() else None)
     values = pa.array(data.ravel(), mask=gaps.ravel() if gaps.any() else None)
+    if not data.size:  # lists of no length at all are of no fixed one to Arrow
+        return pa.ListArray.from_arrays(np.zeros(len(data) + 1, np.int32), values)
     for length in reversed(data.shape[1:]):
         values = pa.FixedSizeListArray.from_arrays(values, length)
     return values

@@ -84,6 +84,8 @@ def _column(column: Column, name: str) -> Column:
         data = encoded.astype(f"S{max(encoded.dtype.itemsize, 1)}")
     elif kind == "f":
         data = np.where(gaps, np.nan, data).astype(np.result_type(data.dtype, np.float32))
+    elif masked and kind == "u" and data[~gaps].max(initial=0) > np.iinfo(np.int64).max:
+        return _column(Column(np.where(gaps, "", data.astype(str))), name)
     elif masked or data.dtype == np.int8:
         data = data.astype(np.int64 if kind in "iu" else np.int16)
         null = np.iinfo(data.dtype).min

@@ -176,13 +176,19 @@ def plain(column: Column) -> Column:
     of files, are U+FFFD: each kind of file would make something else of them.
     """
     data = np.ma.getdata(np.asanyarray(column))
-    gaps = np.ma.getmaskarray(np.ma.asarray(column))
+    if data.dtype.kind == "V":  # records, as HDF5 has them
+        data = np.array([str(record) for record in data.tolist()], np.str_)
+        gaps = np.zeros(data.shape, bool)
+    else:
+        gaps = np.ma.getmaskarray(np.ma.asarray(column))
     if data.dtype.kind == "O":
         gaps = gaps | np.array([value is None for value in data], bool)
         present = [value for value in data if value is not None]
         data = _unboxed(present, data, gaps)
     if data.dtype.kind == "S":
         data = np.char.decode(data, "utf-8", "replace")
+    elif data.dtype == np.longdouble:
+        data = data.astype(np.float64)  # no kind of file has more digits
     elif data.dtype.kind not in "biufU":
         data = data.astype(str)
     data = data.astype(data.dtype.newbyteorder("="), copy=False)
