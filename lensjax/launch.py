@@ -15,6 +15,7 @@ from typing import NoReturn
 from lensjax.errors import Interrupted, LensjaxError
 
 ALLOCATION = f"glibc.malloc.hugetlb=1:glibc.malloc.arena_max={os.cpu_count() or 1}"
+INTERRUPTED = "interrupted: what was not written yet is lost; run it again"
 
 
 def run_script(command: str) -> NoReturn:
@@ -49,7 +50,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     try:
         main(argv)
     except KeyboardInterrupt:
-        print("interrupted: what was not written yet is lost, run it again", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         status = 130
     except SystemExit as ended:
         status = int(ended.code or 0)

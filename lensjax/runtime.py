@@ -114,6 +114,8 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
     def note(number: int, _: Any) -> None:
         came.append(number)
         signal.signal(number, before[signal.Signals(number)])
+        # Past Python's own buffers: it may be in the middle of a print.
+        os.write(2, b"\nstopping as soon as what is under way can be kept; again stops at once\n")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

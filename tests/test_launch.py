@@ -23,7 +23,7 @@ from lensjax.errors import Interrupted, LensjaxError, UsageError
             1,
             "error: ZeroDivisionError: by zero (--debug shows where)",
         ),
-        (KeyboardInterrupt(), 130, "interrupted: "),
+        (KeyboardInterrupt(), 130, f"{launch.INTERRUPTED}\n"),
         (Interrupted("stopped after 3 steps"), 3, "stopped after 3 steps\n"),
     ],
 )

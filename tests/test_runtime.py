@@ -1,7 +1,9 @@
 """What a user sees while work goes on, the order in which it is done, and the memory it leaves."""
 
+import os
 import platform
 import re
+import signal
 from types import SimpleNamespace
 
 import psutil
@@ -70,3 +72,15 @@ def test_what_is_free_goes_back_to_the_system():
     runtime.give_back_memory()
     assert before - psutil.Process().memory_info().rss > 60e6
     assert len(kept) == 20
+
+
+def test_who_stops_a_run_is_answered_at_once(capfd):
+    """The step under way may be compiled for minutes."""
+    with runtime.asked_to_stop() as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    said = capfd.readouterr().err.strip()
+    assert said == "stopping as soon as what is under way can be kept; again stops at once"

@@ -13,6 +13,7 @@ from lensjax import checkpoint, runtime
 from lensjax.commands import demo, train
 from lensjax.data.preprocess import Preparation
 from lensjax.errors import LensjaxError
+from lensjax.launch import INTERRUPTED
 from lensjax.training import stream
 from lensjax.training.stream import Stream
 from tests.ensemble.members import random_member
@@ -95,7 +96,7 @@ def test_ctrl_c_is_no_error(run, cutouts, vit_tiny, tmp_path, monkeypatch):
     command = (*command, "--arch", vit_tiny)
     for times, status, error in (
         (1, 3, "stopped after 1 of 4 steps; the same command goes on there\n"),
-        (2, 130, ""),  # the second asks for an end at once
+        (2, 130, f"{INTERRUPTED}\n"),  # the second asks for an end at once
     ):
         with monkeypatch.context() as patch:
             patch.setattr(runtime, "progress", interrupting(times))
