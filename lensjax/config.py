@@ -64,7 +64,7 @@ def parse(
     given = vars(known)
     values: dict[str, Any] = {}
     for path in given.pop("config"):
-        values |= _read_yaml(path, hints)
+        values |= _read_yaml(path, hints, spellings)
     values |= given
     del values["debug"]
     if values.get("seed", 0) < 0:
@@ -144,7 +144,9 @@ def _sensible(value: Any) -> Any:
     return value
 
 
-def _read_yaml(path: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
+def _read_yaml(
+    path: Path, hints: Mapping[str, Any], spellings: Mapping[str, str]
+) -> dict[str, Any]:
     """Returns the values in the YAML file at `path`, each of its field's type.
 
     Nodes are read rather than values: these show what stands there twice, and text as it stands.
@@ -152,7 +154,7 @@ def _read_yaml(path: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
     try:
         root = yaml.compose(path.read_text(), yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        reason = one_line(error)
+        reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
         raise UsageError(f"cannot read the config {path}: {reason}") from error
     if root is None:
         return {}
@@ -162,6 +164,7 @@ def _read_yaml(path: Path, hints: Mapping[str, Any]) -> dict[str, Any]:
     for key, node in root.value:
         written = _written(key)
         name = written.replace("-", "_")
+        name = spellings.get(name, name)
         where = f"{path}, line {key.start_mark.line + 1}"
         if name not in hints:
             raise UsageError(f"{where}: {errors.unknown('key', written, hints)}")

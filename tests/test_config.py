@@ -47,6 +47,7 @@ def test_of_several_files_the_last_one_counts(tmp_path):
 @pytest.mark.parametrize(
     ("line", "field", "value"),
     [
+        ("models: vit_b16", "ensemble", "vit_b16"),
         ("seed: 010", "seed", 10),
         ("seed: 1_000", "seed", 1000),
         ("name: 12:30", "name", "12:30"),
@@ -96,7 +97,7 @@ def test_values_have_their_types(argv, field, value):
         (["--batch-size", "1" + 30 * "0"], "is too large: 2147483647 is the limit"),
         (["--seed", "-1"], "--seed must not be negative"),
         (["--seed", str(2**32)], "is too large"),
-        (["--config", "nowhere.yaml"], "cannot read the config nowhere.yaml"),
+        (["--config", "nowhere.yaml"], "cannot read the config nowhere.yaml: No such file"),
     ],
 )
 def test_wrong_use_is_one_line(argv, line):
@@ -120,6 +121,7 @@ def test_wrong_use_is_one_line(argv, line):
         ("rate: nan", "rate: 'nan' is not a finite number"),
         ("seed: 5\nrate: 1\nseed: 6", "line 3: seed is there already"),
         ("batch_size: 5\nbatch-size: 6", "line 2: batch-size is there already"),
+        ("models: a\nensemble: b", "line 2: ensemble is there already"),
         ("[a]: 5", "unknown key 'a list'"),
         ("seed: 5\n---\nseed: 6", "cannot read the config"),
         ("- a\n- b", "must hold `key: value` lines"),
