@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import os
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from lensjax.data.catalog import DataOptions
 from lensjax.data.identity import content_sha256
 from lensjax.data.parts import WHOLE, Part, rows_of
 from lensjax.data.planes import Unreadable
+from lensjax.data.preprocess import doubts, fields_of_view
 from lensjax.data.shards import Encoding
 from lensjax.data.source import Source
 from lensjax.ensemble import placement, predict, rate
@@ -218,6 +220,8 @@ def _scored(options: InferConfig) -> Iterator[_Scored]:
     mesh = placement.mesh_of(jax.local_devices(), options.member_shards)
     _check_apart(options.data, options.output)
     source = options.opened(options.data, _all_bands(infos), _part(options))
+    preparations = [info.preparation for info in infos.values()]
+    loader.check_fields(source, preparations, options.fit)
     make_folder(options.output)
     identities = {name: info.identity(validations[name]) for name, info in infos.items()}
     parts = PartialRows(
@@ -371,6 +375,10 @@ def write(
     table["ra"], table["dec"] = columns["ra"], columns["dec"]
     candidates = results.candidate_table(table, scores, of_members, readable, flags)
     labels = table["label"] if "label" in table.colnames else None
+    field, action = columns["field"][readable], columns["action"][readable]
+    warnings = doubts(field, action, ensemble.preparations, options.fit)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     found = _metrics(labels, scores["probability"], of_members)
     record = {
         "config": dataclasses.asdict(options),
@@ -386,7 +394,8 @@ def write(
         "shares_from": ensemble.knowledge_from,
         "data": source.description,
         "flags": dict(Counter(flags[flags != ""].tolist())),
-        "fitted": dict(Counter(columns["action"][readable].tolist())),
+        "fitted": dict(Counter(action.tolist())),
+        "field_of_view": fields_of_view(field),
         "masked_pixels": int(columns["masked"].sum()),
         "versions": runtime.versions(),
         "devices": runtime.devices(),
@@ -395,6 +404,7 @@ def write(
         "flagged": int((flags != "").sum()),
         "rejected": int((~readable).sum()),
         **scoring,
+        "warnings": warnings,
         "notes": [*results.notes(candidates), *metrics.missing(scores["probability"], labels)],
         "metrics": {name: metric.to_json() for name, metric in found.items()},
     }

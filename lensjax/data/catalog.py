@@ -23,7 +23,7 @@ from lensjax.data.parts import WHOLE, Part
 from lensjax.data.planes import MAX_VALUES, Names
 from lensjax.data.preprocess import Fit
 from lensjax.data.readers import FITS_SUFFIXES, IMAGE_SUFFIXES, has_suffix, stem
-from lensjax.data.source import Source
+from lensjax.data.source import Source, pixel_scale_of
 from lensjax.data.tables import (
     SPELLINGS,
     TABLE_SUFFIXES,
@@ -97,8 +97,8 @@ def open_source(
     if max_values < 1:
         raise UsageError(f"--max-values {max_values} must be at least 1")
     wanted = parse(needed, bands)._replace(most_values=max_values)
-    if pixel_scale is not None and not pixel_scale > 0:
-        raise UsageError(f"--pixel-scale {pixel_scale} must be above zero (arcsec per pixel)")
+    if pixel_scale is not None:
+        pixel_scale = pixel_scale_of(pixel_scale, "--pixel-scale")
     if form == "template" or (form == "auto" and "{" in str(data)):
         return open_template(str(data), wanted, pixel_scale).part(part)
     path = Path(data)

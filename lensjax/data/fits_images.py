@@ -31,6 +31,7 @@ from lensjax.data.planes import (
     channels_last,
     check_file,
     check_size,
+    is_pixel_scale,
     masked,
     short,
 )
@@ -333,7 +334,8 @@ def _first_image(hdus: fits.HDUList) -> fits.ImageHDU:
 
 
 def sky_of(header: fits.Header) -> Sky:
-    """Pixel scale and centre by the header's world coordinates; unknown where it has none."""
+    """Pixel scale and centre by the header's world coordinates; unknown where it has none, or what
+    cannot be."""
     cards = "".join(card.image for card in header.cards if _WCS_KEYWORD.match(card.keyword))
     return _sky_of_cards(cards)
 
@@ -362,5 +364,6 @@ def _sky_of_cards(cards: str) -> Sky:
             ra, dec = float(position.ra.deg), float(position.dec.deg)
     except Exception:
         return Sky()
-    known = np.isfinite(pixel_scale) and pixel_scale > 0
-    return Sky(pixel_scale if known else None, ra, dec)
+    scale = pixel_scale if is_pixel_scale(pixel_scale) else None
+    on_sky = 0 <= ra <= 360 and -90 <= dec <= 90
+    return Sky(scale, ra, dec) if on_sky else Sky(scale)

@@ -1,5 +1,7 @@
 """Feeds cutouts in batches, read ahead by threads, in the order given."""
 
+import contextlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,14 @@ from absl import flags
 from lensjax import trace
 from lensjax.data.on_device import Canvas, Inputs, Layout, View
 from lensjax.data.planes import Unreadable, perhaps_blank, perhaps_masked, without_blank
-from lensjax.data.preprocess import Geometry, Preparation, fill_masked, fit, geometry
+from lensjax.data.preprocess import (
+    Geometry,
+    OtherField,
+    Preparation,
+    fill_masked,
+    fit,
+    geometry,
+)
 from lensjax.data.source import MOST_THREADS, Source, Stack
 from lensjax.errors import LensjaxError, UsageError, one_line
 
@@ -23,6 +32,9 @@ BATCHES_AHEAD = 2
 # Cutouts travel unfitted where they take at most this many times the bytes of fitted ones. Beyond
 # that most of what travels, and of what the step would multiply, is sky that no member looks at.
 MOST_UNFITTED = 4
+
+# How many readable files are asked whether their field of view is right.
+ASKED = 16
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +49,8 @@ class Batch:
     degrees, from the table or else from the file, NaN where neither says. `masked`: (batch,)
     int64, values that were masked in the cutout and have been filled. `actions`: for each
     preparation what is done to fit each cutout (`as is`, `cropped`, `padded`, `resampled`,
-    `resized`; "" where unreadable).
+    `resized`; "" where unreadable). `field`: (batch,) the cutout's field of view over a member's,
+    of the member for which it is furthest from one, NaN where not known.
     """
 
     rows: np.ndarray
@@ -50,6 +63,7 @@ class Batch:
     dec: np.ndarray
     masked: np.ndarray
     actions: tuple[list[str], ...]
+    field: np.ndarray
 
 
 class _Fitted(NamedTuple):
@@ -102,6 +116,35 @@ def batches(
 def layout(source: Source, preparations: Sequence[Preparation], how: str) -> Layout:
     """The form of the batches of `batches`, without reading any."""
     return _unfitted(source, preparations, how) or _fitted(source, preparations)
+
+
+def check_fields(source: Source, preparations: Sequence[Preparation], how: str) -> None:
+    """Raises `UsageError` where all cutouts, or all of the first that can be read, show far more or
+    less sky than a member sees and `how` does not insist on it. Of others each is for itself."""
+    stack = source.stack
+    forms = _forms(source) if stack is None else iter([(stack.shape[:2], stack.pixel_scale)])
+    refused = ""
+    for shape, scale in itertools.islice(forms, ASKED):
+        try:
+            for preparation in preparations:
+                geometry(shape, scale, preparation, how)
+        except OtherField as error:
+            refused = refused or str(error)
+        except Unreadable:
+            continue
+        else:
+            return
+    if refused:
+        raise UsageError(f"{source.description}: the cutouts have {refused}")
+
+
+def _forms(source: Source) -> Iterator[tuple[tuple[int, int], float | None]]:
+    """Yields size and pixel scale of the first cutouts that can be read."""
+    for row in range(min(ASKED, len(source))):
+        with contextlib.suppress(Unreadable):
+            cutout = source[row]
+            height, width = cutout.image.shape[:2]
+            yield (height, width), cutout.pixel_scale
 
 
 def shuffled(
@@ -159,6 +202,7 @@ def _of_stack(
 ) -> Iterator[Batch]:
     ra, dec = source.places
     used = _used(view.channels for view in layout.views)
+    field = _furthest(view.geometry for view in layout.views)
 
     @trace.is_stage("read")
     def read(first: int) -> Batch:
@@ -180,6 +224,7 @@ def _of_stack(
             images[place] = fill_masked(cutout.image)
         for actions, view in zip(batch.actions, layout.views, strict=True):
             actions[:] = np.where(batch.readable, view.geometry.action, "").tolist()
+        batch.field[batch.readable] = field
         return batch
 
     firsts = grain.MapDataset.range(rows.start, rows.stop, batch_size).map(read)
@@ -319,6 +364,7 @@ def _assemble(rows: Sequence[_Row], layout: Layout, batch_size: int) -> Batch:
             batch.inputs.images[canvas][place] = image
             edges = [edge for axis in made.inside for edge in (axis.start, axis.stop)]
             batch.inputs.inside[canvas][place] = edges
+        batch.field[place] = _furthest(made for _, made in row.fitted)
         for actions, view in zip(batch.actions, layout.views, strict=True):
             actions[place] = row.fitted[view.canvas].geometry.action if row.fitted else ""
     return batch
@@ -340,6 +386,7 @@ def _blank(layout: Layout, batch_size: int, count: int) -> Batch:
         dec=np.full(batch_size, np.nan),
         masked=np.zeros(batch_size, np.int64),
         actions=tuple([""] * batch_size for _ in layout.views),
+        field=np.full(batch_size, np.nan),
     )
 
 
@@ -356,6 +403,12 @@ def _channels(source: Source, preparation: Preparation) -> tuple[int, ...]:
 def _used(channels: Iterable[Sequence[int]]) -> list[int]:
     """The channels that some preparation takes, in order."""
     return sorted({channel for some in channels for channel in some})
+
+
+def _furthest(geometries: Iterable[Geometry]) -> float:
+    """The field of view over a member's that is furthest from one, NaN where none is known."""
+    known = (made.field for made in geometries if made.field is not None)
+    return max(known, key=lambda field: abs(math.log(field)), default=math.nan)
 
 
 def _flag(bands: Sequence[str], blank: Sequence[int]) -> str:

@@ -29,6 +29,9 @@ MASK_GAP = 10.0
 # noise of a picture in erg/s/cm2/A, some 1e-20.
 LARGEST = 1e18
 
+# Arcsec per pixel. Interferometers are as fine, and of a lens nothing is seen in coarser pixels.
+FINEST, COARSEST = 1e-3, 10.0
+
 
 class Unreadable(Exception):
     """A cutout that cannot be used. The message is a short reason on one line."""
@@ -81,6 +84,11 @@ def without_blank(cutout: Cutout, used: Sequence[int]) -> tuple[Cutout, tuple[in
     image = cutout.image.copy()
     image[..., blank] = np.nan
     return replace(cutout, image=image), blank
+
+
+def is_pixel_scale(value: float) -> bool:
+    """Whether this may be the side of a pixel, in arcsec."""
+    return FINEST <= value <= COARSEST
 
 
 class Sky(NamedTuple):

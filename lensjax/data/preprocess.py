@@ -25,6 +25,10 @@ WAYS_TO_FIT = get_args(Fit)
 # Pixel scales count as equal where the grids part by less than this many pixels at the edge.
 SAME_GRID = 0.25
 
+# Doublings, or halvings, of the field of view from which a member's judgement is in doubt, and
+# beyond which it is not asked for unless the user insists. Rounding is no doubt.
+DOUBTFUL_FIELD, OTHER_FIELD = 1 - 1e-3, 2 + 1e-3
+
 
 @dataclass(frozen=True)
 class Preparation:
@@ -98,13 +102,15 @@ class Geometry:
     """How cutouts of `shape` (height, width) come to a grid of `size` by `size` pixels.
 
     Centre on centre. `ratio`: the new pixel's side over the old one's, 1.0 where nothing is
-    interpolated. `action`: `as is`, `cropped`, `padded`, `resampled` or `resized`.
+    interpolated. `action`: `as is`, `cropped`, `padded`, `resampled` or `resized`. `field`: the
+    cutouts' field of view over the member's; None where a pixel scale is not known.
     """
 
     shape: tuple[int, int]
     size: int
     ratio: float
     action: str
+    field: float | None = None
 
     @cached_property
     def inside(self) -> tuple[slice, slice]:
@@ -121,6 +127,10 @@ class Geometry:
         return self.inside != (slice(0, self.size), slice(0, self.size))
 
 
+class OtherField(Unreadable):
+    """A cutout that shows far more, or less, sky than a member wants to see."""
+
+
 # Data sets have few different sizes, and many cutouts of each.
 @lru_cache(maxsize=256)
 def geometry(
@@ -135,7 +145,8 @@ def geometry(
     (odd cut from even) would not.
 
     Raises `Unreadable` where `resample` is asked and the cutout's pixel scale is not known, or
-    the cutout is smaller than a pixel of the member; `UsageError` where `resample` is asked and
+    the cutout is smaller than a pixel of the member, `OtherField` where under `auto` the fields of
+    view differ by more than a factor of four; `UsageError` where `resample` is asked and
     the member's pixel scale is not known, or `how` is none of the above.
     """
     if how not in WAYS_TO_FIT:
@@ -145,6 +156,16 @@ def geometry(
     if how == "resample" and pixel_scale is None:
         raise Unreadable("pixel scale not known: give --pixel-scale, or --fit resize or crop")
     size, (height, width) = preparation.input_size, shape
+    field = None
+    if preparation.pixel_scale and pixel_scale:
+        sides = min(shape) * pixel_scale, size * preparation.pixel_scale
+        field = sides[0] / sides[1]
+        if how == "auto" and abs(math.log2(field)) > OTHER_FIELD:
+            raise OtherField(
+                f"a field of view of {sides[0]:.4g} arcsec, more than four times "
+                f"{'more' if field > 1 else 'less'} than the member's {sides[1]:.4g} arcsec: check "
+                "the pixel scale (--pixel-scale), or insist with --fit resample, resize or crop"
+            )
     if how == "crop":
         ratio, action = 1.0, "cropped"
     elif how != "resize" and preparation.pixel_scale and pixel_scale:
@@ -155,10 +176,49 @@ def geometry(
         ratio = 1.0
         action = "as is" if shape == (size, size) else "cropped"
         action = "padded" if min(height, width) < size else action
-    made = Geometry(shape, size, ratio, action)
+    made = Geometry(shape, size, ratio, action, field)
     if any(axis.start == axis.stop for axis in made.inside):
         raise Unreadable(f"{width}x{height} pixels are less than one pixel of the member")
     return made
+
+
+def fields_of_view(field: np.ndarray) -> dict[str, int]:
+    """How many cutouts show about as much sky as a member sees, half of it or less, twice or more,
+    or nobody knows how much, by their `field` (n,) of view over the member's, NaN where unknown."""
+    doublings = np.log2(field)
+    return {
+        "alike": int((np.abs(doublings) < DOUBTFUL_FIELD).sum()),
+        "half or less": int((doublings <= -DOUBTFUL_FIELD).sum()),
+        "twice or more": int((doublings >= DOUBTFUL_FIELD).sum()),
+        "not known": int(np.isnan(doublings).sum()),
+    }
+
+
+def doubts(
+    field: np.ndarray, action: np.ndarray, preparations: Sequence[Preparation], how: str
+) -> list[str]:
+    """What a user is to be told of how cutouts were fitted, in lines, by their `field` (n,) of view
+    over a member's and the `action` (n,) on each."""
+    counts, told = fields_of_view(field), []
+    doubtful = counts["half or less"] + counts["twice or more"]
+    if doubtful:
+        furthest = field[np.nanargmax(np.abs(np.log2(field)))]
+        told.append(
+            f"{doubtful} of {len(field)} cutouts show half or less, or twice or more, of the field "
+            f"of view that a member was trained on (up to {furthest:.3g} times): their scores may "
+            "be far off"
+        )
+    scales = {p.pixel_scale for p in preparations} - {None}
+    unknown = np.isnan(field) & (bool(scales) | (action == "resized"))
+    if how == "auto" and unknown.any():
+        whose = "cutouts" if scales else "members"
+        told.append(
+            f"the pixel scale of the {whose} is not known: {int(unknown.sum())} of {len(field)} "
+            "cutouts are taken for the members' field of view and resized where their size differs"
+            + " (--pixel-scale says what it is)"
+            * bool(scales)
+        )
+    return told
 
 
 def fit(image: np.ndarray, geometry: Geometry) -> np.ndarray:

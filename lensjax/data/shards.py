@@ -23,7 +23,15 @@ from astropy.table import Table
 from lensjax.data.bands import Wanted, select
 from lensjax.data.identity import content_sha256
 from lensjax.data.planes import Cutout, Unreadable
-from lensjax.data.source import ONE_A_CORE, Source, Stack, describe, rows_of_file, source_of
+from lensjax.data.source import (
+    ONE_A_CORE,
+    Source,
+    Stack,
+    describe,
+    pixel_scale_of,
+    rows_of_file,
+    source_of,
+)
 from lensjax.data.tables import plain, read_table, standardise
 from lensjax.errors import LensjaxError, UsageError, one_line
 from lensjax.files import draft_of, make_folder, remove_drafts, replacing
@@ -144,6 +152,9 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     reasons = np.ma.filled(np.ma.asarray(index[REASON]), "").astype(str)
     if pixel_scale is not None:
         form[SCALE] = np.full(count, pixel_scale)
+    for scale in np.unique(form[SCALE]).tolist():
+        if scale == scale:  # unknown where it is NaN
+            pixel_scale_of(scale, f"{path / INDEX}: {SCALE}")
 
     def scale_of(row: int) -> float | None:
         scale = float(form[SCALE][row])

@@ -17,9 +17,20 @@ from astropy.table import Table
 
 from lensjax.data.bands import Wanted, select
 from lensjax.data.parts import WHOLE, Part, rows_of
-from lensjax.data.planes import Cutout, Names, Plane, Sky, Unreadable, masked, short
+from lensjax.data.planes import (
+    COARSEST,
+    FINEST,
+    Cutout,
+    Names,
+    Plane,
+    Sky,
+    Unreadable,
+    is_pixel_scale,
+    masked,
+    short,
+)
 from lensjax.data.preprocess import join
-from lensjax.data.tables import KNOWN_COLUMNS, plain, spelled, standardise
+from lensjax.data.tables import KNOWN_COLUMNS, as_text, plain, spelled, standardise
 from lensjax.errors import UsageError
 
 # More would wait for the interpreter rather than for the disk.
@@ -188,6 +199,22 @@ class Picked:
     @property
     def dtype(self) -> np.dtype:
         return self.array.dtype
+
+
+def pixel_scale_of(said: Any, where: str) -> float:
+    """The pixel scale (arcsec) that is said somewhere. Raises `UsageError` where it is none."""
+    values = list(dict.fromkeys(np.asarray(said).reshape(-1).tolist()))
+    try:
+        (scale,) = map(float, values)
+        if is_pixel_scale(scale):
+            return scale
+    except (ValueError, TypeError):
+        pass
+    shown = ", ".join([*map(as_text, values[:3]), *["..."] * (len(values) > 3)])
+    raise UsageError(
+        f"{where} {shown or 'without a value'} is no pixel scale: it must be one number, from "
+        f"{FINEST:g} to {COARSEST:g} arcsec per pixel (--pixel-scale stands above what a file says)"
+    )
 
 
 class Values(NamedTuple):

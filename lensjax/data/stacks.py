@@ -21,7 +21,15 @@ from lensjax.data.bands import Wanted
 from lensjax.data.fits_images import fits_form, fits_stack
 from lensjax.data.planes import Sky, Unreadable
 from lensjax.data.readers import has_suffix
-from lensjax.data.source import Beside, Picked, Source, Values, files_below, source_of_array
+from lensjax.data.source import (
+    Beside,
+    Picked,
+    Source,
+    Values,
+    files_below,
+    pixel_scale_of,
+    source_of_array,
+)
 from lensjax.data.tables import PARQUET_SUFFIXES, as_text, read_table
 from lensjax.errors import UsageError, one_line
 from lensjax.footprint import host_bytes_left
@@ -360,7 +368,7 @@ def _beside(
     said = {**attributes, **small}
     bands = _bands(said[BANDS]) if BANDS in said else None
     if scale is None and PIXEL_SCALE in said:
-        scale = _one_number(path, said[PIXEL_SCALE])
+        scale = pixel_scale_of(said[PIXEL_SCALE], f"{path}: {PIXEL_SCALE}")
     columns = {name: values for name, values in arrays.items() if name not in small}
     return Beside(columns, bands, scale)
 
@@ -369,20 +377,6 @@ def _bands(said: Any) -> tuple[str, ...]:
     """The names of the bands: one each, or all in one text, apart by commas or blanks."""
     names = [as_text(name).strip() for name in np.asarray(said).reshape(-1).tolist()]
     return tuple(re.split(r"[,\s]+", names[0])) if len(names) == 1 else tuple(names)
-
-
-def _one_number(path: Path, said: Any) -> float:
-    """The pixel scale. Raises `UsageError` where it is none, or not one for all."""
-    try:
-        (scale,) = set(np.asarray(said).astype(np.float64).reshape(-1).tolist())
-    except (TypeError, ValueError):
-        scale = 0.0
-    if not 0 < scale < math.inf:
-        raise UsageError(
-            f"{path}: `pixel_scale` is not one number above zero (arcsec per pixel) for all "
-            "cutouts: say it with --pixel-scale"
-        )
-    return scale
 
 
 def _unusable(path: Path, kind: str, error: Exception) -> UsageError:

@@ -235,4 +235,5 @@ def _columns(ensemble: Ensemble, batch: loader.Batch, scores: Scores | None) -> 
         "dec": batch.dec[rows],
         "masked": batch.masked[rows],
         "action": np.array(batch.actions[0][rows], np.str_),
+        "field": batch.field[rows],
     }

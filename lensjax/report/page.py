@@ -116,7 +116,9 @@ def _header(run: Mapping[str, Any], candidates: Table) -> str:
     )
     names = ", ".join(str(member.get("name", "?")) for member in members)
     line = f"<p>Ranked by {escape(names)}.</p>" if names else ""
-    notes = "".join(f"<li>{_text(note)}</li>" for note in run.get("notes", ()))
+    notes = "".join(
+        f"<li>{_text(note)}</li>" for note in [*run.get("warnings", ()), *run.get("notes", ())]
+    )
     notes = f'<ul class="notes">{notes}</ul>' if notes else ""
     return f'<header><h1>Lens candidates</h1>{line}<div class="tiles">{shown}</div>{notes}</header>'
 

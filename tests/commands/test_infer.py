@@ -392,3 +392,23 @@ def test_what_is_missing_in_a_cutout_is_said_of_it(run, members, images, tmp_pat
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert [record[name] for name in ("given", "scored", "rejected", "flagged")] == [6, 4, 2, 2]
     assert record["flags"] == {"no data in r": 1, "no data in g, r": 1}
+
+
+def test_another_field_of_view_is_told_once_and_far_another_one_refused(
+    run, members, images, tmp_path
+):
+    for name, scale in (("half", 0.1), ("tenth", 0.02)):
+        np.savez(
+            tmp_path / f"{name}.npz", images=images[:9], bands=["g", "r", "i"], pixel_scale=scale
+        )
+    ended = run(infer.main, *arguments(members, tmp_path / "half.npz", tmp_path / "out"))
+    assert ended.status == 0, ended.error
+    warning = "9 of 9 cutouts show half or less, or twice or more, of the field of view"
+    assert ended.error.count(f"warning: {warning}") == 1
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["field_of_view"]["half or less"] == record["scored"] == 9
+    assert warning in record["warnings"][0]
+    ended = run(infer.main, *arguments(members, tmp_path / "tenth.npz", tmp_path / "no"))
+    assert ended.status == 2 and ended.error.count("\n") == 1
+    assert "0.32 arcsec, more than four times less than the member's 3.2 arcsec" in ended.error
+    assert not (tmp_path / "no").exists()

@@ -253,7 +253,7 @@ def test_bands_in_one_text(tmp_path, form, said):
 def test_pixel_scales_that_are_none(tmp_path):
     for number, scale in enumerate(([0.2, 0.3], "fine", -1.0, np.nan)):
         path = saved(tmp_path / f"{number}.npz", "npz", pixel_scale=np.array(scale))
-        refused(path, "`pixel_scale` is not one number above zero")
+        refused(path, "is no pixel scale: it must be one number")
     assert open_source(path, needed=GRI, pixel_scale=0.5)[0].pixel_scale == 0.5
     same = saved(tmp_path / "same.npz", "npz", pixel_scale=np.full(7, 0.25))
     assert open_source(same, needed=GRI)[0].pixel_scale == 0.25
