@@ -115,7 +115,7 @@ def candidate_table(
     for name in catalogue.colnames:
         if name in OF_CUTOUTS:
             continue
-        free = name
+        free = name.encode(errors="replace").decode()  # names of HDF5 may be no text
         while free.lower() in ours or free in table.colnames:
             free += "_input"
         table[free] = plain(catalogue[name][rows])

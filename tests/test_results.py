@@ -401,7 +401,19 @@ def test_all_that_is_written_is_named_once(tmp_path: Path) -> None:
     assert len(set(results.OUTPUTS)) == len(results.OUTPUTS)
 
 
-ODD = ["x" * 5000, "X" * 5000, "größe ☃", "two\nlines", "a\rb", "it's", " ", "Flux", "flux", "FLUX"]
+ODD = [
+    "x" * 5000,
+    "X" * 5000,
+    "größe ☃",
+    "two\nlines",
+    "a\rb",
+    "it's",
+    " ",
+    "Flux",
+    "flux",
+    "FLUX",
+    "\udcff",
+]
 
 
 def test_a_catalogue_of_any_number_of_columns_and_any_names_is_written_whole(
@@ -433,7 +445,7 @@ def test_a_catalogue_of_any_number_of_columns_and_any_names_is_written_whole(
         assert [v or "" for v in kept] == [v or "" for v in table[original]]
     assert header["TCOMM17"] == "column gr\\xf6\\xdfe \\u2603"
     first, second = results.notes(table)
-    assert "candidates.fits has the first 999 of 1,224 columns" in first
+    assert "candidates.fits has the first 999 of 1,225 columns" in first
     assert "candidates.parquet and candidates.csv" in first and "9 of the columns" in second
     assert results.notes(ranked(run())) == []
 

@@ -50,12 +50,13 @@ def evaluate(options: EvaluateConfig) -> str:
         "predictions_without_label": matched.without_label,
         "labels_without_prediction": matched.without_prediction,
     }
+    missing = metrics.missing(predictions.probabilities["ensemble"], matched.labels)
     record = folder / "metrics.json"
-    results.write_json(record, counts | {name: m.to_json() for name, m in found.items()})
+    of_scores = {name: metric.to_json() for name, metric in found.items()}
+    results.write_json(record, counts | of_scores | {"notes": missing})
     from lensjax import report
 
     figures = report.write_figures(folder, report.Scored(predictions.probabilities, matched.labels))
     said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
-    missing = metrics.missing(predictions.probabilities["ensemble"], matched.labels)
     lines = [metrics.table(found), "", *missing, said, *map(str, [record, *figures])]
     return "\n".join(lines)

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from lensjax import metrics
 from lensjax.files import replacing
+from lensjax.results import FIGURES
 
 Array = NDArray[Any]
 
+FORMS = ("png", "pdf")
 LENS, OTHER, MAIN = "#e0734a", "#4f86c6", "#2f9e82"
 MEMBERS = ("#4f86c6", "#b58a2c", "#a06cc4", "#c9587a", "#5c9a3f", "#8a8f9c")
 POINTS = 4000  # drawn of each class: more would only cover each other
@@ -110,14 +112,18 @@ def draw(scored: Scored) -> dict[str, Figure]:
 def write_figures(folder: str | os.PathLike[str], scored: Scored) -> list[Path]:
     """Write each figure on white in `folder`, as PNG and PDF; returns the paths.
 
-    Raises LensjaxError where they cannot be written.
+    Those of former data that these do not allow are removed. Raises LensjaxError where they cannot
+    be written.
     """
     paths = []
     for name, figure in draw(scored).items():
-        for form in ("png", "pdf"):
+        for form in FORMS:
             paths.append(Path(folder) / f"{name}.{form}")
             with matplotlib.rc_context(_STYLE), replacing(paths[-1], 2**17) as file:
                 figure.savefig(file, format=form, dpi=160, facecolor="white")
+    for former in {Path(folder) / f"{name}.{form}" for name in FIGURES for form in FORMS}:
+        if former not in paths:
+            former.unlink(missing_ok=True)
     return paths
 
 

@@ -73,11 +73,15 @@ def test_the_file_of_predictions_serves_as_its_folder_does(run, predictions, tmp
 
 @pytest.mark.parametrize(("label", "said"), [(1, "are lenses"), (-1, "has a label")])
 def test_labels_of_one_kind_say_what_they_do_not_give(run, predictions, tmp_path, label, said):
+    (predictions / "roc.png").write_text("of former labels")
     file = labels(tmp_path, [label] * 40)
     ended = run(evaluate.main, "--predictions", predictions, "--labels", file, "--bootstrap", 10)
     assert ended.status == 0, ended
     assert said in ended.out and "nan" not in ended.out
-    assert json.loads((predictions / "metrics.json").read_text())["ensemble"]["auroc"] == {
+    assert not (predictions / "roc.png").exists() and (predictions / "scores.png").exists()
+    written = json.loads((predictions / "metrics.json").read_text())
+    assert written["notes"][0] in ended.out and said in written["notes"][0]
+    assert written["ensemble"]["auroc"] == {
         "value": None, "low": None, "high": None,
     }  # fmt: skip
 
