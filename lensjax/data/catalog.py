@@ -1,11 +1,14 @@
 """Opens what a user calls data: recognises its kind, and hands it to the reader of that kind."""
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from threading import Lock
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from astropy.table import Table
@@ -14,13 +17,14 @@ from lensjax.data import shards, stacks
 from lensjax.data.bands import Wanted, parse
 from lensjax.data.image_files import (
     MOST_TRIES,
+    Read,
     band_folder,
     matches,
     open_template,
     source_of_files,
 )
 from lensjax.data.parts import WHOLE, Part
-from lensjax.data.planes import MAX_VALUES, Names
+from lensjax.data.planes import MAX_VALUES, Names, Unreadable
 from lensjax.data.preprocess import Fit
 from lensjax.data.readers import FITS_SUFFIXES, IMAGE_SUFFIXES, has_suffix, stem
 from lensjax.data.source import Source, pixel_scale_of
@@ -41,6 +45,10 @@ from lensjax.errors import UsageError
 Format = Literal[
     "auto", "folder", "image", "catalogue", "numpy", "fits", "template", "hdf5", "zarr", "shards"
 ]
+
+_IN_STACK = re.compile(r"(.+)\[(\d{1,18})\]", re.DOTALL)
+# One thread opens a stack, the others wait for it.
+_OPENING = Lock()
 
 
 @dataclass(frozen=True)
@@ -89,8 +97,9 @@ def open_source(
     the rows; of a catalogue the others are not kept.
 
     The paths of a catalogue are relative to its folder; absolute ones and `..` are followed,
-    since the catalogue is the user's own. Identifiers are the catalogue's, and may repeat; else
-    the relative paths of the files without suffix; else the row numbers.
+    since the catalogue is the user's own. `FILE[ROW]` is a cutout of a stack. Identifiers are the
+    catalogue's, and may repeat; else the relative paths of the files without suffix; else the row
+    numbers.
 
     Raises `UsageError` where there is nothing to read, or the bands are not the needed ones.
     """
@@ -142,7 +151,7 @@ def recognise(path: Path, wanted: Wanted) -> Format:
 
 
 def _open_image(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
-    table = Table({"id": [stem(path.name)], "path": [str(path)]})
+    table = Table({"id": [stem(path.name)], "path": [str(path.absolute())]})
     return source_of_files(table, f"file {path}", wanted, pixel_scale)
 
 
@@ -213,13 +222,20 @@ def _open_catalogue(path: Path, wanted: Wanted, pixel_scale: float | None, part:
     band_names = _band_names(of_all_rows()) if in_bands else ()
 
     def files() -> Iterator[str]:
+        of_stacks: set[str] = set()
         for file in filter(None, of_all_rows()):
-            yield from (file.replace("{band}", str(band)) for band in band_names or [""])
+            place = _place_in_stack(file)
+            if place is None:
+                yield from (file.replace("{band}", str(band)) for band in band_names or [""])
+            elif place.stack not in of_stacks:
+                of_stacks.add(place.stack)
+                stack = _stack(place.stack, wanted)
+                yield from stack.files() if isinstance(stack, Source) else [place.stack]
 
     kind = f"catalogue {path}"
     if part != WHOLE:
         kind += f", rows {rows.start} to {rows.stop} of {count}"
-    source = source_of_files(table, kind, wanted, pixel_scale, band_names)
+    source = source_of_files(table, kind, wanted, pixel_scale, band_names, _of_stack)
     return replace(source, files=files, first_row=rows.start, given=count, listed_in=str(path))
 
 
@@ -235,6 +251,62 @@ def _below(folder: Path, files: Iterable[str]) -> Iterator[str]:
     start = os.path.join(folder.absolute(), "")
     # In half the time of as many calls of `os.path.join`.
     return (file if file[:1] in ("", os.sep) else start + file for file in files)
+
+
+class _Place(NamedTuple):
+    """A cutout of a stack."""
+
+    stack: str
+    row: int
+
+
+def _place_in_stack(path: str) -> _Place | None:
+    """The place that `FILE[ROW]` names; None for any other path and where there is such a file."""
+    found = _IN_STACK.fullmatch(path) if path.endswith("]") else None
+    return None if found is None or os.path.exists(path) else _Place(found[1], int(found[2]))
+
+
+def _of_stack(path: str, wanted: Wanted) -> Read | None:
+    """The bands and the cutout that `FILE[ROW]` names; None for any other path.
+
+    Raises `Unreadable`, and `UsageError` where the stack does not hold the wanted bands.
+    """
+    place = _place_in_stack(path)
+    if place is None:
+        return None
+    stack = _stack(place.stack, wanted)
+    if not isinstance(stack, Source):
+        raise type(stack)(str(stack))
+    if place.row >= len(stack):
+        raise Unreadable(f"there is no row {place.row} among the {len(stack)} of {place.stack}")
+    return stack.bands, stack[place.row]
+
+
+def _stack(file: str, wanted: Wanted) -> Source | Unreadable | UsageError:
+    """The cutouts of a stack, opened once by a process, or why there are none."""
+    try:
+        changed = 0 if "{band}" in file else os.stat(file).st_mtime_ns
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return Unreadable(f"no such file: {file}")
+    with _OPENING:
+        return _opened_stack(file, wanted, changed)
+
+
+@lru_cache(maxsize=8)
+def _opened_stack(file: str, wanted: Wanted, changed: int) -> Source | Unreadable | UsageError:
+    del changed
+    try:
+        if "{band}" in file:
+            return open_template(file, wanted, None)
+        path = Path(file)
+        form = recognise(path, wanted)
+        if form == "image" and has_suffix(path, FITS_SUFFIXES):
+            form = "fits"
+        if form in ("numpy", "fits", "hdf5", "zarr", "shards"):
+            return _OPENED_BY[form](path, wanted, None)
+        return Unreadable(f"{file} is no stack of cutouts")
+    except UsageError as error:
+        return error
 
 
 _OPENED_BY: dict[str, Callable[[Path, Wanted, float | None], Source]] = {

@@ -5,7 +5,7 @@ import re
 import statistics
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,26 +30,41 @@ MOST_TRIES = 10_000
 _BAND_FILE = re.compile(r"(u|g|r|i|z|y|j|h|ks?|vis|b|v|w[1-4]|f\d{3,4}[a-z]{1,2}\d?)", re.I)
 
 
+Read = tuple[tuple[str, ...], Cutout]
+"""The bands given out and the cutout."""
+
+
+def _none(path: str, wanted: Wanted) -> Read | None:
+    return None
+
+
 def source_of_files(
     table: Table,
     kind: str,
     wanted: Wanted,
     pixel_scale: float | None,
     band_names: Names = (),
+    of_stack: Callable[[str, Wanted], Read | None] = _none,
 ) -> Source:
     """A source of image files, a row each with its absolute `path`.
 
-    `{band}` in a path stands for each of the `band_names`: one file a band.
+    `{band}` in a path stands for each of the `band_names`: one file a band. `of_stack` reads a path
+    that is no file but names a cutout of a stack, and gives None for any other.
     """
     paths = np.asarray(table["path"])
     tried = _tried(len(paths)) if wanted.needed else range(len(paths))
     probed = (str(paths[row]) for row in tried)
-    bands, example, threads = _probe(probed, kind, wanted, band_names)
+
+    def read_path(path: str, wanted: Wanted) -> Read:
+        return of_stack(path, wanted) or _read_bands(path, wanted, band_names)
+
+    bands, example, threads = _probe(probed, kind, lambda path: read_path(path, wanted))
+    bands = bands or wanted.needed or ()
     settled = wanted._replace(needed=bands) if bands else wanted
 
     def read(row: int) -> Cutout:
         try:
-            _, cutout = _read_bands(str(paths[row]), settled, band_names)
+            _, cutout = read_path(str(paths[row]), settled)
         except UsageError as error:
             raise Unreadable(str(error)) from error
         return cutout if pixel_scale is None else replace(cutout, pixel_scale=pixel_scale)
@@ -72,7 +87,7 @@ def _tried(count: int) -> Sequence[int]:
 
 
 def _probe(
-    paths: Iterable[str], kind: str, wanted: Wanted, band_names: Names
+    paths: Iterable[str], kind: str, read: Callable[[str], Read]
 ) -> tuple[tuple[str, ...], Cutout | None, int]:
     """The bands that most of the first readable files hold, the first cutout that has them, and how
     many threads it takes to keep a processor busy while others wait for the disk.
@@ -80,13 +95,13 @@ def _probe(
     Decoding holds the interpreter: where files do not have to be waited for, a second thread would
     only take it from the first. Raises `UsageError` where none of them holds the wanted bands.
     """
-    found: list[tuple[tuple[str, ...], Cutout]] = []
+    found: list[Read] = []
     refused: list[UsageError] = []
     shares = []
     for path in paths:
         began, busy = time.perf_counter(), time.thread_time()
         try:
-            found.append(_read_bands(path, wanted, band_names))
+            found.append(read(path))
         except Unreadable:
             continue
         except UsageError as error:
@@ -97,7 +112,7 @@ def _probe(
     if refused and not found:
         raise UsageError(f"{kind}: {refused[0]}") from refused[0]
     if not found:
-        return wanted.needed or (), None, 1
+        return (), None, 1
     # The first file brings in the library that reads it.
     threads = min(MOST_THREADS, max(1, round(statistics.median(shares))))
     most = Counter(bands for bands, _ in found).most_common(1)[0][0]
@@ -108,7 +123,7 @@ class _WrongBands(Unreadable):
     """A file that can be read and does not hold the wanted bands."""
 
 
-def _read_bands(path: str, wanted: Wanted, band_names: Names) -> tuple[tuple[str, ...], Cutout]:
+def _read_bands(path: str, wanted: Wanted, band_names: Names) -> Read:
     """The bands given out and the cutout of one file, or of one file a band.
 
     Raises `Unreadable`, and `UsageError` where a readable file does not hold the wanted bands.
@@ -168,10 +183,10 @@ def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> S
     if not found:
         raise UsageError(f"--data {template}: no file is of this form")
     band_names = tuple(sorted({band for _, band in found}))
-    kind = f"one file a band {template}"
+    kind, absolute = f"one file a band {template}", str(Path(template).absolute())
     if "{id}" in template:
         objects = sorted({name for name, _ in found})
-        paths = [template.replace("{id}", name) for name in objects]
+        paths = [absolute.replace("{id}", name) for name in objects]
         table = Table({"id": objects, "path": paths})
         return source_of_files(table, kind, wanted, pixel_scale, band_names)
     try:
@@ -193,7 +208,7 @@ def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> S
         return source_of_stack(
             kind, template, count, {}, bands, stack, in_memory=False, files=lambda: of_bands
         )
-    table = Table({"id": [Path(template).parent.name or "cutout"], "path": [template]})
+    table = Table({"id": [Path(template).parent.name or "cutout"], "path": [absolute]})
     return source_of_files(table, kind, wanted, pixel_scale, band_names)
 
 

@@ -183,7 +183,7 @@ def plain(column: Column) -> Column:
         gaps = np.ma.getmaskarray(np.ma.asarray(column))
     if data.dtype.kind == "O":
         gaps = gaps | np.array([value is None for value in data], bool)
-        present = [value for value in data if value is not None]
+        present = data[~gaps].tolist()
         data = _unboxed(present, data, gaps)
     if data.dtype.kind == "S":
         data = np.char.decode(data, "utf-8", "replace")

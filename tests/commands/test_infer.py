@@ -412,3 +412,16 @@ def test_another_field_of_view_is_told_once_and_far_another_one_refused(
     assert ended.status == 2 and ended.error.count("\n") == 1
     assert "0.32 arcsec, more than four times less than the member's 3.2 arcsec" in ended.error
     assert not (tmp_path / "no").exists()
+
+
+def test_the_catalogue_of_a_run_is_data_for_another(run, results, members, tmp_path):
+    """Its best five, whose cutouts lie in a stack."""
+    best = Table.read(results / "candidates.parquet")[:5]
+    best.write(tmp_path / "best.csv")
+    ended = run(infer.main, *arguments(members, tmp_path / "best.csv", tmp_path / "again"))
+    assert ended.status == 0 and "5 scored + 0 rejected = 5 given" in ended.out, ended
+    again = Table.read(tmp_path / "again" / "candidates.parquet")
+    assert again["id"].tolist() == best["id"].tolist()
+    assert again["path"].tolist() == best["path"].tolist()
+    np.testing.assert_allclose(again["logit"], best["logit"], rtol=1e-4)
+    assert again["rank_input"].tolist() == [1, 2, 3, 4, 5]

@@ -116,7 +116,7 @@ def test_folders_that_cannot_be_used(tmp_path):
     refused(tmp_path / "nowhere", "no such file")
     save(tmp_path / "grey" / "a.png", picture(channels=1))
     refused(tmp_path / "grey", "need bands g, r, i.*1 channel.*--bands")
-    refused(tmp_path / "grey", "above zero", pixel_scale=0.0)
+    refused(tmp_path / "grey", "no pixel scale", pixel_scale=0.0)
     (tmp_path / "a.docx").write_text("x")
     refused(tmp_path / "a.docx", "not a kind")
 

@@ -166,3 +166,10 @@ def test_control_characters_are_replaced(kind):
     assert ends.tolist() == ["end\ufffd", "x"]
     untouched = np.array(["a", "bc"])
     assert np.shares_memory(np.asarray(plain(Column(untouched, copy=False))), untouched)
+
+
+def test_texts_with_gaps_stay_so_in_the_results(tmp_path):
+    table = csv(tmp_path, "id,note,none\na,x,\nb,,\n,z,\n")
+    for name, expected in {"id": ["a", "b", None], "note": ["x", None, "z"]}.items():
+        assert plain(table[name]).tolist() == expected and plain(table[name]).dtype.kind == "U"
+    assert plain(table["none"]).tolist() == [None] * 3
