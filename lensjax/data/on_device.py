@@ -225,7 +225,7 @@ def on_grid(view: View, images: ArrayLike, inside: ArrayLike) -> tuple[Array, Ar
         return sky, new_inside
     margins = [(axis.start, geometry.size - axis.stop) for axis in geometry.inside]
     padded = jnp.pad(sky, ((0, 0), *margins, (0, 0)))
-    is_sky = _mask(new_inside[0], (geometry.size, geometry.size))[None, :, :, None]
+    is_sky = sky_mask(new_inside[0], (geometry.size, geometry.size))[None, :, :, None]
     return jnp.where(is_sky, padded, background_level(images)[:, None, None, :]), new_inside
 
 
@@ -307,7 +307,7 @@ def _sky(plane: Array, edges: Array) -> tuple[Array, Array]:
     """A plane, infinite outside of its edges, and the number of pixels inside."""
     # Padding is no sky: it would hide the noise. Infinite, it ends the order.
     top, bottom, left, right = edges
-    return jnp.where(_mask(edges, plane.shape), plane, jnp.inf), (bottom - top) * (right - left)
+    return jnp.where(sky_mask(edges, plane.shape), plane, jnp.inf), (bottom - top) * (right - left)
 
 
 def _bright_rank(count: Array) -> Array:
@@ -321,7 +321,7 @@ def _median(plane: Array, count: Array) -> Array:
     return jnp.where(count % 2 == 0, (lower + upper) / 2, lower)
 
 
-def _mask(edges: Array, shape: tuple[int, ...]) -> Array:
+def sky_mask(edges: Array, shape: tuple[int, ...]) -> Array:
     """(*shape,) bool: the pixels between the edges (4,)."""
     row, column = (jnp.arange(length) for length in shape)
     rows = (row >= edges[0]) & (row < edges[1])

@@ -1,15 +1,17 @@
 """How a member is trained, as the options of scripts/train.py say it."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated
 
 from lensjax.ensemble.predict import Precision
 from lensjax.errors import UsageError
+from lensjax.training.augment import Augmentation
 from lensjax.training.scales import Schedule
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Augmentation):
     """How a member is trained; durations in epochs of the training data."""
 
     batch_size: Annotated[int, "cutouts a step"] = 32
@@ -70,6 +72,11 @@ class Recipe:
     def rates(self) -> tuple[float, float]:
         """Returns the dropout rates before the last layer and inside transformer blocks."""
         return 0.2 if self.dropout is None else self.dropout, self.block_dropout or 0.0
+
+    def augmentation(self) -> Augmentation:
+        """Returns how cutouts are changed."""
+        names = [field.name for field in dataclasses.fields(Augmentation)]
+        return Augmentation(**{name: getattr(self, name) for name in names})
 
     def sizes(self) -> list[int]:
         """Returns the input sizes, none where the cutouts' size is meant."""

@@ -4,21 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from lensjax.data.on_device import View
 from lensjax.data.preprocess import geometry
 from lensjax.errors import UsageError
 
 Schedule = Literal["joint", "progressive", "alternating"]
-
-# What the largest size gets beside turns: moves of up to so much of its side, and noise in units of
-# the normalised pixels' standard deviation. Smaller sizes get less, the smallest none.
-MOST_SHIFT = 0.04
-MOST_NOISE = 0.1
 
 
 def views_at(view: View, sizes: Sequence[int]) -> tuple[View, ...]:
@@ -64,31 +56,3 @@ def scale_sets(schedule: Schedule, scales: int) -> tuple[tuple[int, ...], ...]:
     """Returns the sets of scales that steps train at."""
     every = tuple(range(scales))
     return (every,) if schedule == "joint" else tuple((scale,) for scale in every)
-
-
-def turns(key: Array, count: int) -> Array:
-    """Returns draws (count, 3) of one of the eight symmetries of the square for each image."""
-    return jax.random.bernoulli(key, shape=(count, 3))
-
-
-def turned(images: Array, turns: Array) -> Array:
-    """Returns images (batch, S, S, band), each mirrored and transposed as its `turns` say."""
-    rows, columns, transposed = (turns[:, i, None, None, None] for i in range(3))
-    images = jnp.where(rows, images[:, ::-1], images)
-    images = jnp.where(columns, images[:, :, ::-1], images)
-    return jnp.where(transposed, images.swapaxes(1, 2), images)
-
-
-def disturbed(key: Array, images: Array, strength: float) -> Array:
-    """Returns images (batch, S, S, band) moved by some pixels, around the edges, and noisier.
-
-    `strength` is 0 for none and 1 for the most.
-    """
-    most = round(strength * MOST_SHIFT * images.shape[1])
-    if strength == 0:
-        return images
-    move, blur = jax.random.split(key)
-    by = jax.random.randint(move, (images.shape[0], 2), -most, most + 1)
-    images = jax.vmap(lambda image, by: jnp.roll(image, by, axis=(0, 1)))(images, by)
-    noise = jax.random.normal(blur, images.shape, images.dtype)
-    return images + jnp.asarray(strength * MOST_NOISE, images.dtype) * noise

@@ -24,7 +24,7 @@ from jax.typing import ArrayLike
 from lensjax.data.on_device import View, seen
 from lensjax.ensemble.placement import MEMBER
 from lensjax.ensemble.predict import Precision
-from lensjax.training import scales
+from lensjax.training.augment import Augmentation, augmented, turned, turns
 from lensjax.training.objective import consistency
 
 
@@ -58,7 +58,8 @@ class Setting:
 
     `views`: what each scale takes of a batch, from the smallest to the largest. `loss`: from
     logits (..., batch) and labels (batch,) to losses in the logits' shape. `average_decay`: of the
-    moving average. Parameters are float32 whatever the `precision` of the rest.
+    moving average. `augmentation`: of each batch, for all scales alike. Parameters are float32
+    whatever the `precision` of the rest.
     """
 
     graph: nnx.GraphDef
@@ -68,6 +69,7 @@ class Setting:
     consistency_weight: float = 0.0
     precision: Precision = "float32"
     average_decay: float | None = None
+    augmentation: Augmentation = Augmentation()
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ class Group:
 
 
 class Shown(NamedTuple):
-    """What a step shows a member of a batch: the examples, how each is turned (batch, 3), the key
-    of noise and dropout, and what the other groups ask of the logits (batch, scale).
+    """What a step shows a member of a batch: the examples, augmented, how each is turned (batch,
+    3), the key of dropout, and what the other groups ask of the logits (batch, scale).
 
     Without turns and key the examples are shown as they are, to a network without dropout.
     """
@@ -97,12 +99,14 @@ class Shown(NamedTuple):
     pull: Array | None = None
 
 
-def draw(examples: Examples, key: Array | None, step: Array) -> Shown:
+def draw(setting: Setting, examples: Examples, key: Array | None, step: Array) -> Shown:
     """Returns what step number `step` shows of a batch to the member with this `key`."""
     if key is None:
         return Shown(examples, None, None)
-    turn, rest = jax.random.split(jax.random.fold_in(key, step))
-    return Shown(examples, scales.turns(turn, len(jnp.asarray(examples.label))), rest)
+    look, rest = jax.random.split(jax.random.fold_in(key, step))
+    keys = jax.random.split(look, len(jnp.asarray(examples.label)))
+    images, inside = augmented(setting.augmentation, keys, examples.images, examples.inside)
+    return Shown(examples._replace(images=images, inside=inside), turns(keys), rest)
 
 
 def logits_at(
@@ -110,11 +114,9 @@ def logits_at(
 ) -> tuple[Array, Any]:
     """Returns the logits (batch,) of a training pass at a scale, and its new statistics."""
     images = seen(setting.views[scale], shown.examples.images, shown.examples.inside)
-    dropout = None
-    if shown.turns is not None and shown.key is not None:
-        noise, dropout = jax.random.split(jax.random.fold_in(shown.key, scale))
-        strength = scale / max(len(setting.views) - 1, 1)
-        images = scales.disturbed(noise, scales.turned(images, shown.turns), strength)
+    if shown.turns is not None:
+        images = turned(images, shown.turns)
+    dropout = None if shown.key is None else jax.random.fold_in(shown.key, scale)
 
     def run(params: Any, images: Array) -> tuple[Array, Any]:
         narrow = jax.tree.map(lambda leaf: leaf.astype(setting.precision), params)
@@ -241,7 +243,7 @@ class Programs:
                 key: Array | None,
                 pull: Array | None,
             ) -> tuple[Any, Any, Array]:
-                shown = draw(examples, key, step)._replace(pull=pull)
+                shown = draw(setting, examples, key, step)._replace(pull=pull)
                 gradient, (logits, statistics) = group_gradient(
                     setting, group, count, params, statistics, shown
                 )
@@ -256,7 +258,7 @@ class Programs:
                 def part(statistics: Any, shown: Shown) -> tuple[Any, tuple[Array, Any]]:
                     return (), group_logits(setting, group, params, statistics, shown)
 
-                shown = draw(examples, key, step)
+                shown = draw(setting, examples, key, step)
                 return in_turn(group.micro_batches, part, (), statistics, shown)[1][0]
 
             return logits

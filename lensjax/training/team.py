@@ -35,7 +35,7 @@ class Team(NamedTuple):
     """What a team is trained with; nothing of it changes.
 
     `scale_sets`: the scales of a step, all that there are. Of each batch at least so many
-    `micro_batches`. `keys` (member,) draw turns, noise and dropout. `weights` (member, cutout) is
+    `micro_batches`. `keys` (member,) draw augmentation and dropout. `weights` (member, cutout) is
     what each training cutout counts.
     """
 
@@ -89,6 +89,7 @@ def assemble(
         recipe.consistency_weight,
         recipe.precision,
         recipe.average_decay,
+        recipe.augmentation(),
     )
     team = Team(
         info.architecture,

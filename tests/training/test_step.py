@@ -84,7 +84,7 @@ def test_the_whole_loss_is_what_it_says(examples):
     for member in range(MEMBERS):
         own = jax.tree.map(lambda leaf, member=member: leaf[member], state)
         weight = examples.weight[member]
-        shown = steps.draw(examples._replace(weight=weight), KEYS[member], own.step)
+        shown = steps.draw(setting, examples._replace(weight=weight), KEYS[member], own.step)
 
         def loss(params, own=own, shown=shown, weight=weight):
             passes = [
