@@ -1,8 +1,9 @@
 """scripts/simulate.py: makes ray-traced lenses and look-alikes, split into training and test."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from lensjax.data.splits import held_back
 from lensjax.errors import UsageError
 from lensjax.files import make_folder, replacing
 from lensjax.sky.render import Sky, simulate
-from lensjax.sky.stamps import HUBBLE, HUBBLE_PIXEL_SCALE, hubble_stamps, read_stamps
+from lensjax.sky.stamps import HUBBLE, Stamps, hubble_stamps, read_stamps
 from lensjax.sky.survey import SURVEYS, Survey
 
 
@@ -59,14 +60,15 @@ def main(argv: Sequence[str]) -> None:
 def simulate_survey(options: SimulateConfig) -> str:
     """Writes the simulated sky to OUTPUT and returns a line about it.
 
-    All cutouts of one galaxy stand on one side of the split. truth.csv is written last: where it
+    All cutouts of one galaxy, be it in front or lensed, stand on one side of the split, and share a
+    `group` by which a validation set can be split off likewise. truth.csv is written last: where it
     is, all is. Raises UsageError for options that do not fit.
     """
     if options.output is None:
         raise UsageError("--output is missing: name a folder for the simulated sky")
     survey = survey_of(options)
     make_folder(options.output)
-    stamps, stamps_pixel_scale = sources_of(options)
+    stamps = sources_of(options)
     with runtime.progress("simulating", options.count, "cutouts") as advance:
         sky = simulate(
             survey,
@@ -75,10 +77,13 @@ def simulate_survey(options: SimulateConfig) -> str:
             seed=options.seed,
             backgrounds=_backgrounds(options, survey),
             sources=stamps,
-            sources_pixel_scale=stamps_pixel_scale,
+            source_rows=stamps
+            and partial(stamps.of_own_side, fraction=options.test_fraction, purpose="test"),
             progress=advance,
         )
     test = held_back(sky.truth["group"], options.test_fraction, "test")
+    if stamps is not None:
+        sky = Sky(sky.images, sky.truth | {"group": _joined(sky.truth)})
     for name, rows in (("train", ~test), ("test", test)):
         if options.pack:
             _write_shards(options.output / name, survey, sky, rows)
@@ -107,13 +112,23 @@ def survey_of(options: SimulateConfig) -> Survey:
     )
 
 
-def sources_of(options: SimulateConfig) -> tuple[np.ndarray | None, float | None]:
-    """Returns the stamps of the sources and their pixel scale, None without any."""
+def sources_of(options: SimulateConfig) -> Stamps | None:
+    """Returns the real galaxies that are sources, None without any."""
     if options.sources is None:
-        return None, None
+        return None
     if options.sources == HUBBLE:
-        return hubble_stamps(), HUBBLE_PIXEL_SCALE
-    return read_stamps(Path(options.sources)), options.sources_pixel_scale
+        return hubble_stamps()
+    return read_stamps(Path(options.sources), options.sources_pixel_scale)
+
+
+def _joined(truth: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns the groups (n,) as texts, those that show the same source as one, by its name.
+
+    Each group shows one source or none.
+    """
+    group, source = truth["group"].tolist(), truth["source"].tolist()
+    shown = {own: name for own, name in zip(group, source, strict=True) if name}
+    return np.array([shown.get(own, str(own)) for own in group])
 
 
 def _backgrounds(options: SimulateConfig, survey: Survey) -> np.ndarray | None:

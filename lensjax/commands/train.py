@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -228,9 +229,11 @@ def _stream(options: TrainConfig) -> tuple[Stream, Labelled]:
         ),
     }
     _refuse(wrong)
-    survey, (stamps, stamps_pixel_scale) = survey_of(sky), sources_of(sky)
+    survey, stamps = survey_of(sky), sources_of(sky)
+    if stamps is not None and sky.test_fraction:
+        stamps, _ = stamps.split(sky.test_fraction, "test")  # as simulate.py does it
     return stream(
-        Sky(survey, sky.lens_fraction, sky.seed, stamps, stamps_pixel_scale),
+        Sky(survey, sky.lens_fraction, sky.seed, stamps),
         sky.count,
         round(options.validation_fraction * sky.count),
         _preparation(options, survey.bands, survey.size, survey.pixel_scale),
@@ -461,6 +464,11 @@ def _check(options: TrainConfig) -> None:
         "--validation-fraction must lie between 0 and 1": not 0 < options.validation_fraction < 1,
         "--dropout must lie in 0..1, below 1": not 0 <= (options.dropout or 0) < 1,
         "--block-dropout must lie in 0..1, below 1": not 0 <= (options.block_dropout or 0) < 1,
+        "--augment-shift must lie in 0..0.5": not 0 <= options.augment_shift <= 0.5,
+        "--augment-seeing must lie in 0..10": not 0 <= options.augment_seeing <= 10,
+        "--augment-flux must not be negative": not 0 <= options.augment_flux < math.inf,
+        "--augment-colour must not be negative": not 0 <= options.augment_colour < math.inf,
+        "--augment-noise must not be negative": not 0 <= options.augment_noise < math.inf,
     }
     _refuse(wrong)
 

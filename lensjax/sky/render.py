@@ -41,6 +41,7 @@ from lensjax.sky.scenes import (
     Swirls,
     draw_scene,
 )
+from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import DECAM, EUCLID, HSC, SURVEYS, Survey
 
 __all__ = ["DECAM", "EUCLID", "HSC", "SURVEYS", "Sky", "Survey", "simulate"]
@@ -67,7 +68,8 @@ class Sky:
     Columns of `truth`, NaN where a picture has no such thing: id, label (1 for a lens), kind, group
     (pictures that show the same galaxy share one), einstein_radius, lens_redshift,
     source_redshift, velocity_dispersion, axis_ratio, shear, lens_magnitude and source_magnitude
-    (unlensed; both in the survey's selection band), magnification, arc_signal_to_noise.
+    (unlensed; both in the survey's selection band), magnification, arc_signal_to_noise. With real
+    galaxies as sources, `source` is the name of the one that is shown, "" where none is.
     """
 
     images: np.ndarray
@@ -273,7 +275,7 @@ def draw_picture(
     kind: jax.Array,
     background: jax.Array | None,
     keys: jax.Array,
-    stamps: jax.Array | None,
+    stamp: jax.Array | None,
     stamp_scale: float,
     survey: Survey,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -294,8 +296,6 @@ def draw_picture(
     fwhm = jnp.asarray(survey.seeing) * jnp.exp(survey.seeing_scatter * weather)
     fwhm = fwhm / survey.pixel_scale
     sky_sigma = jnp.asarray(survey.sky_sigma) * jnp.exp(survey.sky_scatter * normal[-1])
-    # Pictures of one group share the stamp too.
-    stamp = None if stamps is None else stamps[group % len(stamps)]
     arcs, magnification = arc_images(scene, stamp, stamp_scale, fwhm, survey)
     if background is None:
         rest = foreground_images(scene, fwhm, survey)
@@ -354,16 +354,19 @@ def draw_chunk(
     backgrounds: jax.Array | None,
     keys: jax.Array,
     stamps: jax.Array | None,
+    stamp_rows: jax.Array | None,
     stamp_scale: float,
     survey: Survey,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns images (chunk, size, size, band) and their truth; see `draw_picture`."""
+    """Returns images (chunk, size, size, band) and their truth; see `draw_picture`. Each has the
+    stamp of its row in `stamps`, where there are such."""
 
     def one(picture: tuple) -> tuple[jax.Array, dict[str, jax.Array]]:
-        index, group, kind, background = picture
-        return draw_picture(index, group, kind, background, keys, stamps, stamp_scale, survey)
+        index, group, kind, background, row = picture
+        stamp = None if stamps is None else stamps[row]
+        return draw_picture(index, group, kind, background, keys, stamp, stamp_scale, survey)
 
-    return jax.lax.map(one, (index, group, kind, backgrounds), batch_size=AT_ONCE)
+    return jax.lax.map(one, (index, group, kind, backgrounds, stamp_rows), batch_size=AT_ONCE)
 
 
 @dataclass(frozen=True)
@@ -417,8 +420,7 @@ def _check(
     count: int,
     lens_fraction: float,
     backgrounds: np.ndarray | None,
-    sources: np.ndarray | None,
-    sources_pixel_scale: float | None,
+    sources: Stamps | None,
 ) -> None:
     """Raises UsageError for what cannot be simulated."""
     if count < 1:
@@ -434,11 +436,12 @@ def _check(
         )
     if sources is None:
         return
-    if sources.ndim != 3 or sources.shape[1] != sources.shape[2] or not len(sources):
-        raise UsageError(f"sources have shape {sources.shape}: stamps (n, side, side) are needed")
-    if not sources_pixel_scale or sources_pixel_scale <= 0:
-        raise UsageError("sources need their sources_pixel_scale, arcsec per pixel")
-    if sources.min() < 0 or not np.allclose(sources.sum(axis=(1, 2)), 1, atol=1e-3):
+    stamps = sources.images
+    if stamps.ndim != 3 or stamps.shape[1] != stamps.shape[2] or not len(stamps):
+        raise UsageError(f"sources have shape {stamps.shape}: stamps (n, side, side) are needed")
+    if not sources.pixel_scale > 0:
+        raise UsageError("sources need their pixel scale, arcsec per pixel")
+    if stamps.min() < 0 or not np.allclose(stamps.sum(axis=(1, 2)), 1, atol=1e-3):
         raise UsageError("sources must be nonnegative and each must sum to one: normalise them")
 
 
@@ -449,8 +452,8 @@ def simulate(
     lens_fraction: float = 0.5,
     seed: int,
     backgrounds: np.ndarray | None = None,
-    sources: np.ndarray | None = None,
-    sources_pixel_scale: float | None = None,
+    sources: Stamps | None = None,
+    source_rows: Callable[[np.ndarray], np.ndarray] | None = None,
     progress: Callable[[int], None] | None = None,
     chunk: int = CHUNK,
 ) -> Sky:
@@ -458,14 +461,14 @@ def simulate(
 
     backgrounds: real cutouts (n, size, size, band), noise included. Arcs are then laid upon them,
         with the noise of the arcs' photons; the look-alikes are other copies, untouched.
-    sources: stamps of real galaxies (n, side, side), nonnegative, each of sum one, at
-        `sources_pixel_scale` arcsec per pixel; they stand in for the Sersic sources.
+    sources: real galaxies, which stand in for the Sersic sources.
+    source_rows: from the groups (count,) to which source each shows; all in turn by default.
     progress: called with the number of images made since it was last called.
     chunk: images drawn at once; it sets memory and speed, never the images.
 
     The same seed gives the same sky. Raises UsageError for arguments that do not fit.
     """
-    _check(survey, count, lens_fraction, backgrounds, sources, sources_pixel_scale)
+    _check(survey, count, lens_fraction, backgrounds, sources)
     if backgrounds is None:
         todo = plan(count, lens_fraction, seed)
     else:
@@ -474,7 +477,10 @@ def simulate(
     columns: dict[str, np.ndarray] = {}
     drawn = np.flatnonzero(todo.kind >= 0)
     untouched = np.flatnonzero(todo.kind < 0)
-    stamps = None if sources is None else jnp.asarray(sources, jnp.float32)
+    stamps = stamp_rows = None
+    if sources is not None:
+        stamps = jnp.asarray(sources.images, jnp.float32)
+        stamp_rows = source_rows(todo.group) if source_rows else todo.group % len(stamps)
     keys = jax.random.split(jax.random.key(seed))
 
     def launch(start: int) -> Chunk:
@@ -490,7 +496,8 @@ def simulate(
             None if backgrounds is None else jnp.asarray(backgrounds[group], jnp.float32),
             keys,
             stamps,
-            float(sources_pixel_scale or 1.0),
+            None if stamp_rows is None else jnp.asarray(stamp_rows[filled], jnp.int32),
+            1.0 if sources is None else float(sources.pixel_scale),
             survey,
         )
 
@@ -505,6 +512,8 @@ def simulate(
         images[untouched] = backgrounds[todo.group[untouched]]
         if progress is not None:
             progress(len(untouched))
+    if sources is not None:
+        columns["source"] = sources.name[stamp_rows]
     return Sky(images, _table(survey, seed, todo, columns))
 
 
@@ -518,7 +527,7 @@ def _table(survey: Survey, seed: int, todo: Plan, columns: dict[str, np.ndarray]
     applies = dict.fromkeys(
         ("einstein_radius", "shear", "magnification", "arc_signal_to_noise"), is_lens
     )
-    applies |= dict.fromkeys(("source_redshift", "source_magnitude"), has_source)
+    applies |= dict.fromkeys(("source_redshift", "source_magnitude", "source"), has_source)
     identity = [f"{survey.name}-{seed}-{row:07d}" for row in range(len(kind))]
     return {
         "id": np.array(identity),
@@ -526,6 +535,6 @@ def _table(survey: Survey, seed: int, todo: Plan, columns: dict[str, np.ndarray]
         "kind": kind,
         "group": todo.group,
     } | {
-        name: np.where(applies.get(name, has_deflector), values, np.nan)
+        name: np.where(applies.get(name, has_deflector), values, "" if name == "source" else np.nan)
         for name, values in columns.items()
     }

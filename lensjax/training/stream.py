@@ -12,6 +12,7 @@ import numpy as np
 from lensjax.data.on_device import Canvas, View
 from lensjax.data.preprocess import Preparation, geometry
 from lensjax.sky import render
+from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import Survey
 from lensjax.training.dataset import MEASURED, Labelled, check_classes, measure_normalisation
 
@@ -21,14 +22,13 @@ FIXED_SEED = 1_000_000_000
 
 @dataclass(frozen=True)
 class Sky:
-    """What a stream shows: `stamps` are of real galaxies as sources, or None; see
+    """What a stream shows: `stamps` are real galaxies as sources, or None; see
     `render.simulate`."""
 
     survey: Survey
     lens_fraction: float
     seed: int
-    stamps: np.ndarray | None
-    stamps_pixel_scale: float | None
+    stamps: Stamps | None
 
     def fixed(self, view: View, count: int, seed: int) -> Labelled:
         """Returns `count` cutouts that are none of the stream, in memory."""
@@ -38,7 +38,6 @@ class Sky:
             lens_fraction=self.lens_fraction,
             seed=seed,
             sources=self.stamps,
-            sources_pixel_scale=self.stamps_pixel_scale,
         )
         arrays = {
             "images": drawn.images,
@@ -88,14 +87,15 @@ class Stream:
             "cutouts": len(self),
             "lenses": int(self.labels.sum()),
             "simulated": {k: list(v) if isinstance(v, tuple) else v for k, v in survey.items()}
-            | {"seed": self.sky.seed, "source_stamps": 0 if stamps is None else len(stamps)},
+            | {"seed": self.sky.seed, "source_stamps": 0 if stamps is None else len(stamps.name)},
         }
 
     def batches(self, batch_size: int) -> grain.DatasetIterator[dict[str, Any]]:
         """Returns batches without end as `Labelled.batches` does, their images on the device, where
         they are being drawn while the host goes on."""
         keys = jax.random.split(jax.random.key(self.sky.seed))
-        stamps = None if self.sky.stamps is None else jnp.asarray(self.sky.stamps)
+        sources = self.sky.stamps
+        stamps = None if sources is None else jnp.asarray(sources.images)
         labels, inside = self.labels, _whole(self.sky.survey, batch_size)
         of_epoch = len(self) // batch_size
 
@@ -104,14 +104,16 @@ class Stream:
             rows = np.arange(place * batch_size, (place + 1) * batch_size)
             # As 32 bits: the numbers of four thousand million pictures.
             first = np.uint32(epoch * len(self) % 2**32)
+            group = self.plan.group[rows].astype(np.uint32) + first
             images, _ = render.draw_chunk(
                 rows.astype(np.uint32) + first,
-                self.plan.group[rows].astype(np.uint32) + first,
+                group,
                 self.plan.kind[rows].astype(np.int32),
                 None,
                 keys,
                 stamps,
-                float(self.sky.stamps_pixel_scale or 1.0),
+                None if sources is None else (group % len(sources.name)).astype(np.int32),
+                1.0 if sources is None else float(sources.pixel_scale),
                 self.sky.survey,
             )
             return {"images": images, "inside": inside, "label": labels[rows], "row": rows}
@@ -125,20 +127,23 @@ def stream(
     sky: Sky, count: int, validation: int, preparation: Preparation
 ) -> tuple[Stream, Labelled]:
     """Returns a stream of `count` cutouts an epoch, and a fixed validation set of its kind, as
-    networks see them: the normalisation is measured.
+    networks see them: the normalisation is measured. No real galaxy is a source in both.
 
     Raises UsageError for what cannot be simulated, and where either lacks a class.
     """
-    survey = sky.survey
+    survey, other = sky.survey, sky
+    if sky.stamps is not None:
+        own, held = sky.stamps.split(validation / count, "validation")
+        sky, other = (dataclasses.replace(sky, stamps=stamps) for stamps in (own, held))
     of_canvas = geometry((survey.size, survey.size), survey.pixel_scale, preparation)
     view = View(preparation, 0, tuple(range(len(survey.bands))), of_canvas)
     measured = sky.fixed(view, MEASURED, 2 * FIXED_SEED + sky.seed)
     view = dataclasses.replace(view, preparation=measure_normalisation(measured))
     training = Stream(view, sky, render.plan(count, sky.lens_fraction, sky.seed))
-    held_back = sky.fixed(view, validation, FIXED_SEED + sky.seed)
-    for name, data in (("training", training), ("validation", held_back)):
+    fixed = other.fixed(view, validation, FIXED_SEED + sky.seed)
+    for name, data in (("training", training), ("validation", fixed)):
         check_classes(name, data.labels)
-    return training, held_back
+    return training, fixed
 
 
 def _whole(survey: Survey, count: int) -> np.ndarray:

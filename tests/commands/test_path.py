@@ -13,6 +13,7 @@ from PIL import Image
 from lensjax.commands import demo, evaluate, infer, simulate, train
 from lensjax.commands.simulate import SimulateConfig
 from lensjax.data.catalog import open_source
+from lensjax.data.splits import held_back
 from lensjax.training.recipe import Recipe
 from tests import networks
 
@@ -38,6 +39,25 @@ def test_the_simulated_sky_is_complete_and_split_by_galaxy(sky):
     assert training["images"].shape[1:] == (32, 32, 3) and list(test["bands"]) == ["g", "r", "i"]
     assert set(truth["split"]) == {"train", "test"}
     assert Image.open(sky / "preview.png").width == 12 * 32
+
+
+def test_no_source_and_no_galaxy_stands_on_two_sides(run, tmp_path):
+    """Of training and test, and of what validation by `group` takes from training."""
+    stamps = np.random.default_rng(0).random((12, 5, 5)).astype(np.float32)
+    np.save(tmp_path / "few.npy", stamps * (np.hypot(*np.mgrid[-2:3, -2:3]) < 2))
+    options = ("--count", 64, "--size", 32, "--test-fraction", 0.3, "--sources")
+    ended = run(simulate.main, "--output", tmp_path, *options, tmp_path / "few.npy")
+    assert ended.status == 0, ended
+    truth = Table.read(tmp_path / "truth.csv")
+    is_lens = truth["label"] == 1
+    assert all(name.startswith("few-") for name in truth["source"][is_lens])
+    side = {"train": arrays(tmp_path / "train.npz"), "test": arrays(tmp_path / "test.npz")}
+    held = held_back(side["train"]["group"], 0.3, "validation")
+    parts = [(side["train"], held), (side["train"], ~held), (side["test"], slice(None))]
+    for column in ("source", "group"):
+        shown = [set(part[column][rows].tolist()) - {""} for part, rows in parts]
+        assert all(shown), column
+        assert not shown[0] & shown[1] and not (shown[0] | shown[1]) & shown[2]
 
 
 def test_a_simulated_sky_can_be_packed(run, sky, tmp_path):

@@ -16,6 +16,7 @@ from lensjax.sky import render
 from lensjax.sky.population import einstein_radius_limits
 from lensjax.sky.render import DECAM, simulate
 from lensjax.sky.scenes import KINDS, Points
+from lensjax.sky.stamps import Stamps
 
 # In one process, which makes once what the tests share.
 pytestmark = pytest.mark.xdist_group("render")
@@ -31,6 +32,10 @@ def gaussians(radius, fwhm):
         weight * np.exp(-(radius**2) / (2 * sigma**2)) / (2 * np.pi * sigma**2)
         for weight, sigma in zip(render.PSF_WEIGHTS, sigmas, strict=True)
     )
+
+
+def named(stamps: np.ndarray, pixel_scale: float) -> Stamps:
+    return Stamps(stamps, pixel_scale, np.array([f"galaxy-{row}" for row in range(len(stamps))]))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +161,7 @@ def test_arcs_on_backgrounds_and_untouched_twins():
     ticks: list[int] = []
     sky = simulate(
         SMALL, count=16, seed=1, chunk=8, backgrounds=backgrounds,
-        sources=stamps, sources_pixel_scale=0.05, progress=ticks.append,
+        sources=named(stamps, 0.05), progress=ticks.append,
     )  # fmt: skip
     assert sum(ticks) == 16
     lens = sky.truth["label"] == 1
@@ -167,6 +172,8 @@ def test_arcs_on_backgrounds_and_untouched_twins():
     assert np.isnan(added[:, :4, :4]).all()
     assert (np.nansum(added, axis=(1, 2)) > 0).all()
     assert np.isnan(sky.truth["lens_magnitude"][~lens]).all()
+    shown = [f"galaxy-{group % 3}" for group in sky.truth["group"]]
+    np.testing.assert_array_equal(sky.truth["source"], np.where(lens, shown, ""))
 
 
 def test_stamp_keeps_its_flux_wherever_it_is_turned():
@@ -202,9 +209,9 @@ def test_plan_keeps_its_shares(count, lens_fraction, seed):
         (dict(lens_fraction=1.5), "lens_fraction"),
         (dict(backgrounds=np.zeros((4, 20, 20, 3))), "backgrounds have shape"),
         (dict(backgrounds=np.zeros((4, 32, 32, 3)), count=20), "look-alikes"),
-        (dict(sources=np.ones((2, 8, 9))), "stamps"),
-        (dict(sources=np.full((2, 8, 8), 1 / 64)), "sources_pixel_scale"),
-        (dict(sources=np.ones((2, 8, 8)), sources_pixel_scale=0.1), "sum to one"),
+        (dict(sources=named(np.ones((2, 8, 9)), 0.1)), "stamps"),
+        (dict(sources=named(np.full((2, 8, 8), 1 / 64), 0.0)), "pixel scale"),
+        (dict(sources=named(np.ones((2, 8, 8)), 0.1)), "sum to one"),
     ],
 )
 def test_wrong_use_is_one_line(arguments, message):

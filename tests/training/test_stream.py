@@ -8,6 +8,7 @@ import pytest
 from lensjax.data.preprocess import Preparation
 from lensjax.errors import UsageError
 from lensjax.sky import render
+from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import DECAM
 from lensjax.training.recipe import Recipe
 from lensjax.training.stream import Sky, Stream, stream
@@ -17,7 +18,7 @@ from lensjax.training.trainer import train_team
 pytestmark = pytest.mark.xdist_group("stream")
 
 COUNT, BATCH = 50, 16
-SKY = Sky(dataclasses.replace(DECAM, size=24), 0.5, 3, None, None)
+SKY = Sky(dataclasses.replace(DECAM, size=24), 0.5, 3, None)
 SEEN = Preparation.unnormalised(DECAM.bands, 24, DECAM.pixel_scale, "asinh", 2.0)
 
 
@@ -72,6 +73,25 @@ def test_validation_is_fixed_and_of_another_sky(training, sides):
     assert len(validation) == 40 and validation.view == training.view
     (batch,) = taken(training.batches(40), 1)
     assert not np.isin(validation.arrays["images"][:, 0, 0, 0], batch["images"]).any()
+
+
+def test_no_source_is_in_both_training_and_validation(monkeypatch):
+    drawn = []
+
+    def noise(survey, *, count, sources, **_):
+        drawn.append(set(sources.name))
+        images = np.random.default_rng(0).normal(size=(count, 24, 24, 3)).astype(np.float32)
+        row = np.arange(count)
+        return render.Sky(images, {"label": row % 2, "id": row, "group": row})
+
+    monkeypatch.setattr(render, "simulate", noise)
+    name = np.array([f"galaxy-{number}" for number in range(12)])
+    stamps = Stamps(np.full((12, 2, 2), 0.25, np.float32), 0.1, name)
+    training, _ = stream(dataclasses.replace(SKY, stamps=stamps), COUNT, 20, SEEN)
+    measured, validated = drawn
+    assert set(training.sky.stamps.name) == measured
+    assert not measured & validated and measured | validated == set(name)
+    assert training.record["simulated"]["source_stamps"] == len(measured)
 
 
 def test_a_member_is_trained_on_it_and_says_so(sides, tmp_path):
