@@ -207,7 +207,7 @@ def _table(candidates: Table, top: int) -> str:
     if not len(shown):
         return ""
     own, members, carried = _ours(candidates), _of_members(candidates), _looked_at(candidates)
-    names = own + carried + members
+    names = [name for name in own + carried + members if any(map(_value, shown[name]))]
     heads = "".join(
         f"<th{_numeric(shown[name])}{_title(shown[name])}>"
         f"<button>{_text(name if name in carried else name.replace('_', ' '))}</button></th>"
@@ -359,9 +359,11 @@ def _value(value: Any) -> str:
 
 
 def _listed(value: Any) -> str:
-    """A part of the record as a list for people: `name: value` of a mapping, a line an item."""
+    """A part of the record as a list for people: `name: value` of a mapping, a line an item, what
+    there is none of left out."""
     if isinstance(value, Mapping):
-        return "<br>".join(f"{_text(name)}: {_listed(item)}" for name, item in value.items())
+        items = {name: item for name, item in value.items() if item != 0}
+        return "<br>".join(f"{_text(name)}: {_listed(item)}" for name, item in items.items())
     if isinstance(value, list | tuple):
         return "<br>".join(map(_listed, value))
     return f"{value:,}" if isinstance(value, int) else _text(value)

@@ -193,7 +193,8 @@ def test_reasons_for_rejects_are_counted_with_examples(tmp_path: Path) -> None:
 def test_what_was_read_and_done_to_it_is_said(tmp_path: Path) -> None:
     record = {
         "members": [], "data": "folder <x>: 3 cutouts", "masked_pixels": 12345,
-        "bands_from": {"g": "plane 1 <of> a.fits", "r": ["b", "c"]}, "fitted": {"resampled": 1200},
+        "bands_from": {"g": "plane 1 <of> a.fits", "r": ["b", "c"]},
+        "fitted": {"resampled": 1200, "as is": 0},
         "flagged": {"saturated": 2}, "field_of_view": ["3 cutouts show less sky"],
         "notes": ["no metrics: the data have no labels <yet>"],
     }  # fmt: skip
@@ -204,7 +205,9 @@ def test_what_was_read_and_done_to_it_is_said(tmp_path: Path) -> None:
         *("saturated: 2", "3 cutouts show less sky", "no labels <yet>"),
     ):
         assert said in text, said
-    assert "Data" in words
+    assert "Data" in words and "as is: 0" not in text
+    # In the table and in what columns mean; no declination is known.
+    assert (words.count("ra"), words.count("dec")) == (2, 1)
 
 
 def test_columns_are_explained(tmp_path: Path) -> None:
