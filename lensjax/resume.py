@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 import weakref
@@ -177,7 +178,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns words for each setting that is not what it was: `seed 0 (now 5)`."""
     old, new = _flat(before), _flat(now)
     return [
-        f"{name} {old.get(name)} (now {new.get(name)})"
+        f"{name} {_short(old.get(name))} (now {_short(new.get(name))})"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     ]
@@ -208,6 +209,11 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[name] = value
     return flat
+
+
+def _short(value: Any) -> str:
+    """Returns a setting as a message shows it: of a hash the first digits are enough."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", str(value))
 
 
 def _open_lock(path: Path) -> int:

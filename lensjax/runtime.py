@@ -183,7 +183,7 @@ class _Log:
             self.write()
 
     def end(self) -> None:
-        if self.batches or not self.done:
+        if self.batches:
             self.write()
 
     def write(self) -> None:

@@ -66,6 +66,13 @@ def test_what_was_done_with_other_settings_is_refused_by_name(tmp_path):
     assert PartialRows(tmp_path / "p", RUN, ALL).missing() == [range(4, 10)]
 
 
+def test_of_hashes_the_first_digits_are_shown():
+    assert resume.differences({"data": "a" * 64}, {"data": "b" * 64, "seed": 1}) == [
+        "data aaaaaaaa (now bbbbbbbb)",
+        "seed None (now 1)",
+    ]
+
+
 def test_without_resume_other_settings_are_discarded(tmp_path):
     save(PartialRows(tmp_path / "p", RUN, ALL), (0, 4))
     other = RUN | {"seed": 5}
