@@ -393,6 +393,7 @@ def write(
         ],
         "shares_from": ensemble.knowledge_from,
         "data": source.description,
+        "bands_from": dict(zip(source.bands, source.bands_from, strict=False)),
         "flags": dict(Counter(flags[flags != ""].tolist())),
         "fitted": dict(Counter(action.tolist())),
         "field_of_view": fields_of_view(field),

@@ -279,7 +279,7 @@ def _of_stack(path: str, wanted: Wanted) -> Read | None:
         raise type(stack)(str(stack))
     if place.row >= len(stack):
         raise Unreadable(f"there is no row {place.row} among the {len(stack)} of {place.stack}")
-    return stack.bands, stack[place.row]
+    return Read(stack.bands, stack.bands_from, stack[place.row])
 
 
 def _stack(file: str, wanted: Wanted) -> Source | Unreadable | UsageError:

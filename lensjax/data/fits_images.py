@@ -33,6 +33,7 @@ from lensjax.data.planes import (
     check_size,
     is_pixel_scale,
     masked,
+    place_of,
     short,
 )
 
@@ -144,12 +145,19 @@ def _planes(images: Sequence[_Image], choose: Choose, most_values: int) -> list[
     if len(images[0].shape) == 3:
         check_size(images[0].shape, most_values)
         cube, sky = channels_last(images[0].pixels()), images[0].sky()
-        return [Plane(masked(cube[..., index]), sky) for index in choose(images[0].names)]
+        names = images[0].names
+        return [
+            Plane(masked(cube[..., index]), sky, place_of("plane", index, names[index]))
+            for index in choose(names)
+        ]
     images = [image for image in images if len(image.shape) == 2]
-    chosen = [images[index] for index in choose(tuple(image.name for image in images))]
-    for image in chosen:
-        check_size(image.shape, most_values)
-    return [Plane(masked(image.pixels()), image.sky()) for image in chosen]
+    chosen = choose(tuple(image.name for image in images))
+    for index in chosen:
+        check_size(images[index].shape, most_values)
+    return [
+        Plane(masked(image.pixels()), image.sky(), place_of("image", index, image.name))
+        for index, image in ((index, images[index]) for index in chosen)
+    ]
 
 
 def _image_of(hdu: fits.ImageHDU) -> _Image:

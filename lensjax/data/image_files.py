@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from astropy.table import Table
@@ -30,8 +31,12 @@ MOST_TRIES = 10_000
 _BAND_FILE = re.compile(r"(u|g|r|i|z|y|j|h|ks?|vis|b|v|w[1-4]|f\d{3,4}[a-z]{1,2}\d?)", re.I)
 
 
-Read = tuple[tuple[str, ...], Cutout]
-"""The bands given out and the cutout."""
+class Read(NamedTuple):
+    """A cutout, its bands, and where in its files each of these was found, in words."""
+
+    bands: tuple[str, ...]
+    places: tuple[str, ...]
+    cutout: Cutout
 
 
 def _none(path: str, wanted: Wanted) -> Read | None:
@@ -58,13 +63,13 @@ def source_of_files(
     def read_path(path: str, wanted: Wanted) -> Read:
         return of_stack(path, wanted) or _read_bands(path, wanted, band_names)
 
-    bands, example, threads = _probe(probed, kind, lambda path: read_path(path, wanted))
-    bands = bands or wanted.needed or ()
+    example, threads = _probe(probed, kind, lambda path: read_path(path, wanted))
+    bands = (wanted.needed or ()) if example is None else example.bands
     settled = wanted._replace(needed=bands) if bands else wanted
 
     def read(row: int) -> Cutout:
         try:
-            _, cutout = read_path(str(paths[row]), settled)
+            cutout = read_path(str(paths[row]), settled).cutout
         except UsageError as error:
             raise Unreadable(str(error)) from error
         return cutout if pixel_scale is None else replace(cutout, pixel_scale=pixel_scale)
@@ -76,9 +81,11 @@ def source_of_files(
     if example is None:
         none = f"{kind}: none of {len(tried)} files tried of {len(paths)} can be read"
         return source_of(table, bands, none, threads, read, files=files)
-    seen = replace(example, pixel_scale=pixel_scale or example.pixel_scale)
+    cutout = example.cutout
+    seen = replace(cutout, pixel_scale=pixel_scale or cutout.pixel_scale)
     text = f"{kind}: {describe(table, bands, seen)}"
-    return source_of(table, bands, text, threads, read, files=files)
+    source = source_of(table, bands, text, threads, read, files=files)
+    return replace(source, bands_from=example.places)
 
 
 def _tried(count: int) -> Sequence[int]:
@@ -86,11 +93,9 @@ def _tried(count: int) -> Sequence[int]:
     return [*range(min(PROBES, count)), *range(PROBES, count, count // MOST_TRIES + 1)]
 
 
-def _probe(
-    paths: Iterable[str], kind: str, read: Callable[[str], Read]
-) -> tuple[tuple[str, ...], Cutout | None, int]:
-    """The bands that most of the first readable files hold, the first cutout that has them, and how
-    many threads it takes to keep a processor busy while others wait for the disk.
+def _probe(paths: Iterable[str], kind: str, read: Callable[[str], Read]) -> tuple[Read | None, int]:
+    """The first file that has the bands that most of the first readable files hold, and how many
+    threads it takes to keep a processor busy while others wait for the disk.
 
     Decoding holds the interpreter: where files do not have to be waited for, a second thread would
     only take it from the first. Raises `UsageError` where none of them holds the wanted bands.
@@ -112,11 +117,11 @@ def _probe(
     if refused and not found:
         raise UsageError(f"{kind}: {refused[0]}") from refused[0]
     if not found:
-        return (), None, 1
+        return None, 1
     # The first file brings in the library that reads it.
     threads = min(MOST_THREADS, max(1, round(statistics.median(shares))))
-    most = Counter(bands for bands, _ in found).most_common(1)[0][0]
-    return most, next(cutout for bands, cutout in found if bands == most), threads
+    most = Counter(each.bands for each in found).most_common(1)[0][0]
+    return next(each for each in found if each.bands == most), threads
 
 
 class _WrongBands(Unreadable):
@@ -124,7 +129,7 @@ class _WrongBands(Unreadable):
 
 
 def _read_bands(path: str, wanted: Wanted, band_names: Names) -> Read:
-    """The bands given out and the cutout of one file, or of one file a band.
+    """The cutout of one file, or of one file a band, and which bands it has from where.
 
     Raises `Unreadable`, and `UsageError` where a readable file does not hold the wanted bands.
     """
@@ -134,7 +139,8 @@ def _read_bands(path: str, wanted: Wanted, band_names: Names) -> Read:
         if not band_names:
             raise Unreadable(f"no such file: {path}")
         bands, files = _band_files(path, wanted, band_names)
-        return bands, join([_only_plane(file, wanted.most_values) for file in files])
+        planes = [_only_plane(file, wanted.most_values) for file in files]
+        return Read(bands, tuple(Path(file).name for file in files), join(planes))
     chosen = Selection((), ())
 
     def choose(names: Names) -> tuple[int, ...]:
@@ -149,7 +155,7 @@ def _read_bands(path: str, wanted: Wanted, band_names: Names) -> Read:
         planes = read_planes(path, choose, wanted.most_values)
     except _WrongBands as error:
         raise UsageError(str(error)) from error
-    return chosen.bands, join(planes)
+    return Read(chosen.bands, tuple(plane.place for plane in planes), join(planes))
 
 
 def _band_files(path: str, wanted: Wanted, band_names: Names) -> tuple[tuple[str, ...], list[str]]:
@@ -205,8 +211,9 @@ def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> S
             lambda rows: np.stack([images[rows] for images in stacks], axis=-1),
         )
         count, of_bands = len(stacks[0]), tuple(files)
+        places = tuple(Path(file).name for file in files)
         return source_of_stack(
-            kind, template, count, {}, bands, stack, in_memory=False, files=lambda: of_bands
+            kind, template, count, {}, bands, places, stack, in_memory=False, files=lambda: of_bands
         )
     table = Table({"id": [Path(template).parent.name or "cutout"], "path": [absolute]})
     return source_of_files(table, kind, wanted, pixel_scale, band_names)

@@ -101,10 +101,12 @@ class Sky(NamedTuple):
 
 @dataclass(frozen=True)
 class Plane:
-    """One band of one file: `pixels` (height, width) float32, NaN where masked."""
+    """One band of one file: `pixels` (height, width) float32, NaN where masked; `place`: where in
+    the file, in words."""
 
     pixels: np.ndarray
     sky: Sky = Sky()
+    place: str = ""
 
 
 Names = tuple[str | None, ...]
@@ -112,6 +114,11 @@ Names = tuple[str | None, ...]
 
 Choose = Callable[[Names], Sequence[int]]
 """Says which planes are wanted, in order, from the names; may raise `Unreadable`."""
+
+
+def place_of(kind: str, index: int, name: str | None) -> str:
+    """Where in a file a plane is, in words: `channel 2 (green)`, counted from one."""
+    return f"{kind} {index + 1}" + (f" ({name})" if name else "")
 
 
 def channels_last(array: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from lensjax.data.planes import (
     check_file,
     check_size,
     masked,
+    place_of,
     short,
 )
 
@@ -74,7 +75,10 @@ def read_planes(path: str | Path, choose: Choose, most_values: int = MAX_VALUES)
             channels, names = _array(path, most_values)
         else:
             raise Unreadable(f"not an image suffix ({', '.join(IMAGE_SUFFIXES)})")
-        return [Plane(masked(channels[..., index])) for index in choose(names)]
+        return [
+            Plane(masked(channels[..., index]), place=place_of("channel", index, names[index]))
+            for index in choose(names)
+        ]
     except Unreadable:
         raise
     # The decoders meet arbitrary bytes and raise whatever they like, from struct.error to

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,7 +23,7 @@ from astropy.table import Table
 
 from lensjax.data.bands import Wanted, select
 from lensjax.data.identity import content_sha256
-from lensjax.data.planes import Cutout, Unreadable
+from lensjax.data.planes import Cutout, Unreadable, place_of
 from lensjax.data.source import (
     ONE_A_CORE,
     Source,
@@ -186,7 +187,8 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
         whole = not np.any(index[MASKED])
         stack = _stack(records, example, str(form[TYPE][0]), len(names), planes, whole)
     text = f"shards {path}: {describe(table, bands, example)}"
-    return source_of(table, bands, text, ONE_A_CORE, read, stack, lambda: files)
+    source = source_of(table, bands, text, ONE_A_CORE, read, stack, lambda: files)
+    return replace(source, bands_from=tuple(place_of("channel", p, names[p]) for p in planes))
 
 
 def _packed(

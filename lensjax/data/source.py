@@ -27,6 +27,7 @@ from lensjax.data.planes import (
     Unreadable,
     is_pixel_scale,
     masked,
+    place_of,
     short,
 )
 from lensjax.data.preprocess import join
@@ -66,7 +67,8 @@ class Source:
 
     `table`: a row a cutout, in the order given, with `id, ra, dec` (degrees, NaN where unknown),
     `path`, `label` (1 lens, 0 none, -1 unknown) and `group` where known, then the columns that
-    the input carried. `bands`: those of the cutouts' channels, in order. `description`: one line.
+    the input carried. `bands`: those of the cutouts' channels, in order, and `bands_from`: where
+    each was found, in words, () where no cutout can be read. `description`: one line.
     `threads`: how many read ahead; 0 where reading is a matter of slicing an array in memory.
     `stack`: the same cutouts many at a time, where all are of one form; None where that is not
     known. `files`: gives the paths of all that table and cutouts are read from, some of which may
@@ -85,6 +87,7 @@ class Source:
     first_row: int = 0
     given: int = 0
     listed_in: str = ""
+    bands_from: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -291,7 +294,10 @@ def source_of_array(
     stack = Stack((sides[0], sides[1], len(planes)), images.dtype, beside.pixel_scale, read)
     columns, left_out = _carried(beside.columns, count, path)
     kind = f"stack {path} read as ({'N, H, W, C' if channels_last else 'N, C, H, W'})"
-    source = source_of_stack(kind, str(path), count, columns, bands, stack, in_memory, files)
+    places = tuple(place_of("channel", plane, names[plane]) for plane in planes)
+    source = source_of_stack(
+        kind, str(path), count, columns, bands, places, stack, in_memory, files
+    )
     if not left_out:
         return source
     others = f"{source.description}; left out: {', '.join(left_out)}"
@@ -333,6 +339,7 @@ def source_of_stack(
     count: int,
     columns: Mapping[str, np.ndarray],
     bands: tuple[str, ...],
+    bands_from: tuple[str, ...],
     stack: Stack,
     in_memory: bool,
     files: Files,
@@ -350,4 +357,5 @@ def source_of_stack(
 
     example = Cutout(np.empty(stack.shape, np.float32), stack.pixel_scale)
     text = f"{kind}: {describe(table, bands, example)}"
-    return source_of(table, bands, text, 0 if in_memory else ONE_A_CORE, read, stack, files)
+    source = source_of(table, bands, text, 0 if in_memory else ONE_A_CORE, read, stack, files)
+    return replace(source, bands_from=bands_from)

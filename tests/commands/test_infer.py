@@ -392,6 +392,7 @@ def test_what_is_missing_in_a_cutout_is_said_of_it(run, members, images, tmp_pat
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert [record[name] for name in ("given", "scored", "rejected", "flagged")] == [6, 4, 2, 2]
     assert record["flags"] == {"no data in r": 1, "no data in g, r": 1}
+    assert record["bands_from"] == {b: f"channel {i + 1} ({b})" for i, b in enumerate("gri")}
 
 
 def test_another_field_of_view_is_told_once_and_far_another_one_refused(

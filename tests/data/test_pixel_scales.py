@@ -59,7 +59,7 @@ def test_a_scale_on_the_command_line_that_cannot_be_is_refused(tmp_path, scale):
 
 
 def test_a_scale_in_shards_that_cannot_be_is_refused(tmp_path):
-    pack(open_source(npz(tmp_path, 0.2), needed=None), tmp_path / "packed")
+    pack(open_source(npz(tmp_path, 0.2), needed=None, bands="g,r"), tmp_path / "packed")
     index = pyarrow.parquet.read_table(tmp_path / "packed" / INDEX)
     place = index.column_names.index("_pixel_scale")
     odd = index.set_column(place, "_pixel_scale", pyarrow.array([0.2, -0.2, float("nan")]))

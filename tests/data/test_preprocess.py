@@ -104,7 +104,7 @@ def test_a_uniform_sky_keeps_its_brightness(shape, size, ratio, sky):
 def test_the_same_grid_is_cut_and_padded_without_interpolation(height, width, tight):
     image = noise(height, width)
     size = min(height, width) if tight else 24
-    result, made = fitted(image, 0.2, preparation(size))
+    result, made = fitted(image, 0.2, preparation(size), "resample")
     rows, _ = made.inside
     assert made.ratio == 1.0 and rows.stop - rows.start == min(height, size)
     top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
