@@ -27,7 +27,7 @@ from lensjax.errors import UsageError
 from lensjax.files import make_folder
 from lensjax.footprint import find_target
 from lensjax.models.registry import ARCHITECTURES
-from lensjax.training import finetune, team_plan
+from lensjax.training import finetune, snapshots, team_plan
 from lensjax.training.dataset import Labelled, first_of_each_class, read_labelled, split
 from lensjax.training.pictures import with_pictures
 from lensjax.training.plan import in_gb, outline_of
@@ -258,7 +258,8 @@ def _team(
     """
     recipe = _recipe(options)
     folder, missing = options.output / architecture, []
-    for seed in range(options.seed, options.seed + options.members):
+    wanted = range(options.seed, options.seed + options.members)
+    for seed in wanted:
         info = _kept(
             folder / str(seed), options, training_record(recipe, training, architecture), training
         )
@@ -271,7 +272,8 @@ def _team(
     if recipe.start_from is not None:
         info = member_info(training, architecture, recipe)
         print(finetune.account(recipe.start_from, info), file=sys.stderr)
-    run = folder / "runs" / "-".join(map(str, missing))
+    seeds = _seeds_of_run(folder / "runs", wanted, missing) if options.resume else missing
+    run = folder / "runs" / "-".join(map(str, seeds))
     mesh = placement.mesh_of(jax.local_devices(), options.member_shards)
     budget = team_plan.budget_bytes(options.memory_budget, mesh)
 
@@ -279,15 +281,37 @@ def _team(
         return _planned(options, team, state, training, budget, run)
 
     members = train_team(
-        *(training, validation, architecture, recipe, missing, run),
+        *(training, validation, architecture, recipe, seeds, run),
         mesh=mesh,
         programs_for=programs_for,
         resume=options.resume,
         save_seconds=60 * options.save_minutes,
     )
-    for seed, member in zip(missing, members, strict=True):
-        info = checkpoint.save_member(folder / str(seed), member)
-        yield Trained(folder / str(seed), info, True, counts)
+    for seed, member in zip(seeds, members, strict=True):
+        if seed in missing:
+            info = checkpoint.save_member(folder / str(seed), member)
+            yield Trained(folder / str(seed), info, True, counts)
+    snapshots.discard(run)
+
+
+def _seeds_of_run(runs: Path, wanted: Sequence[int], missing: list[int]) -> list[int]:
+    """Returns the seeds to train together: those of a run that was stopped and has all that are
+    missing, else the missing.
+
+    Raises UsageError where a run was stopped that shares but some of them.
+    """
+    for folder in sorted(runs.glob("*")):
+        seeds = snapshots.seeds_under_way(folder)
+        if set(seeds).isdisjoint(missing):
+            continue
+        if set(missing) <= set(seeds) <= set(wanted):
+            return seeds
+        raise UsageError(
+            f"{folder} holds a stopped training of the seeds {', '.join(map(str, seeds))}: "
+            f"--seed {min(seeds)} --members {len(seeds)} goes on with it; delete that folder to "
+            "train others"
+        )
+    return missing
 
 
 def _planned(
@@ -303,7 +327,7 @@ def _planned(
     Says on standard error where a scale is not simply computed at once.
     """
     groups = team_plan.recorded_groups(run / "plan.json", options.memory_budget)
-    if options.resume and groups is not None:
+    if options.resume and groups is not None and snapshots.seeds_under_way(run):
         return {
             scales: Programs(
                 team.setting, [g for g in groups if set(g.scales) <= set(scales)], team.mesh

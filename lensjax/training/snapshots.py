@@ -18,6 +18,8 @@ from lensjax.resume import differences, read_settings, write_settings
 
 Tree = Any
 
+SETTINGS = "settings.json"
+
 # Beside the arrays: the index of a state, and what else the run writes meanwhile.
 MARGIN = 4 * 2**20
 
@@ -35,14 +37,13 @@ class Snapshots:
 
     Orbax writes a state under another name and renames it when it is whole, so what is found is
     whole. States of a run with other `settings` are refused, with `resume` off they are discarded.
+    What a run that has ended left is discarded as well.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
         self.folder = folder
-        if not resume:
-            shutil.rmtree(folder, ignore_errors=True)
         make_folder(folder)
-        _claim(folder / "settings.json", settings)
+        _claim(folder, settings, resume)
         self._manager = ocp.CheckpointManager(
             (folder / "steps").absolute(),
             options=ocp.CheckpointManagerOptions(max_to_keep=2),
@@ -118,14 +119,30 @@ class Snapshots:
         return Snapshot(step, jax.tree.unflatten(jax.tree.structure(like), leaves), record)
 
 
-def _claim(path: Path, settings: dict[str, Any]) -> None:
+def seeds_under_way(folder: Path) -> list[int]:
+    """Returns the seeds of the run whose state in `folder` it can go on from, none without any."""
+    if any(path.name.isdigit() for path in (folder / "steps").glob("*")):
+        return read_settings(folder / SETTINGS).get("seeds", [])
+    return []
+
+
+def discard(folder: Path) -> None:
+    """Removes the state of a run whose members are kept. Its metrics and its plan stay."""
+    (folder / SETTINGS).unlink(missing_ok=True)
+    shutil.rmtree(folder / "steps", ignore_errors=True)
+
+
+def _claim(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     """Writes the settings of the run, or raises UsageError naming those that were others."""
-    if not path.exists():
-        write_settings(path, settings)
-        return
+    path = folder / SETTINGS
     others = differences(read_settings(path), json.loads(json.dumps(settings)))
-    if others:
+    if others and resume and seeds_under_way(folder):
         raise UsageError(
-            f"{path.parent} holds a run that was begun with {', '.join(others)}: give another "
+            f"{folder} holds a run that was begun with {', '.join(others)}: give another "
             "--output, or --no-resume to begin anew"
         )
+    if others or not resume:
+        discard(folder)
+        for left in (folder / "metrics.csv", *folder.glob("events.out.tfevents.*")):
+            left.unlink(missing_ok=True)
+        write_settings(path, settings)

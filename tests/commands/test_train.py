@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import signal
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,10 @@ import pytest
 from lensjax import checkpoint, runtime
 from lensjax.commands import demo, train
 from lensjax.data.preprocess import Preparation
-from lensjax.errors import LensjaxError
+from lensjax.errors import Interrupted, LensjaxError
 from lensjax.launch import INTERRUPTED
 from lensjax.training import stream
+from lensjax.training.snapshots import Snapshot, Snapshots
 from lensjax.training.stream import Stream
 from tests.ensemble.members import random_member
 
@@ -213,3 +214,38 @@ def test_it_starts_from_the_demonstration_which_is_made_first(
     assert "far enough" in ended.error and made == [("light_transformer", False)], ended
     assert ended.out.startswith("Demonstration: ") and "starts from them" in ended.out
     assert begun[0][2].start_from == str(start)
+
+
+def test_a_stopped_run_of_other_members_is_named_and_goes_on(run, cutouts, tmp_path, monkeypatch):
+    """And when its members are kept, its state goes and its metrics stay."""
+    begun, kept = [], tmp_path / "light_transformer" / "runs" / "0-1-2-3"
+
+    def stopped(training, validation, architecture, recipe, seeds, folder, **_):
+        with closing(Snapshots(folder, {"seeds": list(seeds)}, resume=True)) as snapshots:
+            snapshots.save(Snapshot(5, {"weight": np.zeros(1)}, {}))
+        begun.append((list(seeds), folder))
+        (folder / "metrics.csv").write_text("step")
+        if len(begun) == 1:
+            raise Interrupted("stopped")
+        return [random_member(architecture, seed) for seed in seeds]
+
+    monkeypatch.setattr(train, "train_team", stopped)
+    command = ("--data", cutouts, *TINY, "--output", tmp_path, "--members")
+    assert run(train.main, *command, 4).status == 3
+    ended = run(train.main, *command, 2)
+    assert ended.status == 2 and len(begun) == 1
+    for words in (str(kept), "seeds 0, 1, 2, 3", "--seed 0 --members 4 goes on"):
+        assert words in ended.error
+    monkeypatch.setattr(train.Trained, "summary", lambda trained: trained.folder.name)
+    ended = run(train.main, *command, 4)
+    assert ended.status == 0 and ended.out.split() == ["0", "1", "2", "3"]
+    assert begun == [([0, 1, 2, 3], kept)] * 2
+    assert [path.name for path in kept.iterdir()] == ["metrics.csv"]
+
+
+def test_a_run_killed_while_its_members_are_kept_goes_on_with_all_of_them(tmp_path):
+    run = tmp_path / "0-1"
+    (run / "steps" / "7").mkdir(parents=True)
+    (run / "settings.json").write_text('{"seeds": [0, 1]}')
+    assert train._seeds_of_run(tmp_path, range(2), [1]) == [0, 1]
+    assert train._seeds_of_run(tmp_path, range(2, 4), [2, 3]) == [2, 3]

@@ -10,7 +10,7 @@ import pytest
 
 from lensjax.checkpoint import named_leaves
 from lensjax.errors import LensjaxError, UsageError
-from lensjax.training.snapshots import Snapshot, Snapshots
+from lensjax.training.snapshots import Snapshot, Snapshots, discard, seeds_under_way
 
 SETTINGS = {"learning_rate": 0.1, "seeds": [1, 2]}
 
@@ -65,6 +65,27 @@ def test_a_run_of_other_settings_is_refused_or_begun_anew(tmp_path):
         Snapshots(tmp_path, other, resume=True)
     with closing(Snapshots(tmp_path, other, resume=False)) as snapshots:
         assert snapshots.newest(tree(0.0)) is None
+
+
+def test_a_run_that_has_ended_leaves_its_metrics_until_another_begins(tmp_path):
+    with closing(Snapshots(tmp_path, SETTINGS, resume=True)) as snapshots:
+        snapshots.save(Snapshot(1, tree(1.0), {}))
+    for name in ("metrics.csv", "plan.json", "events.out.tfevents.1"):
+        (tmp_path / name).write_text("of the run")
+    assert seeds_under_way(tmp_path) == [1, 2]
+    discard(tmp_path)
+    assert seeds_under_way(tmp_path) == []
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"metrics.csv", "plan.json", "events.out.tfevents.1"}
+    with closing(Snapshots(tmp_path, SETTINGS | {"learning_rate": 0.2}, resume=True)) as snapshots:
+        assert snapshots.newest(tree(0.0)) is None
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_what_else_lies_in_the_folder_is_left_alone(tmp_path):
+    (tmp_path / "own.txt").write_text("of the user")
+    with closing(Snapshots(tmp_path, SETTINGS, resume=False)):
+        assert (tmp_path / "own.txt").read_text() == "of the user"
 
 
 def test_a_full_disk_is_one_clear_line_and_the_last_state_is_kept(tmp_path, monkeypatch):
