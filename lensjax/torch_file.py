@@ -50,6 +50,13 @@ STORAGES: dict[str, np.dtype] = {
 }
 
 
+# What people keep a state under, averaged weights first: these are what training programs test.
+WRAPPINGS = (
+    *("state_dict_ema", "ema_state_dict", "model_ema", "ema"),
+    *("state_dict", "model_state_dict", "model", "module", "net", "network", "weights"),
+)
+
+
 class _Unacceptable(Exception):
     """Why a file cannot be read, to be completed with its name."""
 
@@ -57,10 +64,10 @@ class _Unacceptable(Exception):
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """Returns the tensors in a `.safetensors`, `.pth`, `.pt` or `.bin` file, by name.
 
-    Takes a dictionary of tensors, or one under "state_dict", "model_state_dict" or "model"; what
-    else such a dictionary holds (an epoch, a rate) is left out. Raises
-    UsageError where there is no such file, LensjaxError where it cannot be read or asks for
-    anything but tensors.
+    Takes a dictionary of tensors, or one under any of WRAPPINGS, in each other too: of averaged
+    weights and others it takes the averaged. What else such a dictionary holds (an epoch, a rate)
+    is left out. Raises UsageError where there is no such file, LensjaxError where it cannot be
+    read or asks for anything but tensors.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
@@ -111,13 +118,22 @@ def _read_safetensors(path: str) -> StateDict:
 def _tensors(loaded: Any) -> StateDict:
     if not isinstance(loaded, dict):
         raise _Unacceptable("it holds no dictionary of tensors: save model.state_dict()")
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    tensors = {name: value for name, value in loaded.items() if isinstance(value, np.ndarray)}
+    tensors = _unwrapped(loaded)
     if not tensors or not all(isinstance(name, str) for name in tensors):
         raise _Unacceptable("it holds no tensors under names: save model.state_dict()")
     return tensors
+
+
+def _unwrapped(loaded: Any, deepest: int = 3) -> StateDict:
+    """Returns the tensors in a dictionary, or in those that it wraps, down to so many; it may wrap
+    itself."""
+    if not isinstance(loaded, dict):
+        return {}
+    if deepest:
+        for key in WRAPPINGS:
+            if inner := _unwrapped(loaded.get(key), deepest - 1):
+                return inner
+    return {name: value for name, value in loaded.items() if isinstance(value, np.ndarray)}
 
 
 def _tensor(

@@ -1,8 +1,11 @@
 """Weights trained with PyTorch (torchvision's or timm's names) brought into a lensjax model."""
 
+import os
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import isqrt
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -75,9 +78,14 @@ TIMM_VIT_NAMES: Names = (
     ("scale", "weight"),
 )
 
-# What wrappers put before a name, and what torchvision first called the layers of the perceptron.
-WRAPPERS = re.compile(r"^((module|model|backbone|_orig_mod)\.)+")
+# What torchvision first called the layers of the perceptron, what counts steps and is no weight,
+# and where people put a last layer of their own, alone or in a Sequential.
 OLD_SPELLINGS = (("mlp.linear_1.", "mlp.0."), ("mlp.linear_2.", "mlp.3."))
+COUNTERS = ("num_batches_tracked", "n_averaged")
+HEADS = ("fc", "head", "heads", "classifier", "last_linear", "linear", "output")
+
+FEW = 4
+"""So many names are listed in a message."""
 
 
 @dataclass(frozen=True)
@@ -89,27 +97,50 @@ class _Source:
     rows: slice
 
 
+class _Match(NamedTuple):
+    """The tensors of a file by the model's names, where each array comes from, what was adapted,
+    and what does not fit, in words: none where all does."""
+
+    tensors: StateDict
+    sources: dict[str, _Source]
+    notes: tuple[str, ...]
+    misfits: tuple[str, ...]
+
+
 def load_torch_weights(model: nnx.Module, state_dict: StateDict) -> tuple[str, ...]:
     """Puts the weights of a torchvision or timm network into `model`, in place.
 
     Returns one line for each adaptation made: the first layer to another number of bands (the mean
     over the file's bands, scaled so that an image alike in all bands gives the same response), the
-    position embedding to another grid, and the head, which keeps the model's own fresh weights
-    where the file holds none with one output.
+    position embedding to another grid, and the head: of two outputs it becomes their difference,
+    of more or none the model keeps its own fresh weights. Names may have a prefix (`module.`), and
+    the head may be in a Sequential (`fc.1`) or beside the rest (`classifier`).
 
-    Raises LensjaxError naming every tensor that is missing, unexpected or of the wrong shape. The
-    model is then as it was.
+    Raises LensjaxError saying how many tensors are missing, unexpected, of the wrong shape or not
+    finite, and which are the first. The model is then as it was.
     """
-    tensors = _plain_names(state_dict)
+    tensors, sources, notes, misfits = _match(model, state_dict)
+    if misfits:
+        told = "; ".join(misfits)
+        raise LensjaxError(f"the weights are not those of this architecture; {told}")
     state, arrays = _arrays(model)
-    sources = _sources(arrays, _naming(model, tensors))
-    notes = _adapt(tensors, sources)
-    _check(tensors, sources)
     for path, source in sources.items():
         stack = np.stack([_own_layout(tensors[name][source.rows]) for name in source.names])
         arrays[path][...] = jnp.asarray(stack.reshape(arrays[path].shape), arrays[path].dtype)
     nnx.update(model, state)
     return notes
+
+
+def fits(model: nnx.Module, state_dict: StateDict) -> bool:
+    """Returns whether these are weights for `model`, which may be abstract."""
+    return not _match(model, state_dict).misfits
+
+
+def _match(model: nnx.Module, state_dict: StateDict) -> _Match:
+    sources = _sources(_arrays(model)[1], _naming(model, state_dict))
+    tensors = _plain_names(state_dict, sources)
+    notes = _adapt(tensors, sources)
+    return _Match(tensors, sources, notes, _misfits(tensors, sources))
 
 
 def tensor_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
@@ -128,23 +159,65 @@ def _sources(arrays: dict[str, nnx.Variable], names: Names) -> dict[str, _Source
     return {path: _source(path, array.shape, arrays, names) for path, array in arrays.items()}
 
 
-def _plain_names(state_dict: StateDict) -> StateDict:
-    plain = {}
-    for name, tensor in state_dict.items():
-        short = WRAPPERS.sub("", name)
-        for old, new in OLD_SPELLINGS:
-            short = short.replace(old, new)
-        if short in plain:
-            raise LensjaxError(f"the weights hold {short!r} twice, once as {name!r}: keep one")
-        if not short.endswith("num_batches_tracked"):
-            plain[short] = tensor
-    return plain
+def _plain_names(state_dict: StateDict, sources: dict[str, _Source]) -> StateDict:
+    """Returns the tensors without what wrappers put before their names, the head under the name
+    that it has in the model. Raises LensjaxError where a name would be there twice."""
+    tensors = {n: tensor for n, tensor in state_dict.items() if not n.endswith(COUNTERS)}
+    tensors = _renamed(tensors, _new_spelling)
+    tensors = _moved(tensors, _shared_prefix(tensors), "")
+    wanted = {name for source in sources.values() for name in source.names}
+    (first,) = (sources[path].names[0] for path in FIRST_KERNELS if path in sources)
+    before = sorted(n.removesuffix(first) for n in tensors if f".{n}".endswith(f".{first}"))
+    if before:
+        # A block may have a layer of the same name: the prefix of most names is meant.
+        most = max(before, key=lambda prefix: sum(prefix + name in tensors for name in wanted))
+        tensors = _moved(tensors, most, "")
+    head = sources["head.linear.kernel"].names[0]
+    others = [
+        name
+        for name, tensor in tensors.items()
+        if name not in wanted and name.split(".")[0] in HEADS and tensor.ndim == 2
+    ]
+    if head not in tensors and len(others) == 1:
+        tensors = _moved(tensors, *(name.removesuffix("weight") for name in (others[0], head)))
+    return tensors
+
+
+def _new_spelling(name: str) -> str:
+    for old, new in OLD_SPELLINGS:
+        name = name.replace(old, new)
+    return name
+
+
+def _moved(tensors: StateDict, old: str, new: str) -> StateDict:
+    """Returns the tensors, those whose names begin with `old` under names that begin with `new`."""
+    return _renamed(
+        tensors, lambda name: new + name.removeprefix(old) if name.startswith(old) else name
+    )
+
+
+def _renamed(tensors: StateDict, rename: Callable[[str], str]) -> StateDict:
+    renamed: StateDict = {}
+    for name, tensor in tensors.items():
+        if rename(name) in renamed:
+            raise LensjaxError(
+                f"the weights hold {rename(name)!r} twice, once as {name!r}: keep one"
+            )
+        renamed[rename(name)] = tensor
+    return renamed
+
+
+def _shared_prefix(names: Iterable[str]) -> str:
+    """Returns the parts, up to a dot, that all names begin with."""
+    shared = os.path.commonprefix(list(names))
+    return shared[: shared.rfind(".") + 1]
 
 
 def _naming(model: nnx.Module, tensors: StateDict) -> Names:
     match model:
         case VisionTransformer():
-            return TIMM_VIT_NAMES if "cls_token" in tensors else TORCHVISION_VIT_NAMES
+            is_timm = any(name.split(".")[-1] == "cls_token" for name in tensors)
+            return TIMM_VIT_NAMES if is_timm else TORCHVISION_VIT_NAMES
         case HybridTransformer():
             raise UsageError("neither torchvision nor timm has weights for this architecture")
     return RESNET_NAMES
@@ -219,7 +292,15 @@ def _adapt(tensors: StateDict, sources: dict[str, _Source]) -> tuple[str, ...]:
     weight, bias = (sources[f"head.linear.{leaf}"] for leaf in ("kernel", "bias"))
     held_head = [tensors.get(source.names[0], np.zeros(0)) for source in (weight, bias)]
     outputs = held_head[0].shape[:1]
-    if all(tensor.shape[:1] == outputs for tensor in held_head) and outputs not in ((), (1,)):
+    if [tensor.shape for tensor in held_head] == [(2, weight.shape[1]), (2,)]:
+        for source in (weight, bias):
+            of_both = tensors[source.names[0]].astype(np.float32)
+            tensors[source.names[0]] = of_both[1:] - of_both[:1]
+        notes.append(
+            "head with 2 outputs made one log-odds: the second, which is taken to be the lenses, "
+            "less the first"
+        )
+    elif all(tensor.shape[:1] == outputs for tensor in held_head) and outputs not in ((), (1,)):
         for leaf, source in (("kernel", weight), ("bias", bias)):
             del sources[f"head.linear.{leaf}"]
             tensors.pop(source.names[0], None)
@@ -227,9 +308,10 @@ def _adapt(tensors: StateDict, sources: dict[str, _Source]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _check(tensors: StateDict, sources: dict[str, _Source]) -> None:
+def _misfits(tensors: StateDict, sources: dict[str, _Source]) -> tuple[str, ...]:
+    """Returns in words what is missing, unexpected, of the wrong shape or not finite."""
     expected = {name: source.shape for source in sources.values() for name in source.names}
-    complaints = {
+    misfits = {
         "missing": sorted(expected.keys() - tensors.keys()),
         "unexpected": sorted(tensors.keys() - expected.keys()),
         "of the wrong shape": [
@@ -237,7 +319,15 @@ def _check(tensors: StateDict, sources: dict[str, _Source]) -> None:
             for name, shape in sorted(expected.items())
             if name in tensors and tensors[name].shape != shape
         ],
+        "not finite": [
+            name
+            for name in sorted(expected.keys() & tensors.keys())
+            if not np.isfinite(tensors[name].astype(np.float32)).all()
+        ],
     }
-    told = [f"{what}: {', '.join(names)}" for what, names in complaints.items() if names]
-    if told:
-        raise LensjaxError(f"the weights are not those of this architecture; {'; '.join(told)}")
+    return tuple(
+        f"{what}: {', '.join(names[:FEW])}"
+        + (f" and {len(names) - FEW} more" if len(names) > FEW else "")
+        for what, names in misfits.items()
+        if names
+    )

@@ -239,3 +239,26 @@ def test_a_damaged_file_is_refused_or_read_but_never_more(tmp_path, data):
         assert "\n" not in str(error)
     else:
         assert all(array.size <= WEIGHTS.size for array in read.values())
+
+
+def test_averaged_weights_come_first_and_wrappings_may_hold_each_other(tmp_path):
+    def states(value: float) -> dict[str, Any]:
+        return {"conv1.weight": tensor(np.full((1, 2), value, np.float32))}
+
+    cases = [
+        {"model_ema": {"state_dict": states(1)}, "state_dict": states(0)},
+        {"state_dict_ema": states(1), "model": states(0), "epoch": 3},
+        {"ema_state_dict": {"module": states(1)}, "decay": 0.9},
+        {"ema": {"decay": 0.9, "updates": 5}, "state_dict": states(1)},  # averages of another kind
+        {"net": {"weights": states(1)}},
+    ]
+    for number, saved in enumerate(cases):
+        found = read_state_dict(save(tmp_path / f"{number}.pth", saved))
+        assert list(found) == ["conv1.weight"]
+        np.testing.assert_array_equal(found["conv1.weight"], 1)
+
+
+def test_a_dictionary_that_holds_itself_ends(tmp_path):
+    saved: dict[str, Any] = {"conv1.weight": tensor(np.ones(2, np.float32)), "epoch": 1}
+    saved["model"] = saved["state_dict"] = saved
+    assert list(read_state_dict(save(tmp_path / "itself.pth", saved))) == ["conv1.weight"]

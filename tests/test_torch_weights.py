@@ -1,5 +1,7 @@
 """PyTorch's names into the models: every spelling, every adaptation, all complaints at once."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from flax import nnx
 from lensjax.errors import LensjaxError
 from lensjax.models.resnet import ResNet
 from lensjax.models.vit import VisionTransformer, interpolate_position_embedding
-from lensjax.torch_weights import load_torch_weights
+from lensjax.torch_weights import fits, load_torch_weights
 from tests.models.built import logits, random
 
 
@@ -146,13 +148,66 @@ def test_names_of_timm_and_old_torchvision():
         assert same(model, expected)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.model.backbone."])
-def test_wrappers_are_stripped(prefix):
-    expected, model = resnet(), resnet()
-    load_torch_weights(expected, torchvision_resnet())
-    tensors = {prefix + name: tensor for name, tensor in torchvision_resnet().items()}
+@pytest.mark.parametrize(
+    ("prefix", "of"),
+    [("_orig_mod.model.backbone.", "resnet"), ("encoder.", "vit"), ("module.", "average")],
+)
+def test_wrappers_are_stripped(prefix, of):
+    make, tensors = (vit, torchvision_vit()) if of == "vit" else (resnet, torchvision_resnet())
+    expected, model = make(), make()
+    load_torch_weights(expected, tensors)
+    tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+    if of == "average":  # as torch.optim.swa_utils saves it
+        tensors["n_averaged"] = np.array(7)
     assert load_torch_weights(model, tensors) == ()
     assert same(model, expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "body", "other"),
+    [
+        ("resnet", "", "fc.1."),
+        ("resnet", "backbone.", "classifier."),
+        ("resnet", "model.backbone.", "model.head.fc."),
+        ("vit", "", "heads.0."),
+        ("vit", "", "head.1."),
+        ("vit", "module.", "module.classifier.1."),
+    ],
+)
+def test_heads_in_a_sequential_or_beside_the_backbone_are_found(make, body, other):
+    make, tensors, head = {
+        "resnet": (resnet, torchvision_resnet(), "fc."),
+        "vit": (vit, torchvision_vit(), "heads.head."),
+    }[make]
+    expected, model = make(), make()
+    load_torch_weights(expected, tensors)
+    renamed = {
+        other + name.removeprefix(head) if name.startswith(head) else body + name: tensor
+        for name, tensor in tensors.items()
+    }
+    assert load_torch_weights(model, renamed) == ()
+    assert same(model, expected)
+
+
+def test_a_head_of_two_layers_is_refused():
+    tensors = torchvision_resnet()
+    tensors["fc.2.weight"], tensors["fc.2.bias"] = np.ones((1, 64)), np.ones(1)
+    tensors["fc.0.weight"], tensors["fc.0.bias"] = np.ones((64, 512)), np.ones(64)
+    del tensors["fc.weight"], tensors["fc.bias"]
+    with pytest.raises(
+        LensjaxError, match="unexpected: fc.0.bias, fc.0.weight, fc.2.bias, fc.2.weight$"
+    ):
+        load_torch_weights(resnet(), tensors)
+
+
+def test_two_outputs_become_the_log_odds_of_their_softmax():
+    tensors, model = torchvision_resnet(2), resnet()
+    (note,) = load_torch_weights(model, tensors)
+    assert note.startswith("head with 2 outputs made one log-odds")
+    features = np.random.default_rng(0).normal(size=(5, 512)).astype(np.float32)
+    of_both = np.exp(features @ tensors["fc.weight"].T + tensors["fc.bias"])
+    ours = features @ np.asarray(model.head.linear.kernel) + np.asarray(model.head.linear.bias)
+    np.testing.assert_allclose(ours[:, 0], np.log(of_both[:, 1] / of_both[:, 0]), rtol=1e-4)
 
 
 def test_half_precision_becomes_single():
@@ -176,7 +231,7 @@ def test_other_bands_keep_the_response_to_a_grey_image(bands):
         np.testing.assert_allclose(ours, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("outputs", [0, 2, 1000])
+@pytest.mark.parametrize("outputs", [0, 3, 1000])
 def test_a_head_of_other_outputs_stays_fresh(outputs):
     for make, tensors, weight in (
         (resnet, torchvision_resnet(outputs), "fc.weight"),
@@ -231,7 +286,26 @@ def test_weights_of_another_kind_of_network_are_refused():
 
 
 def test_one_name_twice_is_refused():
-    tensors = torchvision_resnet()
-    tensors["module.conv1.weight"] = tensors["conv1.weight"]
+    tensors = {f"module.{name}": tensor for name, tensor in torchvision_resnet().items()}
+    tensors["conv1.weight"] = tensors["module.conv1.weight"]
     with pytest.raises(LensjaxError, match="'conv1.weight' twice"):
         load_torch_weights(resnet(), tensors)
+
+
+def test_long_lists_are_counted():
+    with pytest.raises(LensjaxError) as error:
+        load_torch_weights(resnet(), torchvision_vit())
+    counted = r"missing: bn1.bias, bn1.running_mean, bn1.running_var, bn1.weight and \d\d more;"
+    assert re.search(counted, str(error.value)) and len(str(error.value)) < 500
+
+
+def test_weights_that_are_not_finite_are_refused():
+    tensors = torchvision_resnet()
+    tensors["bn1.bias"][3] = np.nan
+    with pytest.raises(LensjaxError, match="not finite: bn1.bias$"):
+        load_torch_weights(resnet(), tensors)
+
+
+def test_what_fits_is_known_before_anything_is_built():
+    outline = nnx.eval_shape(resnet)
+    assert fits(outline, torchvision_resnet(5)) and not fits(outline, torchvision_vit())

@@ -1,5 +1,7 @@
 """scripts/import_weights.py: makes a member of a torchvision or timm state dict."""
 
+import contextlib
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +12,10 @@ from flax import nnx
 from lensjax import checkpoint, config, runtime
 from lensjax.checkpoint import Member, MemberInfo
 from lensjax.data.preprocess import Preparation, Stretch
-from lensjax.errors import UsageError
+from lensjax.errors import LensjaxError, UsageError
 from lensjax.models import registry
-from lensjax.torch_file import read_state_dict
-from lensjax.torch_weights import load_torch_weights
+from lensjax.torch_file import StateDict, read_state_dict
+from lensjax.torch_weights import fits, load_torch_weights
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,16 @@ def import_member(options: ImportConfig) -> str:
         mean=_per_band("mean", options.mean, len(bands), 0.0),
         std=_per_band("std", options.std, len(bands), 1.0),
     )
+    wrong = {
+        f"--bands {options.bands} has an empty name": not all(bands),
+        f"--pixel-scale {options.pixel_scale} must be above 0": (
+            options.pixel_scale is not None and options.pixel_scale <= 0
+        ),
+        f"--dropout {options.dropout} must lie in 0..1, below 1": not 0 <= options.dropout < 1,
+    }
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise UsageError(message)
     name = options.name or options.weights.stem
     if Path(name).name != name or name.startswith("."):
         raise UsageError(
@@ -76,11 +88,33 @@ def import_member(options: ImportConfig) -> str:
         training={"imported_from": options.weights.name},
         versions=runtime.versions(),
     )
-    model = info.build(nnx.Rngs(options.seed))
-    notes = load_torch_weights(model, read_state_dict(options.weights))
+    model, tensors = info.build(nnx.Rngs(options.seed)), read_state_dict(options.weights)
+    try:
+        notes = load_torch_weights(model, tensors)
+    except LensjaxError as error:
+        fitting = _fitting(info, tensors)
+        if not fitting:
+            raise type(error)(f"{options.weights}: {error}") from error
+        raise UsageError(
+            f"{options.weights} does not hold weights of {info.architecture}; they fit --arch "
+            + " or ".join(fitting)
+        ) from error
     info = checkpoint.save_member(folder, Member(info, checkpoint.state_of(model)))
     lines = [f"{folder}: {architecture.name}, weights sha256 {info.weights_sha256[:12]}"]
     return "\n".join([*lines, *(f"  {note}" for note in notes)])
+
+
+def _fitting(info: MemberInfo, tensors: StateDict) -> list[str]:
+    """Returns the architectures that weights are of, at their own input size."""
+    found = []
+    for name, architecture in registry.ARCHITECTURES.items():
+        size = architecture.default_input_size
+        preparation = dataclasses.replace(info.preparation, input_size=size)
+        other = dataclasses.replace(info, architecture=name, preparation=preparation)
+        with contextlib.suppress(UsageError):
+            if fits(other.outline(), tensors):
+                found.append(name)
+    return found
 
 
 def _per_band(option: str, text: str | None, bands: int, default: float) -> tuple[float, ...]:

@@ -63,12 +63,26 @@ def test_wrong_use_is_one_clear_line(run, weights, tmp_path):
         "plain name": (2, ("--weights", weights, "--name", "../up")),
         "exists": (2, ("--weights", weights, "--name", "there")),
         "3 numbers": (2, ("--weights", weights, "--std", "1,0,1")),
+        "--dropout 1.0 must lie in 0..1": (2, ("--weights", weights, "--dropout", 1)),
+        "--pixel-scale 0.0 must be": (2, ("--weights", weights, "--pixel-scale", 0)),
+        "--bands g,,i has an empty": (2, ("--weights", weights, "--bands", "g,,i")),
         "must be numbers": (2, ("--weights", weights, "--mean", "a,b,c")),
         "text.pth": (None, ("--weights", tmp_path / "text.pth")),
-        "missing": (1, ("--weights", weights, "--arch", "resnet34", "--input-size", 64)),
+        f"{weights} does not hold weights of resnet34; they fit --arch resnet18": (
+            *(2, ("--weights", weights, "--arch", "resnet34")),
+        ),
     }
     for words, (status, more) in cases.items():
         ended = run(import_weights.main, "--output", tmp_path, *more)
         assert ended.status == status or (status is None and ended.status in (1, 2)), ended
         assert ended.error.count("\n") == 1 and words in ended.error, ended
     assert [path.name for path in (tmp_path / "resnet18").iterdir()] == ["there"]
+
+
+def test_weights_of_no_architecture_say_what_is_wrong_in_one_short_line(run, tmp_path):
+    save_file({"encoder.weight": np.ones((3, 3), np.float32)}, tmp_path / "other.safetensors")
+    command = ("--weights", tmp_path / "other.safetensors", "--output", tmp_path)
+    ended = run(import_weights.main, *command)
+    assert ended.status == 1 and ended.error.count("\n") == 1 and len(ended.error) < 600
+    assert ended.error.startswith(f"error: {tmp_path}/other.safetensors: the weights are not those")
+    assert "missing: bn1.bias, bn1.running_mean" in ended.error and " more; " in ended.error
