@@ -264,6 +264,12 @@ def read_predictions(folder: str | os.PathLike[str]) -> Predictions:
     probabilities = {
         name.removesuffix("_probs"): arrays[name] for name in ("ensemble_probs", *members)
     }
+    for name, values in probabilities.items():
+        if values.dtype.kind not in "fiu" or values.shape != arrays["id"].shape or values.ndim != 1:
+            raise UsageError(
+                f"{path}: the probabilities of {name} are not one number for each of its "
+                f"{arrays['id'].size} ids: give the folder of a run"
+            )
     return Predictions(arrays["id"], arrays.get("path"), probabilities)
 
 
@@ -276,7 +282,11 @@ def read_labels(file: str | os.PathLike[str]) -> Table:
     path = Path(file)
     if path.suffix.lower() == ".npz":
         arrays = _read_npz(path)
-        table = Table({name: arrays[name] for name in ("id", "path", "label") if name in arrays})
+        given = {name: arrays[name] for name in ("id", "path", "label") if name in arrays}
+        shapes = {array.shape for array in given.values()}
+        if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
+            raise UsageError(f"{path}: {' and '.join(given)} must have one value for each cutout")
+        table = Table(given)
         if "id" not in arrays and "label" in arrays:
             table["id"] = np.arange(len(table))
     else:
@@ -400,8 +410,9 @@ def _read_npz(path: Path) -> dict[str, Array]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, AttributeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no plain NPZ file"
+    # Arbitrary bytes: NumPy, zipfile and zlib have errors of their own.
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or "it is no plain NPZ file, or not a whole one"
         raise UsageError(f"cannot read {path}: {reason}") from error
 
 

@@ -314,6 +314,26 @@ def test_no_predictions_is_wrong_use(tmp_path: Path) -> None:
     (tmp_path / "predictions.npz").write_bytes(b"nothing of the kind")
     with pytest.raises(UsageError, match="no plain NPZ"):
         results.read_predictions(tmp_path)
+    np.savez_compressed(tmp_path / "whole.npz", id=np.arange(5000), ensemble_probs=np.ones(5000))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    for broken in (b"", b"PK\x03\x04", whole[:-30], whole[:2000] + 500 * b"\xff" + whole[2500:]):
+        (tmp_path / "predictions.npz").write_bytes(broken)
+        with pytest.raises(UsageError, match="no plain NPZ"):
+            results.read_predictions(tmp_path)
+
+
+@pytest.mark.parametrize("values", [np.zeros(2), np.array(["a"] * 3), np.zeros((3, 2))])
+def test_predictions_that_are_not_one_number_an_id_are_wrong_use(tmp_path: Path, values) -> None:
+    np.savez(tmp_path / "predictions.npz", id=np.arange(3), ensemble_probs=values)
+    with pytest.raises(UsageError, match="ensemble are not one number for each of its 3 ids"):
+        results.read_predictions(tmp_path)
+
+
+def test_labels_in_an_npz_are_one_a_cutout(tmp_path: Path) -> None:
+    for label in (np.zeros((1, 3)), np.zeros(2), np.array(1)):
+        np.savez(tmp_path / "labels.npz", id=np.arange(3), label=label)
+        with pytest.raises(UsageError, match="id and label must have one value for each cutout"):
+            results.read_labels(tmp_path / "labels.npz")
 
 
 @pytest.mark.parametrize("name", ["labels.csv", "labels.parquet", "labels.fits", "labels.npz"])
