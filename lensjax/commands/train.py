@@ -209,7 +209,7 @@ def _data(options: TrainConfig) -> tuple[Training, Labelled, str]:
     data = dataclasses.replace(data, origin=origin)
     training, validation = split(data, options.validation_fraction)
     if options.pictures:
-        training = with_pictures(training, options.seed)
+        training = with_pictures(training, options.seed, options.output)
     counts = f"{len(training)} cutouts, {len(validation)} for validation"
     counts += f", {len(source) - len(data)} left out (unreadable or without a label)"
     return training, validation, counts

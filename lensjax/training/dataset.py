@@ -107,7 +107,7 @@ def read_labelled(source: Source, preparation: Preparation, fit: str, folder: Pa
     layout = loader.layout(source, (preparation,), fit)
     (view,) = layout.views
     count, canvas = len(source), layout.canvases[0]
-    images = _room((count, *canvas.shape), np.dtype(canvas.dtype), folder)
+    images = room((count, *canvas.shape), np.dtype(canvas.dtype), folder)
     inside, rows, filled = np.empty((count, 4), np.int32), np.empty(count, np.int64), 0
     with runtime.progress("reading", count, "cutouts") as advance:
         for batch in loader.batches(source, (preparation,), how=fit, batch_size=READING_BATCH):
@@ -130,11 +130,11 @@ def read_labelled(source: Source, preparation: Preparation, fit: str, folder: Pa
     return Labelled(view, arrays, ids, group)
 
 
-def _room(shape: tuple[int, ...], dtype: np.dtype, folder: Path) -> np.ndarray:
-    """Returns an array to write images to, in memory or on disk. Raises LensjaxError where the disk
-    is full."""
+def room(shape: tuple[int, ...], dtype: np.dtype, folder: Path, taken: int = 0) -> np.ndarray:
+    """Returns an array to write images to, in memory, of which so many bytes are `taken` already,
+    or on disk. Raises LensjaxError where the disk is full."""
     size = math.prod(shape) * dtype.itemsize
-    if size <= MOST_IN_MEMORY:
+    if size + taken <= MOST_IN_MEMORY:
         return np.empty(shape, dtype)
     make_folder(folder)
     try:

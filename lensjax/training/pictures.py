@@ -5,28 +5,59 @@ has seen flux alone takes the stretch for structure.
 """
 
 import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from lensjax.data.on_device import level_and_noise
-from lensjax.training.dataset import Labelled
+from lensjax.training.dataset import Labelled, room
 
 
-def with_pictures(data: Labelled, seed: int) -> Labelled:
-    """Returns `data` followed by a colour picture of each of its cutouts, its settings drawn."""
+@dataclass(frozen=True)
+class Followed:
+    """Images (n, height, width, band) and then their pictures, in memory or on disk, float32 when
+    they are asked for."""
+
+    images: Any
+    pictures: np.ndarray
+
+    dtype = np.dtype(np.float32)
+
+    def __len__(self) -> int:
+        return 2 * len(self.pictures)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self.pictures.shape[1:])
+
+    def __getitem__(self, places: Any) -> np.ndarray:
+        places = np.arange(len(self))[places]
+        count, is_picture = len(self.pictures), places >= len(self.pictures)
+        chosen = np.empty((len(places), *self.shape[1:]), self.dtype)
+        chosen[~is_picture] = self.images[places[~is_picture]]
+        chosen[is_picture] = self.pictures[places[is_picture] - count]
+        return chosen
+
+
+def with_pictures(data: Labelled, seed: int, folder: Path) -> Labelled:
+    """Returns `data` followed by a colour picture of each of its cutouts, its settings drawn. What
+    the memory does not hold lies in `folder`, as `read_labelled` has it."""
     rng = np.random.default_rng(seed)
-    measure, arrays = jax.jit(level_and_noise), data.arrays
-
-    def picture(image: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        level, noise = measure(image[np.newaxis], inside[np.newaxis])
-        return as_picture(image, np.asarray(level[0]), np.asarray(noise[0]), rng)
-
-    pictures = np.stack(list(map(picture, arrays["images"], arrays["inside"])))
-    added = arrays | {"images": pictures}
+    measure, arrays, count = jax.jit(level_and_noise), data.arrays, len(data)
+    images = arrays["images"]
+    taken = count * data.canvas.nbytes
+    pictures = room(images.shape, np.dtype(np.uint8), folder, taken)
+    for row in range(count):
+        image = images[row : row + 1]
+        level, noise = measure(image, arrays["inside"][row : row + 1])
+        pictures[row] = as_picture(image[0], np.asarray(level[0]), np.asarray(noise[0]), rng)
+    added = {name: np.concatenate([arrays[name]] * 2) for name in ("inside", "label")}
     return dataclasses.replace(
         data,
-        arrays={name: np.concatenate([values, added[name]]) for name, values in arrays.items()},
+        arrays={"images": Followed(images, pictures)} | added,
         id=np.concatenate([data.id, data.id]),
         group=np.concatenate([data.group, data.group]),
     )

@@ -1,7 +1,11 @@
 """Colour pictures of cutouts: what an 8-bit file would hold, and the same objects."""
 
+import dataclasses
+
 import numpy as np
 
+from lensjax.data.source import Picked
+from lensjax.training import dataset
 from lensjax.training.pictures import as_picture, with_pictures
 from tests.training.test_trainer import blobs
 
@@ -40,9 +44,9 @@ def test_settings_are_drawn_and_brighter_stays_brighter():
     assert (bright.mean(-1) >= faint.mean(-1) - 1).mean() > 0.99
 
 
-def test_each_cutout_is_followed_by_its_picture():
+def test_each_cutout_is_followed_by_its_picture(tmp_path):
     data = blobs(12)
-    both = with_pictures(data, seed=0)
+    both = with_pictures(data, 0, tmp_path)
     assert len(both) == 24
     for name in ("label", "images", "inside"):
         np.testing.assert_array_equal(both.arrays[name][:12], data.arrays[name])
@@ -59,4 +63,31 @@ def test_each_cutout_is_followed_by_its_picture():
     np.testing.assert_allclose(
         shown[3], as_picture(data.arrays["images"][3], np.full(1, pixels), one, rng), atol=1
     )
-    np.testing.assert_array_equal(with_pictures(data, seed=0).arrays["images"][12:], shown)
+    np.testing.assert_array_equal(with_pictures(data, 0, tmp_path).arrays["images"][12:], shown)
+
+
+def test_cutouts_on_disk_stay_there_and_so_do_their_pictures(tmp_path, monkeypatch):
+    """No more of them is read at once than a batch."""
+    data = blobs(40)
+    expected = with_pictures(data, 0, tmp_path)
+    np.save(tmp_path / "images.npy", data.arrays["images"])
+    most = []
+
+    class Counted(Picked):
+        def __getitem__(self, places):
+            most.append(len(found := super().__getitem__(places)))
+            return found
+
+        __array__ = None
+
+    on_disk = Counted(np.load(tmp_path / "images.npy", mmap_mode="r"), np.arange(40))
+    monkeypatch.setattr(dataset, "MOST_IN_MEMORY", 0)
+    there = dataclasses.replace(data, arrays=data.arrays | {"images": on_disk})
+    found = with_pictures(there, 0, tmp_path / "output")
+    assert isinstance(found.arrays["images"].pictures, np.memmap)
+    for one, other in zip(
+        *(map(next, [d.batches(8)] * 10) for d in (found, expected)), strict=True
+    ):
+        for name, values in other.items():
+            np.testing.assert_array_equal(one[name], values, err_msg=name)
+    assert max(most) <= 8 and found.canvas == expected.canvas
