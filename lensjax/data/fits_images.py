@@ -10,7 +10,6 @@ import math
 import mmap
 import os
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from astropy.io import fits
-from astropy.utils.exceptions import AstropyWarning
 
 from lensjax.data.planes import (
     MAX_VALUES,
@@ -36,10 +34,7 @@ from lensjax.data.planes import (
     place_of,
     short,
 )
-
-# The library's remarks about odd headers would come once a file, from many threads. Where a file
-# cannot be used the reason is in `Unreadable`.
-warnings.filterwarnings("ignore", category=AstropyWarning)
+from lensjax.data.remarks import silenced
 
 # Blocks of 36 cards. Longer ones are no headers of cutouts.
 LONGEST_HEADER = 512
@@ -305,6 +300,7 @@ def _is_companion(name: str | None) -> bool:
     return words[-1] != "sub" and not _COMPANIONS.isdisjoint((words[0], words[-1]))
 
 
+@silenced()
 def fits_form(path: str | Path) -> tuple[tuple[int, ...], Names]:
     """The shape of the first image of a FITS file, axes of one left out, and the names of its
     planes; () and () where none is found."""
@@ -317,6 +313,7 @@ def fits_form(path: str | Path) -> tuple[tuple[int, ...], Names]:
         return (), ()
 
 
+@silenced()
 def fits_stack(path: str | Path) -> tuple[np.ndarray, Sky]:
     """The first image of a FITS file of any size and number of axes, and where it lies.
 

@@ -1,9 +1,7 @@
 """Decodes one image file, of any kind, into planes."""
 
-import logging
 import os
 import struct
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -28,6 +26,7 @@ from lensjax.data.planes import (
     place_of,
     short,
 )
+from lensjax.data.remarks import silenced
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -38,11 +37,6 @@ IMAGE_SUFFIXES = PICTURE_SUFFIXES + TIFF_SUFFIXES + FITS_SUFFIXES + ARRAY_SUFFIX
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 # By the type of colour; a palette has none of its own.
 _PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
-
-# The libraries' remarks would come once a file, from many threads. Where a file cannot be used the
-# reason is in `Unreadable`.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 def has_suffix(path: str | Path, suffixes: Sequence[str]) -> bool:
@@ -57,6 +51,7 @@ def stem(path: str | Path) -> str:
     return text[: len(text) - len(ending)]
 
 
+@silenced()
 def read_planes(path: str | Path, choose: Choose, most_values: int = MAX_VALUES) -> list[Plane]:
     """The chosen planes of an image file, in the order chosen. No other plane is decoded.
 

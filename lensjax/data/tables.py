@@ -12,6 +12,7 @@ from astropy.table import Column, MaskedColumn, Table
 from lensjax.data.fits_images import open_fits
 from lensjax.data.parts import WHOLE, Part, Rows, rows_of
 from lensjax.data.readers import FITS_SUFFIXES, has_suffix
+from lensjax.data.remarks import silenced
 from lensjax.errors import UsageError, one_line
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -95,6 +96,7 @@ def texts(column: Column) -> Iterable[str]:
         return [as_text(value).strip() for value in filled]
 
 
+@silenced()
 def has_table(path: Path) -> bool:
     """True where a FITS file holds a table and no image before it."""
     try:
@@ -249,6 +251,7 @@ def _degrees(column: Column, name: str, source: str) -> np.ndarray:
         raise UsageError(f"column {name} of {source} is not in decimal degrees: {error}") from error
 
 
+@silenced()
 def _astropy_table(path: Path, part: Part, form: str, **how: Any) -> Rows:
     table = Table.read(path, format=form, **how)
     rows, count = rows_of(part, len(table)), len(table)
