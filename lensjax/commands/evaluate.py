@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from lensjax import config, metrics, results
+from lensjax import config, metrics, predictions, results
 from lensjax.errors import UsageError
 from lensjax.files import make_folder
 
@@ -35,13 +35,13 @@ def evaluate(options: EvaluateConfig) -> str:
         raise UsageError("--predictions and --labels are both needed")
     if options.bootstrap < 1 or options.seed < 0:
         raise UsageError("--bootstrap must be at least 1, and --seed not negative")
-    predictions = results.read_predictions(options.predictions)
-    matched = results.match(predictions, results.read_labels(options.labels))
+    scored = predictions.read_predictions(options.predictions)
+    matched = predictions.match(scored, predictions.read_labels(options.labels))
     found = {
         name: metrics.evaluate(
             values, matched.labels, bootstrap=options.bootstrap, seed=options.seed
         )
-        for name, values in predictions.probabilities.items()
+        for name, values in scored.probabilities.items()
     }
     beside = options.predictions if options.predictions.is_dir() else options.predictions.parent
     folder = options.output or beside
@@ -50,13 +50,13 @@ def evaluate(options: EvaluateConfig) -> str:
         "predictions_without_label": matched.without_label,
         "labels_without_prediction": matched.without_prediction,
     }
-    missing = metrics.missing(predictions.probabilities["ensemble"], matched.labels)
+    missing = metrics.missing(scored.probabilities["ensemble"], matched.labels)
     record = folder / "metrics.json"
     of_scores = {name: metric.to_json() for name, metric in found.items()}
     results.write_json(record, counts | of_scores | {"notes": missing})
     from lensjax import report
 
-    figures = report.write_figures(folder, report.Scored(predictions.probabilities, matched.labels))
+    figures = report.write_figures(folder, report.Scored(scored.probabilities, matched.labels))
     said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
     lines = [metrics.table(found), "", *missing, said, *map(str, [record, *figures])]
     return "\n".join(lines)

@@ -201,6 +201,18 @@ def plain(column: Column) -> Column:
     return made
 
 
+def filled(column: Column) -> np.ndarray:
+    """The column as an array, as `plain` has it; gaps are NaN, or empty text, which makes integers
+    with gaps texts."""
+    column = plain(column)
+    if not isinstance(column, MaskedColumn):
+        return np.asarray(column)
+    if column.dtype.kind == "f":
+        return np.asarray(column.filled(np.nan))
+    texts = np.ma.getdata(column).astype(str)
+    return np.where(np.ma.getmaskarray(column), "", texts)
+
+
 def _in_unicode(texts: np.ndarray) -> np.ndarray:
     """The texts without control characters and without the lone surrogates that stand for odd bytes
     in the names of files."""
