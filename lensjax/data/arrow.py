@@ -3,6 +3,8 @@
 Arrow's libraries take 40 MiB: this module is imported where such a file is read or written.
 """
 
+import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,16 +23,19 @@ from lensjax.errors import UsageError
 _DECIMAL = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _LEADING_ZERO = r"^[+-]?0\d"
 _WHOLE = r"^[+-]?\d+$"
-_PARSING = pa.csv.ParseOptions(newlines_in_values=True)
+_DELIMITERS = ",;\t|"
+_LONGEST_LINE = 2**20
 
 
 def read_csv(path: Path, part: Part = WHOLE) -> Rows:
     """The rows of a CSV file that a part takes.
 
-    A column becomes numbers only where each of its values is written back the same (identifiers)
-    or is a decimal number; `007` stays text.
+    Values are apart by commas, semicolons, tabs or bars, whichever the column names are; lines that
+    begin with # before these are comments. A column becomes numbers only where each of its values
+    is written back the same (identifiers) or is a decimal number; `007` stays text.
     """
-    text = pa.csv.read_csv(path, parse_options=_PARSING, convert_options=_as_text(path))
+    text = pa.csv.read_csv(path, **_form(path))
+    _check_quotes(path, text)
     with ThreadPoolExecutor() as threads:  # Arrow lets go of the interpreter
         columns = list(threads.map(_numbers, text.columns, text.column_names))
     arrow = pa.Table.from_arrays(columns, names=text.column_names)
@@ -40,9 +45,9 @@ def read_csv(path: Path, part: Part = WHOLE) -> Rows:
 
 def csv_column(path: Path, name: str) -> Iterator[str | None]:
     """The texts of one column of a CSV file, of which a piece at a time is in memory."""
-    converting = _as_text(path)
-    converting.include_columns = [name]
-    with pa.csv.open_csv(path, parse_options=_PARSING, convert_options=converting) as reader:
+    form = _form(path)
+    form["convert_options"].include_columns = [name]
+    with pa.csv.open_csv(path, **form) as reader:
         for batch in reader:
             yield from batch.column(0).to_pylist()
 
@@ -105,15 +110,48 @@ def write_csv_rows(file: IO[bytes], arrow: pa.Table, texts: Mapping[str, Sequenc
     pyarrow.csv.write_csv(pa.table(columns), file, pa.csv.WriteOptions(include_header=False))
 
 
-def _as_text(path: Path) -> pa.csv.ConvertOptions:
-    """All columns as texts, empty ones as gaps."""
-    header = pa.csv.open_csv(path).schema.names
-    return pa.csv.ConvertOptions(
-        column_types={name: pa.string() for name in header},
+def _form(path: Path) -> dict[str, Any]:
+    """How Arrow is to read a CSV file: all columns as texts, empty ones as gaps."""
+    skipped, delimiter = _head(path)
+    reading = pa.csv.ReadOptions(skip_rows=skipped)
+    parsing = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    with pa.csv.open_csv(path, reading, parsing) as reader:
+        names = reader.schema.names
+    converting = pa.csv.ConvertOptions(
+        column_types={name: pa.string() for name in names},
         strings_can_be_null=True,
         quoted_strings_can_be_null=False,
         null_values=[""],
     )
+    return {"read_options": reading, "parse_options": parsing, "convert_options": converting}
+
+
+def _head(path: Path) -> tuple[int, str]:
+    """How many lines of a CSV file come before the column names, and what stands between these."""
+    skipped = 0
+    with pa.input_stream(path) as stream:
+        lines = io.TextIOWrapper(io.BufferedReader(stream), "utf-8-sig", "replace")
+        first = line = lines.readline(_LONGEST_LINE)
+        while line.startswith("#") or line.isspace():
+            skipped, line = skipped + 1, lines.readline(_LONGEST_LINE)
+    names = re.sub(r'"[^"]*"', "", line)
+    most = max(_DELIMITERS, key=names.count)
+    # The enhanced CSV of astropy has blanks, unless it says otherwise.
+    is_enhanced = first.startswith("# %ECSV")
+    return skipped, " " if is_enhanced and most not in names else most
+
+
+def _check_quotes(path: Path, text: pa.Table) -> None:
+    """Raises `UsageError` where a quotation mark that nothing closes has made the rest of the file
+    one value: its rows would be lost."""
+    if not len(text) or "\n" not in (text.column(-1)[-1].as_py() or ""):
+        return
+    end = b""
+    with pa.input_stream(path) as stream:
+        while piece := stream.read(2**20):
+            end = (end + piece)[-1000:]
+    if not end.rstrip().endswith(b'"'):
+        raise UsageError(f"{path} cannot be read as a table: a quotation mark is never closed")
 
 
 def _batches(file: pa.parquet.ParquetFile, rows: range) -> Iterator[pa.RecordBatch]:

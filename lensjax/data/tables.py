@@ -17,7 +17,8 @@ from lensjax.errors import UsageError, one_line
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 VOTABLE_SUFFIXES = (".vot", ".votable", ".xml")
-TABLE_SUFFIXES = (".csv", *PARQUET_SUFFIXES, *VOTABLE_SUFFIXES)
+CSV_SUFFIXES = (".csv", ".tsv", ".ecsv", ".csv.gz", ".tsv.gz", ".csv.bz2")
+TABLE_SUFFIXES = (*CSV_SUFFIXES, *PARQUET_SUFFIXES, *VOTABLE_SUFFIXES)
 
 # What surveys call the columns that are known here, the first of these before the others.
 SPELLINGS = {

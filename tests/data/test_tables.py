@@ -1,5 +1,8 @@
 """Catalogues keep what they hold: identifiers to the last digit, text as it is."""
 
+import bz2
+import gzip
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,6 +10,7 @@ import pytest
 from astropy.table import Column, MaskedColumn, Table
 
 from lensjax.data.tables import (
+    column_texts,
     has_table,
     label_column,
     label_of,
@@ -173,3 +177,55 @@ def test_texts_with_gaps_stay_so_in_the_results(tmp_path):
     for name, expected in {"id": ["a", "b", None], "note": ["x", None, "z"]}.items():
         assert plain(table[name]).tolist() == expected and plain(table[name]).dtype.kind == "U"
     assert plain(table["none"]).tolist() == [None] * 3
+
+
+ROWS = [("id", "ra", "path"), ("7", "1.5", "a b.png"), ("8", "", "c,d;e.png")]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("comments", ["", "# by hand, in May; really\n#\n\n"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "csv.gz", "csv.bz2"])
+def test_tables_of_text_of_any_kind(tmp_path, delimiter, comments, suffix):
+    lines = [delimiter.join(f'"{cell}"' if "." in cell else cell for cell in row) for row in ROWS]
+    text = (comments + "\n".join(lines) + "\n").encode()
+    compress = {"gz": gzip.compress, "bz2": bz2.compress}.get(suffix[4:], bytes)
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(compress(text))
+    table = read_table(path)
+    assert table["id"].tolist() == [7, 8] and table.colnames == ["id", "ra", "path"]
+    assert table["path"].tolist() == ["a b.png", "c,d;e.png"]
+    assert list(column_texts(path, "path")) == ["a b.png", "c,d;e.png"]
+    assert table["ra"][0] == 1.5 and np.isnan(table["ra"][1])
+
+
+@pytest.mark.parametrize("delimiter", [" ", ","])
+def test_enhanced_csv_of_astropy(tmp_path, delimiter):
+    made = Table({"id": [LARGE, 5], "path": ["a b.fits", "c.fits"], "mag": [20.5, 21.0]})
+    made["mag"].unit, made.meta["comments"] = "mag", ["one", "two, three"]
+    made.write(tmp_path / "a.ecsv", delimiter=delimiter)
+    table = read_table(tmp_path / "a.ecsv")
+    for name in made.colnames:
+        assert table[name].tolist() == made[name].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", b"id,path\n1,a\n2,b,c\n", "Expected 2 columns, got 3"),
+        ("a.csv", b"id;path\n1;\xff\n", "UTF8"),
+        ("a.csv", b'id,path\n1,"a\n2,b\n', "cannot be read as a table"),
+        ("a.csv", b"# nothing but this\n", "cannot be read as a table"),
+        ("a.csv.gz", b"id,path\n1,a\n", "cannot be read as a table"),
+        (
+            "a.csv.gz",
+            gzip.compress(b"id,path\n" + b"1,a\n" * 5000)[:60],
+            "cannot be read as a table",
+        ),
+        ("a.tsv", bytes(100), "cannot be read as a table"),
+    ],
+)
+def test_damaged_tables_of_text_are_refused_in_one_line(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=words) as caught:
+        read_table(tmp_path / name)
+    assert "\n" not in str(caught.value) and name in str(caught.value)
