@@ -1,6 +1,7 @@
 """Decodes one image file, of any kind, into planes."""
 
 import os
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fits.gz", ".fit.gz", ".fits.fz", ".fz")
 ARRAY_SUFFIXES = (".npy",)
 IMAGE_SUFFIXES = PICTURE_SUFFIXES + TIFF_SUFFIXES + FITS_SUFFIXES + ARRAY_SUFFIXES
+_ENDING = re.compile(rf"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})\Z", re.IGNORECASE)
 
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
 # By the type of colour; a palette has none of its own.
@@ -46,9 +48,7 @@ def has_suffix(path: str | Path, suffixes: Sequence[str]) -> bool:
 
 def stem(path: str | Path) -> str:
     """The path without its image suffix, be it a double one (`a/b.fits.gz` is `a/b`)."""
-    text = str(path)
-    ending = max((s for s in IMAGE_SUFFIXES if has_suffix(text, (s,))), key=len, default="")
-    return text[: len(text) - len(ending)]
+    return _ENDING.sub("", str(path))
 
 
 @silenced()
