@@ -4,9 +4,11 @@ import difflib
 from collections.abc import Iterable
 
 
-def one_line(error: Exception, length: int | None = None) -> str:
-    """Returns what an error says on one line, of at most so many characters."""
-    return " ".join(str(error).split())[:length]
+def one_line(error: object, length: int | None = None) -> str:
+    """Returns what an error says on one line, of at most so many characters, all of them printable:
+    libraries quote the bytes that they do not understand."""
+    text = " ".join(str(error).split())[:length]
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 class LensjaxError(Exception):

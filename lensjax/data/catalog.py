@@ -115,8 +115,7 @@ def open_source(
         raise UsageError(f"--data {path}: no such file or folder")
     if form == "auto":
         form = recognise(path, wanted)
-    if path.is_dir() and form not in ("folder", "zarr", "shards"):
-        raise UsageError(f"--data {path} is a folder: it cannot be of the format {form}")
+    _check_format(path, form)
     if form == "catalogue":
         return _open_catalogue(path, wanted, pixel_scale, part)
     return _OPENED_BY[form](path, wanted, pixel_scale).part(part)
@@ -148,6 +147,21 @@ def recognise(path: Path, wanted: Wanted) -> Format:
         f"a stack ({', '.join(known)}, Zarr), a folder of shards or a template with {{band}}; or "
         "say with --format what it is"
     )
+
+
+def _check_format(path: Path, form: Format) -> None:
+    """Raises `UsageError` where a file or folder cannot be of the format."""
+    if path.is_dir():
+        fits_it = form in ("folder", "zarr", "shards")
+    elif form == "zarr":
+        fits_it = stacks.is_zarr_catalogue(path)
+    elif form == "image":
+        fits_it = has_suffix(path, IMAGE_SUFFIXES)
+    else:
+        fits_it = form not in ("folder", "shards")
+    if not fits_it:
+        kind = "folder" if path.is_dir() else "file"
+        raise UsageError(f"--data {path} is a {kind} that cannot be of the format {form}")
 
 
 def _open_image(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:

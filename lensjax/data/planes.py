@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lensjax.errors import one_line
+
 COLOURS = ("red", "green", "blue")
 
 # By default: a cutout of 8192 x 8192 pixels is a survey tile given by mistake, or a decompression
@@ -218,7 +220,7 @@ def check_file(path: str | Path) -> None:
 def short(error: Exception) -> str:
     """One line of at most 160 characters that says what went wrong."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"cannot be decoded: {' '.join((text or type(error).__name__).split())}"[:160]
+    return f"cannot be decoded: {one_line(text or type(error).__name__)}"[:160]
 
 
 def bytes_at_most(most_values: int) -> int:

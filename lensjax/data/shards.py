@@ -133,6 +133,8 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     """The cutouts that `pack` wrote to a folder. Raises `UsageError` where it is not whole."""
     from lensjax.data import arrow
 
+    if not are_shards(path):
+        raise UsageError(f"{path} is no folder of shards: it has no {INDEX}")
     index = read_table(path / INDEX)
     missing = [name for name in OF_CUTOUT if name not in index.colnames]
     described = arrow.parquet_metadata(path / INDEX).get(_BANDS)

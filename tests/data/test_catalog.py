@@ -411,3 +411,34 @@ def test_stacks_that_cannot_be_used(tmp_path):
     refused(tmp_path / "e.npz", "cannot be read")
     np.savez(tmp_path / "f.npz", images=np.zeros((2, 6, 6, 3)), bands=np.array(["g"]))
     refused(tmp_path / "f.npz", "1 bands are named for 3 channels")
+
+
+def test_a_wrong_format_is_one_clear_line(tmp_path):
+    stack = np.ones((3, 8, 8, 3), np.float32)
+    np.savez(tmp_path / "a.npz", images=stack)
+    fits.writeto(tmp_path / "a.fits", stack)
+    (tmp_path / "a.csv").write_text("path\nx.png\n")
+    (tmp_path / "folder").mkdir()
+    words = {
+        "folder": "file that cannot be of the format folder",
+        "image": "cannot be of the format image",
+        "catalogue": "cannot be read as a table",
+        "numpy": "no .npz file",
+        "fits": "not a FITS file",
+        "template": "{band} once",
+        "hdf5": "cannot be read as HDF5",
+        "zarr": "cannot be of the format zarr",
+        "shards": "file that cannot be of the format shards",
+    }
+    own = {"a.npz": ("numpy",), "a.fits": ("fits", "image"), "a.csv": ("catalogue",)}
+    for name, formats in own.items():
+        for form in words.keys() - set(formats):
+            with pytest.raises(UsageError, match=words[form]) as caught:
+                open_source(tmp_path / name, needed=GRI, form=form)
+            assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+    for form, said in {
+        "shards": "no folder of shards",
+        "zarr": "Zarr",
+        "fits": "folder that",
+    }.items():
+        refused(tmp_path / "folder", said, form=form)

@@ -144,7 +144,7 @@ def test_the_format_can_be_said(tmp_path, hdf5):
     with pytest.raises(UsageError, match="--format"):
         open_source(tmp_path / "cutouts.dat", needed=GRI)
     holds(open_source(tmp_path / "cutouts.dat", needed=GRI, form="hdf5"))
-    with pytest.raises(UsageError, match="is a folder: it cannot be of the format hdf5"):
+    with pytest.raises(UsageError, match="is a folder that cannot be of the format hdf5"):
         open_source(tmp_path, needed=GRI, form="hdf5")
 
 
