@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from lensjax.errors import UsageError
 
 BINS = 15
+FEW = 10  # objects of a class, below which resampling them says little of what others would do
 _WEIGHTS_IN_MEMORY = 4_000_000  # 32 MB of float64 weights at a time
 _WEIGHTS_IN_ALL = 100_000_000  # a million objects are resampled a hundred times
 
@@ -115,15 +116,19 @@ def evaluate(
     )
 
 
-def missing(probabilities: ArrayLike, labels: ArrayLike | None) -> list[str]:
-    """Why there are no metrics, or not all, in a line; no line where all are there."""
+def caveats(probabilities: ArrayLike, labels: ArrayLike | None) -> list[str]:
+    """Why there are no metrics, or not all, or no good intervals, in a line; none where all are."""
     if labels is None:
         return ["no metrics: the data have no labels"]
     scores, lens, _, _ = _known(probabilities, labels)
     if not scores.size:
         return ["no metrics: none of the cutouts that were scored has a label"]
-    if 0 < lens.sum() < lens.size:
+    fewer = min(lens.sum(), lens.size - lens.sum())
+    if fewer >= FEW:
         return []
+    if fewer:
+        kind = "lenses" if lens.sum() == fewer else "others"
+        return [f"intervals are too narrow where there are so few {kind} ({fewer}) to resample"]
     kind = "are lenses" if lens.all() else "are no lenses"
     return [
         "no AUROC, average precision, TPR0 and TPR10: all cutouts that have a label and a score "

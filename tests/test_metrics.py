@@ -262,12 +262,14 @@ def test_interval_of_a_share_is_exact() -> None:
         ([0.1, np.nan, 0.5], [1, 0, 1], "that have a label and a score (2) are lenses"),
         ([0.1, 0.2], [0, -1], "(1) are no lenses"),
         ([], [], "none of the cutouts"),
+        ([0.1] * 30, [1] * 9 + [0] * 21, "so few lenses (9)"),
+        ([0.1] * 30, [1] * 28 + [0, -1], "so few others (1)"),
     ],
 )
 def test_what_is_missing_is_said(scores: list, labels: list | None, said: str) -> None:
-    (line,) = metrics.missing(scores, labels)
+    (line,) = metrics.caveats(scores, labels)
     assert said in line
-    assert metrics.missing([0.1, 0.2], [0, 1]) == []
+    assert metrics.caveats([0.1] * 20, [0, 1] * 10) == []
     if labels:
         text = metrics.table({"ensemble": metrics.evaluate(scores, labels, bootstrap=5)})
         assert "nan" not in text

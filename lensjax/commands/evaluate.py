@@ -50,13 +50,13 @@ def evaluate(options: EvaluateConfig) -> str:
         "predictions_without_label": matched.without_label,
         "labels_without_prediction": matched.without_prediction,
     }
-    missing = metrics.missing(scored.probabilities["ensemble"], matched.labels)
+    caveats = metrics.caveats(scored.probabilities["ensemble"], matched.labels)
     record = folder / "metrics.json"
     of_scores = {name: metric.to_json() for name, metric in found.items()}
-    results.write_json(record, counts | of_scores | {"notes": missing})
+    results.write_json(record, counts | of_scores | {"notes": caveats})
     from lensjax import report
 
     figures = report.write_figures(folder, report.Scored(scored.probabilities, matched.labels))
     said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
-    lines = [metrics.table(found), "", *missing, said, *map(str, [record, *figures])]
+    lines = [metrics.table(found), "", *caveats, said, *map(str, [record, *figures])]
     return "\n".join(lines)

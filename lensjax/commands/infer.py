@@ -406,7 +406,7 @@ def write(
         "rejected": int((~readable).sum()),
         **scoring,
         "warnings": warnings,
-        "notes": [*results.notes(candidates), *metrics.missing(scores["probability"], labels)],
+        "notes": [*results.notes(candidates), *metrics.caveats(scores["probability"], labels)],
         "metrics": {name: metric.to_json() for name, metric in found.items()},
     }
     scored = scores, of_members, readable, flags
