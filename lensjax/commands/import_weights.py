@@ -13,6 +13,7 @@ from lensjax import checkpoint, config, runtime
 from lensjax.checkpoint import Member, MemberInfo
 from lensjax.data.preprocess import Preparation, Stretch
 from lensjax.errors import LensjaxError, UsageError
+from lensjax.files import standing_folders
 from lensjax.models import registry
 from lensjax.torch_file import StateDict, read_state_dict
 from lensjax.torch_weights import fits, load_torch_weights
@@ -79,7 +80,7 @@ def import_member(options: ImportConfig) -> str:
             f"--name '{name}' must be a plain name: it is a folder in {options.output}"
         )
     folder = options.output / architecture.name / name
-    if folder.exists():
+    if folder.exists() or name in standing_folders(folder.parent):
         raise UsageError(f"{folder} exists; give another --name, or delete it")
     info = MemberInfo(
         architecture.name,

@@ -24,7 +24,7 @@ from lensjax.data.preprocess import Preparation, Stretch, geometry
 from lensjax.data.source import Source
 from lensjax.ensemble import placement
 from lensjax.errors import UsageError
-from lensjax.files import make_folder
+from lensjax.files import make_folder, standing_folders
 from lensjax.footprint import find_target
 from lensjax.models.registry import ARCHITECTURES
 from lensjax.training import finetune, snapshots, team_plan
@@ -458,9 +458,10 @@ def _kept(
     folder: Path, options: TrainConfig, record: dict[str, Any], training: Training
 ) -> checkpoint.MemberInfo | None:
     """Returns the member in `folder`, None where there is none or it is to be trained anew."""
-    if not ((folder / "member.json").exists() and options.resume):
+    there = standing_folders(folder.parent).get(folder.name)
+    if there is None or not ((there / "member.json").exists() and options.resume):
         return None
-    info = checkpoint.read_info(folder)
+    info = checkpoint.read_info(there)
     wanted = record | {"seed": int(folder.name)}
     if info.training == wanted and info.preparation == training.preparation:
         return info

@@ -56,12 +56,14 @@ def test_bands_and_normalisation_are_recorded(run, weights, tmp_path):
 
 def test_wrong_use_is_one_clear_line(run, weights, tmp_path):
     (tmp_path / "resnet18" / "there").mkdir(parents=True)
+    (tmp_path / "resnet18" / ".aside.old").mkdir()
     (tmp_path / "text.pth").write_text("not weights")
     cases = {
         "--weights is missing": (2, ()),
         "vit_b16": (2, ("--weights", weights, "--arch", "vit_b17")),
         "plain name": (2, ("--weights", weights, "--name", "../up")),
-        "exists": (2, ("--weights", weights, "--name", "there")),
+        "there exists": (2, ("--weights", weights, "--name", "there")),
+        "aside exists": (2, ("--weights", weights, "--name", "aside")),
         "3 numbers": (2, ("--weights", weights, "--std", "1,0,1")),
         "--dropout 1.0 must lie in 0..1": (2, ("--weights", weights, "--dropout", 1)),
         "--pixel-scale 0.0 must be": (2, ("--weights", weights, "--pixel-scale", 0)),
@@ -76,7 +78,7 @@ def test_wrong_use_is_one_clear_line(run, weights, tmp_path):
         ended = run(import_weights.main, "--output", tmp_path, *more)
         assert ended.status == status or (status is None and ended.status in (1, 2)), ended
         assert ended.error.count("\n") == 1 and words in ended.error, ended
-    assert [path.name for path in (tmp_path / "resnet18").iterdir()] == ["there"]
+    assert {path.name for path in (tmp_path / "resnet18").iterdir()} == {"there", ".aside.old"}
 
 
 def test_weights_of_no_architecture_say_what_is_wrong_in_one_short_line(run, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -167,6 +168,20 @@ def test_training_from_nothing_has_the_defaults(run, begun, cutouts, tmp_path):
         *("asinh", 2.0),
     )
     assert recipe.rates() == (0.2, 0.0)
+
+
+def test_a_member_set_aside_by_a_killed_replacement_is_still_there(
+    run, begun, cutouts, start, tmp_path
+):
+    members = tmp_path / "out" / "light_transformer"
+    command = ("--data", cutouts, *TINY, "--output", tmp_path / "out")
+    for name in ("0", ".0.old"):
+        members.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(start / "light_transformer" / "0", members / name)
+        ended = run(train.main, *command)
+        assert ended.status == 2 and "holds a member trained otherwise" in ended.error
+        shutil.rmtree(members / name)
+    assert not begun
 
 
 def test_the_sky_is_seen_as_by_what_training_starts_from(run, start, tmp_path, monkeypatch):
