@@ -309,13 +309,17 @@ def _carried(
 ) -> tuple[dict[str, Any], list[str]]:
     """The arrays with one value for each of `count` cutouts; and words on each of the others.
 
-    Raises `UsageError` where one of the others is of a known name.
+    Raises `UsageError` where one of the others is of a known name, or one is damaged.
     """
     carried, left_out = {}, []
     for name, values in columns.items():
         size = " x ".join(map(str, values.shape)) or "1"
         if not values.odd and (values.shape or (1,)) == (count,):
-            found = values.read()
+            try:
+                found = values.read()
+            # Arbitrary bytes: the libraries have errors of their own.
+            except Exception as error:
+                raise UsageError(f"{path}: `{name}` {short(error)}; leave it out") from error
             carried[name] = found if values.shape else np.reshape(found, 1)
         elif any(spelled(known, [name]) for known in KNOWN_COLUMNS):
             raise UsageError(

@@ -2,6 +2,7 @@
 
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,9 +13,11 @@ import zarr
 from astropy.io import fits
 
 from lensjax.data import stacks
+from lensjax.data.bands import parse
 from lensjax.data.catalog import open_source
 from lensjax.data.loader import batches
 from lensjax.data.planes import Unreadable
+from lensjax.data.source import Beside, Values, source_of_array
 from lensjax.errors import UsageError
 from tests.data.wanted import preparation
 
@@ -335,3 +338,12 @@ def test_stacks_with_room_for_more_are_read(tmp_path, monkeypatch):
         source = open_source(tmp_path / name, needed=GRI)
         assert len(source) == 30
         np.testing.assert_array_equal(source[1].image, IMAGES[1])
+
+
+def test_damaged_values_beside_the_images_are_one_clear_line():
+    def damaged():
+        raise OSError("actual len exceeds EOA")
+
+    beside = Beside({"flux": Values((7,), damaged)})
+    with pytest.raises(UsageError, match="`flux` cannot be decoded: actual len exceeds EOA"):
+        source_of_array(IMAGES, Path("a.h5"), beside, parse(None, None), in_memory=True)
