@@ -211,7 +211,9 @@ def _data(options: TrainConfig) -> tuple[Training, Labelled, str]:
     if options.pictures:
         training = with_pictures(training, options.seed, options.output)
     counts = f"{len(training)} cutouts, {len(validation)} for validation"
-    counts += f", {len(source) - len(data)} left out (unreadable or without a label)"
+    counts += f", {len(source) - len(data)} left out (unreadable, blank or without a label)"
+    if data.flagged:
+        counts += f"; {data.flagged} of those kept have no data in some band"
     return training, validation, counts
 
 

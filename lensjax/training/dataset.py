@@ -32,13 +32,15 @@ MOST_IN_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 class Labelled:
     """Cutouts as they travel to the device: `arrays` holds images (n, height, width, band) and
     `inside` (n, 4) of the canvas that `view` is taken of, and label (n,) float32; `id` and `group`
-    (n,) say which objects they are. `origin`: of which data they are, and how these were read."""
+    (n,) say which objects they are. `origin`: of which data they are, and how these were read.
+    `flagged`: how many of those read lack data in some band."""
 
     view: View
     arrays: dict[str, Any]
     id: np.ndarray
     group: np.ndarray
     origin: dict[str, Any] = field(default_factory=dict)
+    flagged: int = 0
 
     def __len__(self) -> int:
         return len(self.id)
@@ -109,6 +111,7 @@ def read_labelled(source: Source, preparation: Preparation, fit: str, folder: Pa
     count, canvas = len(source), layout.canvases[0]
     images = room((count, *canvas.shape), np.dtype(canvas.dtype), folder)
     inside, rows, filled = np.empty((count, 4), np.int32), np.empty(count, np.int64), 0
+    flagged = 0
     with runtime.progress("reading", count, "cutouts") as advance:
         for batch in loader.batches(source, (preparation,), how=fit, batch_size=READING_BATCH):
             kept = np.flatnonzero(batch.readable[: batch.count])
@@ -116,6 +119,7 @@ def read_labelled(source: Source, preparation: Preparation, fit: str, folder: Pa
             new = slice(filled, filled + len(kept))
             images[new], inside[new] = batch.inputs.images[0][kept], batch.inputs.inside[0][kept]
             rows[new] = batch.rows[kept]
+            flagged += sum(bool(batch.flags[place]) for place in kept)
             filled = new.stop
             advance(batch.count)
     rows = rows[:filled]
@@ -127,7 +131,7 @@ def read_labelled(source: Source, preparation: Preparation, fit: str, folder: Pa
     ids = np.asarray(source.table["id"])[rows]
     grouped = "group" in source.table.colnames
     group = np.asarray(source.table["group"])[rows] if grouped else ids
-    return Labelled(view, arrays, ids, group)
+    return Labelled(view, arrays, ids, group, flagged=flagged)
 
 
 def room(shape: tuple[int, ...], dtype: np.dtype, folder: Path, taken: int = 0) -> np.ndarray:

@@ -63,3 +63,16 @@ def test_a_disk_without_room_is_one_clear_line(source, tmp_path, monkeypatch):
     with pytest.raises(LensjaxError, match="has no room for them either") as raised:
         read_labelled(source, PREPARATION, "auto", tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_blank_cutouts_are_left_out_and_those_without_a_band_kept_and_counted(tmp_path):
+    images = np.random.default_rng(0).normal(size=(6, 12, 12, 2)).astype(np.float32)
+    images[1], images[2, ..., 1], images[4, ..., 0] = 0.0, np.nan, 3.0
+    bands = np.array(["g", "r"])
+    np.savez(tmp_path / "a.npz", images=images, label=[0, 1, 1, 0, -1, 1], bands=bands)
+    preparation = Preparation.unnormalised(("g", "r"), 12, None, "asinh", 2.0)
+    data = read_labelled(
+        open_source(tmp_path / "a.npz", needed=None), preparation, "auto", tmp_path
+    )
+    assert data.id.tolist() == [0, 2, 3, 5] and data.flagged == 1
+    assert not data.arrays["images"][1][..., 1].any()
