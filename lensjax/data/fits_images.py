@@ -173,7 +173,17 @@ def _lengths(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _pixels(hdu: fits.ImageHDU) -> np.ndarray:
-    return np.asarray(hdu.data).reshape(_lengths(hdu.shape))
+    return _linear(np.asarray(hdu.data).reshape(_lengths(hdu.shape)), hdu.header)
+
+
+def _linear(pixels: np.ndarray, header: fits.Header) -> np.ndarray:
+    """The pixels in proportion to the flux: the stacks of Pan-STARRS1 hold asinh magnitudes of it
+    (Waters et al. 2020, ApJS 251, 4), as BOFFSET and BSOFTEN in their headers say."""
+    offset, softening = header.get("BOFFSET"), header.get("BSOFTEN")
+    if not isinstance(offset, int | float) or not isinstance(softening, int | float):
+        return pixels
+    with np.errstate(over="ignore"):
+        return offset + 2.0 * softening * np.sinh(pixels.astype(np.float64) * math.log(10.0) / 2.5)
 
 
 # --- plain images, from their bytes ---
@@ -181,7 +191,7 @@ def _pixels(hdu: fits.ImageHDU) -> np.ndarray:
 _BLOCK, _CARD = 2880, 80
 _TYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 # What changes the meaning of pixels or the length of the data: astropy knows about it.
-_NOT_PLAIN = frozenset(("BSCALE", "BZERO", "BLANK", "GROUPS", "ZIMAGE", "CONTINUE"))
+_NOT_PLAIN = frozenset(("BSCALE", "BZERO", "BLANK", "BSOFTEN", "GROUPS", "ZIMAGE", "CONTINUE"))
 
 
 def _plain_images(content: bytes) -> list[_Image] | None:
@@ -277,12 +287,13 @@ def _plane_name(header: Mapping[str, Any] | fits.Header) -> str | None:
 
 
 def _names_of_planes(header: Mapping[str, Any] | fits.Header, shape: tuple[int, ...]) -> Names:
-    """What the header calls the planes of a cube: `BANDS`, a letter each or apart, or `BAND0` and
-    so on, as the Legacy Surveys write them; none where it does not say. () for another image."""
-    if len(shape) != 3:
+    """What the header calls the planes of a cube, or of a stack of cubes: `BANDS`, a letter each or
+    apart, or `BAND0` and so on, as the Legacy Surveys write them; none where it does not say. ()
+    for another image."""
+    if len(shape) not in (3, 4):
         return ()
-    # The shorter axis, as `channels_last` has it.
-    count = min(shape[0], shape[2])
+    # The shorter axis, as `channels_last` has it; before it, in a stack, is that of the cutouts.
+    count = min(shape[-3], shape[-1])
     together = str(header.get("BANDS", "")).strip()
     apart = re.split(r"[^A-Za-z0-9_-]+", together)
     said = [apart, list(together)]
@@ -314,8 +325,9 @@ def fits_form(path: str | Path) -> tuple[tuple[int, ...], Names]:
 
 
 @silenced()
-def fits_stack(path: str | Path) -> tuple[np.ndarray, Sky]:
-    """The first image of a FITS file of any size and number of axes, and where it lies.
+def fits_stack(path: str | Path) -> tuple[np.ndarray, Names, Sky]:
+    """The first image of a FITS file of any size and number of axes, the names of its planes, and
+    where it lies.
 
     It is mapped, not read, where the file holds plain numbers (not compressed nor scaled).
     Raises `Unreadable`.
@@ -324,7 +336,8 @@ def fits_stack(path: str | Path) -> tuple[np.ndarray, Sky]:
         check_file(path)
         with open_fits(path, memmap=True) as hdus:
             hdu = _first_image(hdus)
-            return _pixels(hdu), sky_of(hdu.header)
+            pixels = _pixels(hdu)
+            return pixels, _names_of_planes(hdu.header, pixels.shape), sky_of(hdu.header)
     except Unreadable:
         raise
     except Exception as error:

@@ -200,7 +200,7 @@ def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> S
     except UsageError as error:
         raise UsageError(f"{kind}: {error}") from error
     if has_suffix(template, FITS_SUFFIXES) and len(fits_form(files[0])[0]) == 3:
-        stacks, skies = zip(*(read_fits_stack(file) for file in files), strict=True)
+        stacks, _, skies = zip(*(read_fits_stack(file) for file in files), strict=True)
         if len({stack.shape for stack in stacks}) > 1:
             shapes = ", ".join(f"{b} {s.shape}" for b, s in zip(bands, stacks, strict=True))
             raise UsageError(f"{kind}: the bands differ in shape: {shapes}")

@@ -19,7 +19,7 @@ from numpy.lib.format import MAGIC_PREFIX
 
 from lensjax.data.bands import Wanted
 from lensjax.data.fits_images import fits_form, fits_stack
-from lensjax.data.planes import Sky, Unreadable
+from lensjax.data.planes import Names, Sky, Unreadable
 from lensjax.data.readers import has_suffix
 from lensjax.data.source import (
     Beside,
@@ -121,8 +121,9 @@ def _in_memory(array: np.ndarray) -> Values:
 
 def open_fits(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     """The first image of a FITS file, as a stack."""
-    images, sky = read_fits_stack(str(path))
-    beside = Beside(pixel_scale=pixel_scale or sky.pixel_scale)
+    images, names, sky = read_fits_stack(str(path))
+    bands = names if images.ndim == 4 and any(names) else None
+    beside = Beside(bands=bands, pixel_scale=pixel_scale or sky.pixel_scale)
     files = partial(files_below, path)
     return source_of_array(images, path, beside, wanted, in_memory=False, files=files)
 
@@ -135,8 +136,9 @@ def is_fits_stack(path: Path, wanted: Wanted) -> bool:
     return len(shape) == 4 or (len(shape) == 3 and one_band and not any(names))
 
 
-def read_fits_stack(path: str) -> tuple[np.ndarray, Sky]:
-    """The first image of a FITS file of any size, and where it lies. Raises `UsageError`."""
+def read_fits_stack(path: str) -> tuple[np.ndarray, Names, Sky]:
+    """The first image of a FITS file of any size, the names of its planes, and where it lies.
+    Raises `UsageError`."""
     try:
         return fits_stack(path)
     except Unreadable as error:

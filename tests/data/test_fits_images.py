@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensjax.data import fits_images
+from lensjax.data.catalog import open_source
 from lensjax.data.fits_images import fits_planes
 from lensjax.data.planes import Unreadable
 
@@ -92,3 +93,24 @@ def test_torn_and_foreign_files_are_left_to_astropy(tmp_path):
     whole = (tmp_path / "a.fits").read_bytes()
     for content in (whole[:2000], whole[:5000], b"", b"x" * 9000, whole.replace(b"-64", b"-65")):
         assert fits_images._plain_images(content) in (None, [])
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_pan_starrs_stacks_are_flux_again(tmp_path, compressed):
+    """By the formula of the survey's pipeline: 1.0857362 asinh((flux - offset) / (2 softening))."""
+    flux = rng.normal(120.0, 300.0, (16, 16))
+    magnitudes = 1.0857362 * np.arcsinh((flux - 7.5) / (2 * 33.0))
+    header = fits.Header([("BOFFSET", 7.5), ("BSOFTEN", 33.0)])
+    image = fits.CompImageHDU if compressed else fits.ImageHDU
+    how = {"compression_type": "GZIP_2", "quantize_level": 0} if compressed else {}
+    written(tmp_path / "a.fits", [fits.PrimaryHDU(), image(magnitudes, header, **how)])
+    (plane,) = fits_planes(tmp_path / "a.fits", lambda names: (0,))
+    np.testing.assert_allclose(plane.pixels, flux, rtol=1e-5, atol=1e-3)
+
+
+def test_a_stack_of_cubes_knows_its_bands(tmp_path):
+    cubes = rng.normal(size=(5, 3, 8, 8)).astype(np.float32)
+    fits.writeto(tmp_path / "a.fits", cubes, fits.Header([("BANDS", "r,g,z")]))
+    source = open_source(tmp_path / "a.fits", needed=("g", "r"))
+    assert len(source) == 5 and source.bands_from == ("channel 2 (g)", "channel 1 (r)")
+    np.testing.assert_array_equal(source[3].image, np.moveaxis(cubes[3, [1, 0]], 0, 2))
