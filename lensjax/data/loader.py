@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -335,7 +336,7 @@ def _by_processes(of_batches: grain.MapDataset[Batch], processes: int) -> Iterat
     flags.FLAGS.mark_as_parsed()
     alone = of_batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     options = grain.MultiprocessingOptions(processes, per_worker_buffer_size=BATCHES_AHEAD)
-    iterator = iter(alone.mp_prefetch(options))
+    iterator = iter(alone.mp_prefetch(options, _leave_ctrl_c))
     try:
         for batch in iterator:
             # Out of the memory that is shared with the process, which is free again then.
@@ -347,6 +348,11 @@ def _by_processes(of_batches: grain.MapDataset[Batch], processes: int) -> Iterat
         ) from error
     finally:
         iterator.close()
+
+
+def _leave_ctrl_c(worker: int, workers: int) -> None:
+    """Has a process that reads leave Ctrl-C, which all of them get, to the one it reads for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _own(leaf: Any) -> Any:

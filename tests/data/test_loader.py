@@ -2,6 +2,8 @@
 
 import dataclasses
 import multiprocessing
+import os
+import signal
 
 import jax
 import numpy as np
@@ -113,6 +115,15 @@ def test_a_process_that_dies_is_one_clear_line(folder):
     with pytest.raises(LensjaxError, match="a process that reads cutouts has died") as raised:
         list(read)
     assert "\n" not in str(raised.value)
+
+
+def test_processes_leave_ctrl_c_to_the_one_that_they_read_for(folder):
+    source = open_source(folder, needed=("g", "r"), pixel_scale=0.2)
+    read = batches(source, PREPARATIONS, how="auto", batch_size=1, processes=1)
+    next(read)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGINT)
+    assert [int(batch.rows[0]) for batch in read] == list(range(1, 11))
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 11), (4, 11), (5, 8), (11, 11)])
