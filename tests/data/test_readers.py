@@ -402,7 +402,7 @@ def test_stems_and_suffixes():
 def test_a_fits_stack_is_mapped_and_stays_readable(tmp_path):
     stack = rng.normal(size=(4, 6, 8)).astype(np.float32)
     fits.writeto(tmp_path / "g.fits", stack, sky_header(0.5))
-    array, sky = fits_stack(tmp_path / "g.fits")
+    array, _, sky = fits_stack(tmp_path / "g.fits")
     np.testing.assert_array_equal(array[2], stack[2])
     assert sky.pixel_scale == pytest.approx(0.5)
     with pytest.raises(Unreadable, match="no such file"):
