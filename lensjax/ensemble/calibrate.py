@@ -27,7 +27,7 @@ def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels, bool)
     if labels.all() or not labels.any():
         raise ValueError("calibration needs lenses and non-lenses")
-    centre, spread = logits.mean(), max(logits.std(), 1e-12)
+    centre, spread = logits.mean(), _spread(logits)
     slope, intercept = _logistic((logits - centre)[None] / spread, _targets(labels))
     return slope / spread, intercept - slope * centre / spread
 
@@ -52,15 +52,14 @@ def stacking(logits: np.ndarray, labels: np.ndarray) -> Stacking:
     """
     logits, labels = np.asarray(logits, np.float64), np.asarray(labels, bool)
     kept = useful_members(logits, labels)
-    spread = np.maximum(logits[kept].std(axis=1), 1e-12)
+    spread = _spread(logits[kept])
     coefficients = _logistic(logits[kept] / spread[:, None], _targets(labels))[:-1] / spread
     of_mean = np.zeros(len(logits))
     of_mean[kept] = coefficients if coefficients.any() else 1.0
     of_mean /= of_mean.sum()
     slope, bias = platt(of_mean @ logits, labels)
-    contribution = of_mean[kept] * spread
-    share = np.zeros(len(logits))
-    share[kept] = contribution / contribution.sum()
+    contribution = of_mean * logits.std(axis=1)
+    share = contribution / contribution.sum() if contribution.any() else of_mean
     return Stacking(slope * of_mean, bias, share)
 
 
@@ -98,6 +97,14 @@ def shared_labels(validations: Sequence[dict[str, np.ndarray]]) -> np.ndarray | 
         for other in validations
     )
     return first["label"] if same else None
+
+
+def _spread(logits: np.ndarray) -> np.ndarray:
+    """Returns the standard deviation of logits (..., n): infinite where they are all alike but for
+    the rounding of float32, so that what is divided by it says nothing."""
+    spread = logits.std(axis=-1)
+    rounding = np.finfo(np.float32).eps * np.maximum(1.0, np.abs(logits.mean(axis=-1)))
+    return np.where(spread > rounding, spread, np.inf)
 
 
 def _targets(labels: np.ndarray) -> np.ndarray:

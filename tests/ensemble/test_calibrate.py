@@ -158,3 +158,21 @@ def test_members_that_know_nothing_count_alike_and_say_nothing():
     weight, bias, share = calibrate.stacking(backwards, label)
     np.testing.assert_allclose(weight @ backwards + bias, 0.0, atol=1e-6)
     np.testing.assert_allclose(share, 0.5, atol=0.05)
+
+
+@pytest.mark.parametrize("objects", [16, 300])
+def test_a_member_that_says_the_same_of_all_says_nothing(objects):
+    label = np.arange(objects) % 2
+    rng = np.random.default_rng(0)
+    dead = np.float32(0.3) + 1e-8 * rng.standard_normal(objects)
+    slope, intercept = calibrate.platt(dead, label)
+    assert slope == 0 and intercept == pytest.approx(0, abs=1e-6)
+    good = 2.0 * (label - 0.5) + rng.standard_normal(objects)
+    weight, bias, share = calibrate.stacking(np.stack([good, dead]), label)
+    alone = calibrate.stacking(good[None], label)
+    np.testing.assert_allclose(share, [1, 0], atol=1e-6)
+    np.testing.assert_allclose(
+        weight @ np.stack([good, dead]) + bias, alone.weight[0] * good + alone.bias, atol=1e-5
+    )
+    _, _, of_none = calibrate.stacking(np.stack([dead, dead]), label)
+    np.testing.assert_allclose(of_none, 0.5)
