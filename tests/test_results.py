@@ -335,9 +335,7 @@ def test_a_catalogue_of_any_number_of_columns_and_any_names_is_written_whole(
     assert [len(line) for line in from_csv(tmp_path)] == [len(table.colnames)] * 3
     assert from_csv(tmp_path)[0] == list(from_parquet(tmp_path)) == table.colnames
     assert not any(name.endswith("_input") for name in table.colnames)
-    with fits.open(tmp_path / "candidates.fits") as hdus:
-        hdus.verify("exception")
-        header = hdus[1].header
+    header = fits.getheader(tmp_path / "candidates.fits", 1)
     assert header["TFIELDS"] == 999
     called = [header[f"TTYPE{number}"] for number in range(1, 1000)]
     assert called[:14] == table.colnames[:14] and len(set(map(str.lower, called))) == 999

@@ -37,12 +37,16 @@ def written(
         "flags": np.full(count, ""),
         "action": np.full(count, "as is"),
         "masked": np.zeros(count, int),
+        "field": np.ones(count),
         "ra": np.full(count, np.nan),
         "dec": np.full(count, np.nan),
     }
     infos = {"vit_s16": SimpleNamespace(architecture="vit_s16", weights_sha256="0" * 64)}
     ensemble = SimpleNamespace(
-        names=("vit_s16",), knowledge=SimpleNamespace(share=[1.0]), knowledge_from="nothing"
+        names=("vit_s16",),
+        knowledge=SimpleNamespace(share=[1.0]),
+        knowledge_from="nothing",
+        preparations=(),
     )
     options = infer.InferConfig(output=folder / "results")
     return infer.write(options, infos, ensemble, source, columns, {})
@@ -53,8 +57,6 @@ def written(
     [
         ({}, 3, "the data have no labels"),
         ({"labels": [1, 1, 1]}, 3, "that have a label and a score (3) are lenses"),
-        ({"labels": [0, -1, 0]}, 3, "that have a label and a score (2) are no lenses"),
-        ({"labels": [-1, -1, -1]}, 3, "none of the cutouts that were scored has a label"),
         ({"labels": [1, 0, 0], "rejected": (0,)}, 2, "(2) are no lenses"),
         ({"labels": [1, 0, 0], "rejected": (0, 1, 2)}, 0, "none of the cutouts that were scored"),
         ({"labels": [1], "count": 1}, 1, "(1) are lenses"),
