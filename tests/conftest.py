@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from tests import networks  # noqa: E402
 runtime.hush_absent_tpu()
 runtime.keep_compilations()
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A shell has what runs in its background ignore Ctrl-C, and that is inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples in every run, and no test that fails because the machine is busy.
 settings.register_profile("tests", derandomize=True, deadline=None)
 settings.load_profile("tests")
@@ -69,16 +72,11 @@ def v5e() -> Target:
     return find_target("v5e")
 
 
-# Whole runs, whose time is mostly compilation. What is compiled is the affair of the other tests.
-COMPILED_IN_HASTE = {"commands", "training"}
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Compiles for tests of whole runs, also in processes that they start, with few passes; in the
-    slow tier with all."""
-    hasty = item.path.parent.name in COMPILED_IN_HASTE
-    haste = hasty and item.get_closest_marker("slow") is None
+    """Compiles with few passes, also in processes that a test starts: most of the time of the tests
+    is compilation. Slow and optimised ones are compiled as for users."""
+    haste = not any(item.get_closest_marker(name) for name in ("slow", "optimised"))
     jax.config.update("jax_disable_most_optimizations", haste)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(haste)
     return (yield)

@@ -14,8 +14,11 @@ from lensjax.commands import demo, evaluate, infer, simulate, train
 from lensjax.commands.simulate import SimulateConfig
 from lensjax.data.catalog import open_source
 from lensjax.data.splits import held_back
+from lensjax.errors import LensjaxError
 from lensjax.training.recipe import Recipe
+from lensjax.training.team import member_info
 from tests import networks
+from tests.commands.conftest import Ended
 
 
 @pytest.fixture(scope="module")
@@ -130,18 +133,23 @@ def test_an_input_size_that_the_network_cannot_take_is_one_clear_line(run, sky, 
     assert ended.status == 2 and "input size of 16 or 32" in ended.error, ended
 
 
-def test_another_input_size_is_the_same_sky_in_other_pixels(run, sky, tmp_path):
+def test_another_input_size_is_the_same_sky_in_other_pixels(run, sky, tmp_path, monkeypatch):
     """Not its middle: what is scored later is brought to the same pixels."""
     recipe = ("--epochs", 0.2, "--batch-size", 16, "--validation-fraction", 0.3, "--scales", 16)
     command = ("--data", sky / "train.npz", "--arch", "light_transformer", *recipe)
     scales = {"auto": 2 * 0.263, "crop": 0.263}
-    for fit, pixel_scale in scales.items():
-        ended = run(train.main, *command, "--fit", fit, "--output", tmp_path / fit)
-        assert ended.status == 0, ended
-        path = tmp_path / fit / "light_transformer" / "0" / "member.json"
-        preparation = json.loads(path.read_text())["preparation"]
-        assert preparation["input_size"] == 16
-        assert preparation["pixel_scale"] == pytest.approx(pixel_scale)
+    prepared = []
+
+    def begin(training, *_, **__):
+        prepared.append(member_info(training, "light_transformer", Recipe()).preparation)
+        raise LensjaxError("far enough")
+
+    monkeypatch.setattr(train, "train_team", begin)
+    for fit in scales:
+        assert "far enough" in run(train.main, *command, "--fit", fit, "--output", tmp_path).error
+    assert [preparation.input_size for preparation in prepared] == [16, 16]
+    found = [preparation.pixel_scale for preparation in prepared]
+    assert found == pytest.approx(list(scales.values()))
 
 
 def test_an_endless_sky_is_refused_what_it_cannot_do(run, tmp_path):
@@ -193,24 +201,33 @@ def small_demo(monkeypatch, cache):
 CONFIGS = sorted({path.name for path in Path("configs").glob("*.yaml")} - {"demo.yaml"})
 
 
+def smoke(run, name: str, output: Path) -> tuple[str, Ended]:
+    """Runs a configuration in small by the command that its first line names."""
+    path = Path("configs") / name
+    script = re.match(rf"# python scripts/(\w+)\.py --config {path}", path.read_text())[1]
+    main = {"infer": infer.main, "train": train.main}[script]
+    return script, run(main, "--config", path, "--smoke", "--output", output)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_runs_in_small(run, small_demo, tmp_path, name):
-    run_in_small(run, name, tmp_path)
+def test_every_config_gets_as_far_as_training(run, small_demo, tmp_path, monkeypatch, name):
+    def begin(*_, **__):
+        raise LensjaxError("far enough")
+
+    for step in ("train_team", "stream"):
+        monkeypatch.setattr(train, step, begin)
+    _, ended = smoke(run, name, tmp_path / "out")
+    assert ended.status == 1 and ended.error.endswith("error: far enough\n"), ended
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_runs_with_real_networks(run, small_demo, tmp_path, monkeypatch, name):
-    monkeypatch.setenv("LENSJAX_CACHE", str(tmp_path / "cache"))
+def test_every_config_runs_in_small_with_real_networks(
+    run, small_demo, tmp_path, monkeypatch, name
+):
+    monkeypatch.setenv("LENSJAX_CACHE", str(tmp_path / "cache"))  # the members there are small
     with networks.real():
-        run_in_small(run, name, tmp_path)
-
-
-def run_in_small(run, name: str, folder: Path) -> None:
-    path = Path("configs") / name
-    script = re.match(rf"# python scripts/(\w+)\.py --config {path}", path.read_text())[1]
-    main = {"infer": infer.main, "train": train.main}[script]
-    ended = run(main, "--config", path, "--smoke", "--output", folder / "out")
+        script, ended = smoke(run, name, tmp_path / "out")
     assert ended.status == 0, ended
     assert ("scored + 0 rejected" if script == "infer" else ": trained; validation") in ended.out
 

@@ -57,10 +57,11 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module")
-def on_eight_devices() -> dict[str, dict]:
+@pytest.fixture(scope="module", params=["hasty", pytest.param("optimised", marks=pytest.mark.slow)])
+def on_eight_devices(request) -> dict[str, dict]:
     flags = "--xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(request.param == "hasty")
     command = [sys.executable, "-c", ON_EIGHT_DEVICES]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

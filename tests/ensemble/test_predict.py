@@ -13,6 +13,7 @@ from lensjax.data.preprocess import geometry
 from lensjax.ensemble import placement, predict
 from lensjax.ensemble.stack import member_keys, stack
 from lensjax.models.registry import ARCHITECTURES
+from tests import networks
 from tests.ensemble.members import PREPARATION, blank_member, random_member
 
 SAMPLES, SEED = 3, 11
@@ -65,7 +66,9 @@ def looped_logits(member: Member, identity: np.ndarray, batch: Inputs) -> np.nda
     return np.array([[one(state, image, key) for image in images] for key in keys])
 
 
-def test_stacked_members_and_samples_equal_single_passes(members):
+@pytest.mark.parametrize("how", ["hasty", pytest.param("optimised", marks=pytest.mark.slow)])
+def test_stacked_members_and_samples_equal_single_passes(members, how):
+    del how
     batch = inputs(4)
     ensemble, found = scores(members, batch)
     assert sorted(ensemble.names) == sorted(members)
@@ -152,9 +155,12 @@ def test_samples_repeat_the_head_only(architecture):
     assert flops(10) < 1.05 * flops(1)
 
 
+@pytest.mark.slow
 def test_members_work_in_the_same_memory_on_a_cpu():
     def temporaries(count: int) -> int:
-        ensemble = stack({str(n): blank_member("resnet18") for n in range(count)}, stacked=False)
+        with networks.real():
+            members = {str(n): blank_member("resnet18") for n in range(count)}
+            ensemble = stack(members, stacked=False)
         weights = predict.place_weights(ensemble, MESH, seed=SEED, samples=1, precision="float32")
         step = predict.ensemble_step(
             ensemble, MESH, samples=1, fusion="mean_prob", precision="float32"

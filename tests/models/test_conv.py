@@ -96,6 +96,13 @@ def test_vmap_and_its_gradients_equal_xla(shape, axes):
     check(lambda f: with_gradients(jax.vmap(f, axes)), shape, *args)
 
 
+@pytest.mark.slow
+@each_form
+def test_optimised_programs_equal_xla(shape):
+    args = operands(shape, ((3,), (3,)), jnp.float32)
+    check(lambda f: jax.vmap(with_gradients(f)), shape, *args)
+
+
 @each_form
 def test_vmap_keeps_the_precision(shape):
     check(jax.vmap, shape, *operands(shape, ((3,), (3,)), jnp.bfloat16))
@@ -168,6 +175,7 @@ def test_no_grouped_convolution_on_the_cpu(shape, convolutions):
     assert "feature_group_count = 3" not in text
 
 
+@pytest.mark.optimised
 def test_convolutions_take_the_fast_path_of_the_cpu():
     """Neither YNN, nor the naive loop that every other convolution becomes."""
     images, kernel = operands((16, 3, 1, 1, 3, 4), ((), ()), jnp.float32)

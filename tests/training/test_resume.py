@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -58,9 +59,12 @@ def reached(output: Path) -> int:
     return max((int(path.name) for path in states if path.name.isdigit()), default=0)
 
 
-def wait_until(step: int, process: subprocess.Popen, output: Path) -> None:
-    while reached(output) < step:
+def wait_until(there: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Waits for what `process` does, ten minutes at most."""
+    began = time.monotonic()
+    while not there():
         assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() - began < 600
         time.sleep(0.02)
 
 
@@ -81,7 +85,8 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(cutouts, undisturbed
     moments = random.Random(5)
     for kill in range(KILLS):
         process = begin(cutouts, tmp_path)
-        wait_until(reached(tmp_path) + 1 + 3 * kill, process, tmp_path)
+        wanted = reached(tmp_path) + 1 + 3 * kill
+        wait_until(lambda wanted=wanted: reached(tmp_path) >= wanted, process)
         time.sleep(moments.uniform(0.0, 0.5))
         process.kill()
         assert process.wait() == -signal.SIGKILL
@@ -100,9 +105,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(cutouts, undisturbed
 def test_a_run_told_to_end_keeps_its_state_and_says_so(cutouts, tmp_path):
     process = begin(cutouts, tmp_path, "--save-minutes", "60", "--epochs", "200")
     table = tmp_path / ARCHITECTURE / "runs" / "0-1" / "metrics.csv"
-    while not table.exists() or len(table.read_text().splitlines()) < 2:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
+    wait_until(lambda: table.exists() and len(table.read_text().splitlines()) > 1, process)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate()
     assert process.returncode == 3, errors
