@@ -5,7 +5,8 @@
 Three seeds of each, trained together, on a simulated sky that is made in FOLDER; every network is
 then tried at both sizes on cutouts that no training saw. At a size that is not its own, its batch
 normalisation takes the statistics of the training cutouts at that size. Brackets hold 95 % of 1000
-resamples of seeds and test cutouts. A run that was killed goes on where it was.
+resamples of seeds and test cutouts. A run that was killed goes on where it was, so that its minutes
+can be had in parts.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ from lensjax.training.scales import views_at
 from lensjax.training.trainer import train_team
 
 ARCHITECTURE, SEEDS, SIZES = "resnet18", (0, 1, 2), (24, 48)
-PLAIN = Recipe(batch_size=32, epochs=4.0, learning_rate=1e-3)
+PLAIN = Recipe(batch_size=32, epochs=3.0, learning_rate=1e-3)
 RECIPES = {
     "24 px alone": dataclasses.replace(PLAIN, scales="24"),
     "48 px alone": dataclasses.replace(PLAIN, scales="48"),
@@ -98,7 +99,7 @@ def with_interval(probability: np.ndarray, label: np.ndarray, metric: str) -> st
 def main(folder: Path) -> None:
     runtime.keep_compilations()
     sky = SimulateConfig(
-        output=folder / "sky", size=48, count=4000, test_fraction=0.25, seed=1,
+        output=folder / "sky", size=48, count=3200, test_fraction=0.25, seed=1,
         einstein_radius=1.5, arc_snr=100.0, sources="hubble",
     )  # fmt: skip
     if not (folder / "sky" / "truth.csv").exists():
