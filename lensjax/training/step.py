@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import Array
@@ -28,8 +29,17 @@ from lensjax.training.augment import Augmentation, augmented, turned, turns
 from lensjax.training.objective import consistency
 
 
+class Average(NamedTuple):
+    """Moving averages of the parameters and of each scale's statistics, and the steps (scale,) that
+    trained at each: before the first its statistics say nothing."""
+
+    params: Any
+    statistics: tuple[Any, ...]
+    steps: Array
+
+
 class TrainState(NamedTuple):
-    """All that a step changes. `average` is a moving average of `params` and `statistics`, or None.
+    """All that a step changes. `average` is an `Average`, or None.
 
     `statistics`: of batch normalisation, one tree a scale: a lens of 64 pixels has other channel
     means than the same lens of 224, and a mean of both is that of neither.
@@ -199,8 +209,10 @@ def example_losses(setting: Setting, logits: Array, examples: Examples) -> Array
     return setting.loss(logits.T, jnp.asarray(examples.label)) * jnp.asarray(examples.weight)[None]
 
 
-def update(setting: Setting, state: TrainState, gradient: Any, statistics: Any) -> TrainState:
-    """Returns the state after a step down the gradient.
+def update(
+    setting: Setting, scales: Sequence[int], state: TrainState, gradient: Any, statistics: Any
+) -> TrainState:
+    """Returns the state after a step down the gradient, at these scales.
 
     Weights and statistics are averaged alike, so that they fit each other. The average forgets
     faster at first, as by min(decay, (1 + step) / (10 + step)) in TensorFlow's
@@ -210,9 +222,27 @@ def update(setting: Setting, state: TrainState, gradient: Any, statistics: Any) 
     params: Any = optax.apply_updates(state.params, updates)
     average = state.average
     if setting.average_decay is not None:
-        decay = jnp.minimum(setting.average_decay, (1 + state.step) / (10 + state.step))
-        average = optax.incremental_update((params, statistics), average, 1 - decay)
+        average = averaged(setting.average_decay, scales, state, params, statistics)
     return TrainState(params, statistics, optimizer, average, state.step + 1)
+
+
+def averaged(
+    decay: float, scales: Sequence[int], state: TrainState, params: Any, statistics: Any
+) -> Average:
+    """Returns the average after a step at these scales, from what the step has made."""
+
+    def joined(new: Any, old: Any, steps: Array) -> Any:
+        share = 1 - jnp.minimum(decay, (1 + steps) / (10 + steps))
+        return optax.incremental_update(new, old, share)
+
+    before, of_scales = state.average, list(state.average.statistics)
+    for scale in scales:
+        of_scales[scale] = joined(statistics[scale], of_scales[scale], before.steps[scale])
+    return Average(
+        joined(params, before.params, state.step),
+        tuple(of_scales),
+        before.steps.at[np.array(scales)].add(1),
+    )
 
 
 class Programs:
@@ -273,7 +303,8 @@ class Programs:
         def compiled(function: Callable, axes: tuple) -> Any:
             return jax.jit(over_members(function, axes, mesh))
 
-        change = functools.partial(update, setting)
+        scales = sorted(scale for group in groups for scale in group.scales)
+        change = functools.partial(update, setting, scales)
         updates = over_members(change, (0, 0, 0), mesh, plain_alone=False)
 
         def whole(

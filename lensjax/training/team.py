@@ -25,7 +25,7 @@ from lensjax.training.objective import binary_loss
 from lensjax.training.optimiser import optimiser
 from lensjax.training.recipe import Recipe
 from lensjax.training.scales import scale_sets, views_at
-from lensjax.training.step import Setting, TrainState
+from lensjax.training.step import Average, Setting, TrainState
 from lensjax.training.stream import Stream
 
 Training = Labelled | Stream
@@ -104,12 +104,12 @@ def assemble(
     )
     # Copies: a state is given away, and no array can be given twice.
     of_scales = tuple(jax.tree.map(jnp.copy, statistics) for _ in views)
-    averaged = (params, of_scales) if recipe.average_decay is not None else None
+    average = Average(params, of_scales, jnp.zeros((len(seeds), len(views)), jnp.int32))
     return team, TrainState(
         params,
         of_scales,
         jax.jit(jax.vmap(setting.optimizer.init))(params),
-        jax.tree.map(jnp.copy, averaged),
+        jax.tree.map(jnp.copy, average) if recipe.average_decay is not None else None,
         jnp.zeros(len(seeds), jnp.int32),
     )
 

@@ -86,7 +86,8 @@ class Best(NamedTuple):
 def _kept(state: TrainState) -> tuple[Any, Any]:
     """Returns what is kept of a state: parameters and each scale's statistics, averaged where there
     are averages."""
-    return (state.params, state.statistics) if state.average is None else state.average
+    found = state if state.average is None else state.average
+    return found.params, found.statistics
 
 
 class Run(NamedTuple):

@@ -17,7 +17,7 @@ from lensjax.models.norm import ConvNorm
 from lensjax.models.vit import VisionTransformer
 from lensjax.training.objective import binary_loss
 from lensjax.training.scales import views_at
-from lensjax.training.step import Setting, TrainState
+from lensjax.training.step import Average, Setting, TrainState
 
 BATCH, SIZES, WEIGHT, MEMBERS = 4, (16, 32, 48), 0.7, 2
 MESH = placement.mesh_of(jax.devices()[:1])
@@ -65,5 +65,6 @@ def setting_and_state(build, **more) -> tuple[Setting, TrainState]:
     )
     optimizer = jax.vmap(setting.optimizer.init)(params)
     of_scales = tuple(jax.tree.map(jnp.copy, statistics) for _ in setting.views)
-    average = jax.tree.map(jnp.copy, (params, of_scales)) if setting.average_decay else None
+    average = Average(params, of_scales, jnp.zeros((MEMBERS, len(setting.views)), jnp.int32))
+    average = jax.tree.map(jnp.copy, average) if setting.average_decay else None
     return setting, TrainState(params, of_scales, optimizer, average, jnp.array([3, 3]))

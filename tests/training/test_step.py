@@ -143,19 +143,31 @@ def test_each_program_is_compiled_once(examples):
 
 
 def test_weights_and_statistics_are_averaged_alike(examples):
-    """Against a loop in float64; the average forgets its start."""
+    """Against a loop in float64. The averages forget their start, that of a scale from its first
+    step on, and one that is not trained stays."""
+
+    def wide(tree):
+        return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
+
+    def joined(old, new, steps):
+        decay = min(0.4, (1 + steps) / (10 + steps))
+        return [decay * a + (1 - decay) * b for a, b in zip(old, new, strict=True)]
+
     setting, state = setting_and_state(Convolutional, average_decay=0.4)
-    programs = Programs(setting, [Group((0, 1, 2))], MESH)
-    kept = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.average)]
-    state = jax.tree.map(jnp.copy, state)
-    for step in (3, 4, 5):
-        decay = min(0.4, (1 + step) / (10 + step))
-        state, _ = programs(state, examples, KEYS)
-        now = jax.tree.leaves((state.params, state.statistics))
-        pairs = zip(kept, now, strict=True)
-        kept = [decay * old + (1 - decay) * np.asarray(new, np.float64) for old, new in pairs]
-    for found, expected in zip(jax.tree.leaves(state.average), kept, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    weights, statistics = wide(state.average.params), [wide(s) for s in state.average.statistics]
+    trained, state = [0, 0, 0], jax.tree.map(jnp.copy, state)
+    for number, scales in ((3, (0, 1)), (4, (1,)), (5, (0, 1))):
+        state, _ = Programs(setting, [Group(scales)], MESH)(state, examples, KEYS)
+        weights = joined(weights, wide(state.params), number)
+        for scale in scales:
+            new = wide(state.statistics[scale])
+            statistics[scale] = joined(statistics[scale], new, trained[scale])
+            trained[scale] += 1
+    expected = [*weights, *(leaf for of_scale in statistics for leaf in of_scale)]
+    found = wide((state.average.params, state.average.statistics))
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
+    assert trained == [2, 3, 0] == state.average.steps[1].tolist()
 
 
 @pytest.mark.parametrize("build", [Convolutional, transformer])
