@@ -300,7 +300,7 @@ def source_of_array(
     )
     if not left_out:
         return source
-    others = f"{source.description}; left out: {', '.join(left_out)}"
+    others = f"{source.description}; left out: {'; '.join(left_out)}"
     return replace(source, description=others)
 
 
@@ -314,20 +314,22 @@ def _carried(
     carried, left_out = {}, []
     for name, values in columns.items():
         size = " x ".join(map(str, values.shape)) or "1"
-        if not values.odd and (values.shape or (1,)) == (count,):
+        wrong = values.odd
+        if not wrong and (values.shape or (1,)) != (count,):
+            wrong = f"has {size} values for {count} cutouts"
+        if not wrong:
             try:
                 found = values.read()
             # Arbitrary bytes: the libraries have errors of their own.
             except Exception as error:
                 raise UsageError(f"{path}: `{name}` {short(error)}; leave it out") from error
             carried[name] = found if values.shape else np.reshape(found, 1)
-        elif any(spelled(known, [name]) for known in KNOWN_COLUMNS):
+            continue
+        if any(spelled(known, [name]) for known in KNOWN_COLUMNS):
             raise UsageError(
-                f"{path}: `{name}` {values.odd or f'has {size} values'}, but there are {count} "
-                "cutouts: give one value for each, or leave it out"
+                f"{path}: `{name}` {wrong}: give one value for each cutout, or leave it out"
             )
-        else:
-            left_out.append(f"`{name}` ({values.odd or f'{size} values'})")
+        left_out.append(f"`{name}` {wrong}")
     return carried, sorted(left_out)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import tifffile
+import zarr
 from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
@@ -33,7 +34,7 @@ from lensjax.data.catalog import open_source
 from lensjax.data.planes import Unreadable
 from lensjax.errors import UsageError
 
-SECONDS_A_CASE = 20
+SECONDS_A_CASE = 60
 BYTES_BEYOND_START = 3 * 2**30
 MUTATIONS = 130
 
@@ -64,7 +65,17 @@ def _scaled() -> fits.PrimaryHDU:
 
 def _hdf5(file: io.BytesIO) -> None:
     with h5py.File(file, "w") as out:
-        out["images"], out["id"] = np.moveaxis(CUBE, 0, 2)[None], ["a"]
+        images = np.moveaxis(CUBE, 0, 2)[None]
+        out.create_dataset("images", data=images, chunks=(1, 4, 5, 3), compression="gzip")
+        out["id"], out["mag"] = ["a"], [20.5]
+        out.attrs["bands"] = "g,r,i"
+
+
+def store(folder: Path) -> None:
+    """Writes a Zarr store of the stack."""
+    group = zarr.open_group(folder, mode="w")
+    group.create_array("images", data=np.moveaxis(CUBE, 0, 2)[None], chunks=(1, 4, 5, 3))
+    group.create_array("id", data=np.array([7]))
 
 
 def files() -> dict[str, bytes]:
@@ -86,10 +97,12 @@ def files() -> dict[str, bytes]:
         "t.fits": _bytes(fits.HDUList([fits.PrimaryHDU(), fits.table_to_hdu(table)]).writeto),
         "a.h5": _bytes(_hdf5),
         "a.csv": b'id,path,label\n1,"a,b.png",1\n2,c.png,0\n',
+        "a.tsv": b"# comment\nid\tpath\n1\ta.npz[0]\n2\t../a.npz/a.npz[1]\n",
         "a.parquet": _bytes(lambda f: pa.parquet.write_table(parquet, f)),
         "a.vot": _bytes(lambda f: table.write(f, format="votable")),
     }
-    return whole | {"a.fits.gz": gzip.compress(whole["a.fits"])}
+    packed = {name: gzip.compress(whole[name[:-3]]) for name in ("a.fits.gz", "a.csv.gz")}
+    return whole | packed
 
 
 def mutated(content: bytes, seed: int) -> bytes:
@@ -137,6 +150,9 @@ def hostile(folder: Path) -> list[Path]:
         archive.writestr("../images.npy", _bytes(lambda f: np.save(f, CUBE)))
         archive.writestr("images.npy", b"\x93NUMPY")
     made["archive.npz"] = zipped.getvalue()
+    made["bomb.csv.gz"] = bomb
+    made["itself.csv"] = b"path\nitself.csv[0]\narchive.npz[0]\n.[0]\n/dev/zero[1]\n\x00[1]\n[1]\n"
+    made["pickle.npz"] = _bytes(lambda f: np.savez(f, images=np.array([{}], object)))
     made["pickle.npy"] = _bytes(lambda f: np.save(f, np.array([{}]), allow_pickle=True))
     made["a\n'\"$(x).png"] = files()["a.png"]
     made["wide.png"] = files()["a.png"].replace(b"\0\0\0\x0a\0\0\0\x0c", b"\x7f\xff\xff\xff" * 2)
@@ -196,11 +212,16 @@ def main() -> None:
         for part in ("index.parquet", "shard-00000.array_record"):
             content = (packed / part).read_bytes()
             cases += [("shards", part, content, seed) for seed in range(MUTATIONS)]
+        store(folder / "zarr")
+        for path in sorted(folder.glob("zarr/**/*")):
+            if path.is_file():
+                part, content = str(path.relative_to(folder / "zarr")), path.read_bytes()
+                cases += [("zarr", part, content, seed) for seed in range(MUTATIONS // 4)]
         for case in cases:
             kind, part, content, seed = case
             signal.alarm(SECONDS_A_CASE)
             (folder / kind / part).write_bytes(mutated(content, seed))
-            given = folder / kind if kind == "shards" else folder / kind / part
+            given = folder / kind if kind in ("shards", "zarr") else folder / kind / part
             outcomes.setdefault(kind, Counter()).update(attempt(given))
             (folder / kind / part).write_bytes(content)
         (folder / "hostile").mkdir()
@@ -215,7 +236,11 @@ def main() -> None:
 
 def hostile_names(folder: Path) -> list[str]:
     """Returns what a folder of hostile files holds for a scan: all but archives and loops."""
-    return [path.name for path in folder.iterdir() if path.suffix not in (".npz", "")]
+    return [
+        path.name
+        for path in folder.iterdir()
+        if path.suffix not in (".npz", ".csv", "") and path.name != "bomb.csv.gz"
+    ]
 
 
 if __name__ == "__main__":

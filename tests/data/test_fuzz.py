@@ -13,7 +13,7 @@ def test_damaged_files_never_end_a_run_nor_are_lost():
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
     outcomes = json.loads(ended.stdout.splitlines()[-1])
-    assert outcomes.keys() == {*fuzz.files(), "shards", "hostile"}
+    assert outcomes.keys() == {*fuzz.files(), "shards", "zarr", "hostile"}
     cases = {k: found.get("opened", 0) + found.get("refused", 0) for k, found in outcomes.items()}
     assert sum(cases.values()) >= 2000
     assert all(count >= fuzz.MUTATIONS for kind, count in cases.items() if kind != "hostile")
