@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array, ShapeDtypeStruct
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lensjax import XLA_IS_KNOWN
 from lensjax.data import on_device
@@ -73,10 +73,14 @@ def _arranged(
     """Returns what stays on the devices, the networks' arrays `rounded`, each `put` in place."""
     states, keys, start = [], [], 0
     for group, state in zip(ensemble.groups, ensemble.states, strict=True):
-        place = NamedSharding(mesh, placement.weights_spec(group.members, mesh))
+        spec = placement.weights_spec(group.members, mesh)
+        place = NamedSharding(mesh, spec)
         states.append(jax.tree.map(lambda leaf, place=place: put(rounded(leaf), place), state))
         identities = ensemble.identities[start : start + group.members]
-        keys.append(put(member_keys(identities, seed, samples), place))
+        # With every axis named, as JAX 0.11 has it for keys: by another place than the outline's
+        # the step would be compiled anew.
+        by_axis = PartitionSpec(*spec, *[None] * (2 - len(spec)))
+        keys.append(put(member_keys(identities, seed, samples), NamedSharding(mesh, by_axis)))
         start += group.members
     everywhere = NamedSharding(mesh, placement.EVERYWHERE)
     knowledge = jax.tree.map(lambda leaf: put(leaf, everywhere), ensemble.knowledge)
