@@ -9,7 +9,7 @@ import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
 
-from lensjax.data.tables import filled, read_table, standardise
+from lensjax.data.tables import filled, paths_below, read_table, standardise, texts
 from lensjax.errors import UsageError
 
 Array = NDArray[Any]
@@ -62,6 +62,7 @@ def read_predictions(folder: str | os.PathLike[str]) -> Predictions:
 def read_labels(file: str | os.PathLike[str]) -> Table:
     """The columns `id`, `path` (those that the file has) and `label` of CSV, Parquet, FITS or NPZ.
 
+    `path` comes absolute: relative ones are below the folder of the file, as in a catalogue.
     `label` comes as int: 1 lens, 0 other, -1 unknown. An NPZ without `id` is numbered from 0 by
     row. Raises UsageError for a file that cannot be read, or lacks the columns.
     """
@@ -85,6 +86,8 @@ def read_labels(file: str | os.PathLike[str]) -> Table:
             "labels need `label`, and `id` or `path`"
         )
     columns = {name: filled(table[name]) for name in keys}
+    if "path" in columns:  # as a run writes them
+        columns["path"] = np.array(list(paths_below(path.parent, texts(table["path"]))), str)
     return Table(columns | {"label": np.asarray(table["label"])})
 
 

