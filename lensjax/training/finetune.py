@@ -68,8 +68,9 @@ def kept(folder: str | None, architectures: Iterable[str], name: str) -> Any:
         for member in checkpoint.find_members(Path(folder), architecture).values()
     }
     if len(values) > 1:
+        told = ", ".join(sorted(map(str, values)))
         raise UsageError(
-            f"the members in {folder} differ in {_words(name)} ({', '.join(map(str, values))}): "
+            f"the members in {folder} differ in {_words(name)} ({told}): "
             f"give {KEPT[name]}, or train one architecture at a time"
         )
     return values.pop()
@@ -80,7 +81,8 @@ def account(folder: str, info: MemberInfo) -> str:
     members = checkpoint.find_members(Path(folder), info.architecture).values()
     held = checkpoint.read_info(next(iter(members)))
     same = {name: _said(held, name) == _said(info, name) for name in KEPT}
-    keeps = [f"{_words(name)} {_said(info, name)}" for name in KEPT if same[name]]
+    # Neither a pixel scale that is not known nor dropout that is none is worth a word.
+    keeps = [f"{_words(n)} {_said(info, n)}" for n in KEPT if same[n] and _said(info, n)]
     new = [
         f"{_words(name)} {_said(info, name)} instead of {_said(held, name)}"
         for name in KEPT
