@@ -92,7 +92,7 @@ OTHER_OPTIONS = {
     "mc_samples 2 (now 3)": {"mc_samples": 3},
     "fusion stacked (now mean_prob)": {"fusion": "mean_prob"},
     "precision float32 (now bfloat16)": {"precision": "bfloat16"},
-    "max_values 67108864 (now 9)": {"max_values": 9},
+    "max_values 67108864 (now 9999)": {"max_values": 9999},
     "format auto (now numpy)": {"format": "numpy"},
     "fit auto (now crop)": {"fit": "crop"},
     "bands None (now g,r,i)": {"bands": "g,r,i"},
