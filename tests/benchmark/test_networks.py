@@ -74,6 +74,7 @@ def test_fewer_images_are_the_first_of_more():
     np.testing.assert_array_equal(drawn.images(2, 8), drawn.images(5, 8)[:2])
 
 
+@pytest.mark.slow
 def test_training_steps_learn():
     program = ours.training(["resnet18.0"], 32).prepare(2)
     losses = program.run(3).values[0]

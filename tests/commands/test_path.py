@@ -195,6 +195,8 @@ def small_demo(monkeypatch, cache):
     sky = SimulateConfig(count=160, size=32, test_fraction=0.3)
     small = dataclasses.replace(demo.SMOKE, sky=sky, convolutional=recipe, transformer=recipe)
     monkeypatch.setattr(demo, "SMOKE", small)
+    # Pictures of the same size: what draws them is compiled once.
+    monkeypatch.setattr(train, "SMOKE_SKY", SimulateConfig(count=160, size=32))
 
 
 # The demonstration's own is what the README's first command runs.

@@ -38,7 +38,7 @@ def images() -> jax.Array:
 @pytest.mark.parametrize(
     "size",
     [
-        *(64, 101),
+        64,
         *(
             pytest.param(size, marks=pytest.mark.slow, id=f"{size} optimised")
             for size in drawn_weights.SIZES["resnet18"]

@@ -141,7 +141,12 @@ def test_samples_share_everything_before_the_first_dropout(images):
 
 def test_training_draws_the_same_masks(images):
     model = small(block_dropout=0.5)
-    scored, trained = (model(images, rngs=nnx.Rngs(dropout=1), train=t) for t in (False, True))
+
+    @partial(jax.jit, static_argnums=1)
+    def run(images, train):
+        return model(images, rngs=nnx.Rngs(dropout=1), train=train)
+
+    scored, trained = run(images, False), run(images, True)
     np.testing.assert_allclose(trained, scored, rtol=1e-5)
 
 

@@ -1,7 +1,10 @@
 """Plans fit their budget with the fewest groups, and say what they change."""
 
+import contextlib
 import dataclasses
+import io
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,9 @@ from lensjax.training.step import Examples, Group
 from lensjax.training.team import Team
 from lensjax.training.team_plan import budget_bytes, recorded_groups
 from tests.training.small import BATCH, MESH, Convolutional, setting_and_state
+
+# In one process, which makes once what the tests share.
+pytestmark = pytest.mark.xdist_group("plan")
 
 SIZES = (1, 2, 3)
 
@@ -142,34 +148,42 @@ def cutouts(tmp_path_factory):
     return path
 
 
-def test_a_plan_is_printed_and_written(cutouts, vit_tiny, tmp_path, capsys):
-    options = ("--data", str(cutouts), "--arch", vit_tiny, "--batch-size", "8", "--stretch", "none")
-    train.main([*options, "--plan", "--scales", "16,32", "--output", str(tmp_path)])
-    record = json.loads((tmp_path / "plan.json").read_text())
-    printed = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def options(cutouts, vit_tiny) -> list[str]:
+    return [
+        *("--data", str(cutouts), "--arch", vit_tiny, "--batch-size", "8", "--stretch", "none"),
+        *("--scales", "16,32", "--epochs", "0.2", "--validation-fraction", "0.3"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def free(options, tmp_path_factory) -> tuple[Path, str]:
+    """The folder of a plan with all the memory that there is, and what it prints."""
+    folder = tmp_path_factory.mktemp("free")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        train.main([*options, "--plan", "--output", str(folder)])
+    return folder, printed.getvalue()
+
+
+def test_a_plan_is_printed_and_written(free, vit_tiny):
+    folder, printed = free
+    record = json.loads((folder / "plan.json").read_text())
     assert "16+32" in printed and "steps/s" in printed and "all at once" in printed
     assert [row["sizes"] for row in record["resolutions"]] == [[16], [32]]
     assert [row["sizes"] for row in record["groups"]] == [[16, 32]]
     assert record["peak_bytes"] == record["all_at_once_peak_bytes"] > 4 * 4 * 116e3
     assert record["steps_per_second"] > 0
-    assert not list(tmp_path.glob(vit_tiny))
+    assert not list(folder.glob(vit_tiny))
 
 
+@pytest.mark.slow
 def test_a_run_in_a_small_budget_says_how_and_goes_on_with_the_same_groups(
-    cutouts, vit_tiny, tmp_path, capsys
+    options, free, vit_tiny, tmp_path, capsys
 ):
-    def options(budget: str) -> list[str]:
-        return [
-            *("--data", str(cutouts), "--arch", vit_tiny, "--batch-size", "8", "--epochs", "0.2"),
-            *("--scales", "16,32", "--validation-fraction", "0.3", "--memory-budget", budget),
-            *("--stretch", "none"),
-        ]
-
-    train.main([*options("1TiB"), "--plan", "--output", str(tmp_path / "free")])
-    record = json.loads((tmp_path / "free" / "plan.json").read_text())
+    record = json.loads((free[0] / "plan.json").read_text())
     budget = str(int(record["peak_bytes"]) - 1)
-    train.main([*options(budget), "--output", str(tmp_path / "tight")])
-    path = tmp_path / "tight" / vit_tiny / "runs" / "0" / "plan.json"
+    train.main([*options, "--memory-budget", budget, "--output", str(tmp_path)])
+    path = tmp_path / vit_tiny / "runs" / "0" / "plan.json"
     said = json.loads(path.read_text())
     assert said["peak_bytes"] <= int(budget) < said["all_at_once_peak_bytes"]
     groups = recorded_groups(path, budget)
