@@ -40,12 +40,16 @@ def silenced() -> Iterator[None]:
         with _changing:
             _inside -= 1
             if _inside == 0:
+                _drop_ours(_before[0])
                 # Another list where somebody has called `catch_warnings` in between.
-                for filters in (_before[0], warnings.filters):
-                    filters[:] = [each for each in filters if not _is_ours(each)]  # type: ignore
+                if warnings.filters is not _before[0]:
+                    _drop_ours(warnings.filters)  # type: ignore[arg-type]
                 _TIFF.setLevel(_before[1])
 
 
-def _is_ours(given: Any) -> bool:
-    # A user may have one that is equal.
-    return any(given is ours for ours in _FILTERS)
+def _drop_ours(filters: list[Any]) -> None:
+    for ours in _FILTERS:
+        # A user may have one that is equal; ours stand first, mostly.
+        place = next((place for place, each in enumerate(filters) if each is ours), None)
+        if place is not None:
+            del filters[place]
