@@ -59,10 +59,9 @@ GROUPINGS = {
     ("build", "grouping", "weight"),
     [
         (Convolutional, "two", WEIGHT),
-        (Convolutional, "three", 0.0),
-        (Convolutional, "rematerialised", WEIGHT),
         (transformer, "rematerialised", WEIGHT),
-        pytest.param(Convolutional, "two", WEIGHT, marks=pytest.mark.slow, id="optimised"),
+        pytest.param(Convolutional, "three", 0.0, marks=pytest.mark.slow),
+        pytest.param(Convolutional, "rematerialised", WEIGHT, marks=pytest.mark.slow),
     ],
 )
 def test_groups_give_the_gradient_of_the_whole_loss(build, grouping, weight, examples):
