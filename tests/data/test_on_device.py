@@ -114,7 +114,7 @@ SHAPES = [(16, 16), (24, 24), (23, 40), (40, 23), (9, 12), (12, 40), (15, 16)]
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
     ("how", "scale"),
-    [("crop", None), ("resize", None), ("auto", 0.2), ("auto", 0.11), ("auto", 0.5)],
+    [("crop", None), ("resize", None), ("auto", 0.2), ("auto", 0.11), ("resample", 0.5)],
 )
 def test_the_step_fits_as_the_host_does(shape, how, scale):
     images = noise(3, *shape, 2) * 20 + 100
