@@ -73,7 +73,7 @@ def weights(output: Path) -> list[str]:
     return [json.loads(path.read_text())["weights_sha256"] for path in records]
 
 
-@pytest.fixture(scope="module", params=["hasty", pytest.param("optimised", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module")
 def undisturbed(cutouts, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("undisturbed")
     process = begin(cutouts, output)
@@ -81,6 +81,7 @@ def undisturbed(cutouts, tmp_path_factory) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(cutouts, undisturbed, tmp_path):
     moments = random.Random(5)
     for kill in range(KILLS):
