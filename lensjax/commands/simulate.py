@@ -16,7 +16,7 @@ from lensjax.data import loader, on_device, shards
 from lensjax.data.bands import Wanted
 from lensjax.data.catalog import open_source
 from lensjax.data.preprocess import Preparation
-from lensjax.data.source import Beside, source_of_array
+from lensjax.data.source import Beside, Values, source_of_array
 from lensjax.data.splits import held_back
 from lensjax.errors import UsageError
 from lensjax.files import make_folder, replacing
@@ -158,7 +158,10 @@ def _write_stack(path: Path, survey: Survey, sky: Sky, rows: np.ndarray) -> None
 
 
 def _write_shards(folder: Path, survey: Survey, sky: Sky, rows: np.ndarray) -> None:
-    columns = {name: values[rows] for name, values in sky.truth.items()}
+    columns = {
+        name: Values(values[rows].shape, partial(values.__getitem__, rows))
+        for name, values in sky.truth.items()
+    }
     beside = Beside(columns, survey.bands, survey.pixel_scale)
     source = source_of_array(sky.images[rows], folder, beside, Wanted(), in_memory=True)
     shards.pack(source, folder, resume=False)
