@@ -218,7 +218,7 @@ def test_enhanced_csv_of_astropy(tmp_path, delimiter):
         ("a.csv.gz", b"id,path\n1,a\n", "cannot be read as a table"),
         (
             "a.csv.gz",
-            gzip.compress(b"id,path\n" + b"1,a\n" * 5000)[:60],
+            gzip.compress(b"id,path\n" + b"1,a\n" * 5000, mtime=0)[:60],
             "cannot be read as a table",
         ),
         ("a.tsv", bytes(100), "cannot be read as a table"),
