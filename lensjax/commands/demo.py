@@ -40,7 +40,7 @@ FULL = Demonstration(
     convolutional=Recipe(batch_size=32, epochs=3.0, learning_rate=1e-3),
     transformer=Recipe(batch_size=32, epochs=0.25, learning_rate=1e-4),
     pictures=True,
-    minutes=5.0,
+    minutes=8.0,
 )
 SMOKE = Demonstration(
     sky=dataclasses.replace(CLEAR_ARCS, count=512, test_fraction=0.25),
