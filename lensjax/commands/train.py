@@ -360,12 +360,12 @@ def make_plan(options: TrainConfig) -> str:
         raise UsageError("--plan takes one architecture at a time")
     canvas, view = _canvas(options)
     recipe = _recipe(options)
+    budget = options.memory_budget
+    if options.target and budget == "auto":
+        raise UsageError("--target wants a --memory-budget such as 70GiB: the device is not here")
     target = find_target(options.target) if options.target else None
     devices = jax.local_devices()[:1] if target else jax.local_devices()
     mesh = placement.mesh_of(devices, 1 if target else options.member_shards)
-    budget = options.memory_budget
-    if target and budget == "auto":
-        raise UsageError("--target wants a --memory-budget such as 70GiB: the device is not here")
     available = team_plan.budget_bytes(budget, mesh)
     info = checkpoint.MemberInfo(architecture, view.preparation, *recipe.rates())
     seeds = range(options.seed, options.seed + options.members)

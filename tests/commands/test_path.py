@@ -235,6 +235,7 @@ def test_every_config_runs_in_small_with_real_networks(
     assert ("scored + 0 rejected" if script == "infer" else ": trained; validation") in ended.out
 
 
+@pytest.mark.slow
 def test_the_demonstration_makes_its_members_once(run, small_demo, tmp_path):
     command = ("--smoke", "--ensemble", "vit_s16", "--batch-size", 16)
     first = run(infer.main, *command, "--output", tmp_path / "first")

@@ -4,9 +4,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.data import fuzz
 
 
+@pytest.mark.slow
 def test_damaged_files_never_end_a_run_nor_are_lost():
     ended = subprocess.run(
         [sys.executable, "-m", "tests.data.fuzz"], capture_output=True, text=True, timeout=900

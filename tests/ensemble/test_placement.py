@@ -57,17 +57,17 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(scope="module", params=["hasty", pytest.param("optimised", marks=pytest.mark.slow)])
-def on_eight_devices(request) -> dict[str, dict]:
+@pytest.fixture(scope="module")
+def on_eight_devices() -> dict[str, dict]:
     flags = "--xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(request.param == "hasty")
     command = [sys.executable, "-c", ON_EIGHT_DEVICES]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_devices(on_eight_devices):
     one = on_eight_devices["1 x 1"]
     for found in on_eight_devices.values():
@@ -76,6 +76,7 @@ def test_scores_do_not_depend_on_the_devices(on_eight_devices):
             np.testing.assert_allclose(found[name], one[name], atol=1e-5 * largest, rtol=0)
 
 
+@pytest.mark.slow
 def test_devices_exchange_nothing_but_logits(on_eight_devices):
     """The axis of two splits the four resnet18, so that their logits must meet for the fusion."""
     resnets, samples, batch = 4, 10, 16
@@ -85,6 +86,7 @@ def test_devices_exchange_nothing_but_logits(on_eight_devices):
     assert on_eight_devices["2 x 4"]["moved"]
 
 
+@pytest.mark.slow
 def test_weights_are_shared_where_the_axis_divides_them(on_eight_devices):
     resident = {shape: found["resident"] for shape, found in on_eight_devices.items()}
     assert resident == {"1 x 1": 4, "1 x 8": 4, "2 x 4": 2, "8 x 1": 4}

@@ -129,6 +129,7 @@ def dropping(vit_tiny):
     return maker(stack(members), MESH, 2)
 
 
+@pytest.mark.slow
 def test_a_step_in_turns_gives_the_same_scores_from_less_memory(dropping):
     make, weights = dropping
     images = np.random.default_rng(0).normal(5.0, 2.0, (64, 32, 32, 2)).astype(np.float32)

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ def summed(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 @settings(max_examples=15)  # each compiles anew
 @given(sizes, sizes, st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**32 - 1))
+@pytest.mark.slow
 def test_equals_the_definition_at_any_size(height, width, channels, filters, seed):
     rng = np.random.default_rng(seed)
     images = rng.standard_normal((2, height, width, channels)).astype("f4")

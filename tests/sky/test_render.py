@@ -138,6 +138,7 @@ def test_noise_and_edges_tell_no_classes_apart(sky):
     np.testing.assert_allclose(steps[lens].mean(0), steps[~lens].mean(0), rtol=0.12)
 
 
+@pytest.mark.slow
 def test_seed_and_not_chunk_makes_the_images(sky):
     again = simulate(SMALL, count=90, seed=4, chunk=48)
     np.testing.assert_allclose(again.images, sky.images, rtol=1e-4, atol=1e-2)

@@ -99,6 +99,7 @@ def test_noise_is_added_up_to_its_strength():
     assert added.max() < 1.1 and abs(added.mean() - 0.5) < 0.05
 
 
+@pytest.mark.slow
 def test_an_image_is_changed_by_its_key_alone():
     images, inside, default = sky(6), whole(6), Augmentation()
     together, edges = augmented(default, keys(6), images, inside)
@@ -122,6 +123,7 @@ def test_the_eight_symmetries_are_all_shown():
     assert {np.asarray(each[:, :, 0], np.float64).tobytes() for each in shown} == expected
 
 
+@pytest.mark.slow
 def test_one_size_is_trained_with_it_as_several_are():
     """The step itself: what a training at one size sees is changed, validation is not asked."""
     rng = np.random.default_rng(0)

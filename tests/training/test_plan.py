@@ -123,6 +123,7 @@ def test_scales_that_fit_together_are_not_compiled_alone(monkeypatch):
     assert len(planned(10 + BATCH * 13).alone) == 3
 
 
+@pytest.mark.slow
 def test_groups_need_less_by_the_word_of_the_compiler(unlimited):
     grouped = planned(unlimited.peak - 1)
     assert len(grouped.groups) > 1 and grouped.peak < unlimited.peak
@@ -165,6 +166,7 @@ def free(options, tmp_path_factory) -> tuple[Path, str]:
     return folder, printed.getvalue()
 
 
+@pytest.mark.slow
 def test_a_plan_is_printed_and_written(free, vit_tiny):
     folder, printed = free
     record = json.loads((folder / "plan.json").read_text())

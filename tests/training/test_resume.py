@@ -103,6 +103,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(cutouts, undisturbed
     assert len(tables) == 2 and tables[0] == tables[1]
 
 
+@pytest.mark.slow
 def test_a_run_told_to_end_keeps_its_state_and_says_so(cutouts, tmp_path):
     process = begin(cutouts, tmp_path, "--save-minutes", "60", "--epochs", "200")
     table = tmp_path / ARCHITECTURE / "runs" / "0-1" / "metrics.csv"

@@ -20,6 +20,9 @@ from tests.training.small import (
     transformer,
 )
 
+# Each compiles several steps.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def examples() -> Examples:
@@ -59,9 +62,9 @@ GROUPINGS = {
     ("build", "grouping", "weight"),
     [
         (Convolutional, "two", WEIGHT),
-        pytest.param(transformer, "rematerialised", WEIGHT, marks=pytest.mark.slow),
-        pytest.param(Convolutional, "three", 0.0, marks=pytest.mark.slow),
-        pytest.param(Convolutional, "rematerialised", WEIGHT, marks=pytest.mark.slow),
+        (transformer, "rematerialised", WEIGHT),
+        (Convolutional, "three", 0.0),
+        (Convolutional, "rematerialised", WEIGHT),
     ],
 )
 def test_groups_give_the_gradient_of_the_whole_loss(build, grouping, weight, examples):
@@ -113,7 +116,6 @@ def test_micro_batches_add_up_without_batch_normalisation(examples):
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_with_dropout_micro_batches_of_tied_groups_draw_the_same_in_both_passes(examples):
     """The same parts one by one, as groups and as one: only so do the pulls fit the logits."""
     setting, state = setting_and_state(Convolutional)

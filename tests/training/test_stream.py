@@ -15,7 +15,7 @@ from lensjax.training.stream import Sky, Stream, stream
 from lensjax.training.trainer import train_team
 
 # In one process, which makes once what the tests share.
-pytestmark = pytest.mark.xdist_group("stream")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stream")]
 
 COUNT, BATCH = 50, 16
 SKY = Sky(dataclasses.replace(DECAM, size=24), 0.5, 3, None)

@@ -93,6 +93,7 @@ def test_the_member_records_its_validation(member, sides):
     assert np.isfinite(member.validation["logit"]).all()
 
 
+@pytest.mark.slow
 def test_a_member_of_several_sizes_scores_as_it_was_validated(sides, tmp_path):
     """With the weights and the running statistics of its own size, the largest."""
     recipe = dataclasses.replace(RECIPE, epochs=2.0, scales="8,16")
@@ -106,6 +107,7 @@ def test_a_member_of_several_sizes_scores_as_it_was_validated(sides, tmp_path):
     np.testing.assert_allclose(logits, member.validation["logit"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_member_ends_as_it_would_alone(sides, vit_tiny, tmp_path):
     few_steps = dataclasses.replace(RECIPE, epochs=0.5)
     _, together = train_team(*sides, vit_tiny, few_steps, (3, 4), tmp_path / "team")
@@ -189,6 +191,7 @@ def test_the_last_batch_of_validation_is_cut(sides):
     assert set(seen) == {16}
 
 
+@pytest.mark.slow
 def test_patience_and_the_best_epoch_wait_for_the_members_own_size(
     sides, vit_tiny, tmp_path, monkeypatch
 ):
