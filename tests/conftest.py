@@ -72,11 +72,16 @@ def v5e() -> Target:
     return find_target("v5e")
 
 
+# Whole runs, whose time is compilation: what is compiled is the affair of other tests.
+COMPILED_IN_HASTE = {"commands", "training"}
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Compiles with few passes, also in processes that a test starts: most of the time of the tests
-    is compilation. Slow and optimised ones are compiled as for users."""
-    haste = not any(item.get_closest_marker(name) for name in ("slow", "optimised"))
+    is compilation. Optimised ones, and slow ones but for whole runs, are compiled as for users."""
+    is_slow = item.get_closest_marker("slow") and item.path.parent.name not in COMPILED_IN_HASTE
+    haste = not (is_slow or item.get_closest_marker("optimised"))
     jax.config.update("jax_disable_most_optimizations", haste)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(haste)
     return (yield)

@@ -82,6 +82,7 @@ def undisturbed(cutouts, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(cutouts, undisturbed, tmp_path):
     moments = random.Random(5)
     for kill in range(KILLS):

@@ -64,7 +64,7 @@ GROUPINGS = {
         (Convolutional, "two", WEIGHT),
         (transformer, "rematerialised", WEIGHT),
         (Convolutional, "three", 0.0),
-        (Convolutional, "rematerialised", WEIGHT),
+        pytest.param(Convolutional, "rematerialised", WEIGHT, marks=pytest.mark.optimised),
     ],
 )
 def test_groups_give_the_gradient_of_the_whole_loss(build, grouping, weight, examples):
