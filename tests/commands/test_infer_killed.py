@@ -69,6 +69,7 @@ def wait_until(reached: Callable[[], bool], process: BaseProcess) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(begin, tmp_path):
     assert ended(begin("alone")) == 0
     moments = random.Random(5)

@@ -44,6 +44,7 @@ def test_the_simulated_sky_is_complete_and_split_by_galaxy(sky):
     assert Image.open(sky / "preview.png").width == 12 * 32
 
 
+@pytest.mark.slow
 def test_no_source_and_no_galaxy_stands_on_two_sides(run, tmp_path):
     """Of training and test, and of what validation by `group` takes from training."""
     stamps = np.random.default_rng(0).random((12, 5, 5)).astype(np.float32)
@@ -63,6 +64,7 @@ def test_no_source_and_no_galaxy_stands_on_two_sides(run, tmp_path):
         assert not shown[0] & shown[1] and not (shown[0] | shown[1]) & shown[2]
 
 
+@pytest.mark.slow
 def test_a_simulated_sky_can_be_packed(run, sky, tmp_path):
     options = ("--count", 160, "--size", 32, "--test-fraction", 0.3, "--pack")
     ended = run(simulate.main, "--output", tmp_path, *options)

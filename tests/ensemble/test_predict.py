@@ -66,9 +66,8 @@ def looped_logits(member: Member, identity: np.ndarray, batch: Inputs) -> np.nda
     return np.array([[one(state, image, key) for image in images] for key in keys])
 
 
-@pytest.mark.parametrize("how", ["hasty", pytest.param("optimised", marks=pytest.mark.slow)])
-def test_stacked_members_and_samples_equal_single_passes(members, how):
-    del how
+@pytest.mark.slow
+def test_stacked_members_and_samples_equal_single_passes(members):
     batch = inputs(4)
     ensemble, found = scores(members, batch)
     assert sorted(ensemble.names) == sorted(members)
