@@ -98,7 +98,6 @@ def texts(column: Column) -> Iterable[str]:
         return [as_text(value).strip() for value in filled]
 
 
-@silenced()
 def paths_below(folder: Path, files: Iterable[str]) -> Iterable[str]:
     """Relative paths as paths in the folder; absolute and empty ones as they are."""
     start = os.path.join(folder.absolute(), "")
@@ -106,6 +105,7 @@ def paths_below(folder: Path, files: Iterable[str]) -> Iterable[str]:
     return (file if file[:1] in ("", os.sep) else start + file for file in files)
 
 
+@silenced()
 def has_table(path: Path) -> bool:
     """True where a FITS file holds a table and no image before it."""
     try:

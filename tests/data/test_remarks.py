@@ -16,6 +16,7 @@ from lensjax.data.catalog import open_source
 from lensjax.data.loader import batches
 from lensjax.data.planes import Unreadable
 from lensjax.data.remarks import silenced
+from lensjax.data.tables import has_table
 from tests.data.wanted import preparation
 
 
@@ -43,6 +44,13 @@ def test_the_users_filters_are_as_they_were_after_reading(odd_files):
         warnings.warn("still heard", AstropyUserWarning, stacklevel=1)
         assert [str(warning.message) for warning in heard] == ["still heard"]
     assert logging.getLogger("tifffile").level == level
+
+
+def test_asking_for_a_table_in_an_odd_file_is_silent_too(odd_files):
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        assert not has_table(odd_files / "a.fits")
+        assert not heard
 
 
 def test_pillow_is_silent_about_large_pictures_and_stays_as_it_was(tmp_path, monkeypatch):
