@@ -1,7 +1,7 @@
 """What a user is told when something cannot go on: one line, and an exit status."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 def one_line(error: object, length: int | None = None) -> str:
@@ -33,3 +33,10 @@ def unknown(what: str, written: str, known: Iterable[str], advice: str = "") -> 
     """Returns the error about a name that is none of those known, with the nearest of them."""
     nearest = difflib.get_close_matches(written, list(known), n=1, cutoff=0.0)[0]
     return UsageError(f"unknown {what} '{written}'; the nearest known one is '{nearest}'{advice}")
+
+
+def refuse(wrong: Mapping[str, bool]) -> None:
+    """Raises UsageError with the first message that holds."""
+    for message, is_wrong in wrong.items():
+        if is_wrong:
+            raise UsageError(message)

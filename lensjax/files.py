@@ -27,8 +27,7 @@ def draft_of(path: Path, process: int | str) -> Path:
 def remove_drafts(path: Path) -> None:
     """Deletes the drafts of a file that processes of this machine have left which are no more."""
     for draft in path.parent.glob(glob.escape(draft_of(path, "").name) + "*"):
-        process = draft.name.rpartition(".")[2]
-        if process.isdigit() and not psutil.pid_exists(int(process)):
+        if _has_ended(draft.name.rpartition(".")[2]):
             draft.unlink(missing_ok=True)
 
 
@@ -102,11 +101,14 @@ def _clear_drafts(parent: Path) -> None:
     """Deletes the drafts of folders that processes of this machine have left which are no more."""
     for draft in parent.glob(f".*.{glob.escape(platform.node())}.*"):
         process = draft.suffix.removeprefix(".")
-        if not process.isdecimal():
-            continue
         # Numbers return: a process that is no more may have had this one's.
-        if int(process) == os.getpid() or not psutil.pid_exists(int(process)):
+        if process == str(os.getpid()) or _has_ended(process):
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _has_ended(process: str) -> bool:
+    """Returns whether this is the number of a process, and of none that there is."""
+    return process.isdecimal() and not psutil.pid_exists(int(process))
 
 
 def _unwritable(path: Path, size: int, error: OSError) -> LensjaxError:

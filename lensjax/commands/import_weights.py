@@ -12,7 +12,7 @@ from flax import nnx
 from lensjax import checkpoint, config, runtime
 from lensjax.checkpoint import Member, MemberInfo
 from lensjax.data.preprocess import Preparation, Stretch
-from lensjax.errors import LensjaxError, UsageError
+from lensjax.errors import LensjaxError, UsageError, refuse
 from lensjax.files import standing_folders
 from lensjax.models import registry
 from lensjax.torch_file import StateDict, read_state_dict
@@ -71,9 +71,7 @@ def import_member(options: ImportConfig) -> str:
         ),
         f"--dropout {options.dropout} must lie in 0..1, below 1": not 0 <= options.dropout < 1,
     }
-    for message, is_wrong in wrong.items():
-        if is_wrong:
-            raise UsageError(message)
+    refuse(wrong)
     name = options.name or options.weights.stem
     if Path(name).name != name or name.startswith("."):
         raise UsageError(

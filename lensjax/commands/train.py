@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +23,7 @@ from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.preprocess import Preparation, Stretch, geometry
 from lensjax.data.source import Source
 from lensjax.ensemble import placement
-from lensjax.errors import UsageError
+from lensjax.errors import UsageError, refuse
 from lensjax.files import make_folder, standing_folders
 from lensjax.footprint import find_target
 from lensjax.models.registry import ARCHITECTURES
@@ -230,7 +230,7 @@ def _stream(options: TrainConfig) -> tuple[Stream, Labelled]:
             sky.backgrounds is not None
         ),
     }
-    _refuse(wrong)
+    refuse(wrong)
     survey, stamps = survey_of(sky), sources_of(sky)
     if stamps is not None and sky.test_fraction:
         stamps, _ = stamps.split(sky.test_fraction, "test")  # as simulate.py does it
@@ -497,14 +497,7 @@ def _check(options: TrainConfig) -> None:
         "--augment-colour must not be negative": not 0 <= options.augment_colour < math.inf,
         "--augment-noise must not be negative": not 0 <= options.augment_noise < math.inf,
     }
-    _refuse(wrong)
-
-
-def _refuse(wrong: Mapping[str, bool]) -> None:
-    """Raises UsageError with the first message that holds."""
-    for message, is_wrong in wrong.items():
-        if is_wrong:
-            raise UsageError(message)
+    refuse(wrong)
 
 
 def _first_cutout(source: Source) -> Cutout:

@@ -212,11 +212,11 @@ def doubts(
     unknown = np.isnan(field) & (bool(scales) | (action == "resized"))
     if how == "auto" and unknown.any():
         whose = "cutouts" if scales else "members"
+        advice = " (--pixel-scale says what it is)" if scales else ""
         told.append(
             f"the pixel scale of the {whose} is not known: {int(unknown.sum())} of {len(field)} "
-            "cutouts are taken for the members' field of view and resized where their size differs"
-            + " (--pixel-scale says what it is)"
-            * bool(scales)
+            "cutouts are taken for the members' field of view and resized where their size "
+            f"differs{advice}"
         )
     return told
 
