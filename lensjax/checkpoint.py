@@ -22,8 +22,8 @@ from lensjax.data.on_device import aligned_zeros
 from lensjax.data.preprocess import Preparation
 from lensjax.errors import LensjaxError, UsageError, one_line
 from lensjax.files import replacing_folder, standing_folders
+from lensjax.member_json import complaints
 from lensjax.models import registry
-from lensjax.record import complaints
 
 LEARNED = (nnx.Param, nnx.BatchStat)
 # Orbax reads an array chunk by chunk, each once more than the array itself. Chunks that are much

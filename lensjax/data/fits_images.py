@@ -34,7 +34,7 @@ from lensjax.data.planes import (
     place_of,
     short,
 )
-from lensjax.data.remarks import silenced
+from lensjax.data.reader_warnings import silenced
 
 # Blocks of 36 cards. Longer ones are no headers of cutouts.
 LONGEST_HEADER = 512

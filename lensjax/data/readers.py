@@ -27,7 +27,7 @@ from lensjax.data.planes import (
     place_of,
     short,
 )
-from lensjax.data.remarks import silenced
+from lensjax.data.reader_warnings import silenced
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")

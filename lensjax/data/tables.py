@@ -12,8 +12,8 @@ from astropy.table import Column, MaskedColumn, Table
 
 from lensjax.data.fits_images import open_fits
 from lensjax.data.parts import WHOLE, Part, Rows, rows_of
+from lensjax.data.reader_warnings import silenced
 from lensjax.data.readers import FITS_SUFFIXES, has_suffix
-from lensjax.data.remarks import silenced
 from lensjax.errors import UsageError, one_line
 
 PARQUET_SUFFIXES = (".parquet", ".pq")

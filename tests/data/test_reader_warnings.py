@@ -15,7 +15,7 @@ from PIL import Image
 from lensjax.data.catalog import open_source
 from lensjax.data.loader import batches
 from lensjax.data.planes import Unreadable
-from lensjax.data.remarks import silenced
+from lensjax.data.reader_warnings import silenced
 from lensjax.data.tables import has_table
 from tests.data.wanted import preparation
 
@@ -84,7 +84,8 @@ def test_silences_that_overlap_leave_nothing_behind():
 
 def test_to_import_the_readers_silences_nothing():
     code = (
-        "import warnings, lensjax.data.catalog; from lensjax.data.remarks import _CATEGORIES;"
+        "import warnings, lensjax.data.catalog;"
+        " from lensjax.data.reader_warnings import _CATEGORIES;"
         " print([each for each in warnings.filters if each[2] in _CATEGORIES])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
