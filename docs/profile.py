@@ -50,14 +50,14 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
         at += size
 
 
-def inside(message: bytes, *path: int) -> Iterator[bytes]:
+def bounds(message: bytes, *path: int) -> Iterator[bytes]:
     """Yields the bytes that lie at a path of field numbers."""
     if not path:
         yield message
         return
     for number, value in fields(message):
         if number == path[0] and isinstance(value, bytes):
-            yield from inside(value, *path[1:])
+            yield from bounds(value, *path[1:])
 
 
 def scopes(trace: bytes) -> dict[str, str]:
@@ -67,15 +67,15 @@ def scopes(trace: bytes) -> dict[str, str]:
     """
     found = {}
     # Plane, event metadata, its value, statistic, bytes, HLO module; computation; instruction.
-    for module in inside(trace, 1, 4, 2, 5, 6, 1):
-        if next(inside(module, 1), b"") != b"jit_step":
+    for module in bounds(trace, 1, 4, 2, 5, 6, 1):
+        if next(bounds(module, 1), b"") != b"jit_step":
             continue
-        for computation in inside(module, 3):
+        for computation in bounds(module, 3):
             scope_of = {}
-            for instruction in inside(computation, 2):
-                path = next(inside(instruction, 7, 2), b"").decode()
+            for instruction in bounds(computation, 2):
+                path = next(bounds(instruction, 7, 2), b"").decode()
                 scope = re.search(r"preprocess|member/\w+|fuse", path)
-                scope_of[next(inside(instruction, 1)).decode()] = scope[0] if scope else None
+                scope_of[next(bounds(instruction, 1)).decode()] = scope[0] if scope else None
             known = Counter(scope for scope in scope_of.values() if scope)
             usual = known.most_common(1)[0][0] if known else None
             found |= {name: scope or usual for name, scope in scope_of.items()}

@@ -20,18 +20,18 @@ from flax import nnx
 from scipy.special import expit
 
 from lensjax import metrics, runtime
-from lensjax.checkpoint import Member, nnx_state
-from lensjax.commands.simulate import SimulateConfig, simulate_survey
+from lensjax.cli.simulate import SimulateConfig, simulate_survey
 from lensjax.data.catalog import open_source
 from lensjax.data.on_device import seen
-from lensjax.data.preprocess import Preparation
-from lensjax.training.dataset import Labelled, read_labelled, split
-from lensjax.training.recipe import Recipe
-from lensjax.training.scales import views_at
-from lensjax.training.trainer import train_team
+from lensjax.data.preprocess import Preprocessing
+from lensjax.ensemble.checkpoint import Member, nnx_state
+from lensjax.train.config import Hyperparameters
+from lensjax.train.dataset import Labelled, read_labelled, split
+from lensjax.train.loop import train_team
+from lensjax.train.scales import views_at
 
 ARCHITECTURE, SEEDS, SIZES = "resnet18", (0, 1, 2), (24, 48)
-PLAIN = Recipe(batch_size=32, epochs=3.0, learning_rate=1e-3)
+PLAIN = Hyperparameters(batch_size=32, epochs=3.0, learning_rate=1e-3)
 RECIPES = {
     "24 px alone": dataclasses.replace(PLAIN, scales="24"),
     "48 px alone": dataclasses.replace(PLAIN, scales="48"),
@@ -45,33 +45,33 @@ RECIPES = {
 def opened(path: Path, size: int) -> Labelled:
     """Returns the labelled cutouts of a file as a network of this input size sees them."""
     source = open_source(str(path), needed=None)
-    preparation = Preparation.unnormalised(
+    preprocessing = Preprocessing.unnormalised(
         source.bands, size, source[0].pixel_scale, "asinh", softening=2.0
     )
-    return read_labelled(source, preparation, "resize", path.parent)
+    return read_labelled(source, preprocessing, "resize", path.parent)
 
 
 def scores(member: Member, training: Labelled, test: Labelled, size: int) -> np.ndarray:
     """Returns the probabilities (n,) of the test cutouts at an input size, by the plain logits."""
-    own = member.info.preparation
-    preparation = dataclasses.replace(own, input_size=max(SIZES))
-    (view,) = views_at(dataclasses.replace(test.view, preparation=preparation), [size])
+    own = member.info.preprocessing
+    preprocessing = dataclasses.replace(own, input_size=max(SIZES))
+    (view,) = views_at(dataclasses.replace(test.view, preprocessing=preprocessing), [size])
     abstract = member.info.outline()
     graph, state = nnx.graphdef(abstract), nnx_state(abstract, member.state)
 
     @jax.jit
-    def settled(state: nnx.State, images: jax.Array, inside: jax.Array) -> nnx.State:
+    def settled(state: nnx.State, images: jax.Array, bounds: jax.Array) -> nnx.State:
         model = nnx.merge(graph, state)
-        model(seen(view, images, inside), train=True)
+        model(seen(view, images, bounds), train=True)
         return nnx.state(model)
 
     @jax.jit
-    def logits(state: nnx.State, images: jax.Array, inside: jax.Array) -> jax.Array:
-        return nnx.merge(graph, state)(seen(view, images, inside))
+    def logits(state: nnx.State, images: jax.Array, bounds: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state)(seen(view, images, bounds))
 
     def parts(data: Labelled) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for rows in np.array_split(np.arange(len(data)), len(data) // 50):
-            yield data.arrays["images"][rows], data.arrays["inside"][rows]
+            yield data.arrays["images"][rows], data.arrays["bounds"][rows]
 
     if size != own.input_size:
         for part in parts(training):
@@ -109,11 +109,11 @@ def main(folder: Path) -> None:
     test = opened(folder / "sky" / "test.npz", max(SIZES))
     every = opened(folder / "sky" / "train.npz", max(SIZES))
     label = test.arrays["label"]
-    for number, (name, recipe) in enumerate(RECIPES.items()):
-        data = opened(folder / "sky" / "train.npz", max(recipe.sizes()))
+    for number, (name, hyperparameters) in enumerate(RECIPES.items()):
+        data = opened(folder / "sky" / "train.npz", max(hyperparameters.sizes()))
         training, validation = split(data, 0.15)
         members = train_team(
-            *(training, validation, ARCHITECTURE, recipe, SEEDS, folder / str(number))
+            *(training, validation, ARCHITECTURE, hyperparameters, SEEDS, folder / str(number))
         )
         cells = []
         for size in SIZES:

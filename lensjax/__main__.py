@@ -34,7 +34,7 @@ def commands() -> dict[str, str]:
     """Returns what each command does, by its name: the first line of its module, which is read
     here and not imported, for that takes seconds."""
     known = {}
-    for path in sorted(Path(__file__).with_name("commands").glob("*.py")):
+    for path in sorted(Path(__file__).with_name("cli").glob("*.py")):
         first = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
         script, _, description = first.partition(": ")
         if script == f"scripts/{path.name}":

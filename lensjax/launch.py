@@ -22,7 +22,7 @@ def run_script(command: str) -> NoReturn:
     """Runs the command of that name on the command line's arguments, and exits as `run` says."""
     set_allocation()
     # Imported here: the program may just have started anew.
-    module = f"lensjax.commands.{command}"
+    module = f"lensjax.cli.{command}"
     sys.exit(run(lambda argv: imported(module).main(argv), sys.argv[1:]))
 
 

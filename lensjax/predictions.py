@@ -9,7 +9,7 @@ import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
 
-from lensjax.data.tables import filled, paths_below, read_table, standardise, texts
+from lensjax.data.formats.tables import filled, paths_below, read_table, standardise, texts
 from lensjax.errors import UsageError
 
 Array = NDArray[Any]

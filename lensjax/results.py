@@ -19,8 +19,8 @@ from astropy.table import Column, MaskedColumn, Table, meta
 from numpy.typing import NDArray
 
 from lensjax.columns import CARRIED, COLUMNS, OF_MEMBERS, Meaning
-from lensjax.data import fits_table
-from lensjax.data.tables import filled, plain
+from lensjax.data.formats import fits_table
+from lensjax.data.formats.tables import filled, plain
 from lensjax.files import gathering, replacing
 
 OF_CUTOUTS = ("id", "ra", "dec")
@@ -233,7 +233,7 @@ def _describe(column: Column, meaning: Meaning) -> None:
 
 
 def _write_parquet(path: Path, table: Table) -> None:
-    from lensjax.data import arrow
+    from lensjax.data.formats import arrow
 
     # What astropy reads: units and descriptions, texts with nulls and the width of texts.
     metadata = {"table_meta_yaml": "\n".join(meta.get_yaml_from_table(table))} | {
@@ -246,7 +246,7 @@ def _write_parquet(path: Path, table: Table) -> None:
 
 
 def _write_csv(path: Path, table: Table) -> None:
-    from lensjax.data import arrow
+    from lensjax.data.formats import arrow
 
     vectors = [name for name in table.colnames if table[name].ndim > 1]
     texts = {name: _json_rows(table[name]) for name in vectors}

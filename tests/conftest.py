@@ -15,7 +15,7 @@ from hypothesis import settings
 os.environ["LENSJAX_CACHE"] = str(Path(__file__).parents[1] / ".pytest_cache" / "lensjax")
 
 from lensjax import runtime  # noqa: E402
-from lensjax.footprint import Target, find_target  # noqa: E402
+from lensjax.memory import Target, find_target  # noqa: E402
 from lensjax.models import registry  # noqa: E402
 from lensjax.models.vit import VisionTransformer  # noqa: E402
 from tests import networks  # noqa: E402
@@ -37,7 +37,7 @@ def reference() -> str:
 
 
 # What is tested there is not the networks.
-OF_SMALL_NETWORKS = {"commands", "ensemble", "training"}
+OF_SMALL_NETWORKS = {"cli", "ensemble", "train"}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -73,7 +73,7 @@ def v5e() -> Target:
 
 
 # Whole runs, whose time is compilation: what is compiled is the affair of other tests.
-COMPILED_IN_HASTE = {"commands", "training"}
+COMPILED_IN_HASTE = {"cli", "train"}
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,7 +9,7 @@ from unittest import mock
 
 from flax import nnx
 
-from lensjax import checkpoint
+from lensjax.ensemble import checkpoint
 from lensjax.models import registry
 from lensjax.models.hybrid import HybridTransformer
 from lensjax.models.vit import VisionTransformer

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lensjax import checkpoint
-from lensjax.commands import import_weights, infer, train
+from lensjax.cli import import_weights, infer, train
+from lensjax.ensemble import checkpoint
 from lensjax.models import registry
 
 ROOT = Path(__file__).parents[1]

@@ -32,9 +32,9 @@ def looped_tpr(scores: np.ndarray, labels: np.ndarray, rank: int) -> float:
 def looped_calibration_error(scores: np.ndarray, labels: np.ndarray) -> float:
     total = 0.0
     for k in range(15):
-        inside = (scores >= k / 15) & ((scores < (k + 1) / 15) | (k == 14))
-        if inside.any():
-            total += inside.sum() * abs(scores[inside].mean() - labels[inside].mean())
+        bounds = (scores >= k / 15) & ((scores < (k + 1) / 15) | (k == 14))
+        if bounds.any():
+            total += bounds.sum() * abs(scores[bounds].mean() - labels[bounds].mean())
     return total / scores.size
 
 

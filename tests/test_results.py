@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from lensjax import results
 from lensjax.columns import CARRIED, COLUMNS, OF_MEMBERS
-from lensjax.data import fits_table
+from lensjax.data.formats import fits_table
 from lensjax.errors import LensjaxError
 from lensjax.predictions import Match, read_predictions
 

@@ -18,7 +18,10 @@ from jax.sharding import NamedSharding
 from lensjax import runtime
 from lensjax.benchmark import drawn
 from lensjax.benchmark.contract import Loaded, Outputs, Program
-from lensjax.checkpoint import (
+from lensjax.data.on_device import Canvas, Inputs, Layout, View
+from lensjax.data.preprocess import Preprocessing, geometry
+from lensjax.ensemble import sharding
+from lensjax.ensemble.checkpoint import (
     Member,
     MemberInfo,
     State,
@@ -27,16 +30,20 @@ from lensjax.checkpoint import (
     save_member,
     state_of,
 )
-from lensjax.data.on_device import Canvas, Inputs, Layout, View
-from lensjax.data.preprocess import Preparation, geometry
-from lensjax.ensemble import placement, predict
 from lensjax.ensemble.plan import Plan, plan, unplanned
-from lensjax.ensemble.predict import Precision, Weights
 from lensjax.ensemble.stack import Ensemble, filled, outline
-from lensjax.torch_weights import load_torch_weights, tensor_shapes
-from lensjax.training.objective import binary_loss
-from lensjax.training.scales import views_at
-from lensjax.training.step import Examples, Group, Programs, Setting, TrainState
+from lensjax.ensemble.step import (
+    Precision,
+    Weights,
+    ensemble_step,
+    one_by_one_step,
+    outline_weights,
+    place_weights,
+)
+from lensjax.models.torch_import import load_torch_weights, tensor_shapes
+from lensjax.train.losses import binary_loss
+from lensjax.train.scales import views_at
+from lensjax.train.step import Examples, Programs, ResolutionGroup, Setting, TrainState
 
 
 def ensemble(members: Sequence[str], size: int, precision: Precision, how: str) -> Loaded:
@@ -47,8 +54,8 @@ def ensemble(members: Sequence[str], size: int, precision: Precision, how: str) 
     `singly`: one step a member.
     """
     # One device, as the peers have.
-    mesh = placement.mesh_of(jax.local_devices()[:1])
-    stacked = {"stacked": True, "apart": False}.get(how, placement.stacks_members(mesh))
+    mesh = sharding.mesh_of(jax.local_devices()[:1])
+    stacked = {"stacked": True, "apart": False}.get(how, sharding.stacks_members(mesh))
     teams = [[name] for name in members] if how == "singly" else [list(members)]
     scratch = tempfile.TemporaryDirectory()
     infos = {name: save_member(Path(scratch.name, name), member(name, size)) for name in members}
@@ -56,7 +63,7 @@ def ensemble(members: Sequence[str], size: int, precision: Precision, how: str) 
         outline({name: infos[name] for name in team}, dict.fromkeys(team), stacked=stacked)
         for team in teams
     ]
-    in_place = NamedSharding(mesh, placement.BY_CUTOUT)
+    in_place = NamedSharding(mesh, sharding.BY_CUTOUT)
 
     def prepare(samples: int, batch: int) -> Program:
         jax.clear_caches()  # no run has the programs of another number of samples
@@ -65,19 +72,17 @@ def ensemble(members: Sequence[str], size: int, precision: Precision, how: str) 
 
         def planned(outlined: Ensemble) -> Plan:
             if how == "one by one":
-                step = predict.one_by_one_step(outlined, mesh, fusion="stacked", **settings)
+                step = one_by_one_step(outlined, mesh, fusion="stacked", **settings)
                 return unplanned(step, batch)
-            make = functools.partial(
-                predict.ensemble_step, outlined, mesh, fusion="stacked", **settings
-            )
-            abstract = predict.outline_weights(outlined, mesh, seed=0, **settings)
+            make = functools.partial(ensemble_step, outlined, mesh, fusion="stacked", **settings)
+            abstract = outline_weights(outlined, mesh, seed=0, **settings)
             return plan(make, abstract, _layout(size), mesh, [batch], budget=sys.maxsize)
 
         def placed(outlined: Ensemble) -> Weights:
             def read(name: str) -> State:
                 return read_weights(Path(scratch.name, name), infos[name])
 
-            return predict.place_weights(filled(outlined, infos, read), mesh, seed=0, **settings)
+            return place_weights(filled(outlined, infos, read), mesh, seed=0, **settings)
 
         # In this order, as infer.py does, what compiling takes is not there beside the weights.
         plans = [planned(each) for each in outlines]
@@ -137,9 +142,11 @@ def training_step(
     optimizer = jax.vmap(setting.optimizer.init)(params)
     of_scales = (statistics,) * len(setting.views)
     start = TrainState(params, of_scales, optimizer, None, jnp.zeros(1, jnp.int32))
-    mesh = placement.mesh_of(jax.local_devices()[:1])
+    mesh = sharding.mesh_of(jax.local_devices()[:1])
     scales = tuple(range(len(setting.views)))
-    groups = [Group((scale,)) for scale in scales] if grouped else [Group(scales)]
+    groups = (
+        [ResolutionGroup((scale,)) for scale in scales] if grouped else [ResolutionGroup(scales)]
+    )
     return Programs(setting, groups, mesh), start
 
 
@@ -167,7 +174,7 @@ def examples(batch: int, size: int) -> Examples:
     """Returns images to learn from, every other one a lens."""
     given = inputs(drawn.images(batch, size))
     labels = np.arange(batch, dtype=np.float32) % 2
-    return Examples(given.images[0], given.inside[0], labels, np.ones((1, batch), np.float32))
+    return Examples(given.images[0], given.bounds[0], labels, np.ones((1, batch), np.float32))
 
 
 def matrix_product() -> Loaded:
@@ -226,12 +233,14 @@ def _info(name: str, size: int) -> MemberInfo:
     return MemberInfo(architecture, _preparation(size), drawn.DROPOUT, weights_sha256=name)
 
 
-def _preparation(size: int) -> Preparation:
-    return Preparation.unnormalised(drawn.BAND_NAMES, size, None, "none", 1.0)
+def _preparation(size: int) -> Preprocessing:
+    return Preprocessing.unnormalised(drawn.BAND_NAMES, size, None, "none", 1.0)
 
 
 def _layout(size: int) -> Layout:
     """Returns how images of `size` pixels travel: as they are."""
-    preparation, shape = _preparation(size), (size, size, drawn.BANDS)
-    view = View(preparation, 0, tuple(range(drawn.BANDS)), geometry(shape[:2], None, preparation))
+    preprocessing, shape = _preparation(size), (size, size, drawn.BANDS)
+    view = View(
+        preprocessing, 0, tuple(range(drawn.BANDS)), geometry(shape[:2], None, preprocessing)
+    )
     return Layout((Canvas(shape, "float32"),), (view,))

@@ -10,7 +10,7 @@ from flax import nnx
 
 from lensjax.benchmark import drawn, ours
 from lensjax.benchmark.contract import Loaded, Outputs, Program
-from lensjax.torch_weights import load_torch_weights, tensor_shapes
+from lensjax.models.torch_import import load_torch_weights, tensor_shapes
 
 
 class ConvNorm(nnx.Module):

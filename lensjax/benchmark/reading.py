@@ -17,18 +17,20 @@ from PIL import Image
 from lensjax import runtime
 from lensjax.benchmark import drawn, ours, page_cache
 from lensjax.benchmark.contract import Loaded, Outputs, Program, is_there
-from lensjax.data import arrow, loader, on_device, shards
+from lensjax.data import on_device, pipeline
 from lensjax.data.catalog import open_source
-from lensjax.data.loader import Batch
+from lensjax.data.formats import arrow, shards
 from lensjax.data.on_device import Inputs
-from lensjax.data.preprocess import Preparation
+from lensjax.data.pipeline import Batch
+from lensjax.data.preprocess import Preprocessing
 from lensjax.data.source import Source
-from lensjax.ensemble import placement, predict
+from lensjax.ensemble import sharding
 from lensjax.ensemble.stack import stack
+from lensjax.ensemble.step import ensemble_step, place_weights
 from lensjax.errors import UsageError
 from lensjax.files import make_folder, replacing
-from lensjax.training.dataset import read_labelled
-from lensjax.training.step import Examples
+from lensjax.train.dataset import read_labelled
+from lensjax.train.step import Examples
 
 KINDS = ("fits", "png", "shards")
 
@@ -111,10 +113,12 @@ def opening(path: str, rows: int) -> Loaded:
 
 def lensjax(folder: str, size: int) -> Loaded:
     """Returns cutouts read, batched, brought to the device and stretched there."""
-    preparation = Preparation.unnormalised(drawn.BAND_NAMES, size, None, "asinh", drawn.SOFTENING)
+    preprocessing = Preprocessing.unnormalised(
+        drawn.BAND_NAMES, size, None, "asinh", drawn.SOFTENING
+    )
 
     def prepare(batch: int) -> Program:
-        endless, ready = batches(folder, [preparation], batch)
+        endless, ready = batches(folder, [preprocessing], batch)
         seen = jax.jit(on_device.prepare)
         # What one thread launches a CPU does in turn: each batch has its own, as PyTorch's workers.
         pool = ThreadPoolExecutor(os.cpu_count())
@@ -138,21 +142,19 @@ def lensjax(folder: str, size: int) -> Loaded:
 def fed(folder: str | None, size: int) -> Loaded:
     """Returns the scores of a resnet18 of cutouts read from a folder; of the same batch, in memory,
     without one."""
-    mesh = placement.mesh_of(jax.local_devices()[:1])
+    mesh = sharding.mesh_of(jax.local_devices()[:1])
     ensemble = stack({"resnet18.0": ours.member("resnet18.0", size)}, stacked=False)
 
     def prepare(batch: int) -> Program:
-        weights = predict.place_weights(ensemble, mesh, seed=0, samples=1, precision="float32")
-        step = predict.ensemble_step(
-            ensemble, mesh, samples=1, fusion="stacked", precision="float32"
-        )
-        in_place = NamedSharding(mesh, placement.BY_CUTOUT)
+        weights = place_weights(ensemble, mesh, seed=0, samples=1, precision="float32")
+        step = ensemble_step(ensemble, mesh, samples=1, fusion="stacked", precision="float32")
+        in_place = NamedSharding(mesh, sharding.BY_CUTOUT)
         if folder is None:
             given = ours.inputs(drawn.images(batch, size))
             endless: Iterator[Inputs] = itertools.repeat(given)
             ready: Callable[[int], None] = is_there
         else:
-            read, ready = batches(folder, ensemble.preparations, batch)
+            read, ready = batches(folder, ensemble.preprocessings, batch)
             endless = (each.inputs for each in read)
 
         def launch(_: int) -> jax.Array:
@@ -192,8 +194,8 @@ def _examples(folder: str, size: int, batch: int) -> Iterator[Examples]:
     """Yields batches to learn from without end, every other file of the folder a lens."""
     source = _opened(folder)
     source.table["label"] = np.arange(len(source)) % 2
-    preparation = Preparation.unnormalised(drawn.BAND_NAMES, size, None, "none", 1.0)
-    data = read_labelled(source, preparation, "auto", Path(folder).parent)
+    preprocessing = Preprocessing.unnormalised(drawn.BAND_NAMES, size, None, "none", 1.0)
+    data = read_labelled(source, preprocessing, "auto", Path(folder).parent)
     weight = np.ones((1, batch), np.float32)
     for arrays in data.batches(batch):
         del arrays["row"]
@@ -201,14 +203,14 @@ def _examples(folder: str, size: int, batch: int) -> Iterator[Examples]:
 
 
 def batches(
-    folder: str, preparations: Sequence[Preparation], batch: int
+    folder: str, preprocessings: Sequence[Preprocessing], batch: int
 ) -> tuple[Iterator[Batch], Callable[[int], None]]:
     """Returns full batches without end, and what brings so many more into the page cache."""
     source = _opened(folder)
 
     def endless() -> Iterator[Batch]:
         while True:
-            for each in loader.batches(source, preparations, how="auto", batch_size=batch):
+            for each in pipeline.batches(source, preprocessings, how="auto", batch_size=batch):
                 if each.count == batch:
                     yield each
 

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from astropy.table import Table
 
-from lensjax.data import shards, stacks
 from lensjax.data.bands import Wanted, parse
-from lensjax.data.image_files import (
+from lensjax.data.formats import arrays, shards
+from lensjax.data.formats.image_files import (
     MOST_TRIES,
     Read,
     band_folder,
@@ -23,12 +23,8 @@ from lensjax.data.image_files import (
     open_template,
     source_of_files,
 )
-from lensjax.data.parts import WHOLE, Part
-from lensjax.data.planes import MAX_VALUES, Names, Unreadable
-from lensjax.data.preprocess import Fit
-from lensjax.data.readers import FITS_SUFFIXES, IMAGE_SUFFIXES, has_suffix, stem
-from lensjax.data.source import Source, pixel_scale_of
-from lensjax.data.tables import (
+from lensjax.data.formats.pictures import FITS_SUFFIXES, IMAGE_SUFFIXES, has_suffix, stem
+from lensjax.data.formats.tables import (
     SPELLINGS,
     TABLE_SUFFIXES,
     UNKNOWN_LABEL,
@@ -41,6 +37,10 @@ from lensjax.data.tables import (
     standardise,
     texts,
 )
+from lensjax.data.parts import WHOLE, Part
+from lensjax.data.planes import MAX_VALUES, Names, Unreadable
+from lensjax.data.preprocess import Fit
+from lensjax.data.source import Source, pixel_scale_of
 from lensjax.errors import UsageError
 
 Format = Literal[
@@ -125,23 +125,23 @@ def open_source(
 def recognise(path: Path, wanted: Wanted) -> Format:
     """The kind of data in a file or folder. Raises `UsageError` where no kind is known."""
     if path.is_dir():
-        if stacks.is_zarr(path):
+        if arrays.is_zarr(path):
             return "zarr"
         return "shards" if shards.are_shards(path) else "folder"
     is_fits = has_suffix(path, FITS_SUFFIXES)
-    if stacks.is_zarr_catalogue(path):
+    if arrays.is_zarr_catalogue(path):
         return "zarr"
     if has_suffix(path, TABLE_SUFFIXES) or (is_fits and has_table(path)):
         return "catalogue"
-    if has_suffix(path, stacks.NUMPY_SUFFIXES):
+    if has_suffix(path, arrays.NUMPY_SUFFIXES):
         return "numpy"
-    if has_suffix(path, stacks.HDF5_SUFFIXES):
+    if has_suffix(path, arrays.HDF5_SUFFIXES):
         return "hdf5"
-    if is_fits and stacks.is_fits_stack(path, wanted):
+    if is_fits and arrays.is_fits_stack(path, wanted):
         return "fits"
     if has_suffix(path, IMAGE_SUFFIXES):
         return "image"
-    known = (*stacks.NUMPY_SUFFIXES, *stacks.HDF5_SUFFIXES)
+    known = (*arrays.NUMPY_SUFFIXES, *arrays.HDF5_SUFFIXES)
     raise UsageError(
         f"--data {path}: not a kind of file that is known; give a folder of images "
         f"({', '.join(IMAGE_SUFFIXES)}), a catalogue ({', '.join(TABLE_SUFFIXES)}, .fits), "
@@ -155,7 +155,7 @@ def _check_format(path: Path, form: Format) -> None:
     if path.is_dir():
         fits_it = form in ("folder", "zarr", "shards")
     elif form == "zarr":
-        fits_it = stacks.is_zarr_catalogue(path)
+        fits_it = arrays.is_zarr_catalogue(path)
     elif form == "image":
         fits_it = has_suffix(path, IMAGE_SUFFIXES)
     else:
@@ -323,9 +323,9 @@ def _opened_stack(file: str, wanted: Wanted, changed: int) -> Source | Unreadabl
 _OPENED_BY: dict[str, Callable[[Path, Wanted, float | None], Source]] = {
     "folder": _open_folder,
     "image": _open_image,
-    "numpy": stacks.open_numpy,
-    "fits": stacks.open_fits,
-    "hdf5": stacks.open_hdf5,
-    "zarr": stacks.open_zarr,
+    "numpy": arrays.open_numpy,
+    "fits": arrays.open_fits,
+    "hdf5": arrays.open_hdf5,
+    "zarr": arrays.open_zarr,
     "shards": shards.open_shards,
 }

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from numpy.typing import DTypeLike
 
 from lensjax.data.order_statistics import count_not_above, order_statistic
-from lensjax.data.preprocess import Geometry, Preparation, border, centred, dense_weights
+from lensjax.data.preprocess import Geometry, Preprocessing, border, centred, dense_weights
 from lensjax.data.zscale import zscale_limits
 
 # The noise cannot be told from less than one grey level of an eight-bit picture.
@@ -53,13 +53,13 @@ class Canvas:
 
 @dataclass(frozen=True)
 class View:
-    """What a preparation takes of the canvases of a batch.
+    """What a preprocessing takes of the canvases of a batch.
 
-    `canvas`: which of them. `channels`: those of the preparation's bands. `geometry`: from the
+    `canvas`: which of them. `channels`: those of the preprocessing's bands. `geometry`: from the
     canvas to the member's grid, which are the same where the host has fitted the cutouts.
     """
 
-    preparation: Preparation
+    preprocessing: Preprocessing
     canvas: int
     channels: tuple[int, ...]
     geometry: Geometry
@@ -70,14 +70,14 @@ class View:
 class Inputs:
     """A batch on its way to the device, every array with the batch in front.
 
-    `images`: per canvas, (batch, height, width, channel) without NaN. `inside`: per canvas,
+    `images`: per canvas, (batch, height, width, channel) without NaN. `bounds`: per canvas,
     (batch, 4) int32, first and last but one row, then column, that hold sky and no padding.
-    `views`: one per preparation, static in what is compiled. The arrays are NumPy's as long as
+    `views`: one per preprocessing, static in what is compiled. The arrays are NumPy's as long as
     they are on the host.
     """
 
     images: tuple[np.ndarray, ...]
-    inside: tuple[np.ndarray, ...]
+    bounds: tuple[np.ndarray, ...]
     views: tuple[View, ...] = field(metadata={"static": True})
 
 
@@ -118,49 +118,49 @@ def prepare(inputs: Inputs) -> list[Array]:
     and standard deviation alone share the rest."""
     commons = [_common(view) for view in inputs.views]
     found = {
-        common: seen(common, inputs.images[common.canvas], inputs.inside[common.canvas])
+        common: seen(common, inputs.images[common.canvas], inputs.bounds[common.canvas])
         for common in dict.fromkeys(commons)
     }
     pairs = zip(commons, inputs.views, strict=True)
-    return [_normalised(found[common], view.preparation) for common, view in pairs]
+    return [_normalised(found[common], view.preprocessing) for common, view in pairs]
 
 
 def _common(view: View) -> View:
     """The view with a mean of zero and a standard deviation of one."""
-    bands = len(view.preparation.bands)
-    return replace(view, preparation=view.preparation.normalised([0.0] * bands, [1.0] * bands))
+    bands = len(view.preprocessing.bands)
+    return replace(view, preprocessing=view.preprocessing.normalised([0.0] * bands, [1.0] * bands))
 
 
-def seen(view: View, images: ArrayLike, inside: ArrayLike) -> Array:
-    """What a network sees, (batch, S, S, band) float32, of the images and `inside` of a canvas:
+def seen(view: View, images: ArrayLike, bounds: ArrayLike) -> Array:
+    """What a network sees, (batch, S, S, band) float32, of the images and `bounds` of a canvas:
     (stretched - mean) / std per band."""
-    preparation = view.preparation
-    x = stretched(preparation.stretch, preparation.softening, *on_grid(view, images, inside))
-    return _normalised(x, preparation)
+    preprocessing = view.preprocessing
+    x = stretched(preprocessing.stretch, preprocessing.softening, *on_grid(view, images, bounds))
+    return _normalised(x, preprocessing)
 
 
-def _normalised(x: Array, preparation: Preparation) -> Array:
-    mean = jnp.asarray(preparation.mean, jnp.float32).reshape(1, 1, 1, -1)
-    std = jnp.asarray(preparation.std, jnp.float32).reshape(1, 1, 1, -1)
+def _normalised(x: Array, preprocessing: Preprocessing) -> Array:
+    mean = jnp.asarray(preprocessing.mean, jnp.float32).reshape(1, 1, 1, -1)
+    std = jnp.asarray(preprocessing.std, jnp.float32).reshape(1, 1, 1, -1)
     return (x - mean) / std
 
 
-def stretched(stretch: str, softening: float, images: Array, inside: Array) -> Array:
+def stretched(stretch: str, softening: float, images: Array, bounds: Array) -> Array:
     """Images (batch, S, S, band) float32 with their brightness on another scale, band by band.
 
     With the signal (image - level) / (softening * noise), level and noise as `level_and_noise` has
     them: `asinh` is arcsinh(signal), linear in the noise and logarithmic in the bright cores
     (Lupton et al. 2004, PASP 116, 133); `log` log(1 + signal), what lies below the level as the
     level; `linear` the signal itself. `percentile` is linear from 0 at the 0.5th to 1 at the 99.5th
-    percentile of what is `inside`, and clipped there; `zscale` likewise between `zscale_limits`.
+    percentile of what is `bounds`, and clipped there; `zscale` likewise between `zscale_limits`.
     `none` leaves the images as they are.
     """
     if stretch == "none":
         return images
     if stretch in LIMITS:
-        low, high = (limit[:, None, None, :] for limit in LIMITS[stretch](images, inside))
+        low, high = (limit[:, None, None, :] for limit in LIMITS[stretch](images, bounds))
         return jnp.clip((images - low) / jnp.where(high > low, high - low, 1.0), 0.0, 1.0)
-    level, noise = (value[:, None, None, :] for value in level_and_noise(images, inside))
+    level, noise = (value[:, None, None, :] for value in level_and_noise(images, bounds))
     signal = (images - level) / noise / softening
     if stretch == "log":
         return jnp.log1p(jnp.maximum(signal, 0.0))
@@ -177,8 +177,8 @@ def _arcsinh(x: Array) -> Array:
     return jnp.copysign(jnp.log(argument) + jnp.where(is_large, math.log(2.0), 0.0), x)
 
 
-def percentile_limits(images: Array, inside: Array) -> tuple[Array, Array]:
-    """The 0.5th and 99.5th percentile, each (batch, band) float32, of what is `inside` of images
+def percentile_limits(images: Array, bounds: Array) -> tuple[Array, Array]:
+    """The 0.5th and 99.5th percentile, each (batch, band) float32, of what is `bounds` of images
     (batch, height, width, band), between two values as NumPy has it."""
 
     def limit(sky: Array, count: Array, share: int) -> Array:
@@ -192,15 +192,15 @@ def percentile_limits(images: Array, inside: Array) -> tuple[Array, Array]:
         sky, count = _sky(plane, edges)
         return limit(sky, count, 1), limit(sky, count, 199)
 
-    return _of_planes(limits, images, inside)
+    return _of_planes(limits, images, bounds)
 
 
 LIMITS = {"percentile": percentile_limits, "zscale": zscale_limits}
 """Stretches that are linear between two limits, and where these are found."""
 
 
-def on_grid(view: View, images: ArrayLike, inside: ArrayLike) -> tuple[Array, Array]:
-    """The images of a canvas on the grid of a view, (batch, S, S, band) float32, and `inside`.
+def on_grid(view: View, images: ArrayLike, bounds: ArrayLike) -> tuple[Array, Array]:
+    """The images of a canvas on the grid of a view, (batch, S, S, band) float32, and `bounds`.
 
     As `preprocess.fit` does it, to rounding.
     """
@@ -209,7 +209,7 @@ def on_grid(view: View, images: ArrayLike, inside: ArrayLike) -> tuple[Array, Ar
         images = images[..., np.array(view.channels)]
     images = images.astype(jnp.float32)
     if geometry.action == "as is":
-        return images, jnp.asarray(inside)
+        return images, jnp.asarray(bounds)
     if geometry.ratio == 1.0:
         rows, columns = (centred(length, geometry.size)[0] for length in geometry.shape)
         sky = images[:, rows, columns]
@@ -219,11 +219,11 @@ def on_grid(view: View, images: ArrayLike, inside: ArrayLike) -> tuple[Array, Ar
         by_row, by_column = dense_weights(geometry)
         sky = product("sw,bhwc->bhsc", by_column, product("sh,bhwc->bswc", by_row, images))
     # What the step fits is sky from edge to edge.
-    edges = np.array([(axis.start, axis.stop) for axis in geometry.inside], np.int32).reshape(1, 4)
+    edges = np.array([(axis.start, axis.stop) for axis in geometry.bounds], np.int32).reshape(1, 4)
     new_inside = jnp.tile(edges, (images.shape[0], 1))
     if not geometry.pads:
         return sky, new_inside
-    margins = [(axis.start, geometry.size - axis.stop) for axis in geometry.inside]
+    margins = [(axis.start, geometry.size - axis.stop) for axis in geometry.bounds]
     padded = jnp.pad(sky, ((0, 0), *margins, (0, 0)))
     is_sky = sky_mask(new_inside[0], (geometry.size, geometry.size))[None, :, :, None]
     return jnp.where(is_sky, padded, background_level(images)[:, None, None, :]), new_inside
@@ -240,21 +240,21 @@ def background_level(images: Array) -> Array:
     )
 
 
-def level_and_noise(images: ArrayLike, inside: ArrayLike) -> tuple[Array, Array]:
+def level_and_noise(images: ArrayLike, bounds: ArrayLike) -> tuple[Array, Array]:
     """Level and noise of images (batch, height, width, band), each (batch, band) float32.
 
-    Per band the median and 1.4826 times the median absolute deviation of what is `inside`, and no
+    Per band the median and 1.4826 times the median absolute deviation of what is `bounds`, and no
     less noise than a 256th of what the 99.5th percentile (or, in an emptier picture, the maximum)
     rises above the level: the sky of an eight-bit picture is clipped to black and has no deviation
     at all. Both scale with the flux, so that the stretched image does not depend on its unit.
     """
-    images, inside = jnp.asarray(images, jnp.float32), jnp.asarray(inside)
-    level, noise, is_clear = _of_planes(_level_and_deviation, images, inside)
+    images, bounds = jnp.asarray(images, jnp.float32), jnp.asarray(bounds)
+    level, noise, is_clear = _of_planes(_level_and_deviation, images, bounds)
     # Most skies are so noisy that the floor does not count: it takes a search of its own.
     floor = jax.lax.cond(
         is_clear.all(),
         lambda: jnp.zeros_like(noise),
-        lambda: _of_planes(_noise_floor, images, inside, level),
+        lambda: _of_planes(_noise_floor, images, bounds, level),
     )
     scale = jnp.maximum(noise, floor)
     return level, jnp.where(scale > 0, scale, 1.0)
@@ -281,18 +281,18 @@ def _noise_floor(plane: Array, edges: Array, level: Array) -> Array:
     return NOISE_FLOOR * (jnp.where(bright > level, bright, highest) - level)
 
 
-def _of_planes(function: Callable[..., Any], images: Array, inside: Array, *of_band: Array) -> Any:
+def _of_planes(function: Callable[..., Any], images: Array, bounds: Array, *of_band: Array) -> Any:
     """What `function` makes, (batch, band), of each plane (height, width) of images (batch, height,
     width, band), the edges of its image, (4,), and its own value `of_band` (batch, band)."""
     batch, height, width, bands = images.shape
 
-    def in_blocks(images: Array, inside: Array, *of_band: Array) -> Any:
+    def in_blocks(images: Array, bounds: Array, *of_band: Array) -> Any:
         def of_image(row: Array) -> Any:
             def of_plane(band: Array) -> Any:
                 # Taken out where it lies: to move all bands to the front first takes longer.
                 here = jax.lax.dynamic_slice(images, (row, 0, 0, band), (1, height, width, 1))
                 of_it = (each[row, band] for each in of_band)
-                return function(here[0, :, :, 0], inside[row], *of_it)
+                return function(here[0, :, :, 0], bounds[row], *of_it)
 
             return jax.lax.map(of_plane, jnp.arange(bands))
 
@@ -300,7 +300,7 @@ def _of_planes(function: Callable[..., Any], images: Array, inside: Array, *of_b
         return jax.lax.map(of_image, jnp.arange(batch), batch_size=at_once)
 
     together = jax.vmap(jax.vmap(function, (2, None, *(0 for _ in of_band))))
-    return jax.lax.platform_dependent(images, inside, *of_band, cpu=in_blocks, default=together)
+    return jax.lax.platform_dependent(images, bounds, *of_band, cpu=in_blocks, default=together)
 
 
 def _sky(plane: Array, edges: Array) -> tuple[Array, Array]:

@@ -31,7 +31,7 @@ DOUBTFUL_FIELD, OTHER_FIELD = 1 - 1e-3, 2 + 1e-3
 
 
 @dataclass(frozen=True)
-class Preparation:
+class Preprocessing:
     """How a member wants its cutouts.
 
     `input_size` in pixels, `pixel_scale` in arcsec per pixel (None: any), `stretch` one of
@@ -62,8 +62,8 @@ class Preparation:
                 f"{self}"
             )
 
-    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> "Preparation":
-        """This preparation with another mean and standard deviation, one of each a band."""
+    def normalised(self, mean: Sequence[float], std: Sequence[float]) -> "Preprocessing":
+        """This preprocessing with another mean and standard deviation, one of each a band."""
         return replace(self, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
 
     @classmethod
@@ -74,8 +74,8 @@ class Preparation:
         pixel_scale: float | None,
         stretch: str,
         softening: float,
-    ) -> "Preparation":
-        """A preparation whose mean is zero and whose standard deviation is one in every band."""
+    ) -> "Preprocessing":
+        """A preprocessing whose mean is zero and whose standard deviation is one in every band."""
         zeros, ones = (0.0,) * len(bands), (1.0,) * len(bands)
         return cls(tuple(bands), input_size, pixel_scale, stretch, softening, zeros, ones)
 
@@ -87,12 +87,12 @@ class Preparation:
         }
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Preparation":
-        """The preparation that `to_json` wrote. Raises `UsageError` for other fields than its."""
+    def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
+        """The preprocessing that `to_json` wrote. Raises `UsageError` for other fields than its."""
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             odd = ", ".join(sorted(set(values) ^ names))
-            raise UsageError(f"a preparation has the fields {', '.join(names)}; check {odd}")
+            raise UsageError(f"a preprocessing has the fields {', '.join(names)}; check {odd}")
         lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**{**values, **lists})
 
@@ -113,7 +113,7 @@ class Geometry:
     field: float | None = None
 
     @cached_property
-    def inside(self) -> tuple[slice, slice]:
+    def bounds(self) -> tuple[slice, slice]:
         """The new rows and columns that hold sky; the others hold the background level."""
         if self.ratio == 1.0:
             height, width = (centred(length, self.size)[1] for length in self.shape)
@@ -124,7 +124,7 @@ class Geometry:
     @property
     def pads(self) -> bool:
         """Whether some of the new pixels hold no sky."""
-        return self.inside != (slice(0, self.size), slice(0, self.size))
+        return self.bounds != (slice(0, self.size), slice(0, self.size))
 
 
 class OtherField(Unreadable):
@@ -134,7 +134,10 @@ class OtherField(Unreadable):
 # Data sets have few different sizes, and many cutouts of each.
 @lru_cache(maxsize=256)
 def geometry(
-    shape: tuple[int, int], pixel_scale: float | None, preparation: Preparation, how: str = "auto"
+    shape: tuple[int, int],
+    pixel_scale: float | None,
+    preprocessing: Preprocessing,
+    how: str = "auto",
 ) -> Geometry:
     """How cutouts of this shape and pixel scale (arcsec, None: unknown) come to a member's grid.
 
@@ -151,14 +154,14 @@ def geometry(
     """
     if how not in WAYS_TO_FIT:
         raise UsageError(f"--fit {how} is not known: choose from {', '.join(WAYS_TO_FIT)}")
-    if how == "resample" and preparation.pixel_scale is None:
+    if how == "resample" and preprocessing.pixel_scale is None:
         raise UsageError("--fit resample: this member has no pixel scale; take resize or crop")
     if how == "resample" and pixel_scale is None:
         raise Unreadable("pixel scale not known: give --pixel-scale, or --fit resize or crop")
-    size, (height, width) = preparation.input_size, shape
+    size, (height, width) = preprocessing.input_size, shape
     field = None
-    if preparation.pixel_scale and pixel_scale:
-        sides = min(shape) * pixel_scale, size * preparation.pixel_scale
+    if preprocessing.pixel_scale and pixel_scale:
+        sides = min(shape) * pixel_scale, size * preprocessing.pixel_scale
         field = sides[0] / sides[1]
         if how == "auto" and abs(math.log2(field)) > OTHER_FIELD:
             raise OtherField(
@@ -168,8 +171,8 @@ def geometry(
             )
     if how == "crop":
         ratio, action = 1.0, "cropped"
-    elif how != "resize" and preparation.pixel_scale and pixel_scale:
-        ratio, action = preparation.pixel_scale / pixel_scale, "resampled"
+    elif how != "resize" and preprocessing.pixel_scale and pixel_scale:
+        ratio, action = preprocessing.pixel_scale / pixel_scale, "resampled"
     else:
         ratio, action = min(height, width) / size, "resized"
     if abs(ratio - 1.0) * size / 2 < SAME_GRID:
@@ -177,7 +180,7 @@ def geometry(
         action = "as is" if shape == (size, size) else "cropped"
         action = "padded" if min(height, width) < size else action
     made = Geometry(shape, size, ratio, action, field)
-    if any(axis.start == axis.stop for axis in made.inside):
+    if any(axis.start == axis.stop for axis in made.bounds):
         raise Unreadable(f"{width}x{height} pixels are less than one pixel of the member")
     return made
 
@@ -195,7 +198,7 @@ def fields_of_view(field: np.ndarray) -> dict[str, int]:
 
 
 def doubts(
-    field: np.ndarray, action: np.ndarray, preparations: Sequence[Preparation], how: str
+    field: np.ndarray, action: np.ndarray, preprocessings: Sequence[Preprocessing], how: str
 ) -> list[str]:
     """What a user is to be told of how cutouts were fitted, in lines, by their `field` (n,) of view
     over a member's and the `action` (n,) on each."""
@@ -208,7 +211,7 @@ def doubts(
             f"of view that a member was trained on (up to {furthest:.3g} times): their scores may "
             "be far off"
         )
-    scales = {p.pixel_scale for p in preparations} - {None}
+    scales = {p.pixel_scale for p in preprocessings} - {None}
     unknown = np.isnan(field) & (bool(scales) | (action == "resized"))
     if how == "auto" and unknown.any():
         whose = "cutouts" if scales else "members"
@@ -375,8 +378,8 @@ def _centres(length: int, size: int, ratio: float) -> np.ndarray:
 def _covered(length: int, size: int, ratio: float) -> slice:
     """The new pixels whose centre lies on the old axis."""
     centres = _centres(length, size, ratio)
-    inside = np.flatnonzero((centres >= -0.5) & (centres <= length - 0.5))
-    return slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, 0)
+    bounds = np.flatnonzero((centres >= -0.5) & (centres <= length - 0.5))
+    return slice(int(bounds[0]), int(bounds[-1]) + 1) if bounds.size else slice(0, 0)
 
 
 # A matrix takes at most a few hundred KiB; data sets have few different sizes.
@@ -403,9 +406,9 @@ def dense_weights(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
     Rows times image times columns transposed is what the grid holds inside.
     """
     made = []
-    for length, inside in zip(geometry.shape, geometry.inside, strict=True):
+    for length, bounds in zip(geometry.shape, geometry.bounds, strict=True):
         first, weights = _weights(length, geometry.size, geometry.ratio)
         whole = np.zeros((geometry.size, length), np.float32)
         whole[:, first : first + weights.shape[1]] = weights.toarray()
-        made.append(whole[inside])
+        made.append(whole[bounds])
     return made[0], made[1]

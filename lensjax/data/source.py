@@ -16,6 +16,7 @@ import numpy as np
 from astropy.table import Table
 
 from lensjax.data.bands import Wanted, select
+from lensjax.data.formats.tables import KNOWN_COLUMNS, as_text, plain, spelled, standardise
 from lensjax.data.parts import WHOLE, Part, rows_of
 from lensjax.data.planes import (
     COARSEST,
@@ -31,7 +32,6 @@ from lensjax.data.planes import (
     short,
 )
 from lensjax.data.preprocess import join
-from lensjax.data.tables import KNOWN_COLUMNS, as_text, plain, spelled, standardise
 from lensjax.errors import UsageError
 
 # More would wait for the interpreter rather than for the disk.

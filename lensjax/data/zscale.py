@@ -15,11 +15,11 @@ LARGEST_DEVIATION = 2.5  # of a kept sample, in standard deviations from the lin
 FITS = 5
 
 
-def zscale_limits(images: Array, inside: Array) -> tuple[Array, Array]:
-    """The limits, each (batch, band) float32, of what is `inside` (batch, 4) of images
+def zscale_limits(images: Array, bounds: Array) -> tuple[Array, Array]:
+    """The limits, each (batch, band) float32, of what is `bounds` (batch, 4) of images
     (batch, height, width, band) without NaN."""
     of_bands = jax.vmap(_limits, in_axes=(-1, None))
-    return jax.vmap(of_bands)(images, inside)
+    return jax.vmap(of_bands)(images, bounds)
 
 
 def _limits(plane: Array, edges: Array) -> tuple[Array, Array]:

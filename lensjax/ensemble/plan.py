@@ -11,9 +11,9 @@ from jax import ShapeDtypeStruct
 from jax.sharding import Mesh, NamedSharding
 
 from lensjax.data.on_device import Inputs, Layout
-from lensjax.ensemble import placement
-from lensjax.ensemble.predict import Step, Weights
-from lensjax.footprint import Target, footprint_for, host_bytes_left
+from lensjax.ensemble import sharding
+from lensjax.ensemble.step import Step, Weights
+from lensjax.memory import Target, footprint_for, host_bytes_left
 
 # Enough cutouts to keep a device busy in every layer.
 FULL_BATCH = 64
@@ -158,7 +158,7 @@ def batch_sizes(rows: int, layout: Layout, mesh: Mesh) -> list[int]:
 
 def abstract_inputs(layout: Layout, cutouts: int, mesh: Mesh) -> Inputs:
     """Returns a batch on the devices of `mesh`, of which there are only shapes and types."""
-    place = NamedSharding(mesh, placement.BY_CUTOUT)
+    place = NamedSharding(mesh, sharding.BY_CUTOUT)
     return jax.tree.map(
         lambda leaf: ShapeDtypeStruct((cutouts, *leaf.shape[1:]), leaf.dtype, sharding=place),
         layout.blank(1),

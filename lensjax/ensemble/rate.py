@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from lensjax.data.on_device import Inputs
-from lensjax.ensemble import placement
-from lensjax.ensemble.predict import Step, Weights
+from lensjax.ensemble import sharding
+from lensjax.ensemble.step import Step, Weights
 
 ROUNDS = 3
 
@@ -22,12 +22,12 @@ def side_by_side(
     They take turns, so that what slows the machine for a while slows all of them; a first turn,
     in which they are compiled, does not count.
     """
-    placed = jax.device_put(inputs, NamedSharding(mesh, placement.BY_CUTOUT))
+    placed = jax.device_put(inputs, NamedSharding(mesh, sharding.BY_CUTOUT))
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(1 + ROUNDS):
         for name, step in steps.items():
             began = time.perf_counter()
             jax.block_until_ready(step(weights, placed))
             seconds[name].append(time.perf_counter() - began)
-    batch = len(inputs.inside[0])
+    batch = len(inputs.bounds[0])
     return {name: batch / float(np.median(turns[1:])) for name, turns in seconds.items()}

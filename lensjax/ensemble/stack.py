@@ -13,21 +13,21 @@ from flax import nnx
 from jax import Array, ShapeDtypeStruct
 from jax.typing import ArrayLike
 
-from lensjax.checkpoint import Member, MemberInfo, State, Validation, nnx_state, state_of
-from lensjax.data.preprocess import Preparation
-from lensjax.ensemble import calibrate
-from lensjax.ensemble.fuse import Knowledge
+from lensjax.data.preprocess import Preprocessing
+from lensjax.ensemble import calibration
+from lensjax.ensemble.checkpoint import Member, MemberInfo, State, Validation, nnx_state, state_of
+from lensjax.ensemble.fusion import FusionParams
 from lensjax.models.norm import fold_norms
 
 
 @dataclass(frozen=True)
-class Group:
-    """Members of one structure: what is static in a compiled step. `preparation` is an index."""
+class MemberGroup:
+    """Members of one structure: what is static in a compiled step. `preprocessing` is an index."""
 
     architecture: str
     graph: nnx.GraphDef
     members: int
-    preparation: int
+    preprocessing: int
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class Ensemble:
     """Groups and their weights. `names` are the columns, in the order of the groups' members."""
 
     names: tuple[str, ...]
-    groups: tuple[Group, ...]
-    preparations: tuple[Preparation, ...]
+    groups: tuple[MemberGroup, ...]
+    preprocessings: tuple[Preprocessing, ...]
     states: tuple[nnx.State, ...]
     """Per group, arrays with a leading member axis; in an outline their shapes and types."""
     identities: np.ndarray
     """(member,) uint32 from the hash of each member's weights: its dropout masks depend on it and
     on the seed, not on the place or the company that the member has."""
-    knowledge: Knowledge
-    knowledge_from: str
+    fusion_params: FusionParams
+    weights_origin: str
     """Where the weights of the stacked fusion come from, in words."""
 
 
@@ -65,9 +65,9 @@ def outline(
     that a step is compiled for.
 
     Members of one structure are a group, to be stacked; else each is one of its own, in the same
-    order. See `placement.stacks_members`.
+    order. See `sharding.stacks_members`.
     """
-    preparations = tuple(dict.fromkeys(info.preparation for info in infos.values()))
+    preprocessings = tuple(dict.fromkeys(info.preprocessing for info in infos.values()))
     names_of_groups = _by_structure(infos)
     if not stacked:
         names_of_groups = [[name] for names in names_of_groups for name in names]
@@ -79,22 +79,22 @@ def outline(
             for key, leaf in state_of(info.outline()).items()
         }
         graph, state = nnx.split(nnx.eval_shape(functools.partial(_network, info), shapes))
-        place = preparations.index(info.preparation)
-        groups.append(Group(info.architecture, graph, len(names), place))
+        place = preprocessings.index(info.preprocessing)
+        groups.append(MemberGroup(info.architecture, graph, len(names), place))
         states.append(state)
     ordered = [name for names in names_of_groups for name in names]
-    knowledge, knowledge_from = learn_weights(
+    fusion_params, weights_origin = learn_weights(
         [infos[name] for name in ordered], [validations[name] for name in ordered]
     )
     hashes = [infos[name].weights_sha256.encode() for name in ordered]
     return Ensemble(
         names=tuple(ordered),
         groups=tuple(groups),
-        preparations=preparations,
+        preprocessings=preprocessings,
         states=tuple(states),
         identities=np.array([zlib.crc32(each) for each in hashes], np.uint32),
-        knowledge=knowledge,
-        knowledge_from=knowledge_from,
+        fusion_params=fusion_params,
+        weights_origin=weights_origin,
     )
 
 
@@ -113,23 +113,23 @@ def filled(
 
 def learn_weights(
     infos: Sequence[MemberInfo], validations: Sequence[Validation | None]
-) -> tuple[Knowledge, str]:
+) -> tuple[FusionParams, str]:
     """Returns what the members' validation data say, and where the stacking weights come from."""
     slope = np.array([info.calibration["slope"] for info in infos])
     intercept = np.array([info.calibration["intercept"] for info in infos])
     known = [validation for validation in validations if validation is not None]
-    labels = calibrate.shared_labels(known) if len(known) == len(infos) else None
+    labels = calibration.shared_labels(known) if len(known) == len(infos) else None
     if labels is not None:
         logits = np.stack([validation["logit"] for validation in known])
         calibrated = slope[:, None] * logits + intercept[:, None]
-        stacking = calibrate.stacking(calibrated, labels)
+        stacking = calibration.stacking(calibrated, labels)
         origin = f"stacking on {labels.size} validation objects"
     else:
-        stacking = calibrate.equal_stacking(len(infos))
+        stacking = calibration.equal_stacking(len(infos))
         origin = "equal weights: the members share no validation data"
     error = np.array([info.calibration["brier"] for info in infos])
     arrays = (slope, intercept, *stacking, error)
-    return Knowledge(*(jnp.asarray(np.asarray(array, np.float32)) for array in arrays)), origin
+    return FusionParams(*(jnp.asarray(np.asarray(array, np.float32)) for array in arrays)), origin
 
 
 @functools.partial(jax.jit, static_argnames="samples")
@@ -144,7 +144,7 @@ def _by_structure(infos: Mapping[str, MemberInfo]) -> list[list[str]]:
     """Returns the names of the members in groups that can be stacked."""
     groups: dict[tuple, list[str]] = {}
     for name, info in infos.items():
-        key = info.architecture, info.preparation, info.dropout, info.block_dropout
+        key = info.architecture, info.preprocessing, info.dropout, info.block_dropout
         groups.setdefault(key, []).append(name)
     return list(groups.values())
 

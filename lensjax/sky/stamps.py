@@ -74,9 +74,9 @@ def hubble_stamps() -> Stamps:
     objects, _ = ndimage.label(ndimage.gaussian_filter(light, 1.5) > sky + 4 * noise)
     stamps = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(objects), start=1):
-        inside = objects[rows, columns] == number
-        own = np.where(inside, light[rows, columns] - sky, 0.0).clip(0.0)
-        if 150 <= inside.sum() <= 1500 and own.max() < 220:
+        bounds = objects[rows, columns] == number
+        own = np.where(bounds, light[rows, columns] - sky, 0.0).clip(0.0)
+        if 150 <= bounds.sum() <= 1500 and own.max() < 220:
             stamps.append(_centred(own) / own.sum())
     return _named(HUBBLE, stamps, HUBBLE_PIXEL_SCALE)
 

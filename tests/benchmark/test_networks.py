@@ -9,7 +9,7 @@ from flax import nnx
 
 from lensjax.benchmark import drawn, ours, plain_flax
 from lensjax.models import registry
-from lensjax.torch_weights import tensor_shapes
+from lensjax.models.torch_import import tensor_shapes
 from tests.models import drawn_weights
 
 NAMES = {"resnet18": "resnet18", "vit_b16": "vit_b_16"}

@@ -29,8 +29,8 @@ from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
 
-from lensjax.data import shards
 from lensjax.data.catalog import open_source
+from lensjax.data.formats import shards
 from lensjax.data.planes import Unreadable
 from lensjax.errors import UsageError
 

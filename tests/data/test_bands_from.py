@@ -5,7 +5,7 @@ from astropy.io import fits
 from PIL import Image
 
 from lensjax.data.catalog import open_source
-from lensjax.data.shards import pack
+from lensjax.data.formats.shards import pack
 
 PLANES = np.random.default_rng(0).normal(90, 20, (3, 8, 8)).astype(np.float32)
 

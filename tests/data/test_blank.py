@@ -9,14 +9,14 @@ from astropy.io import fits
 from PIL import Image
 
 from lensjax.data.catalog import open_source
-from lensjax.data.loader import batches
+from lensjax.data.formats.shards import pack
 from lensjax.data.on_device import prepare
+from lensjax.data.pipeline import batches
 from lensjax.data.planes import LARGEST, Cutout, perhaps_blank
-from lensjax.data.shards import pack
-from tests.data.wanted import preparation
+from tests.data.wanted import preprocessing
 
 BANDS = ("g", "r", "i")
-VIEWS = [preparation(16, bands=("g", "r")), preparation(12, bands=("i",))]
+VIEWS = [preprocessing(16, bands=("g", "r")), preprocessing(12, bands=("i",))]
 EQUAL = "all pixels are equal ({})"
 
 
@@ -119,9 +119,9 @@ def test_a_band_that_no_member_sees_is_not_flagged(tmp_path):
     images = cutouts("float32", np.nan)[:2]
     np.savez(tmp_path / "a.npz", images=images, bands=BANDS)
     source = open_source(tmp_path / "a.npz", needed=BANDS, pixel_scale=0.2)
-    (batch,) = batches(source, [preparation(16, bands=("g", "i"))], how="auto", batch_size=2)
+    (batch,) = batches(source, [preprocessing(16, bands=("g", "i"))], how="auto", batch_size=2)
     assert batch.flags == ["", ""] and batch.readable.all()
-    (batch,) = batches(source, [preparation(16, bands=("r",))], how="auto", batch_size=2)
+    (batch,) = batches(source, [preprocessing(16, bands=("r",))], how="auto", batch_size=2)
     assert batch.readable.tolist() == [True, False] and batch.reasons[1] == "no valid pixel"
 
 
@@ -132,7 +132,7 @@ def test_a_few_values_beyond_what_float32_bears_are_masked(tmp_path):
     source = open_source(tmp_path / "a.npz", needed=BANDS, pixel_scale=0.2)
     batch = read(source)
     assert batch.masked[:4].tolist() == [0, 1, 2, 0] and batch.readable[:4].all()
-    views = [preparation(16, bands=BANDS, stretch=name) for name in ("linear", "zscale")]
+    views = [preprocessing(16, bands=BANDS, stretch=name) for name in ("linear", "zscale")]
     (batch,) = batches(source, views, how="auto", batch_size=4)
     for view, seen in zip(views, jax.jit(prepare)(batch.inputs), strict=True):
         assert np.isfinite(seen).all(), view.stretch

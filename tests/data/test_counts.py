@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lensjax.data.catalog import open_source
-from lensjax.data.loader import batches
-from tests.data.wanted import preparation
+from lensjax.data.pipeline import batches
+from tests.data.wanted import preprocessing
 
-PREPARATION = preparation(8, None, ("g",))
+PREPROCESSING = preprocessing(8, None, ("g",))
 TYPES = ("f2", ">f4", "f8", "u1", ">i2", "i4")
 READABLE = {f"{kind.strip('>')}.fits": kind for kind in TYPES if kind != "f2"}
 BROKEN = ("none.fits", "empty.fits", "folder.fits", "text.png", "cut.fits", "words.npy", "")
@@ -64,7 +64,7 @@ def test_counts_add_up_and_identifiers_stay(files, catalogue):
         writer = csv.writer(file)
         writer.writerows([("path", "id", "label"), *catalogue])
     source = open_source(files / "list.csv", needed=("g",), bands="g")
-    made = list(batches(source, [PREPARATION], how="resize", batch_size=4))
+    made = list(batches(source, [PREPROCESSING], how="resize", batch_size=4))
     assert len(source) == sum(batch.count for batch in made) == len(catalogue)
     assert [str(name) for name in source.table["id"]] == [name for _, name, _ in catalogue]
     assert set(source.table["label"].tolist()) <= {-1, 0, 1}
@@ -81,7 +81,7 @@ def test_the_memory_that_reading_takes_stays_the_same(files):
     with open(files / "long.csv", "w", newline="") as file:
         csv.writer(file).writerows([("path",), *((name,) for name in GOOD * 100)])
     source = open_source(files / "long.csv", needed=("g",), bands="g")
-    read = batches(source, [PREPARATION], how="resize", batch_size=16)
+    read = batches(source, [PREPROCESSING], how="resize", batch_size=16)
     half = len(source) // 32
     next(read)
     tracemalloc.start()

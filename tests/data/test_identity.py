@@ -9,8 +9,9 @@ from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
 
-from lensjax.data import identity, shards
+from lensjax.data import identity
 from lensjax.data.catalog import open_source
+from lensjax.data.formats import shards
 from lensjax.data.identity import content_sha256
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)

@@ -29,7 +29,7 @@ from lensjax.data.on_device import (
 from lensjax.data.order_statistics import order_statistic
 from lensjax.data.preprocess import STRETCHES, fit, geometry
 from lensjax.data.preprocess import background_level as background_on_host
-from tests.data.wanted import preparation
+from tests.data.wanted import preprocessing
 
 rng = np.random.default_rng(1)
 
@@ -84,7 +84,7 @@ def test_brightness_is_a_matter_of_each_image_alone(monkeypatch, planes_at_once)
     """However many images are measured at once, and over however many devices."""
     monkeypatch.setattr(on_device, "_CACHED", planes_at_once * 4 * 40 * 40)
     jax.clear_caches()  # what the other case has traced
-    images, inside = noise(37, 40, 40, 3), all_sky(37, 40, 40)
+    images, bounds = noise(37, 40, 40, 3), all_sky(37, 40, 40)
     images[::5] = np.round(images[::5] / 2)
     expected = [
         np.concatenate(values) for values in zip(*map(measured, images[:, None]), strict=True)
@@ -93,16 +93,16 @@ def test_brightness_is_a_matter_of_each_image_alone(monkeypatch, planes_at_once)
         np.testing.assert_array_equal(found, expected)
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
     sharded = jax.shard_map(level_and_noise, mesh=mesh, in_specs=P("data"), out_specs=P("data"))
-    np.testing.assert_array_equal(jax.jit(sharded)(images, inside), expected)
+    np.testing.assert_array_equal(jax.jit(sharded)(images, bounds), expected)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_what_the_step_prepares_lowers_for_every_platform(platform):
-    prepared = preparation(20)
+    prepared = preprocessing(20)
     view = view_of(prepared, (31, 14))
     images = jax.ShapeDtypeStruct((3, 31, 14, 2), np.uint8)
-    inside = jax.ShapeDtypeStruct((3, 4), np.int32)
-    lowered = jax.jit(seen, static_argnums=0).trace(view, images, inside)
+    bounds = jax.ShapeDtypeStruct((3, 4), np.int32)
+    lowered = jax.jit(seen, static_argnums=0).trace(view, images, bounds)
     assert lowered.lower(lowering_platforms=(platform,)).out_info.shape == (3, 20, 20, 2)
 
 
@@ -118,15 +118,15 @@ SHAPES = [(16, 16), (24, 24), (23, 40), (40, 23), (9, 12), (12, 40), (15, 16)]
 )
 def test_the_step_fits_as_the_host_does(shape, how, scale):
     images = noise(3, *shape, 2) * 20 + 100
-    made = geometry(shape, 0.2, preparation(16, scale), how)
-    view = View(preparation(16, scale), 0, (0, 1), made)
-    found, inside = jax.jit(on_grid, static_argnums=0)(view, images, all_sky(3, *shape))
+    made = geometry(shape, 0.2, preprocessing(16, scale), how)
+    view = View(preprocessing(16, scale), 0, (0, 1), made)
+    found, bounds = jax.jit(on_grid, static_argnums=0)(view, images, all_sky(3, *shape))
     expected = np.stack([fit(image, made) for image in images])
     if made.ratio == 1.0:
         np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-4)
-    edges = [edge for axis in made.inside for edge in (axis.start, axis.stop)]
-    np.testing.assert_array_equal(inside, [edges] * 3)
+    edges = [edge for axis in made.bounds for edge in (axis.start, axis.stop)]
+    np.testing.assert_array_equal(bounds, [edges] * 3)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 9), (16, 16), (31, 50)])
@@ -137,7 +137,7 @@ def test_the_background_is_that_of_the_host(shape):
 
 
 def test_channels_are_taken_by_the_view():
-    images, prepared = noise(2, 16, 16, 3), preparation(stretch="none")
+    images, prepared = noise(2, 16, 16, 3), preprocessing(stretch="none")
     view = view_of(prepared, (16, 16), channels=(2, 0))
     found = seen(view, images, all_sky(2, 16, 16))
     np.testing.assert_array_equal(found, images[..., [2, 0]])
@@ -148,14 +148,14 @@ def test_the_type_in_which_pixels_travel_changes_nothing(dtype):
     images = (noise(2, 24, 24, 2) * 30 + 60).clip(0, 255).astype(dtype)
     wide = images.astype(np.float32)
     for size, how in ((16, "resize"), (30, "crop"), (24, "crop")):
-        view, inside = view_of(preparation(size), (24, 24), how=how), all_sky(2, 24, 24)
+        view, bounds = view_of(preprocessing(size), (24, 24), how=how), all_sky(2, 24, 24)
         look = jax.jit(seen, static_argnums=0)
-        np.testing.assert_array_equal(look(view, images, inside), look(view, wide, inside))
+        np.testing.assert_array_equal(look(view, images, bounds), look(view, wide, bounds))
 
 
 def test_one_canvas_serves_several_preparations():
     canvas = Canvas((24, 24, 2), "uint8")
-    views = tuple(view_of(preparation(size), (24, 24), how="resize") for size in (16, 24, 40))
+    views = tuple(view_of(preprocessing(size), (24, 24), how="resize") for size in (16, 24, 40))
     layout = Layout((canvas,), views)
     blank = layout.blank(3)
     assert canvas.nbytes == 24 * 24 * 2 and blank.images[0].dtype == np.uint8
@@ -169,10 +169,10 @@ def test_one_canvas_serves_several_preparations():
 # --- brightness ---
 
 
-def measured(images, inside=None):
+def measured(images, bounds=None):
     images = np.asarray(images)
-    inside = all_sky(len(images), *images.shape[1:3]) if inside is None else inside
-    return [np.asarray(values) for values in jax.jit(level_and_noise)(images, inside)]
+    bounds = all_sky(len(images), *images.shape[1:3]) if bounds is None else bounds
+    return [np.asarray(values) for values in jax.jit(level_and_noise)(images, bounds)]
 
 
 def sorted_level_and_noise(image):
@@ -195,16 +195,16 @@ def test_level_and_noise_are_those_of_the_sorted_sky(picture):
     images = {"tiny": images * np.float32(1e-14), "flat": np.full_like(images, 3)}.get(
         picture, images
     )
-    inside = np.stack(
+    bounds = np.stack(
         [rng.integers(0, 8, 6), rng.integers(10, 22, 6), rng.integers(0, 8, 6), np.full(6, 30)], 1
     ).astype(np.int32)
     # Whatever lies outside is not looked at.
-    for image, (top, bottom, left, right) in zip(images, inside, strict=True):
+    for image, (top, bottom, left, right) in zip(images, bounds, strict=True):
         sky = image[top:bottom, left:right].copy()
         image[:] = 1e6
         image[top:bottom, left:right] = sky
-    level, scale = measured(images, inside)
-    for row, (top, bottom, left, right) in enumerate(inside):
+    level, scale = measured(images, bounds)
+    for row, (top, bottom, left, right) in enumerate(bounds):
         expected = sorted_level_and_noise(images[row, top:bottom, left:right])
         np.testing.assert_array_equal(level[row], expected[0])
         np.testing.assert_allclose(scale[row], expected[1], rtol=1e-7)
@@ -235,7 +235,7 @@ def test_level_and_noise_of_normal_noise():
 
 def test_stretch_against_its_formula():
     image = noise(12, 12, 2) * 4 + 100
-    prepared = preparation(12, mean=0.3, std=2.0)
+    prepared = preprocessing(12, mean=0.3, std=2.0)
     median = np.median(image.astype(np.float64), axis=(0, 1), keepdims=True)
     sigma = 1.4826 * np.median(abs(image - median), axis=(0, 1), keepdims=True)
     expected = (np.arcsinh((image - median) / (3.0 * sigma)) - 0.3) / 2.0
@@ -244,7 +244,7 @@ def test_stretch_against_its_formula():
 
 def test_no_stretch_leaves_pixels_to_the_normalisation():
     image = noise(6, 6, 2)
-    prepared = preparation(6, stretch="none", mean=1.0, std=2.0)
+    prepared = preprocessing(6, stretch="none", mean=1.0, std=2.0)
     np.testing.assert_allclose(as_seen(image, prepared), (image - 1) / 2, rtol=1e-6)
 
 
@@ -255,7 +255,7 @@ def test_the_unit_of_flux_does_not_matter(exponent, sky):
     image[6:10, 6:10] += 50
     factor = np.float32(10.0**exponent)
     np.testing.assert_allclose(
-        as_seen(image * factor, preparation()), as_seen(image, preparation()), atol=1e-4
+        as_seen(image * factor, preprocessing()), as_seen(image, preprocessing()), atol=1e-4
     )
 
 
@@ -266,15 +266,15 @@ def test_a_sky_without_noise_gives_finite_contrast(picture):
         image[10:20, 10:20] = 255.0
     elif picture == "point":
         image[16, 16] = 255.0
-    result = as_seen(image, preparation(32))
+    result = as_seen(image, preprocessing(32))
     assert np.isfinite(result).all()
     assert result.max() == pytest.approx(0 if picture == "flat" else np.arcsinh(256 / 3), rel=1e-5)
-    np.testing.assert_array_equal(result, as_seen(image * 2, preparation(32)))
+    np.testing.assert_array_equal(result, as_seen(image * 2, preprocessing(32)))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_a_cpu_takes_batches_without_a_copy_and_leaves_them_as_they_are(dtype):
-    view = view_of(preparation(9), (9, 7))
+    view = view_of(preprocessing(9), (9, 7))
     (images,) = Layout((Canvas((9, 7, 2), dtype),), (view,)).blank(5).images
     assert images.shape == (5, 9, 7, 2) and images.dtype == dtype and not images.any()
     placed = jax.device_put(images)
@@ -284,8 +284,8 @@ def test_a_cpu_takes_batches_without_a_copy_and_leaves_them_as_they_are(dtype):
 
 
 def test_preparations_that_differ_in_brightness_share_the_work():
-    view = view_of(preparation(16), (24, 24), how="resize")
-    other = dataclasses.replace(view, preparation=preparation(16, mean=1.0, std=2.0))
+    view = view_of(preprocessing(16), (24, 24), how="resize")
+    other = dataclasses.replace(view, preprocessing=preprocessing(16, mean=1.0, std=2.0))
     inputs = [
         Layout((Canvas((24, 24, 2), "float32"),), views).blank(4)
         for views in ((view,), (view, other))
@@ -297,9 +297,9 @@ def test_preparations_that_differ_in_brightness_share_the_work():
 # --- stretches ---
 
 
-def stretches(name, images, inside=None, softening=2.0):
-    inside = all_sky(*images.shape[:3]) if inside is None else inside
-    return np.asarray(jax.jit(stretched, static_argnums=(0, 1))(name, softening, images, inside))
+def stretches(name, images, bounds=None, softening=2.0):
+    bounds = all_sky(*images.shape[:3]) if bounds is None else bounds
+    return np.asarray(jax.jit(stretched, static_argnums=(0, 1))(name, softening, images, bounds))
 
 
 @pytest.mark.parametrize("shape", [(3, 7, 9, 2), (1, 32, 31, 1), (2, 101, 101, 1)])
@@ -314,8 +314,8 @@ def test_percentiles_are_those_of_numpy_and_astropy(shape):
 
 
 def test_percentiles_are_of_what_is_inside():
-    images, inside = noise(1, 8, 8, 1), np.array([[2, 6, 1, 8]], np.int32)
-    low, high = jax.jit(percentile_limits)(images, inside)
+    images, bounds = noise(1, 8, 8, 1), np.array([[2, 6, 1, 8]], np.int32)
+    low, high = jax.jit(percentile_limits)(images, bounds)
     expected = np.percentile(images[0, 2:6, 1:8, 0].astype(np.float64), (0.5, 99.5))
     np.testing.assert_allclose([low[0, 0], high[0, 0]], expected, rtol=1e-5)
 

@@ -10,8 +10,8 @@ from astropy.io import fits
 from astropy.table import Table, vstack
 
 from lensjax.data.catalog import open_source
+from lensjax.data.formats.tables import read_rows
 from lensjax.data.parts import rows_of
-from lensjax.data.tables import read_rows
 
 ROWS = 11
 

@@ -8,11 +8,11 @@ import zarr
 from astropy.io import fits
 
 from lensjax.data.catalog import open_source
-from lensjax.data.loader import batches, check_fields
+from lensjax.data.formats.shards import INDEX, pack
+from lensjax.data.pipeline import batches, check_fields
 from lensjax.data.preprocess import OtherField, doubts, fields_of_view, geometry
-from lensjax.data.shards import INDEX, pack
 from lensjax.errors import UsageError
-from tests.data.wanted import preparation
+from tests.data.wanted import preprocessing
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 8, 8, 2)).astype(np.float32)
 ODD = [-0.2, 0.0, np.nan, 1e12, "0.2 arcsec", [0.2, 0.3]]
@@ -88,7 +88,7 @@ def test_a_place_off_the_sky_is_unknown(tmp_path):
 
 # --- fields of view ---
 
-MEMBER = preparation(16, 0.2, ("g", "r"))  # 3.2 arcsec
+MEMBER = preprocessing(16, 0.2, ("g", "r"))  # 3.2 arcsec
 
 
 @pytest.mark.parametrize(("scale", "allowed"), [(0.2, True), (1.6, True), (1.61, False)])
@@ -113,7 +113,7 @@ def test_files_of_another_field_are_rejects_and_a_stack_or_nothing_else_is_an_er
         np.save(tmp_path / "files" / f"{row}.npy", image)
     source = open_source(tmp_path / "files", needed=("g", "r"), pixel_scale=0.2)
     check_fields(source, [MEMBER], "auto")
-    smaller = preparation(14, 0.2, ("g",))
+    smaller = preprocessing(14, 0.2, ("g",))
     (batch,) = batches(source, [MEMBER, smaller], how="auto", batch_size=6)
     assert batch.readable.tolist() == [True, False, False, False, True, False]
     assert "16 arcsec, more than four times more" in batch.reasons[1]
@@ -149,7 +149,7 @@ def test_what_is_doubtful_is_counted_and_told_once():
     assert "pixel scale of the cutouts is not known: 1 of 6" in second and "--pixel-scale" in second
     assert doubts(field[:1], action[:1], [MEMBER], "auto") == []
     assert doubts(field[5:], action[5:], [MEMBER], "resize") == []
-    free = preparation(16, None, ("g",))
+    free = preprocessing(16, None, ("g",))
     assert doubts(field[5:], action[5:], [free], "auto") == []
     (line,) = doubts(field[5:], np.array(["resized"]), [free], "auto")
     assert "pixel scale of the members is not known" in line

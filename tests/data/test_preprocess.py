@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lensjax.data.planes import Plane, Sky, Unreadable
 from lensjax.data.preprocess import (
-    Preparation,
+    Preprocessing,
     background_level,
     fill_masked,
     fit,
@@ -20,7 +20,7 @@ from lensjax.data.preprocess import (
     resample,
 )
 from lensjax.errors import UsageError
-from tests.data.wanted import preparation
+from tests.data.wanted import preprocessing
 
 rng = np.random.default_rng(1)
 
@@ -44,10 +44,10 @@ def gaussian(size, scale, sigma, bands=1):
 
 
 def test_json_round_trip():
-    made = Preparation(("g", "r"), 64, 0.263, "asinh", 3.0, (0.1, 0.2), (1.0, 2.0))
-    assert Preparation.from_json(json.loads(json.dumps(made.to_json()))) == made
+    made = Preprocessing(("g", "r"), 64, 0.263, "asinh", 3.0, (0.1, 0.2), (1.0, 2.0))
+    assert Preprocessing.from_json(json.loads(json.dumps(made.to_json()))) == made
     with pytest.raises(UsageError, match="check colour"):
-        Preparation.from_json({**made.to_json(), "colour": 1})
+        Preprocessing.from_json({**made.to_json(), "colour": 1})
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_json_round_trip():
 )
 def test_preparations_that_make_no_sense_are_refused(change):
     with pytest.raises(UsageError):
-        Preparation.from_json({**preparation().to_json(), **change})
+        Preprocessing.from_json({**preprocessing().to_json(), **change})
 
 
 @pytest.mark.parametrize("shape", [(20, 31), (9, 12)])
@@ -104,11 +104,11 @@ def test_a_uniform_sky_keeps_its_brightness(shape, size, ratio, sky):
 def test_the_same_grid_is_cut_and_padded_without_interpolation(height, width, tight):
     image = noise(height, width)
     size = min(height, width) if tight else 24
-    result, made = fitted(image, 0.2, preparation(size), "resample")
-    rows, _ = made.inside
+    result, made = fitted(image, 0.2, preprocessing(size), "resample")
+    rows, _ = made.bounds
     assert made.ratio == 1.0 and rows.stop - rows.start == min(height, size)
     top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
-    np.testing.assert_array_equal(result[made.inside], image[top : top + size, left : left + size])
+    np.testing.assert_array_equal(result[made.bounds], image[top : top + size, left : left + size])
 
 
 def test_what_was_done_is_said():
@@ -124,14 +124,14 @@ def test_what_was_done_is_said():
         (8, 0.4, "crop", "cropped"),
         (16, 0.4, "crop", "as is"),
     ]:
-        result, made = fitted(image, 0.2, preparation(size, scale), how)
+        result, made = fitted(image, 0.2, preprocessing(size, scale), how)
         assert (made.action, result.shape) == (action, (size, size, 2))
-    assert geometry((16, 16), None, preparation(8, 0.2)).action == "resized"
+    assert geometry((16, 16), None, preprocessing(8, 0.2)).action == "resized"
 
 
 def test_nearly_the_same_scale_is_not_interpolated():
     image = noise(16, 16)
-    result, _ = fitted(image, 0.2 * (1 + 1e-4), preparation(16, 0.2))
+    result, _ = fitted(image, 0.2 * (1 + 1e-4), preprocessing(16, 0.2))
     np.testing.assert_array_equal(result, image)
 
 
@@ -139,7 +139,7 @@ def test_nearly_the_same_scale_is_not_interpolated():
 def test_flux_and_centre_of_a_galaxy_survive_resampling(scale):
     image = gaussian(101, 0.1, 1.2)
     size = round(10.1 / scale)
-    result = fitted(image, 0.1, preparation(size, scale, ("g",)))[0][..., 0]
+    result = fitted(image, 0.1, preprocessing(size, scale, ("g",)))[0][..., 0]
     assert result.sum() * scale**2 == pytest.approx(1.0, rel=2e-3)
     offset = (np.arange(size) - (size - 1) / 2) * scale
     assert abs((result.sum(axis=0) * offset).sum() / result.sum()) < 1e-4
@@ -152,9 +152,9 @@ def test_the_outside_is_background_and_is_told_apart():
     image = noise(10, 10) + np.array([5.0, -5.0], np.float32).reshape(1, 1, 2)
     level = background_level(image)
     for how, scale in (("crop", None), ("resample", 0.4)):
-        result, made = fitted(image, 0.2, preparation(20, scale), how)
+        result, made = fitted(image, 0.2, preprocessing(20, scale), how)
         outside = np.ones((20, 20), bool)
-        outside[made.inside] = False
+        outside[made.bounds] = False
         assert made.pads and outside.any() and not outside[10, 10]
         np.testing.assert_array_equal(result[outside], np.broadcast_to(level, (outside.sum(), 2)))
 
@@ -168,7 +168,7 @@ def test_a_huge_cutout_is_read_only_where_it_is_seen():
 
 def test_sides_of_unequal_length_keep_the_shape_of_a_galaxy():
     image = gaussian(41, 0.2, 0.8)[:, 5:-5]
-    result = fitted(image, None, preparation(20, None, ("g",)))[0][..., 0]
+    result = fitted(image, None, preprocessing(20, None, ("g",)))[0][..., 0]
     np.testing.assert_allclose(result, result.T, atol=1e-4)
 
 
@@ -204,7 +204,7 @@ def test_background_of_bands_with_few_valid_pixels():
 )
 def test_what_cannot_be_fitted(how, cutout_scale, scale, error):
     with pytest.raises(error):
-        geometry((8, 8), cutout_scale, preparation(8, scale), how)
+        geometry((8, 8), cutout_scale, preprocessing(8, scale), how)
 
 
 def test_bands_of_different_grids_are_joined_on_the_finest():

@@ -13,11 +13,11 @@ from astropy.utils.exceptions import AstropyUserWarning
 from PIL import Image
 
 from lensjax.data.catalog import open_source
-from lensjax.data.loader import batches
+from lensjax.data.formats.reader_warnings import silenced
+from lensjax.data.formats.tables import has_table
+from lensjax.data.pipeline import batches
 from lensjax.data.planes import Unreadable
-from lensjax.data.reader_warnings import silenced
-from lensjax.data.tables import has_table
-from tests.data.wanted import preparation
+from tests.data.wanted import preprocessing
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_the_users_filters_are_as_they_were_after_reading(odd_files):
         warnings.filterwarnings("ignore", category=AstropyUserWarning, message="mine")
         before = list(warnings.filters)
         source = open_source(odd_files, needed=("g", "r"))
-        read = batches(source, [preparation(16, None)], how="auto", batch_size=2, threads=3)
+        read = batches(source, [preprocessing(16, None)], how="auto", batch_size=2, threads=3)
         assert sum(batch.readable.sum() for batch in read) == 1
         assert warnings.filters == before and not heard
         warnings.warn("still heard", AstropyUserWarning, stacklevel=1)
@@ -85,7 +85,7 @@ def test_silences_that_overlap_leave_nothing_behind():
 def test_to_import_the_readers_silences_nothing():
     code = (
         "import warnings, lensjax.data.catalog;"
-        " from lensjax.data.reader_warnings import _CATEGORIES;"
+        " from lensjax.data.formats.reader_warnings import _CATEGORIES;"
         " print([each for each in warnings.filters if each[2] in _CATEGORIES])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

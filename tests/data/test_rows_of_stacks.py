@@ -11,8 +11,9 @@ import zarr
 from astropy.io import fits
 from astropy.table import Table
 
-from lensjax.data import catalog, shards
+from lensjax.data import catalog
 from lensjax.data.catalog import open_source
+from lensjax.data.formats import shards
 from lensjax.data.planes import Unreadable
 from lensjax.errors import UsageError
 
@@ -97,7 +98,7 @@ def test_the_stack_is_opened_once(here, monkeypatch):
     (here / "a.csv").write_text("path\n" + "".join(f"a.npz[{row % 5}]\n" for row in range(50)))
     opened = []
     monkeypatch.setitem(
-        catalog._OPENED_BY, "numpy", lambda *a: opened.append(a) or catalog.stacks.open_numpy(*a)
+        catalog._OPENED_BY, "numpy", lambda *a: opened.append(a) or catalog.arrays.open_numpy(*a)
     )
     source = open_source(here / "a.csv", needed=GRI)
     for row in range(50):

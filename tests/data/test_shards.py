@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lensjax.data import loader, shards
+from lensjax.data import pipeline
 from lensjax.data.catalog import open_source
+from lensjax.data.formats import shards
 from lensjax.data.planes import Unreadable
-from lensjax.data.preprocess import Preparation
+from lensjax.data.preprocess import Preprocessing
 from lensjax.errors import UsageError
 
 GRI = ("g", "r", "i")
@@ -82,10 +83,10 @@ def test_cutouts_of_one_form_are_read_many_at_a_time(tmp_path, dtype):
     assert source.table["id"].tolist() == (2**60 + np.arange(10)).tolist()
     np.testing.assert_array_equal(source.table["ra"], np.linspace(0, 1, 10))
 
-    preparation = Preparation.unnormalised(("i", "g"), 8, None, "none", 1.0)
+    preprocessing = Preprocessing.unnormalised(("i", "g"), 8, None, "none", 1.0)
     found = [
         batch.inputs.images[0][: batch.count]
-        for batch in loader.batches(source, (preparation,), how="auto", batch_size=3)
+        for batch in pipeline.batches(source, (preprocessing,), how="auto", batch_size=3)
     ]
     np.testing.assert_array_equal(np.concatenate(found), images[..., [2, 0]])
 
@@ -98,8 +99,8 @@ def test_masked_pixels_stay_masked(tmp_path):
     source = open_source(tmp_path / "packed", needed=GRI)
     np.testing.assert_array_equal(source[1].image, images[1])
     assert not source.stack.whole
-    preparation = Preparation.unnormalised(GRI, 8, None, "none", 1.0)
-    (batch,) = loader.batches(source, (preparation,), how="auto", batch_size=4)
+    preprocessing = Preprocessing.unnormalised(GRI, 8, None, "none", 1.0)
+    (batch,) = pipeline.batches(source, (preprocessing,), how="auto", batch_size=4)
     assert batch.masked.tolist() == [0, 1, 0, 0] and np.isfinite(batch.inputs.images[0]).all()
 
 
@@ -161,8 +162,8 @@ def test_a_damaged_record_is_rejected_and_no_other(tmp_path):
     content[content.index(images[5].tobytes()) + 100] ^= 255
     shard.write_bytes(content)
     source = open_source(tmp_path / "packed", needed=GRI)
-    plain = Preparation.unnormalised(GRI, 8, None, "none", 1.0)
-    batches = loader.batches(source, [plain], how="auto", batch_size=4)
+    plain = Preprocessing.unnormalised(GRI, 8, None, "none", 1.0)
+    batches = pipeline.batches(source, [plain], how="auto", batch_size=4)
     pixels, reasons = zip(
         *((b.inputs.images[0][: b.count], b.reasons) for b in batches), strict=True
     )

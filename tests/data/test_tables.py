@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.table import Column, MaskedColumn, Table
 
-from lensjax.data.tables import (
+from lensjax.data.formats.tables import (
     column_texts,
     has_table,
     label_column,

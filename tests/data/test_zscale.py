@@ -12,9 +12,9 @@ from lensjax.data.zscale import zscale_limits
 limits = jax.jit(zscale_limits)
 
 
-def compare(images: np.ndarray, inside: np.ndarray) -> None:
-    found = np.stack(limits(images, inside), axis=-1)
-    for image, (top, bottom, left, right) in enumerate(inside):
+def compare(images: np.ndarray, bounds: np.ndarray) -> None:
+    found = np.stack(limits(images, bounds), axis=-1)
+    for image, (top, bottom, left, right) in enumerate(bounds):
         for band in range(images.shape[-1]):
             pixels = images[image, top:bottom, left:right, band].astype(np.float64)
             expected = ZScaleInterval().get_limits(pixels)

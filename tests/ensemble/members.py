@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 from flax import nnx
 
-from lensjax.checkpoint import Member, MemberInfo, arrays_sha256, state_of
-from lensjax.data.preprocess import Preparation
+from lensjax.data.preprocess import Preprocessing
+from lensjax.ensemble.checkpoint import Member, MemberInfo, arrays_sha256, state_of
 
-PREPARATION = Preparation(
+PREPROCESSING = Preprocessing(
     bands=("g", "r"),
     input_size=32,
     pixel_scale=0.2,
@@ -22,11 +22,11 @@ PREPARATION = Preparation(
 def random_member(
     architecture: str,
     seed: int,
-    preparation: Preparation = PREPARATION,
+    preprocessing: Preprocessing = PREPROCESSING,
     block_dropout: float = 0.0,
 ) -> Member:
     """Returns a member with all its weights random, the last layer's too: logits differ from 0."""
-    info = MemberInfo(architecture, preparation, dropout=0.2, block_dropout=block_dropout)
+    info = MemberInfo(architecture, preprocessing, dropout=0.2, block_dropout=block_dropout)
     shapes = nnx.eval_shape(lambda: info.build(nnx.Rngs(0)))
     rng = np.random.default_rng(seed)
     state = {name: _draw(rng, name, leaf.shape) for name, leaf in state_of(shapes).items()}
@@ -41,10 +41,10 @@ def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nda
 
 
 def blank_member(
-    architecture: str, preparation: Preparation = PREPARATION, block_dropout: float = 0.0
+    architecture: str, preprocessing: Preprocessing = PREPROCESSING, block_dropout: float = 0.0
 ) -> Member:
     """Returns a member of zeros, for what hangs on shapes alone."""
-    info = MemberInfo(architecture, preparation, dropout=0.2, block_dropout=block_dropout)
+    info = MemberInfo(architecture, preprocessing, dropout=0.2, block_dropout=block_dropout)
     shapes = nnx.eval_shape(lambda: info.build(nnx.Rngs(0)))
     state = {
         name: np.broadcast_to(np.float32(0), leaf.shape) for name, leaf in state_of(shapes).items()

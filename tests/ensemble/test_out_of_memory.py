@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from lensjax.data.catalog import open_source
-from lensjax.ensemble import placement
-from lensjax.ensemble.fuse import Scores
+from lensjax.ensemble import sharding
+from lensjax.ensemble.fusion import Scores
 from lensjax.ensemble.plan import unplanned
-from lensjax.ensemble.score import score
+from lensjax.ensemble.scoring import score
 from lensjax.errors import LensjaxError
 from lensjax.resume import PartialRows
-from tests.ensemble.members import PREPARATION
+from tests.ensemble.members import PREPROCESSING
 
 ROWS, BATCH = 23, 8
-MESH = placement.mesh_of(jax.devices()[:1])
+MESH = sharding.mesh_of(jax.devices()[:1])
 OUT_OF_MEMORY = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
 
@@ -50,7 +50,7 @@ def scored(tmp_path):
     images = np.random.default_rng(0).normal(9.0, 2.0, (ROWS, 32, 32, 2)).astype(np.float32)
     np.savez(tmp_path / "stack.npz", images=images, bands=np.array(["g", "r"]))
     source = open_source(tmp_path / "stack.npz", needed=("g", "r"))
-    ensemble = SimpleNamespace(names=("a",), preparations=(PREPARATION,))
+    ensemble = SimpleNamespace(names=("a",), preprocessings=(PREPROCESSING,))
 
     def run(step, batch=BATCH):
         parts = PartialRows(tmp_path / "parts", {}, range(ROWS), resume=False)

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from jax import monitoring
 
 from lensjax.data.on_device import Canvas, Layout, View
-from lensjax.data.preprocess import Preparation, geometry
-from lensjax.ensemble import placement, predict
+from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.ensemble import plan as planning
+from lensjax.ensemble import sharding
 from lensjax.ensemble.plan import Plan, Size, batch_sizes, choose, plan
 from lensjax.ensemble.stack import stack
-from lensjax.footprint import Target
+from lensjax.ensemble.step import ensemble_step, place_weights
+from lensjax.memory import Target
 from tests import networks
-from tests.ensemble.members import PREPARATION, blank_member, random_member
+from tests.ensemble.members import PREPROCESSING, blank_member, random_member
 
-MESH = placement.mesh_of(jax.devices()[:1])
+MESH = sharding.mesh_of(jax.devices()[:1])
 POWERS = [2**power for power in range(13)]
 FIXED, BASE, DROPPED, UNDROPPED = 1000.0, 3.0, 2.0, 1.0
 
@@ -83,18 +84,18 @@ def test_a_need_that_is_not_linear_is_still_met():
 
 
 @functools.cache
-def preparation(size: int) -> Preparation:
+def preprocessing(size: int) -> Preprocessing:
     """A quick one to compile."""
-    return dataclasses.replace(PREPARATION, input_size=size, stretch="none")
+    return dataclasses.replace(PREPROCESSING, input_size=size, stretch="none")
 
 
 def layout(size: int) -> Layout:
-    view = View(preparation(size), 0, (0, 1), geometry((size, size), None, preparation(size)))
+    view = View(preprocessing(size), 0, (0, 1), geometry((size, size), None, preprocessing(size)))
     return Layout((Canvas((size, size, 2), "float32"),), (view,))
 
 
 def test_batches_are_no_larger_than_the_data_and_the_host_allow(monkeypatch):
-    eight = jax.sharding.AbstractMesh((2, 4), (placement.MEMBER, placement.DATA))
+    eight = jax.sharding.AbstractMesh((2, 4), (sharding.MEMBER, sharding.DATA))
     assert batch_sizes(100, layout(32), MESH) == [1, 2, 4, 8, 16, 32, 64, 128]
     assert batch_sizes(64, layout(32), MESH)[-1] == 64
     assert batch_sizes(0, layout(32), MESH) == [1]
@@ -107,9 +108,9 @@ def test_batches_are_no_larger_than_the_data_and_the_host_allow(monkeypatch):
 
 
 def maker(ensemble, mesh, samples: int):
-    weights = predict.place_weights(ensemble, MESH, seed=0, samples=samples, precision="float32")
+    weights = place_weights(ensemble, MESH, seed=0, samples=samples, precision="float32")
     step = functools.partial(
-        predict.ensemble_step,
+        ensemble_step,
         ensemble,
         mesh,
         samples=samples,
@@ -123,7 +124,7 @@ def maker(ensemble, mesh, samples: int):
 def dropping(vit_tiny):
     """Two transformers that drop in their blocks: what makes their step, and their weights."""
     members = {
-        str(seed): random_member(vit_tiny, seed, preparation(32), block_dropout=0.1)
+        str(seed): random_member(vit_tiny, seed, preprocessing(32), block_dropout=0.1)
         for seed in (0, 1)
     }
     return maker(stack(members), MESH, 2)
@@ -156,7 +157,7 @@ def test_the_step_of_a_plan_is_compiled(dropping):
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), weights
     )
     planned = plan(make, outlined, layout(32), MESH, [2], budget=2**40)
-    on_devices = jax.sharding.NamedSharding(MESH, placement.BY_CUTOUT)
+    on_devices = jax.sharding.NamedSharding(MESH, sharding.BY_CUTOUT)
     inputs = jax.device_put(layout(32).blank(2), on_devices)
     compiled = []
 
@@ -176,7 +177,7 @@ def test_the_step_of_a_plan_is_compiled(dropping):
 
 def on_h100(target: Target, ensemble, samples: int) -> Callable[[int], Plan]:
     """Returns a function from a budget to the Plan for 512 cutouts of 64 pixels."""
-    mesh = placement.mesh_of([target.device])
+    mesh = sharding.mesh_of([target.device])
     make, weights = maker(ensemble, mesh, samples)
     return lambda budget: plan(make, weights, layout(64), mesh, [512], budget=budget, target=target)
 
@@ -184,7 +185,7 @@ def on_h100(target: Target, ensemble, samples: int) -> Callable[[int], Plan]:
 @pytest.mark.slow
 def test_samples_take_no_memory_on_an_h100_with_dropout_in_the_head(h100):
     with networks.real():
-        members = {name: blank_member(name, preparation(64)) for name in ("resnet18", "vit_b16")}
+        members = {name: blank_member(name, preprocessing(64)) for name in ("resnet18", "vit_b16")}
         one, ten = (on_h100(h100, stack(members), samples)(2**30) for samples in (1, 10))
     assert ten.step_bytes < 1.1 * one.step_bytes
     # A budget of a hundredth of the card; 390 MB are weights.
@@ -193,7 +194,7 @@ def test_samples_take_no_memory_on_an_h100_with_dropout_in_the_head(h100):
 
 @pytest.mark.slow
 def test_turns_bound_the_memory_of_dropout_in_blocks_on_an_h100(h100, vit_tiny):
-    ensemble = stack({"a": blank_member(vit_tiny, preparation(64), block_dropout=0.1)})
+    ensemble = stack({"a": blank_member(vit_tiny, preprocessing(64), block_dropout=0.1)})
     one = on_h100(h100, ensemble, 1)(2**40)
     ten = on_h100(h100, ensemble, 10)
     together = ten(2**40)
@@ -204,7 +205,7 @@ def test_turns_bound_the_memory_of_dropout_in_blocks_on_an_h100(h100, vit_tiny):
 
 @pytest.mark.slow
 def test_a_plan_for_a_tpu(v5e, vit_tiny):
-    mesh = placement.mesh_of([v5e.device])
-    make, weights = maker(stack({"a": blank_member(vit_tiny, preparation(32))}), mesh, 4)
+    mesh = sharding.mesh_of([v5e.device])
+    make, weights = maker(stack({"a": blank_member(vit_tiny, preprocessing(32))}), mesh, 4)
     planned = plan(make, weights, layout(32), mesh, [64], budget=2**30, target=v5e)
     assert planned.size == Size(64, 4, 1) and planned.step_bytes < 2**28

@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from lensjax.ensemble import placement, rate
-from tests.ensemble.test_predict import inputs
+from lensjax.ensemble import rate, sharding
+from tests.ensemble.test_step import inputs
 
 
 def test_the_median_turn_counts_and_the_first_does_not(monkeypatch):
@@ -22,7 +22,7 @@ def test_the_median_turn_counts_and_the_first_does_not(monkeypatch):
         return run
 
     steps = {"fast": step("fast", [60.0, 0.5, 9.0, 0.25]), "slow": step("slow", [90.0, 4, 4, 8])}
-    mesh = placement.mesh_of(jax.devices()[:1])
+    mesh = sharding.mesh_of(jax.devices()[:1])
     found = rate.side_by_side(steps, None, inputs(8), mesh)
     assert found == {"fast": pytest.approx(16.0), "slow": pytest.approx(2.0)}
     assert turns == ["fast", "slow"] * 4

@@ -4,12 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from lensjax.checkpoint import load_member, read_info, read_weights, save_member
-from lensjax.ensemble import placement, predict
+from lensjax.ensemble import sharding
+from lensjax.ensemble.checkpoint import load_member, read_info, read_weights, save_member
 from lensjax.ensemble.stack import filled, outline, stack
+from lensjax.ensemble.step import outline_weights, place_weights
 from tests.ensemble.members import random_member
 
-MESH = placement.mesh_of(jax.devices()[:1])
+MESH = sharding.mesh_of(jax.devices()[:1])
 SETTINGS = {"mesh": MESH, "seed": 3, "samples": 2, "precision": "float32"}
 
 
@@ -41,7 +42,7 @@ def test_weights_read_one_by_one_are_those_of_members_at_hand(folders):
 
 def test_weights_on_a_cpu_are_not_copied(folders):
     ensemble = read_one_by_one({"vit.0": folders["vit.0"]})
-    placed = predict.place_weights(ensemble, **SETTINGS)
+    placed = place_weights(ensemble, **SETTINGS)
     for leaf, on_device in zip(
         jax.tree.leaves(ensemble.states), jax.tree.leaves(placed.states), strict=True
     ):
@@ -51,9 +52,9 @@ def test_weights_on_a_cpu_are_not_copied(folders):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_outline_has_the_form_of_the_weights(folders, precision):
     settings = SETTINGS | {"precision": precision}
-    placed = predict.place_weights(read_one_by_one(folders), **settings)
+    placed = place_weights(read_one_by_one(folders), **settings)
     infos = {name: read_info(folder) for name, folder in folders.items()}
-    outlined = predict.outline_weights(outline(infos, dict.fromkeys(infos)), **settings)
+    outlined = outline_weights(outline(infos, dict.fromkeys(infos)), **settings)
 
     def form(leaf):
         return leaf.shape, leaf.dtype, leaf.sharding

@@ -53,8 +53,8 @@ def test_what_depends_on_no_argument_is_computed_before_the_turns():
 
     program = jax.make_jaxpr(sums)(2.0).jaxpr
     (loop,) = [e for e in program.eqns if e.primitive.name == "scan"]
-    inside = str(loop.params["jaxpr"])
-    assert "exp" in inside and "tanh" not in inside
+    bounds = str(loop.params["jaxpr"])
+    assert "exp" in bounds and "tanh" not in bounds
 
 
 def test_a_function_that_ignores_its_argument():

@@ -6,11 +6,11 @@ import pytest
 from flax import nnx
 from scipy import stats
 
-from lensjax.checkpoint import MemberInfo, named_leaves
-from lensjax.data.preprocess import Preparation
+from lensjax.data.preprocess import Preprocessing
+from lensjax.ensemble.checkpoint import MemberInfo, named_leaves
 from lensjax.models import initial
 from lensjax.models.vit import VisionTransformer
-from lensjax.training.team import initialise
+from lensjax.train.team import initialise
 
 DEVIATION = 0.03
 # Cut at two deviations, the standard normal keeps this deviation.
@@ -74,8 +74,8 @@ def test_a_transformer_draws_what_torchvision_draws():
 
 
 def test_a_member_draws_the_same_in_company():
-    preparation = Preparation(("g",), 16, None, "none", 1.0, (0.0,), (1.0,))
-    info = MemberInfo("light_transformer", preparation, dropout=0.1)
+    preprocessing = Preprocessing(("g",), 16, None, "none", 1.0, (0.0,), (1.0,))
+    info = MemberInfo("light_transformer", preprocessing, dropout=0.1)
     keys = jax.random.split(jax.random.key(0), 2)
     together, alone = (initialise(info, some) for some in (keys, keys[1:]))
     for states, sole in zip(together[1:], alone[1:], strict=True):

@@ -10,7 +10,7 @@ from flax import nnx
 
 from lensjax.models.head import Head
 from lensjax.models.resnet import Block, ResNet, Stage, max_pool
-from lensjax.torch_weights import load_torch_weights
+from lensjax.models.torch_import import load_torch_weights
 from tests.models import drawn_weights
 from tests.models.built import blank, flops, logits, random, stacked_logits
 

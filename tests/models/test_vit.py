@@ -15,6 +15,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from lensjax.errors import UsageError
 from lensjax.models import vit
+from lensjax.models.torch_import import load_torch_weights
 from lensjax.models.vit import (
     Block,
     VisionTransformer,
@@ -22,7 +23,6 @@ from lensjax.models.vit import (
     patch_grid,
     run_blocks,
 )
-from lensjax.torch_weights import load_torch_weights
 from tests.models import drawn_weights
 from tests.models.built import blank, flops, logits, random, stacked_logits
 

@@ -1,0 +1,129 @@
+"""scripts/import_weights.py: makes a member of a torchvision or timm state dict."""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from flax import nnx
+
+from lensjax import config, runtime
+from lensjax.data.preprocess import Preprocessing, Stretch
+from lensjax.ensemble import checkpoint
+from lensjax.ensemble.checkpoint import Member, MemberInfo
+from lensjax.errors import LensjaxError, UsageError, refuse
+from lensjax.files import standing_folders
+from lensjax.models import registry
+from lensjax.models.torch_file import StateDict, read_state_dict
+from lensjax.models.torch_import import fits, load_torch_weights
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Options of scripts/import_weights.py."""
+
+    arch: Annotated[str, f"of the weights: {', '.join(registry.ARCHITECTURES)}"] = "resnet18"
+    weights: Annotated[Path | None, ".safetensors or .pth file of the state dict"] = None
+    output: Annotated[Path, "folder of the members"] = Path("checkpoints")
+    name: Annotated[str | None, "name of the member (default: that of the file)"] = None
+    bands: Annotated[str, "bands that the member sees, in order"] = "i,r,g"
+    input_size: Annotated[int | None, "pixels across (default: the architecture's own)"] = None
+    pixel_scale: Annotated[float | None, "arcsec/pixel that the member expects"] = None
+    stretch: Annotated[Stretch, "brightness scale of the input; none: pixels as they are"] = "none"
+    softening: Annotated[float, "noise sigmas up to which asinh is linear"] = 2.0
+    mean: Annotated[str | None, "per band, taken off after the stretch: 0.485,0.456,0.406"] = None
+    std: Annotated[str | None, "per band, divided by after that: 0.229,0.224,0.225"] = None
+    dropout: Annotated[float, "dropout rate before the last layer"] = 0.2
+    seed: Annotated[int, "seed of a new last layer, where the file's does not fit"] = 0
+
+
+def main(argv: Sequence[str]) -> None:
+    """Imports what `argv` names and prints where the member is."""
+    options = config.parse(ImportConfig, argv, description=__doc__.split(": ", 1)[1])
+    runtime.hush_absent_tpu()
+    print(import_member(options))
+
+
+def import_member(options: ImportConfig) -> str:
+    """Returns lines on the member written to OUTPUT/<arch>/<name>/, and on what was adapted.
+
+    Raises UsageError for options that do not fit, LensjaxError where the file cannot be read or
+    its names and shapes are not those of the architecture.
+    """
+    if options.weights is None:
+        raise UsageError("--weights is missing: give a .safetensors or .pth file")
+    architecture = registry.resolve(options.arch)
+    bands = tuple(band.strip() for band in options.bands.split(","))
+    preprocessing = Preprocessing(
+        bands=bands,
+        input_size=options.input_size or architecture.default_input_size,
+        pixel_scale=options.pixel_scale,
+        stretch=options.stretch,
+        softening=options.softening,
+        mean=_per_band("mean", options.mean, len(bands), 0.0),
+        std=_per_band("std", options.std, len(bands), 1.0),
+    )
+    wrong = {
+        f"--bands {options.bands} has an empty name": not all(bands),
+        f"--pixel-scale {options.pixel_scale} must be above 0": (
+            options.pixel_scale is not None and options.pixel_scale <= 0
+        ),
+        f"--dropout {options.dropout} must lie in 0..1, below 1": not 0 <= options.dropout < 1,
+    }
+    refuse(wrong)
+    name = options.name or options.weights.stem
+    if Path(name).name != name or name.startswith("."):
+        raise UsageError(
+            f"--name '{name}' must be a plain name: it is a folder in {options.output}"
+        )
+    folder = options.output / architecture.name / name
+    if folder.exists() or name in standing_folders(folder.parent):
+        raise UsageError(f"{folder} exists; give another --name, or delete it")
+    info = MemberInfo(
+        architecture.name,
+        preprocessing,
+        options.dropout,
+        training={"imported_from": options.weights.name},
+        versions=runtime.versions(),
+    )
+    model, tensors = info.build(nnx.Rngs(options.seed)), read_state_dict(options.weights)
+    try:
+        notes = load_torch_weights(model, tensors)
+    except LensjaxError as error:
+        fitting = _fitting(info, tensors)
+        if not fitting:
+            raise type(error)(f"{options.weights}: {error}") from error
+        raise UsageError(
+            f"{options.weights} does not hold weights of {info.architecture}; they fit --arch "
+            + " or ".join(fitting)
+        ) from error
+    info = checkpoint.save_member(folder, Member(info, checkpoint.state_of(model)))
+    lines = [f"{folder}: {architecture.name}, weights sha256 {info.weights_sha256[:12]}"]
+    return "\n".join([*lines, *(f"  {note}" for note in notes)])
+
+
+def _fitting(info: MemberInfo, tensors: StateDict) -> list[str]:
+    """Returns the architectures that weights are of, at their own input size."""
+    found = []
+    for name, architecture in registry.ARCHITECTURES.items():
+        size = architecture.default_input_size
+        preprocessing = dataclasses.replace(info.preprocessing, input_size=size)
+        other = dataclasses.replace(info, architecture=name, preprocessing=preprocessing)
+        with contextlib.suppress(UsageError):
+            if fits(other.outline(), tensors):
+                found.append(name)
+    return found
+
+
+def _per_band(option: str, text: str | None, bands: int, default: float) -> tuple[float, ...]:
+    if text is None:
+        return (default,) * bands
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--{option} '{text}' must be numbers with commas between") from error
+    if len(values) != bands or (option == "std" and min(values) <= 0):
+        raise UsageError(f"--{option} '{text}' must be {bands} numbers, one a band, std above 0")
+    return values

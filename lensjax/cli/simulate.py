@@ -1,0 +1,192 @@
+"""scripts/simulate.py: makes ray-traced lenses and look-alikes, split into training and test."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+from astropy.table import Table
+
+from lensjax import config, runtime
+from lensjax.data import on_device, pipeline
+from lensjax.data.bands import Wanted
+from lensjax.data.catalog import open_source
+from lensjax.data.formats import shards
+from lensjax.data.preprocess import Preprocessing
+from lensjax.data.source import Beside, Values, source_of_array
+from lensjax.data.splits import held_back
+from lensjax.errors import UsageError
+from lensjax.files import make_folder, replacing
+from lensjax.sky.render import Sky, simulate
+from lensjax.sky.stamps import HUBBLE, Stamps, hubble_stamps, read_stamps
+from lensjax.sky.survey import SURVEYS, Survey
+
+
+@dataclass(frozen=True)
+class SimulateConfig:
+    """Options of scripts/simulate.py."""
+
+    output: Annotated[Path | None, "folder for the cutouts, truth.csv, preview.png"] = None
+    survey: Annotated[str, f"whose bands, seeing and depth: {', '.join(SURVEYS)}"] = "decam"
+    size: Annotated[int | None, "pixels across (default: the survey's own)"] = None
+    count: Annotated[int, "cutouts in all"] = 8000
+    lens_fraction: Annotated[float, "share that are lenses"] = 0.5
+    test_fraction: Annotated[float, "share of the galaxies that go to test.npz"] = 0.2
+    backgrounds: Annotated[str | None, "real cutouts (as --data of infer.py) for arcs"] = None
+    bands: Annotated[str | None, "bands that the backgrounds' files hold"] = None
+    pixel_scale: Annotated[float | None, "arcsec/pixel of the backgrounds"] = None
+    sources: Annotated[
+        str | None,
+        "real galaxies as sources: FITS or .npy of stamps, or `hubble` (default: Sersic clumps)",
+    ] = None
+    sources_pixel_scale: Annotated[float, "arcsec/pixel of the stamps"] = 0.03
+    einstein_radius: Annotated[float | None, "smallest, arcsec (default: the survey's own)"] = None
+    arc_snr: Annotated[float | None, "smallest S/N of arcs (default: the survey's own)"] = None
+    pack: Annotated[bool, "write folders of ArrayRecord shards, train and test, not .npz"] = False
+    seed: Annotated[int, "seed of everything that is drawn"] = 0
+
+
+def main(argv: Sequence[str]) -> None:
+    """Simulates what `argv` asks for and prints where it lies."""
+    options = config.parse(SimulateConfig, argv, description=__doc__.split(": ", 1)[1])
+    runtime.hush_absent_tpu()
+    runtime.keep_compilations()
+    print(simulate_survey(options))
+
+
+def simulate_survey(options: SimulateConfig) -> str:
+    """Writes the simulated sky to OUTPUT and returns a line about it.
+
+    All cutouts of one galaxy, be it in front or lensed, stand on one side of the split, and share a
+    `group` by which a validation set can be split off likewise. truth.csv is written last: where it
+    is, all is. Raises UsageError for options that do not fit.
+    """
+    if options.output is None:
+        raise UsageError("--output is missing: name a folder for the simulated sky")
+    survey = survey_of(options)
+    make_folder(options.output)
+    stamps = sources_of(options)
+    with runtime.progress("simulating", options.count, "cutouts") as advance:
+        sky = simulate(
+            survey,
+            count=options.count,
+            lens_fraction=options.lens_fraction,
+            seed=options.seed,
+            backgrounds=_backgrounds(options, survey),
+            sources=stamps,
+            source_rows=stamps
+            and partial(stamps.of_own_side, fraction=options.test_fraction, purpose="test"),
+            progress=advance,
+        )
+    test = held_back(sky.truth["group"], options.test_fraction, "test")
+    if stamps is not None:
+        sky = Sky(sky.images, sky.truth | {"group": _joined(sky.truth)})
+    for name, rows in (("train", ~test), ("test", test)):
+        if options.pack:
+            _write_shards(options.output / name, survey, sky, rows)
+        else:
+            _write_stack(options.output / f"{name}.npz", survey, sky, rows)
+    _write_preview(options.output / "preview.png", survey, sky)
+    _write_truth(options.output / "truth.csv", sky, test)
+    lenses, ending = int(sky.truth["label"].sum()), "" if options.pack else ".npz"
+    return (
+        f"{options.output}: {lenses} lenses and {options.count - lenses} others as {survey.name} "
+        f"sees them; {int((~test).sum())} in train{ending}, {int(test.sum())} in test{ending}"
+    )
+
+
+def survey_of(options: SimulateConfig) -> Survey:
+    """Returns the survey with what the options change of it."""
+    if options.survey not in SURVEYS:
+        raise UsageError(f"--survey {options.survey} is not known: choose {', '.join(SURVEYS)}")
+    survey = SURVEYS[options.survey]
+    radius, snr = options.einstein_radius, options.arc_snr
+    return dataclasses.replace(
+        survey,
+        size=options.size or survey.size,
+        smallest_einstein_radius=radius or survey.smallest_einstein_radius,
+        smallest_arc_signal_to_noise=snr or survey.smallest_arc_signal_to_noise,
+    )
+
+
+def sources_of(options: SimulateConfig) -> Stamps | None:
+    """Returns the real galaxies that are sources, None without any."""
+    if options.sources is None:
+        return None
+    if options.sources == HUBBLE:
+        return hubble_stamps()
+    return read_stamps(Path(options.sources), options.sources_pixel_scale)
+
+
+def _joined(truth: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns the groups (n,) as texts, those that show the same source as one, by its name.
+
+    Each group shows one source or none.
+    """
+    group, source = truth["group"].tolist(), truth["source"].tolist()
+    shown = {own: name for own, name in zip(group, source, strict=True) if name}
+    return np.array([shown.get(own, str(own)) for own in group])
+
+
+def _backgrounds(options: SimulateConfig, survey: Survey) -> np.ndarray | None:
+    """Returns the real cutouts (n, size, size, band) on the survey's grid, None without any."""
+    if options.backgrounds is None:
+        return None
+    source = open_source(
+        options.backgrounds,
+        needed=survey.bands,
+        bands=options.bands,
+        pixel_scale=options.pixel_scale,
+    )
+    plain = Preprocessing.unnormalised(survey.bands, survey.size, survey.pixel_scale, "none", 1.0)
+    read = pipeline.batches(source, (plain,), how="auto", batch_size=64)
+    prepare = jax.jit(on_device.prepare)
+    images = np.concatenate([np.asarray(prepare(b.inputs)[0])[b.readable] for b in read])
+    if not len(images):
+        raise UsageError(f"--backgrounds {options.backgrounds}: none of the cutouts can be read")
+    return images
+
+
+def _write_stack(path: Path, survey: Survey, sky: Sky, rows: np.ndarray) -> None:
+    arrays = {name: values[rows] for name, values in sky.truth.items()}
+    arrays |= {"bands": np.array(survey.bands), "pixel_scale": np.array(survey.pixel_scale)}
+    with replacing(path, sky.images[rows].nbytes) as file:
+        np.savez(file, allow_pickle=False, images=sky.images[rows], **arrays)
+
+
+def _write_shards(folder: Path, survey: Survey, sky: Sky, rows: np.ndarray) -> None:
+    columns = {
+        name: Values(values[rows].shape, partial(values.__getitem__, rows))
+        for name, values in sky.truth.items()
+    }
+    beside = Beside(columns, survey.bands, survey.pixel_scale)
+    source = source_of_array(sky.images[rows], folder, beside, Wanted(), in_memory=True)
+    shards.pack(source, folder, resume=False)
+
+
+def _write_truth(path: Path, sky: Sky, test: np.ndarray) -> None:
+    from lensjax.data.formats import arrow
+
+    columns = sky.truth | {"split": np.where(test, "test", "train")}
+    with replacing(path, sum(values.nbytes for values in columns.values())) as file:
+        arrow.write_csv(file, arrow.from_table(Table(columns)))
+
+
+def _write_preview(path: Path, survey: Survey, sky: Sky, columns: int = 12) -> None:
+    """Writes a picture with a row of examples for lenses and for each kind of look-alike."""
+    from PIL import Image
+
+    from lensjax.report import colour
+
+    kinds = list(dict.fromkeys(["lens", *sorted(set(sky.truth["kind"].tolist()))]))
+    sheet = Image.new("RGB", (columns * survey.size, len(kinds) * survey.size))
+    for row, kind in enumerate(kinds):
+        for column, index in enumerate(np.flatnonzero(sky.truth["kind"] == kind)[:columns]):
+            tile = Image.fromarray(colour(sky.images[index], survey.bands))
+            sheet.paste(tile, (column * survey.size, row * survey.size))
+    with replacing(path, sheet.width * sheet.height) as file:
+        sheet.save(file, "PNG")

@@ -1,0 +1,252 @@
+"""Sources of image files: one file a cutout, or one file a band of a cutout by a template."""
+
+import glob
+import re
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from astropy.table import Table
+
+from lensjax.data.bands import Selection, Wanted, select
+from lensjax.data.formats.arrays import read_fits_stack
+from lensjax.data.formats.fits import fits_form
+from lensjax.data.formats.pictures import FITS_SUFFIXES, has_suffix, read_planes, stem
+from lensjax.data.planes import COLOURS, Cutout, Names, Plane, Unreadable
+from lensjax.data.preprocess import join
+from lensjax.data.source import MOST_THREADS, Source, Stack, describe, source_of, source_of_stack
+from lensjax.errors import UsageError
+
+# How many readable files are looked at before the bands of a data set are called wrong.
+PROBES = 16
+# How many are tried where no more is to be learned from them than whether they hold known bands:
+# to ask for each of a million absent files takes ten seconds.
+MOST_TRIES = 10_000
+
+_BAND_FILE = re.compile(r"(u|g|r|i|z|y|j|h|ks?|vis|b|v|w[1-4]|f\d{3,4}[a-z]{1,2}\d?)", re.I)
+
+
+class Read(NamedTuple):
+    """A cutout, its bands, and where in its files each of these was found, in words."""
+
+    bands: tuple[str, ...]
+    places: tuple[str, ...]
+    cutout: Cutout
+
+
+def _none(path: str, wanted: Wanted) -> Read | None:
+    return None
+
+
+def source_of_files(
+    table: Table,
+    kind: str,
+    wanted: Wanted,
+    pixel_scale: float | None,
+    band_names: Names = (),
+    of_stack: Callable[[str, Wanted], Read | None] = _none,
+) -> Source:
+    """A source of image files, a row each with its absolute `path`.
+
+    `{band}` in a path stands for each of the `band_names`: one file a band. `of_stack` reads a path
+    that is no file but names a cutout of a stack, and gives None for any other.
+    """
+    paths = np.asarray(table["path"])
+    tried = _tried(len(paths)) if wanted.needed else range(len(paths))
+    probed = (str(paths[row]) for row in tried)
+
+    def read_path(path: str, wanted: Wanted) -> Read:
+        return of_stack(path, wanted) or _read_bands(path, wanted, band_names)
+
+    example, threads = _probe(probed, kind, lambda path: read_path(path, wanted))
+    bands = (wanted.needed or ()) if example is None else example.bands
+    settled = wanted._replace(needed=bands) if bands else wanted
+
+    def read(row: int) -> Cutout:
+        try:
+            cutout = read_path(str(paths[row]), settled).cutout
+        except UsageError as error:
+            raise Unreadable(str(error)) from error
+        return cutout if pixel_scale is None else replace(cutout, pixel_scale=pixel_scale)
+
+    def files() -> Iterable[str]:
+        for path in paths.tolist():
+            yield from (path.replace("{band}", str(name)) for name in band_names or [""])
+
+    if example is None:
+        none = f"{kind}: none of {len(tried)} files tried of {len(paths)} can be read"
+        return source_of(table, bands, none, threads, read, files=files)
+    cutout = example.cutout
+    seen = replace(cutout, pixel_scale=pixel_scale or cutout.pixel_scale)
+    text = f"{kind}: {describe(table, bands, seen)}"
+    source = source_of(table, bands, text, threads, read, files=files)
+    return replace(source, bands_from=example.places)
+
+
+def _tried(count: int) -> Sequence[int]:
+    """The first of `count` rows, then others evenly apart, about MOST_TRIES of them at most."""
+    return [*range(min(PROBES, count)), *range(PROBES, count, count // MOST_TRIES + 1)]
+
+
+def _probe(paths: Iterable[str], kind: str, read: Callable[[str], Read]) -> tuple[Read | None, int]:
+    """The first file that has the bands that most of the first readable files hold, and how many
+    threads it takes to keep a processor busy while others wait for the disk.
+
+    Decoding holds the interpreter: where files do not have to be waited for, a second thread would
+    only take it from the first. Raises `UsageError` where none of them holds the wanted bands.
+    """
+    found: list[Read] = []
+    refused: list[UsageError] = []
+    shares = []
+    for path in paths:
+        began, busy = time.perf_counter(), time.thread_time()
+        try:
+            found.append(read(path))
+        except Unreadable:
+            continue
+        except UsageError as error:
+            refused.append(error)
+        shares.append((time.perf_counter() - began) / max(time.thread_time() - busy, 1e-6))
+        if len(found) + len(refused) == PROBES:
+            break
+    if refused and not found:
+        raise UsageError(f"{kind}: {refused[0]}") from refused[0]
+    if not found:
+        return None, 1
+    # The first file brings in the library that reads it.
+    threads = min(MOST_THREADS, max(1, round(statistics.median(shares))))
+    most = Counter(each.bands for each in found).most_common(1)[0][0]
+    return next(each for each in found if each.bands == most), threads
+
+
+class _WrongBands(Unreadable):
+    """A file that can be read and does not hold the wanted bands."""
+
+
+def _read_bands(path: str, wanted: Wanted, band_names: Names) -> Read:
+    """The cutout of one file, or of one file a band, and which bands it has from where.
+
+    Raises `Unreadable`, and `UsageError` where a readable file does not hold the wanted bands.
+    """
+    if not path:
+        raise Unreadable("no path is given")
+    if "{band}" in path:
+        if not band_names:
+            raise Unreadable(f"no such file: {path}")
+        bands, files = _band_files(path, wanted, band_names)
+        planes = [_only_plane(file, wanted.most_values) for file in files]
+        return Read(bands, tuple(Path(file).name for file in files), join(planes))
+    chosen = Selection((), ())
+
+    def choose(names: Names) -> tuple[int, ...]:
+        nonlocal chosen
+        try:
+            chosen = select(names, wanted)
+        except UsageError as error:
+            raise _WrongBands(str(error)) from error
+        return chosen.planes
+
+    try:
+        planes = read_planes(path, choose, wanted.most_values)
+    except _WrongBands as error:
+        raise UsageError(str(error)) from error
+    return Read(chosen.bands, tuple(plane.place for plane in planes), join(planes))
+
+
+def _band_files(path: str, wanted: Wanted, band_names: Names) -> tuple[tuple[str, ...], list[str]]:
+    """The bands given out and the file of each."""
+    bands, planes = select(band_names, wanted)
+    return bands, [path.replace("{band}", str(band_names[plane])) for plane in planes]
+
+
+def _only_plane(path: str, most_values: int) -> Plane:
+    """The plane of a file of one band, the first where others (of other filters) follow."""
+
+    def choose(names: Names) -> tuple[int, ...]:
+        if len(names) > 1 and (names == COLOURS or not any(names)):
+            raise Unreadable(f"{Path(path).name} holds {len(names)} channels, not one band")
+        return (0,)
+
+    try:
+        return read_planes(path, choose, most_values)[0]
+    except Unreadable as error:
+        raise Unreadable(f"{Path(path).name}: {error}") from error
+
+
+def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> Source:
+    """Cutouts of one file a band: `{band}` stands for the band, `{id}` for the object.
+
+    Without `{id}` the files are one cutout, or, where they are (N, H, W), a stack of N.
+    """
+    if template.count("{band}") != 1 or template.count("{id}") > 1:
+        raise UsageError(f"--data {template}: a template has {{band}} once and {{id}} at most once")
+    found = matches(template, "|".join(map(re.escape, _said(wanted)))) or matches(template)
+    if not found:
+        raise UsageError(f"--data {template}: no file is of this form")
+    band_names = tuple(sorted({band for _, band in found}))
+    kind, absolute = f"one file a band {template}", str(Path(template).absolute())
+    if "{id}" in template:
+        objects = sorted({name for name, _ in found})
+        paths = [absolute.replace("{id}", name) for name in objects]
+        table = Table({"id": objects, "path": paths})
+        return source_of_files(table, kind, wanted, pixel_scale, band_names)
+    try:
+        bands, files = _band_files(template, wanted, band_names)
+    except UsageError as error:
+        raise UsageError(f"{kind}: {error}") from error
+    if has_suffix(template, FITS_SUFFIXES) and len(fits_form(files[0])[0]) == 3:
+        stacks, _, skies = zip(*(read_fits_stack(file) for file in files), strict=True)
+        if len({stack.shape for stack in stacks}) > 1:
+            shapes = ", ".join(f"{b} {s.shape}" for b, s in zip(bands, stacks, strict=True))
+            raise UsageError(f"{kind}: the bands differ in shape: {shapes}")
+        stack = Stack(
+            (*stacks[0].shape[1:], len(bands)),
+            np.result_type(*stacks),
+            pixel_scale or skies[0].pixel_scale,
+            lambda rows: np.stack([images[rows] for images in stacks], axis=-1),
+        )
+        count, of_bands = len(stacks[0]), tuple(files)
+        places = tuple(Path(file).name for file in files)
+        return source_of_stack(
+            kind, template, count, {}, bands, places, stack, in_memory=False, files=lambda: of_bands
+        )
+    table = Table({"id": [Path(template).parent.name or "cutout"], "path": [absolute]})
+    return source_of_files(table, kind, wanted, pixel_scale, band_names)
+
+
+def _said(wanted: Wanted) -> tuple[str, ...]:
+    """What the data are said to call the bands, the members' names standing for themselves."""
+    called = dict(wanted.called)
+    needed = wanted.needed or tuple(called)
+    return (*wanted.order, *(called.get(band, band) for band in needed))
+
+
+def matches(template: str, band: str = "") -> list[tuple[str, str]]:
+    """The pairs of id and band of all files of the template's form, sorted.
+
+    `band`: a regular expression for the bands, any text without one.
+    """
+    # The id takes all it can: in `{id}_{band}` the band has no underscore unless it is said.
+    form = re.escape(template).replace(re.escape("{band}"), f"(?P<band>{band or '[^/]+'})")
+    form = form.replace(re.escape("{id}"), "(?P<id>[^/]+)")
+    parts = re.split(r"\{band\}|\{id\}", template)
+    files = glob.iglob("*".join(glob.escape(part) for part in parts))
+    found = (re.fullmatch(form, file) for file in files)
+    return sorted((match.groupdict().get("id", ""), match["band"]) for match in found if match)
+
+
+def band_folder(path: Path, files: list[str], wanted: Wanted) -> str | None:
+    """The template of a folder whose files are named by bands (`g.fits`, `r.fits`), else None."""
+    stems = [stem(file) for file in files]
+    suffixes = {file[len(name) :] for file, name in zip(files, stems, strict=True)}
+    said = _said(wanted)
+    if len(files) < 2 or len(suffixes) > 1 or len(set(stems)) < len(stems):
+        return None
+    if not all(name in said or _BAND_FILE.fullmatch(name) for name in stems):
+        return None
+    return str(path / ("{band}" + suffixes.pop()))

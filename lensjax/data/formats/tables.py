@@ -1,0 +1,282 @@
+"""Reads a catalogue of cutouts: CSV, Parquet, VOTable or FITS, every column as it is."""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Column, MaskedColumn, Table
+
+from lensjax.data.formats.fits import open_fits
+from lensjax.data.formats.pictures import FITS_SUFFIXES, has_suffix
+from lensjax.data.formats.reader_warnings import silenced
+from lensjax.data.parts import WHOLE, Part, Rows, rows_of
+from lensjax.errors import UsageError, one_line
+
+PARQUET_SUFFIXES = (".parquet", ".pq")
+VOTABLE_SUFFIXES = (".vot", ".votable", ".xml")
+CSV_SUFFIXES = (".csv", ".tsv", ".ecsv", ".csv.gz", ".tsv.gz", ".csv.bz2")
+TABLE_SUFFIXES = (*CSV_SUFFIXES, *PARQUET_SUFFIXES, *VOTABLE_SUFFIXES)
+
+# What surveys call the columns that are known here, the first of these before the others.
+SPELLINGS = {
+    "id": ("id", "object_id", "source_id"),
+    "ra": ("ra", "right_ascension", "ra_j2000", "raj2000", "alpha_j2000"),
+    "dec": ("dec", "declination", "dec_j2000", "decj2000", "dej2000", "delta_j2000"),
+    "path": ("path", "filepath", "filename"),
+    "label": ("label",),
+    "group": ("group",),
+}
+KNOWN_COLUMNS = tuple(SPELLINGS)
+
+UNKNOWN_LABEL = -1
+_LABELS = {
+    1: frozenset(["lens", "lenses", "lensed", "positive", "positives", "true", "yes"]),
+    0: frozenset(
+        ["nonlens", "nonlenses", "notlens", "nolens", "negative", "negatives", "false", "no"]
+    ),
+    UNKNOWN_LABEL: frozenset(["", "none", "null", "unknown", "unlabelled", "unlabeled"]),
+}
+
+# By code, up to the first above the surrogates: what no text of a catalogue holds. At the end of
+# NumPy's texts NUL is nothing.
+_ODD = np.zeros(0xE001, bool)
+_ODD[1:0x20] = _ODD[0x7F:0xA0] = _ODD[0xD800:0xE000] = True
+_ODD[[9, 10, 13]] = False
+_ROWS_AT_ONCE = 2**16
+
+
+def read_table(path: Path) -> Table:
+    """The table of a catalogue file, as `read_rows` has it."""
+    return read_rows(path).table
+
+
+def read_rows(path: Path, part: Part = WHOLE) -> Rows:
+    """The rows of a catalogue file that a part takes, columns and values as the file has them.
+
+    Of CSV as `arrow.read_csv` has it. Raises `UsageError` for a file that cannot be read as a table
+    and for a column that occurs twice.
+    """
+    try:
+        if has_suffix(path, FITS_SUFFIXES):
+            return _astropy_table(path, part, "fits", memmap=False)
+        if has_suffix(path, VOTABLE_SUFFIXES):
+            return _astropy_table(path, part, "votable")
+        from lensjax.data.formats import arrow
+
+        is_parquet = has_suffix(path, PARQUET_SUFFIXES)
+        rows = arrow.read_parquet(path, part) if is_parquet else arrow.read_csv(path, part)
+        arrow.give_back_memory()
+        return rows
+    except UsageError:
+        raise
+    # Arbitrary bytes: astropy and Arrow have errors of their own, down to KeyError.
+    except Exception as error:
+        reason = one_line(error, 200)
+        raise UsageError(f"{path} cannot be read as a table: {reason}") from error
+
+
+def column_texts(path: Path, name: str) -> Iterable[str]:
+    """The values of one column of a catalogue file, of all rows, as `texts` has them."""
+    from lensjax.data.formats import arrow
+
+    if has_suffix(path, (*FITS_SUFFIXES, *VOTABLE_SUFFIXES)):
+        return texts(read_table(path)[name])
+    read = arrow.parquet_column if has_suffix(path, PARQUET_SUFFIXES) else arrow.csv_column
+    return ("" if value is None else as_text(value).strip() for value in read(path, name))
+
+
+def texts(column: Column) -> Iterable[str]:
+    """The values as texts without blanks around them, gaps as empty ones."""
+    filled = np.ma.filled(np.ma.asarray(column).astype(object), "")
+    try:
+        return list(map(str.strip, filled))
+    except TypeError:  # not all are texts
+        return [as_text(value).strip() for value in filled]
+
+
+def paths_below(folder: Path, files: Iterable[str]) -> Iterable[str]:
+    """Relative paths as paths in the folder; absolute and empty ones as they are."""
+    start = os.path.join(folder.absolute(), "")
+    # In half the time of as many calls of `os.path.join`.
+    return (file if file[:1] in ("", os.sep) else start + file for file in files)
+
+
+@silenced()
+def has_table(path: Path) -> bool:
+    """True where a FITS file holds a table and no image before it."""
+    try:
+        with open_fits(path) as hdus:
+            for hdu in hdus:
+                if isinstance(hdu, fits.BinTableHDU | fits.TableHDU):
+                    return True
+                if len(hdu.shape) > 0:
+                    return False
+    # A broken file is no table; what is wrong with it is said by the reader of images.
+    except Exception:
+        return False
+    return False
+
+
+def standardise(table: Table, source: str) -> Table:
+    """The table with its known columns under their own names, and checked.
+
+    They are found in all their `SPELLINGS`, without regard to case. `ra`, `dec`: float64 degrees,
+    NaN where unknown. `label`: int64, 1 a lens, 0 none, -1 unknown. `id`, `group` and all other
+    columns stay as they are. Raises `UsageError` that names the `source` where a column holds what
+    it cannot hold.
+    """
+    result = table.copy(copy_data=False)
+    for known in SPELLINGS:
+        name = spelled(known, result.colnames)
+        if name is not None and name != known:
+            result.rename_column(name, known)
+    for name in ("ra", "dec"):
+        if name in result.colnames:
+            result[name] = _degrees(result[name], name, source)
+    if "label" in result.colnames:
+        result["label"] = label_column(result["label"], source)
+    return result
+
+
+def spelled(known: str, columns: Sequence[str]) -> str | None:
+    """The first of the columns that has one of the names of a known one, as they are before any
+    case."""
+    for spelling in SPELLINGS[known]:
+        if spelling in columns:
+            return spelling
+        for column in columns:
+            if column.strip().lower() == spelling:
+                return column
+    return None
+
+
+def label_of(value: Any) -> int | None:
+    """1 (lens), 0 (not a lens) or -1 (unknown) by a label's text; None for any other text."""
+    text = str(value).strip().lower()
+    try:
+        number = float(text)
+    except ValueError:
+        word = re.sub(r"[\s_-]+", "", text)
+        return next((label for label, words in _LABELS.items() if word in words), None)
+    if np.isnan(number) or number < 0:
+        return UNKNOWN_LABEL
+    return {0.0: 0, 1.0: 1}.get(number)
+
+
+def label_column(values: Iterable[Any], source: str) -> np.ndarray:
+    """(row,) int64 labels of any spelling. Raises `UsageError` for what is not a binary label."""
+    array = np.ma.filled(np.ma.asarray(values).astype(object), "")
+    meaning = {value: label_of(value) for value in set(array.tolist())}
+    odd = sorted(str(value) for value, label in meaning.items() if label is None)
+    if odd:
+        raise UsageError(
+            f"column label of {source} holds {odd[0]!r}: write 1 or lens, 0 or nonlens, or leave "
+            "it empty; another kind of grade goes under another column name"
+        )
+    return np.array([meaning[value] for value in array.tolist()], np.int64)
+
+
+def plain(column: Column) -> Column:
+    """The column as numbers, bools or str of native byte order, its gaps masked.
+
+    Control characters but tab and line ends, and bytes that are no UTF-8, in texts or in the names
+    of files, are U+FFFD: each kind of file would make something else of them.
+    """
+    data = np.ma.getdata(np.asanyarray(column))
+    if data.dtype.kind == "V":  # records, as HDF5 has them
+        data = np.array([str(record) for record in data.tolist()], np.str_)
+        gaps = np.zeros(data.shape, bool)
+    else:
+        gaps = np.ma.getmaskarray(np.ma.asarray(column))
+    if data.dtype.kind == "O":
+        gaps = gaps | np.array([value is None for value in data], bool)
+        present = data[~gaps].tolist()
+        data = _unboxed(present, data, gaps)
+    if data.dtype.kind == "S":
+        data = np.char.decode(data, "utf-8", "replace")
+    elif data.dtype == np.longdouble:
+        data = data.astype(np.float64)  # no kind of file has more digits
+    elif data.dtype.kind not in "biufU":
+        data = data.astype(str)
+    data = data.astype(data.dtype.newbyteorder("="), copy=False)
+    data = _in_unicode(data) if data.dtype.kind == "U" else data
+    gap_free = not gaps.any()
+    made = Column(data) if gap_free else MaskedColumn(data, mask=gaps)
+    made.name, made.unit, made.description = column.name, column.unit, column.description
+    return made
+
+
+def filled(column: Column) -> np.ndarray:
+    """The column as an array, as `plain` has it; gaps are NaN, or empty text, which makes integers
+    with gaps texts."""
+    column = plain(column)
+    if not isinstance(column, MaskedColumn):
+        return np.asarray(column)
+    if column.dtype.kind == "f":
+        return np.asarray(column.filled(np.nan))
+    texts = np.ma.getdata(column).astype(str)
+    return np.where(np.ma.getmaskarray(column), "", texts)
+
+
+def _in_unicode(texts: np.ndarray) -> np.ndarray:
+    """The texts without control characters and without the lone surrogates that stand for odd bytes
+    in the names of files."""
+    if not texts.nbytes:
+        return texts
+    codes = np.ascontiguousarray(texts).view(np.uint32).reshape(texts.size, -1)
+    cleaned = codes
+    for first in range(0, len(codes), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        odd = _ODD[np.minimum(codes[rows], len(_ODD) - 1)]
+        # NUL fills the end of a text; before its end it is a character.
+        null = codes[rows] == 0
+        within = null[:, :-1] & ~null[:, 1:]
+        if within.any():
+            odd |= null & ~np.logical_and.accumulate(null[:, ::-1], axis=1)[:, ::-1]
+        if odd.any():
+            cleaned = codes.copy() if cleaned is codes else cleaned
+            cleaned[rows][odd] = 0xFFFD
+    return texts if cleaned is codes else cleaned.view(texts.dtype).reshape(texts.shape)
+
+
+def _unboxed(present: list[Any], data: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Objects as an array of one plain type, or else as their texts."""
+    kinds = {type(value) for value in present}
+    plain = len(kinds) == 1 and issubclass(kinds.pop(), (bool, int, float, np.generic))
+    values = np.array(present if plain else [as_text(v).replace("\0", "\ufffd") for v in present])
+    if values.dtype.kind not in "biufU":  # integers beyond 64 bits, or nothing but gaps
+        values = np.array([as_text(value) for value in present], dtype="U")
+    filled = np.zeros(data.shape, values.dtype if present else "U1")
+    filled[~gaps] = values
+    return filled
+
+
+def as_text(value: Any) -> str:
+    """The value as text; bytes are taken for UTF-8."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _degrees(column: Column, name: str, source: str) -> np.ndarray:
+    """(row,) float64 of a column of numbers, NaN where it is empty."""
+    try:
+        values = np.ma.asarray(column)
+        if values.dtype.kind in "OU":
+            filled = np.ma.filled(values.astype(object), "nan")
+            return np.array([float(str(value).strip() or "nan") for value in filled], np.float64)
+        return np.ma.filled(values.astype(np.float64), np.nan)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"column {name} of {source} is not in decimal degrees: {error}") from error
+
+
+@silenced()
+def _astropy_table(path: Path, part: Part, form: str, **how: Any) -> Rows:
+    table = Table.read(path, format=form, **how)
+    rows, count = rows_of(part, len(table)), len(table)
+    table = table[rows.start : rows.stop]
+    table.convert_bytestring_to_unicode()
+    table.meta.clear()
+    return Rows(table, rows, count)

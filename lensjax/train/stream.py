@@ -1,0 +1,151 @@
+"""Simulated cutouts without end: no files; the device draws each batch when it is due."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lensjax.data.on_device import Canvas, View
+from lensjax.data.preprocess import Preprocessing, geometry
+from lensjax.sky import render
+from lensjax.sky.stamps import Stamps
+from lensjax.sky.survey import Survey
+from lensjax.train.dataset import MEASURED, Labelled, check_classes, measure_normalisation
+
+# What is fixed, as the validation set, has a seed of its own, which no user is likely to give.
+FIXED_SEED = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Sky:
+    """What a stream shows: `stamps` are real galaxies as sources, or None; see
+    `render.simulate`."""
+
+    survey: Survey
+    lens_fraction: float
+    seed: int
+    stamps: Stamps | None
+
+    def fixed(self, view: View, count: int, seed: int) -> Labelled:
+        """Returns `count` cutouts that are none of the stream, in memory."""
+        drawn = render.simulate(
+            self.survey,
+            count=count,
+            lens_fraction=self.lens_fraction,
+            seed=seed,
+            sources=self.stamps,
+        )
+        arrays = {
+            "images": drawn.images,
+            "bounds": _whole(self.survey, count),
+            "label": drawn.truth["label"].astype(np.float32),
+        }
+        return Labelled(view, arrays, drawn.truth["id"], drawn.truth["group"])
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An endless training set, of which so many cutouts make an epoch: each epoch shows the kinds
+    of pictures in the same order, but no picture ever returns."""
+
+    view: View
+    sky: Sky
+    plan: render.Plan
+
+    def __len__(self) -> int:
+        return len(self.plan.kind)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.view.preprocessing
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(n,) float32, of an epoch."""
+        return (self.plan.kind == render.LENS).astype(np.float32)
+
+    @property
+    def id(self) -> np.ndarray:
+        """(n,) what the cutouts of an epoch are called."""
+        sky = self.sky
+        return np.array([f"{sky.survey.name}-{sky.seed}-{row:07d}" for row in range(len(self))])
+
+    @property
+    def canvas(self) -> Canvas:
+        size = self.sky.survey.size
+        return Canvas((size, size, len(self.sky.survey.bands)), "float32")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Returns what `member.json` says of the data."""
+        survey, stamps = dataclasses.asdict(self.sky.survey), self.sky.stamps
+        return {
+            "cutouts": len(self),
+            "lenses": int(self.labels.sum()),
+            "simulated": {k: list(v) if isinstance(v, tuple) else v for k, v in survey.items()}
+            | {"seed": self.sky.seed, "source_stamps": 0 if stamps is None else len(stamps.name)},
+        }
+
+    def batches(self, batch_size: int) -> grain.DatasetIterator[dict[str, Any]]:
+        """Returns batches without end as `Labelled.batches` does, their images on the device, where
+        they are being drawn while the host goes on."""
+        keys = jax.random.split(jax.random.key(self.sky.seed))
+        sources = self.sky.stamps
+        stamps = None if sources is None else jnp.asarray(sources.images)
+        labels, bounds = self.labels, _whole(self.sky.survey, batch_size)
+        of_epoch = len(self) // batch_size
+
+        def draw(number: int) -> dict[str, Any]:
+            epoch, place = divmod(number, of_epoch)
+            rows = np.arange(place * batch_size, (place + 1) * batch_size)
+            # As 32 bits: the numbers of four thousand million pictures.
+            first = np.uint32(epoch * len(self) % 2**32)
+            group = self.plan.group[rows].astype(np.uint32) + first
+            images, _ = render.draw_chunk(
+                rows.astype(np.uint32) + first,
+                group,
+                self.plan.kind[rows].astype(np.int32),
+                None,
+                keys,
+                stamps,
+                None if sources is None else (group % len(sources.name)).astype(np.int32),
+                1.0 if sources is None else float(sources.pixel_scale),
+                self.sky.survey,
+            )
+            return {"images": images, "bounds": bounds, "label": labels[rows], "row": rows}
+
+        numbers = grain.MapDataset.range(2**62).map(draw)
+        ahead = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        return iter(numbers.to_iter_dataset(ahead))
+
+
+def stream(
+    sky: Sky, count: int, validation: int, preprocessing: Preprocessing
+) -> tuple[Stream, Labelled]:
+    """Returns a stream of `count` cutouts an epoch, and a fixed validation set of its kind, as
+    networks see them: the normalisation is measured. No real galaxy is a source in both.
+
+    Raises UsageError for what cannot be simulated, and where either lacks a class.
+    """
+    survey, other = sky.survey, sky
+    if sky.stamps is not None:
+        own, held = sky.stamps.split(validation / count, "validation")
+        sky, other = (dataclasses.replace(sky, stamps=stamps) for stamps in (own, held))
+    of_canvas = geometry((survey.size, survey.size), survey.pixel_scale, preprocessing)
+    view = View(preprocessing, 0, tuple(range(len(survey.bands))), of_canvas)
+    measured = sky.fixed(view, MEASURED, 2 * FIXED_SEED + sky.seed)
+    view = dataclasses.replace(view, preprocessing=measure_normalisation(measured))
+    training = Stream(view, sky, render.plan(count, sky.lens_fraction, sky.seed))
+    fixed = other.fixed(view, validation, FIXED_SEED + sky.seed)
+    for name, data in (("training", training), ("validation", fixed)):
+        check_classes(name, data.labels)
+    return training, fixed
+
+
+def _whole(survey: Survey, count: int) -> np.ndarray:
+    """Returns the edges (count, 4) of cutouts that are sky from edge to edge."""
+    return np.tile(np.array([0, survey.size, 0, survey.size], np.int32), (count, 1))

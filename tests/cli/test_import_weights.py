@@ -1,0 +1,90 @@
+"""scripts/import_weights.py: another program's member scores as it did there."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lensjax.cli import import_weights, infer
+from tests.models.drawn_weights import images, state_dict
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_networks() -> None:
+    """The real ones: weights and peers are theirs."""
+
+
+@pytest.fixture(scope="module")
+def weights(reference, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "lens_finder.safetensors"
+    save_file(state_dict(reference, "resnet18"), path)
+    return path
+
+
+def test_an_imported_member_scores_prepared_images_as_torchvision_does(
+    run, weights, reference, tmp_path
+):
+    options = ("--arch", "resnet18", "--weights", weights, "--output", tmp_path / "m")
+    ended = run(import_weights.main, *options, "--input-size", 64)
+    assert ended.status == 0 and "lens_finder" in ended.out
+    np.savez(tmp_path / "images.npz", images=images("resnet18", 64))
+    ended = run(
+        infer.main,
+        *("--ensemble", "resnet18", "--checkpoints", tmp_path / "m", "--mc-samples", 1),
+        *("--data", tmp_path / "images.npz", "--output", tmp_path / "r", "--batch-size", 2),
+    )
+    assert ended.status == 0, ended.error
+    logits = np.load(tmp_path / "r" / "predictions.npz")["resnet18_logits"]
+    expected = np.load(f"{reference}/reference_outputs.npz")["resnet18_64_logit"][:, 0]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4)
+
+
+def test_bands_and_normalisation_are_recorded(run, weights, tmp_path):
+    ended = run(
+        import_weights.main,
+        *("--arch", "ResNet18", "--weights", weights, "--output", tmp_path, "--name", "four"),
+        *("--bands", "g,r,i,z", "--input-size", 64, "--stretch", "asinh", "--pixel-scale", 0.2),
+        *("--mean", "1,2,3,4", "--std", "1,1,2,2"),
+    )
+    assert ended.status == 0 and "4" in ended.out
+    record = json.loads((tmp_path / "resnet18" / "four" / "member.json").read_text())
+    assert record["preprocessing"]["bands"] == ["g", "r", "i", "z"]
+    assert record["preprocessing"]["mean"] == [1, 2, 3, 4]
+    assert record["preprocessing"]["stretch"] == "asinh"
+
+
+def test_wrong_use_is_one_clear_line(run, weights, tmp_path):
+    (tmp_path / "resnet18" / "there").mkdir(parents=True)
+    (tmp_path / "resnet18" / ".aside.old").mkdir()
+    (tmp_path / "text.pth").write_text("not weights")
+    cases = {
+        "--weights is missing": (2, ()),
+        "vit_b16": (2, ("--weights", weights, "--arch", "vit_b17")),
+        "plain name": (2, ("--weights", weights, "--name", "../up")),
+        "there exists": (2, ("--weights", weights, "--name", "there")),
+        "aside exists": (2, ("--weights", weights, "--name", "aside")),
+        "3 numbers": (2, ("--weights", weights, "--std", "1,0,1")),
+        "--dropout 1.0 must lie in 0..1": (2, ("--weights", weights, "--dropout", 1)),
+        "--pixel-scale 0.0 must be": (2, ("--weights", weights, "--pixel-scale", 0)),
+        "--bands g,,i has an empty": (2, ("--weights", weights, "--bands", "g,,i")),
+        "must be numbers": (2, ("--weights", weights, "--mean", "a,b,c")),
+        "text.pth": (None, ("--weights", tmp_path / "text.pth")),
+        f"{weights} does not hold weights of resnet34; they fit --arch resnet18": (
+            *(2, ("--weights", weights, "--arch", "resnet34")),
+        ),
+    }
+    for words, (status, more) in cases.items():
+        ended = run(import_weights.main, "--output", tmp_path, *more)
+        assert ended.status == status or (status is None and ended.status in (1, 2)), ended
+        assert ended.error.count("\n") == 1 and words in ended.error, ended
+    assert {path.name for path in (tmp_path / "resnet18").iterdir()} == {"there", ".aside.old"}
+
+
+def test_weights_of_no_architecture_say_what_is_wrong_in_one_short_line(run, tmp_path):
+    save_file({"encoder.weight": np.ones((3, 3), np.float32)}, tmp_path / "other.safetensors")
+    command = ("--weights", tmp_path / "other.safetensors", "--output", tmp_path)
+    ended = run(import_weights.main, *command)
+    assert ended.status == 1 and ended.error.count("\n") == 1 and len(ended.error) < 600
+    assert ended.error.startswith(f"error: {tmp_path}/other.safetensors: the weights are not those")
+    assert "missing: bn1.bias, bn1.running_mean" in ended.error and " more; " in ended.error

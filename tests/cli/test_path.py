@@ -1,0 +1,270 @@
+"""The path of a new user: simulate, train, infer, evaluate; and the demonstration."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.table import Table
+from PIL import Image
+
+from lensjax.cli import demo, evaluate, infer, simulate, train
+from lensjax.cli.simulate import SimulateConfig
+from lensjax.data.catalog import open_source
+from lensjax.data.splits import held_back
+from lensjax.errors import LensjaxError
+from lensjax.train.config import Hyperparameters
+from lensjax.train.team import member_info
+from tests import networks
+from tests.cli.conftest import Ended
+
+
+@pytest.fixture(scope="module")
+def sky(tmp_path_factory):
+    output = tmp_path_factory.mktemp("sky")
+    simulate.simulate_survey(SimulateConfig(output=output, count=160, size=32, test_fraction=0.3))
+    return output
+
+
+def arrays(path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def test_the_simulated_sky_is_complete_and_split_by_galaxy(sky):
+    training, test = arrays(sky / "train.npz"), arrays(sky / "test.npz")
+    truth = Table.read(sky / "truth.csv")
+    assert len(training["id"]) + len(test["id"]) == len(truth) == 160
+    assert not set(training["group"]) & set(test["group"])
+    assert training["label"].sum() + test["label"].sum() == 80
+    assert training["images"].shape[1:] == (32, 32, 3) and list(test["bands"]) == ["g", "r", "i"]
+    assert set(truth["split"]) == {"train", "test"}
+    assert Image.open(sky / "preview.png").width == 12 * 32
+
+
+@pytest.mark.slow
+def test_no_source_and_no_galaxy_stands_on_two_sides(run, tmp_path):
+    """Of training and test, and of what validation by `group` takes from training."""
+    stamps = np.random.default_rng(0).random((12, 5, 5)).astype(np.float32)
+    np.save(tmp_path / "few.npy", stamps * (np.hypot(*np.mgrid[-2:3, -2:3]) < 2))
+    options = ("--count", 64, "--size", 32, "--test-fraction", 0.3, "--sources")
+    ended = run(simulate.main, "--output", tmp_path, *options, tmp_path / "few.npy")
+    assert ended.status == 0, ended
+    truth = Table.read(tmp_path / "truth.csv")
+    is_lens = truth["label"] == 1
+    assert all(name.startswith("few-") for name in truth["source"][is_lens])
+    side = {"train": arrays(tmp_path / "train.npz"), "test": arrays(tmp_path / "test.npz")}
+    held = held_back(side["train"]["group"], 0.3, "validation")
+    parts = [(side["train"], held), (side["train"], ~held), (side["test"], slice(None))]
+    for column in ("source", "group"):
+        shown = [set(part[column][rows].tolist()) - {""} for part, rows in parts]
+        assert all(shown), column
+        assert not shown[0] & shown[1] and not (shown[0] | shown[1]) & shown[2]
+
+
+@pytest.mark.slow
+def test_a_simulated_sky_can_be_packed(run, sky, tmp_path):
+    options = ("--count", 160, "--size", 32, "--test-fraction", 0.3, "--pack")
+    ended = run(simulate.main, "--output", tmp_path, *options)
+    assert ended.status == 0 and "in train, " in ended.out, ended
+    for name in ("train", "test"):
+        plain, packed = (
+            open_source(path, needed=None) for path in (sky / f"{name}.npz", tmp_path / name)
+        )
+        rows = slice(0, len(plain))
+        np.testing.assert_array_equal(*(list(of.stack.read(rows)) for of in (packed, plain)))
+        for column in ("id", "label", "group", "kind"):
+            assert packed.table[column].tolist() == plain.table[column].tolist()
+        assert packed.bands == plain.bands and packed.stack.pixel_scale == plain.stack.pixel_scale
+
+
+def test_simulate_train_infer_evaluate(run, sky, tmp_path):
+    members, results = tmp_path / "members", tmp_path / "results"
+    command = ("--data", sky / "train.npz", "--arch", "vit_s16", "--output", members)
+    hyperparameters = ("--epochs", 1, "--batch-size", 16, "--validation-fraction", 0.3)
+    ended = run(train.main, *command, *hyperparameters)
+    assert ended.status == 0 and "trained; validation AUROC" in ended.out, ended
+    ended = run(train.main, *command, *hyperparameters)
+    assert ended.status == 0 and "was there" in ended.out
+    ended = run(train.main, *command, *hyperparameters, "--dropout", 0.5)
+    assert ended.status == 2 and "--no-resume" in ended.error
+
+    common = ("--ensemble", "vit_s16", "--checkpoints", members, "--output", results)
+    ended = run(infer.main, *common, "--data", sky / "test.npz", "--batch-size", 16)
+    assert ended.status == 0 and "AUROC" in ended.out and "report.html" in ended.out
+    record = json.loads((members / "vit_s16" / "0" / "member.json").read_text())
+    assert record["preprocessing"]["pixel_scale"] == pytest.approx(0.263)
+
+    ended = run(evaluate.main, "--predictions", results, "--labels", sky / "truth.csv")
+    assert ended.status == 0, ended
+    written = json.loads((results / "metrics.json").read_text())
+    in_run = json.loads((results / "run.json").read_text())["metrics"]
+    assert written["ensemble"]["auroc"]["value"] == in_run["ensemble"]["auroc"]["value"]
+    assert written["predictions_without_label"] == 0
+    assert (
+        written["labels_without_prediction"]
+        == 160 - in_run["ensemble"]["lenses"] - (in_run["ensemble"]["others"])
+    )
+    assert (results / "roc.png").exists()
+
+
+def test_arcs_can_be_put_into_real_cutouts(run, tmp_path):
+    backgrounds = np.random.default_rng(0).normal(0, 5, (12, 40, 40, 3)).astype(np.float32)
+    np.savez(
+        tmp_path / "real.npz",
+        images=backgrounds,
+        bands=np.array(["g", "r", "i"]),
+        pixel_scale=np.array(0.263),
+    )
+    options = ("--output", tmp_path / "sky", "--size", 32, "--count", 24)
+    ended = run(simulate.main, *options, "--backgrounds", tmp_path / "real.npz")
+    assert ended.status == 0, ended
+    sides = [arrays(tmp_path / "sky" / f"{name}.npz") for name in ("train", "test")]
+    assert not set(sides[0]["group"]) & set(sides[1]["group"])
+    for side in sides:
+        for image, kind, group in zip(side["images"], side["kind"], side["group"], strict=True):
+            untouched = np.array_equal(image, backgrounds[group, 4:36, 4:36])
+            assert untouched == (kind == "background")
+
+
+def test_an_input_size_that_the_network_cannot_take_is_one_clear_line(run, sky, tmp_path):
+    command = ("--data", sky / "train.npz", "--arch", "vit_s16", "--scales", 30)
+    ended = run(train.main, *command, "--output", tmp_path)
+    assert ended.status == 2 and "input size of 16 or 32" in ended.error, ended
+
+
+def test_another_input_size_is_the_same_sky_in_other_pixels(run, sky, tmp_path, monkeypatch):
+    """Not its middle: what is scored later is brought to the same pixels."""
+    hyperparameters = (
+        "--epochs",
+        0.2,
+        "--batch-size",
+        16,
+        "--validation-fraction",
+        0.3,
+        "--scales",
+        16,
+    )
+    command = ("--data", sky / "train.npz", "--arch", "light_transformer", *hyperparameters)
+    scales = {"auto": 2 * 0.263, "crop": 0.263}
+    prepared = []
+
+    def begin(training, *_, **__):
+        prepared.append(member_info(training, "light_transformer", Hyperparameters()).preprocessing)
+        raise LensjaxError("far enough")
+
+    monkeypatch.setattr(train, "train_team", begin)
+    for fit in scales:
+        assert "far enough" in run(train.main, *command, "--fit", fit, "--output", tmp_path).error
+    assert [preprocessing.input_size for preprocessing in prepared] == [16, 16]
+    found = [preprocessing.pixel_scale for preprocessing in prepared]
+    assert found == pytest.approx(list(scales.values()))
+
+
+def test_an_endless_sky_is_refused_what_it_cannot_do(run, tmp_path):
+    (tmp_path / "sky.yaml").write_text("backgrounds: real.npz\n")
+    (tmp_path / "odd.yaml").write_text("surveys: decam\n")
+    cases = {
+        "--pictures": ("--pictures",),
+        "--bootstrap": ("--bootstrap",),
+        "backgrounds are for simulate.py": ("--sky", tmp_path / "sky.yaml"),
+        "unknown key 'surveys'": ("--sky", tmp_path / "odd.yaml"),
+    }
+    for words, more in cases.items():
+        ended = run(train.main, "--data", "simulated", *more, "--output", tmp_path / "m")
+        assert ended.status == 2 and ended.error.count("\n") == 1 and words in ended.error, ended
+
+
+def test_training_data_that_cannot_serve_are_one_clear_line(run, tmp_path):
+    images = np.random.default_rng(0).normal(size=(4, 16, 16, 3)).astype(np.float32)
+    np.savez(tmp_path / "plain.npz", images=images)
+    for name in ("lens", "nonlens"):
+        (tmp_path / "broken" / name).mkdir(parents=True)
+        (tmp_path / "broken" / name / "a.png").write_text("no picture")
+    cases = {
+        "no labels": ("--data", tmp_path / "plain.npz"),
+        "no such file": ("--data", tmp_path / "nowhere.npz"),
+        "--epochs": ("--data", tmp_path / "plain.npz", "--epochs", 0),
+        "--dropout": ("--data", tmp_path / "plain.npz", "--dropout", 1),
+        "none of the 2 cutouts": ("--data", tmp_path / "broken"),
+    }
+    for words, more in cases.items():
+        ended = run(train.main, *more, "--output", tmp_path / "m")
+        assert ended.status == 2 and ended.error.count("\n") == 1 and words in ended.error, ended
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def small_demo(monkeypatch, cache):
+    monkeypatch.setenv("LENSJAX_CACHE", str(cache))
+    hyperparameters = Hyperparameters(batch_size=16, epochs=0.4)
+    sky = SimulateConfig(count=160, size=32, test_fraction=0.3)
+    small = dataclasses.replace(
+        demo.SMOKE, sky=sky, convolutional=hyperparameters, transformer=hyperparameters
+    )
+    monkeypatch.setattr(demo, "SMOKE", small)
+    # Pictures of the same size: what draws them is compiled once.
+    monkeypatch.setattr(train, "SMOKE_SKY", SimulateConfig(count=160, size=32))
+
+
+# The demonstration's own is what the README's first command runs.
+CONFIGS = sorted({path.name for path in Path("configs").glob("*.yaml")} - {"demo.yaml"})
+
+
+def smoke(run, name: str, output: Path) -> tuple[str, Ended]:
+    """Runs a configuration in small by the command that its first line names."""
+    path = Path("configs") / name
+    script = re.match(rf"# python scripts/(\w+)\.py --config {path}", path.read_text())[1]
+    main = {"infer": infer.main, "train": train.main}[script]
+    return script, run(main, "--config", path, "--smoke", "--output", output)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_gets_as_far_as_training(run, small_demo, tmp_path, monkeypatch, name):
+    def begin(*_, **__):
+        raise LensjaxError("far enough")
+
+    for step in ("train_team", "stream"):
+        monkeypatch.setattr(train, step, begin)
+    _, ended = smoke(run, name, tmp_path / "out")
+    assert ended.status == 1 and ended.error.endswith("error: far enough\n"), ended
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_runs_in_small_with_real_networks(
+    run, small_demo, tmp_path, monkeypatch, name
+):
+    monkeypatch.setenv("LENSJAX_CACHE", str(tmp_path / "cache"))  # the members there are small
+    with networks.real():
+        script, ended = smoke(run, name, tmp_path / "out")
+    assert ended.status == 0, ended
+    assert ("scored + 0 rejected" if script == "infer" else ": trained; validation") in ended.out
+
+
+@pytest.mark.slow
+def test_the_demonstration_makes_its_members_once(run, small_demo, tmp_path):
+    command = ("--smoke", "--ensemble", "vit_s16", "--batch-size", 16)
+    first = run(infer.main, *command, "--output", tmp_path / "first")
+    assert first.status == 0, first
+    assert "simulates 160 cutouts, trains vit_s16" in first.out and "AUROC" in first.out
+    second = run(infer.main, *command, "--output", tmp_path / "second")
+    assert second.status == 0 and "seconds to go" in second.out
+    assert "training" not in second.error and "simulating" not in second.error
+    scores = [arrays(tmp_path / name / "predictions.npz") for name in ("first", "second")]
+    np.testing.assert_array_equal(scores[0]["ensemble_logits"], scores[1]["ensemble_logits"])
+    own = tmp_path / "own"
+    own.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 90, (50, 50, 3), np.uint8)).save(
+        own / "galaxy.png"
+    )
+    third = run(
+        infer.main, *command, "--checkpoints", "demo", "--data", own, "--output", tmp_path / "third"
+    )
+    assert third.status == 0 and "1 scored + 0 rejected = 1 given" in third.out

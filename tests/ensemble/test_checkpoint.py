@@ -1,0 +1,340 @@
+"""Members on disk come back bit by bit, and what does not fit is refused in one line."""
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from lensjax.ensemble import checkpoint
+from lensjax.ensemble.checkpoint import Member, find_members, load_member, save_member
+from lensjax.errors import LensjaxError, UsageError
+from tests import networks
+from tests.ensemble.members import random_member
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_networks():
+    with networks.small():
+        yield
+
+
+@pytest.fixture(scope="module")
+def member() -> Member:
+    validation = {
+        "id": np.array(["a", "é,b"]),
+        "label": np.array([0.0, 1.0]),
+        "logit": np.array([-1.5, 2.5]),
+    }
+    return dataclasses.replace(random_member("vit_s16", 0), validation=validation)
+
+
+@pytest.fixture(scope="module")
+def saved(member, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints") / "vit_s16" / "first"
+    save_member(folder, member)
+    return folder
+
+
+def test_a_member_comes_back_bit_by_bit(member, saved):
+    again = load_member(saved)
+    assert again.info == member.info
+    assert again.state.keys() == member.state.keys()
+    for name, leaf in member.state.items():
+        np.testing.assert_array_equal(again.state[name], leaf)
+    for name, values in member.validation.items():
+        np.testing.assert_array_equal(again.validation[name], values)
+
+
+def test_members_of_earlier_versions_which_were_compressed_still_load(member, saved, tmp_path):
+    folder = tmp_path / "vit_s16" / "earlier"
+    shutil.copytree(saved, folder)
+    shutil.rmtree(folder / "weights")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "weights", dict(member.state))
+    again = load_member(folder)
+    for name, leaf in member.state.items():
+        np.testing.assert_array_equal(again.state[name], leaf)
+
+
+def test_saving_over_a_member_leaves_one_and_no_scraps(member, saved):
+    save_member(saved, member)
+    assert [path.name for path in saved.parent.iterdir()] == ["first"]
+
+
+def edit(saved, tmp_path, **changes):
+    """Returns a copy of the member with other values in its member.json."""
+    folder = tmp_path / "vit_s16" / "edited"
+    shutil.copytree(saved, folder)
+    content = json.loads((folder / "member.json").read_text()) | changes
+    (folder / "member.json").write_text(json.dumps(content))
+    return folder
+
+
+def without_weights(saved, tmp_path):
+    """Returns a copy of what lies beside the weights of the member."""
+    folder = tmp_path / "vit_s16" / "edited"
+    shutil.copytree(saved, folder, ignore=shutil.ignore_patterns("weights"))
+    return folder
+
+
+def changed(folder, path: str, *value):
+    """Returns the folder, a field of whose member.json has another value, or is no more."""
+    *above, last = path.split(".")
+    content = json.loads((folder / "member.json").read_text())
+    inner = content[above[0]] if above else content
+    inner.pop(last, None)
+    inner.update(zip([last], value, strict=False))
+    (folder / "member.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_weights_of_another_architecture_are_refused_with_every_difference(saved, tmp_path):
+    with pytest.raises(LensjaxError) as caught:
+        load_member(edit(saved, tmp_path, architecture="resnet18"))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "is missing" in message and "is unknown" in message and "wanted" in message
+    assert "embedding.patches.kernel" in message and "head.linear.kernel" in message
+
+
+def test_other_weights_than_named_are_refused(saved, tmp_path):
+    with pytest.raises(LensjaxError, match="sha256"):
+        load_member(edit(saved, tmp_path, weights_sha256="0" * 64))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"architecture": "vit_s16"}'])
+def test_a_broken_record_is_one_line(saved, tmp_path, text):
+    folder = without_weights(saved, tmp_path)
+    (folder / "member.json").write_text(text)
+    with pytest.raises(LensjaxError, match="vit_s16/edited/member.json") as caught:
+        load_member(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "missing", ["", "manifest.ocdbt", "d", "ocdbt.process_0", "ocdbt.process_0/d"]
+)
+def test_missing_weights_are_one_line_and_nothing_else_is_printed(
+    saved, tmp_path, capfd, caplog, missing
+):
+    folder = tmp_path / "member"
+    shutil.copytree(saved, folder, copy_function=os.link)
+    path = folder / "weights" / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(LensjaxError, match="/weights cannot be read") as caught:
+        load_member(folder)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    time.sleep(0.1)  # for what other threads would print
+    assert capfd.readouterr() == ("", "") and not caplog.records
+
+
+def fake_members(folder, architecture, *names):
+    for name in names:
+        (folder / architecture / name).mkdir(parents=True)
+        (folder / architecture / name / "member.json").write_text("{}")
+
+
+def test_members_are_found_in_natural_order_and_named_by_number(tmp_path):
+    fake_members(tmp_path, "resnet18", "10", "9", "2")
+    fake_members(tmp_path, "vit_b16", "only")
+    found = find_members(tmp_path, "resnet18,ViT_B_16")
+    assert list(found) == ["resnet18.0", "resnet18.1", "resnet18.2", "vit_b16"]
+    assert [path.name for path in found.values()] == ["2", "9", "10", "only"]
+    assert list(find_members(tmp_path, "resnet18:1")) == ["resnet18"]
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "line"),
+    [
+        ("resnet18,vit_b16", "holds no vit_b16 members"),
+        ("resnet18:3", "holds 1 of 3 resnet18 members"),
+        ("resnet18:0", "wants a positive number"),
+        ("resnet18:x", "wants a positive number"),
+        ("resnet18,resnet18", "twice"),
+        ("resnet19", "resnet18"),
+    ],
+)
+def test_what_cannot_be_found_is_one_line(tmp_path, ensemble, line):
+    fake_members(tmp_path, "resnet18", "0")
+    with pytest.raises(UsageError) as caught:
+        find_members(tmp_path, ensemble)
+    assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_members_name_the_three_ways_on(tmp_path):
+    with pytest.raises(UsageError) as caught:
+        find_members(tmp_path / "none", "resnet18")
+    for way in ("train.py", "import_weights.py", "--checkpoints demo"):
+        assert way in str(caught.value)
+
+
+def test_without_an_ensemble_all_members_of_the_folder_are_taken(tmp_path):
+    fake_members(tmp_path, "vit_s16", "0")
+    fake_members(tmp_path, "resnet18", "1", "0", ".0-half-written")
+    fake_members(tmp_path, ".trash", "0")
+    assert list(find_members(tmp_path, None)) == ["resnet18.0", "resnet18.1", "vit_s16"]
+    with pytest.raises(UsageError, match="holds no members .*--checkpoints demo"):
+        find_members(tmp_path / "none", None)
+
+
+def test_the_hash_sees_names_shapes_and_values():
+    state = {"a": np.zeros((2, 3), np.float32)}
+    other_name = {"b": state["a"]}
+    other_shape = {"a": np.zeros((3, 2), np.float32)}
+    other_value = {"a": np.full((2, 3), 1e-30, np.float32)}
+    hashes = map(checkpoint.arrays_sha256, (state, other_name, other_shape, other_value))
+    assert len(set(hashes)) == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("preprocessing.bands", ["r", "g"]),
+        ("preprocessing.input_size", 48),
+        ("preprocessing.pixel_scale", 0.3),
+        ("preprocessing.stretch", "log"),
+        ("preprocessing.softening", 3.0),
+        ("preprocessing.mean", [0.0, 0.0]),
+        ("preprocessing.std", [1.0, 1.0]),
+        ("dropout", 0.5),
+        ("block_dropout", 0.1),
+        ("calibration", {"slope": 2.0, "intercept": 0.0, "brier": 0.25}),
+        ("weights_sha256", "another"),
+    ],
+)
+def test_whatever_changes_the_scores_is_another_identity(member, saved, tmp_path, path, value):
+    other = checkpoint.read_info(changed(without_weights(saved, tmp_path), path, value))
+    assert other.identity(member.validation) != member.info.identity(member.validation)
+
+
+def test_the_validation_data_are_part_of_the_identity_and_what_only_describes_is_not(
+    member, saved, tmp_path
+):
+    identity = member.info.identity(member.validation)
+    for name, values in member.validation.items():
+        assert member.info.identity(member.validation | {name: values[::-1]}) != identity
+    assert member.info.identity(None) != identity
+    folder = changed(without_weights(saved, tmp_path), "metrics", {"auroc": 1})
+    again = checkpoint.read_info(folder), checkpoint.read_validation(folder)
+    assert again[0].identity(again[1]) == identity
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("dropout", 1.0, "dropout is 1.0, must be a number from 0 to below 1"),
+        ("dropout", -3, "dropout is -3, must be"),
+        ("dropout", True, "dropout is True, must be"),
+        ("block_dropout", float("nan"), "block_dropout is nan, must be"),
+        ("calibration.slope", float("nan"), "calibration.slope is nan, must be a number"),
+        ("calibration.slope", "1", "calibration.slope is '1', must be a number"),
+        ("calibration.intercept", float("inf"), "calibration.intercept is inf, must be"),
+        ("calibration.intercept", 10**400, "calibration.intercept is 1000"),
+        ("calibration.brier", None, "calibration.brier is None, must be"),
+        ("calibration", None, "calibration is None, must be an object"),
+        ("calibration.bias", 1.0, "calibration.bias is unknown"),
+        ("architecture", "resnet19", "architecture is 'resnet19', must be one of resnet18, "),
+        ("architecture", [], "architecture is [], must be one of"),
+        ("preprocessing", [], "preprocessing is [], must be an object"),
+        ("preprocessing.bands", "gr", "preprocessing.bands is 'gr', must be a list of names"),
+        ("preprocessing.bands", ["g"], "preprocessing.mean has 2 numbers, must have 1, a band"),
+        ("preprocessing.input_size", "64", "preprocessing.input_size is '64', must be a whole"),
+        ("preprocessing.input_size", 64.5, "preprocessing.input_size is 64.5, must be a whole"),
+        ("preprocessing.pixel_scale", 0, "preprocessing.pixel_scale is 0, must be"),
+        (
+            "preprocessing.stretch",
+            "sinh",
+            "preprocessing.stretch is 'sinh', must be one of asinh, ",
+        ),
+        ("preprocessing.stretch", ["asinh"], "preprocessing.stretch is ['asinh'], must be one of"),
+        ("preprocessing.mean", [0.1, float("nan")], "preprocessing.mean is [0.1, nan], must be"),
+        ("preprocessing.std", [0.1, 0], "preprocessing.std is [0.1, 0], must be"),
+        ("weights_sha256", 5, "weights_sha256 is 5, must be text"),
+        ("colour", "red", "colour is unknown"),
+    ],
+    ids=lambda text: str(text)[:30],
+)
+def test_what_cannot_be_is_refused_with_the_file_and_the_field(saved, tmp_path, path, value, said):
+    folder = changed(without_weights(saved, tmp_path), path, value)
+    with pytest.raises(LensjaxError) as caught:
+        checkpoint.read_info(folder)
+    assert f"vit_s16/edited/member.json: {said}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path", ["architecture", "dropout", "calibration", "calibration.brier", "preprocessing.std"]
+)
+def test_what_is_missing_is_named(saved, tmp_path, path):
+    folder = changed(without_weights(saved, tmp_path), path)
+    with pytest.raises(LensjaxError, match=f"edited/member.json: {path} is missing"):
+        checkpoint.read_info(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"label": None}, "label"),
+        ({"id": np.arange(3)}, "the same length"),
+        ({"logit": np.zeros((2, 1))}, "the same length"),
+        ({"label": np.array([0.0, 0.5])}, "label must be 0 for some objects and 1 for the others"),
+        ({"label": np.array([1.0, np.nan])}, "label must be 0"),
+        ({"label": np.array(["no", "yes"])}, "label must be 0"),
+        ({"label": np.array([1.0, 1.0])}, "label must be 0"),
+        ({"logit": np.array([1.0, np.nan])}, "logit must be finite numbers"),
+        ({"logit": np.array(["a", "b"])}, "logit must be finite numbers"),
+        ({"id": np.array([{}, ()], object)}, "cannot be read as an .npz with id, label and logit"),
+    ],
+    ids=str,
+)
+def test_validation_data_that_cannot_be_are_refused(member, saved, tmp_path, changes, said):
+    folder = without_weights(saved, tmp_path)
+    arrays = {k: v for k, v in (member.validation | changes).items() if v is not None}
+    np.savez(folder / "validation.npz", **arrays)
+    with pytest.raises(LensjaxError, match=f"edited/validation.npz.*{said}") as caught:
+        checkpoint.read_validation(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["text", "empty", "half", "array", "folder"])
+def test_damaged_validation_data_are_one_line(saved, tmp_path, damage):
+    folder = without_weights(saved, tmp_path)
+    path = folder / "validation.npz"
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "array":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        path.write_bytes(
+            {"text": b"no zip", "empty": b"", "half": whole[: len(whole) // 2]}[damage]
+        )
+    with pytest.raises(LensjaxError, match="edited/validation.npz cannot be read") as caught:
+        checkpoint.read_validation(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_draft_is_no_member_and_what_was_set_aside_is_one(tmp_path):
+    fake_members(tmp_path, "resnet18", "2", "10", ".10-ab12", ".7.node.4711", ".1.old", ".2.old")
+    folders = checkpoint.member_folders(tmp_path, "resnet18")
+    assert [path.name for path in folders] == [".1.old", "2", "10"]
+    assert list(find_members(tmp_path, None).values()) == folders
+
+
+def test_a_folder_of_an_unknown_architecture_is_named(tmp_path):
+    fake_members(tmp_path, "resnet18", "0")
+    fake_members(tmp_path, "resnet81", "0")
+    with pytest.raises(UsageError, match=f"{tmp_path} holds members of resnet81, which is no"):
+        find_members(tmp_path, None)
+
+
+def test_a_member_may_be_read_by_whom_the_umask_lets(saved):
+    assert saved.stat().st_mode == saved.parent.stat().st_mode
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in saved.rglob("*"))

@@ -1,0 +1,204 @@
+"""The compiled step against members evaluated alone, one cutout and one sample at a time."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from lensjax.data import pipeline
+from lensjax.data.catalog import open_source
+from lensjax.data.on_device import Inputs, View, seen
+from lensjax.data.preprocess import geometry
+from lensjax.ensemble import sharding
+from lensjax.ensemble.checkpoint import Member, nnx_state
+from lensjax.ensemble.stack import member_keys, stack
+from lensjax.ensemble.step import ensemble_step, one_by_one_step, place_weights
+from lensjax.models.registry import ARCHITECTURES
+from tests import networks
+from tests.ensemble.members import PREPROCESSING, blank_member, random_member
+
+SAMPLES, SEED = 3, 11
+VIEW = View(PREPROCESSING, 0, (0, 1), geometry((32, 32), None, PREPROCESSING))
+MESH = sharding.mesh_of(jax.devices())
+
+
+@pytest.fixture(scope="module")
+def members() -> dict[str, Member]:
+    return {
+        "resnet18.0": random_member("resnet18", 0),
+        "vit_s16": random_member("vit_s16", 1),
+        "resnet18.1": random_member("resnet18", 2),
+    }
+
+
+def inputs(count: int) -> Inputs:
+    rng = np.random.default_rng(3)
+    images = rng.normal(5.0, 2.0, (count, 32, 32, 2)).astype(np.float32)
+    bounds = np.tile(np.array([0, 32, 2, 30], np.int32), (count, 1))
+    return Inputs((images,), (bounds,), (VIEW,))
+
+
+def rows(batch: Inputs, chosen: np.ndarray) -> Inputs:
+    return jax.tree.map(lambda leaf: leaf[chosen], batch)
+
+
+def scores(members, batch, samples=SAMPLES, make=ensemble_step, fusion="mean_prob", **how):
+    ensemble = stack(members, **how)
+    weights = place_weights(ensemble, MESH, seed=SEED, samples=samples, precision="float32")
+    step = make(ensemble, MESH, samples=samples, fusion=fusion, precision="float32")
+    return ensemble, step(weights, batch)
+
+
+def plain_model(member: Member) -> nnx.Module:
+    model = nnx.eval_shape(lambda: member.info.build(nnx.Rngs(0)))
+    return nnx.merge(nnx.graphdef(model), nnx_state(model, member.state))
+
+
+def looped_logits(member: Member, identity: np.ndarray, batch: Inputs) -> np.ndarray:
+    """Returns logits (sample, batch) of one member from single-cutout passes of the plain model."""
+    graph, state = nnx.split(plain_model(member))
+    images = seen(VIEW, batch.images[0], batch.bounds[0])
+    keys = member_keys(identity[None], SEED, SAMPLES)[0]
+
+    @jax.jit
+    def one(state, image, key):
+        return nnx.merge(graph, state)(image[None], rngs=nnx.Rngs(dropout=key))[0]
+
+    return np.array([[one(state, image, key) for image in images] for key in keys])
+
+
+@pytest.mark.slow
+def test_stacked_members_and_samples_equal_single_passes(members):
+    batch = inputs(4)
+    ensemble, found = scores(members, batch)
+    assert sorted(ensemble.names) == sorted(members)
+    for index, name in enumerate(ensemble.names):
+        looped = looped_logits(members[name], ensemble.identities[index], batch)
+        assert looped.std(axis=0).min() > 1e-4  # dropout is on
+        np.testing.assert_allclose(found.member_logits[index], looped.mean(0), atol=2e-5)
+
+
+def test_a_score_does_not_depend_on_neighbours_order_or_batch_size(members):
+    batch = inputs(4)
+    _, together = scores(members, batch)
+    order = np.array([3, 0])
+    _, apart = scores(members, rows(batch, order))
+    np.testing.assert_allclose(apart.logit, np.asarray(together.logit)[order], atol=1e-5)
+    np.testing.assert_allclose(apart.logit_std, np.asarray(together.logit_std)[order], atol=1e-5)
+
+
+def test_a_member_scores_alike_in_any_company(members):
+    batch = inputs(4)
+    ensemble, together = scores(members, batch)
+    for name in members:
+        _, alone = scores({name: members[name]}, batch)
+        row = together.member_logits[ensemble.names.index(name)]
+        np.testing.assert_allclose(alone.member_logits[0], row, atol=1e-5)
+
+
+def test_members_and_samples_have_masks_of_their_own(members):
+    keys = member_keys(stack(members).identities, SEED, SAMPLES)
+    draws = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key)))(keys)
+    assert len(np.unique(np.asarray(draws))) == len(members) * SAMPLES
+
+
+def test_walking_the_members_one_by_one_gives_the_same_scores(members):
+    batch = inputs(4)
+    _, stepped = scores(members, batch)
+    _, walked = scores(members, batch, make=one_by_one_step)
+    for name, values in stepped._asdict().items():
+        np.testing.assert_allclose(getattr(walked, name), values, atol=3e-5, err_msg=name)
+
+
+def test_members_that_share_no_axis_score_as_stacked_ones_do(members):
+    batch = inputs(4)
+    ensemble, stacked = scores(members, batch)
+    apart, found = scores(members, batch, stacked=False)
+    assert [group.members for group in ensemble.groups] == [2, 1]
+    assert [group.members for group in apart.groups] == [1, 1, 1]
+    assert apart.names == ensemble.names
+    for name, values in stacked._asdict().items():
+        np.testing.assert_allclose(getattr(found, name), values, atol=1e-5, err_msg=name)
+
+
+def test_one_sample_has_no_dropout(members):
+    batch = inputs(4)
+    _, one = scores({"a": members["vit_s16"]}, batch, samples=1)
+    model = plain_model(members["vit_s16"])
+    images = seen(VIEW, batch.images[0], batch.bounds[0])
+    np.testing.assert_allclose(one.member_logits[0], model(images), atol=1e-5)
+    np.testing.assert_allclose(one.logit_std, 0.0, atol=1e-6)
+
+
+def test_one_compilation_and_one_dispatch_serve_all_batches(members):
+    ensemble = stack(members)
+    weights = place_weights(ensemble, MESH, seed=SEED, samples=2, precision="float32")
+    step = ensemble_step(ensemble, MESH, samples=2, fusion="stacked", precision="float32")
+    for _ in range(3):
+        step(weights, inputs(4))
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_samples_repeat_the_head_only(architecture):
+    ensemble = stack({"a": blank_member(architecture)})
+
+    def flops(samples: int) -> float:
+        weights = place_weights(ensemble, MESH, seed=0, samples=samples, precision="float32")
+        step = ensemble_step(ensemble, MESH, samples=samples, fusion="stacked", precision="float32")
+        return step.lower(weights, inputs(4)).compile().cost_analysis()["flops"]
+
+    assert flops(10) < 1.05 * flops(1)
+
+
+@pytest.mark.slow
+def test_members_work_in_the_same_memory_on_a_cpu():
+    def temporaries(count: int) -> int:
+        with networks.real():
+            members = {str(n): blank_member("resnet18") for n in range(count)}
+            ensemble = stack(members, stacked=False)
+        weights = place_weights(ensemble, MESH, seed=SEED, samples=1, precision="float32")
+        step = ensemble_step(ensemble, MESH, samples=1, fusion="mean_prob", precision="float32")
+        compiled = step.lower(weights, inputs(64)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(3) < 1.2 * temporaries(1)
+
+
+def test_bfloat16_stays_near_float32(members):
+    batch, ensemble = inputs(4), stack(members)
+    found = []
+    for precision in ("float32", "bfloat16"):
+        weights = place_weights(ensemble, MESH, seed=0, samples=1, precision=precision)
+        step = ensemble_step(ensemble, MESH, samples=1, fusion="mean_prob", precision=precision)
+        found.append(np.asarray(step(weights, batch).logit))
+    np.testing.assert_allclose(found[1], found[0], atol=0.15)
+    assert np.abs(found[1] - found[0]).max() > 0
+
+
+def test_pixels_of_eight_bits_score_as_the_same_in_float32(members):
+    narrow = np.random.default_rng(4).integers(0, 256, (4, 44, 50, 3)).astype(np.uint8)
+    view = View(PREPROCESSING, 0, (2, 0), geometry((44, 50), 0.16, PREPROCESSING))
+    bounds = np.tile(np.array([0, 44, 0, 50], np.int32), (4, 1))
+    found = [
+        scores({"a": members["vit_s16"]}, Inputs((images,), (bounds,), (view,)))[1]
+        for images in (narrow, narrow.astype(np.float32))
+    ]
+    for name, values in found[0]._asdict().items():
+        np.testing.assert_array_equal(getattr(found[1], name), values, err_msg=name)
+
+
+def test_a_cutout_scores_alike_from_a_stack_and_from_a_file(members, tmp_path):
+    images = np.random.default_rng(6).normal(9.0, 2.0, (3, 50, 41, 2)).astype(np.float32)
+    images[1, 5, 6] = np.nan
+    np.save(tmp_path / "stack.npy", images)
+    (tmp_path / "files").mkdir()
+    for row, image in enumerate(images):
+        np.save(tmp_path / "files" / f"{row}.npy", image)
+    found = []
+    for path, shape in (("stack.npy", (50, 41)), ("files", (32, 32))):
+        source = open_source(tmp_path / path, needed=("g", "r"), pixel_scale=0.13)
+        (batch,) = pipeline.batches(source, (PREPROCESSING,), how="auto", batch_size=3)
+        assert batch.inputs.images[0].shape == (3, *shape, 2)
+        found.append(scores({"a": members["vit_s16"]}, batch.inputs)[1])
+    np.testing.assert_allclose(found[0].member_logits, found[1].member_logits, atol=1e-4)

@@ -1,0 +1,70 @@
+"""Small networks, two members of each, and the settings that they train with."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.flatten_util import ravel_pytree
+
+from lensjax.data.on_device import View
+from lensjax.data.preprocess import Preprocessing, geometry
+from lensjax.ensemble import sharding
+from lensjax.models.head import Head
+from lensjax.models.norm import ConvNorm
+from lensjax.models.vit import VisionTransformer
+from lensjax.train.losses import binary_loss
+from lensjax.train.scales import views_at
+from lensjax.train.step import Average, Setting, TrainState
+
+BATCH, SIZES, WEIGHT, MEMBERS = 4, (16, 32, 48), 0.7, 2
+MESH = sharding.mesh_of(jax.devices()[:1])
+PREPROCESSING = Preprocessing(("g", "r"), 48, None, "none", 1.0, (0.0, 0.0), (1.0, 1.0))
+VIEW = View(PREPROCESSING, 0, (0, 1), geometry((48, 48), None, PREPROCESSING))
+
+
+class Convolutional(nnx.Module):
+    """Two convolutions with batch normalisation, and a head with dropout."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.first = ConvNorm(2, 8, 3, stride=2, rngs=rngs)
+        self.second = ConvNorm(8, 16, 3, stride=2, rngs=rngs)
+        self.head = Head(16, 0.3, rngs=rngs)
+
+    def __call__(self, images, *, rngs=None, train=False):
+        features = self.second(nnx.relu(self.first(images, train=train)), train=train)
+        return self.head(nnx.relu(features).mean((1, 2)), rngs=rngs)
+
+
+def transformer(rngs: nnx.Rngs) -> nnx.Module:
+    return VisionTransformer(
+        **{"width": 24, "depth": 2, "heads": 2, "bands": 2, "input_size": 48},
+        **{"dropout": 0.2, "block_dropout": 0.0, "rngs": rngs},
+    )
+
+
+def setting_and_state(build, **more) -> tuple[Setting, TrainState]:
+    """Returns two members with weights that are nowhere zero."""
+
+    def draw(seed: int) -> tuple:
+        parts = nnx.split(build(nnx.Rngs(seed)), nnx.Param, nnx.BatchStat)
+        flat, unravel = ravel_pytree(parts[1])
+        noise = 0.1 * np.random.default_rng(seed).normal(size=flat.shape).astype(np.float32)
+        return parts[0], unravel(flat + noise), parts[2]
+
+    (graph, *first), (_, *second) = draw(1), draw(2)
+    params, statistics = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
+    setting = Setting(
+        graph,
+        views_at(VIEW, SIZES),
+        functools.partial(binary_loss, smoothing=0.1),
+        optax.sgd(1.0),
+        **{"consistency_weight": WEIGHT, **more},
+    )
+    optimizer = jax.vmap(setting.optimizer.init)(params)
+    of_scales = tuple(jax.tree.map(jnp.copy, statistics) for _ in setting.views)
+    average = Average(params, of_scales, jnp.zeros((MEMBERS, len(setting.views)), jnp.int32))
+    average = jax.tree.map(jnp.copy, average) if setting.average_decay else None
+    return setting, TrainState(params, of_scales, optimizer, average, jnp.array([3, 3]))

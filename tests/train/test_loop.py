@@ -1,0 +1,232 @@
+"""Training learns, is reproducible, keeps groups apart, and refuses what cannot work."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lensjax.data.on_device import View, seen
+from lensjax.data.preprocess import Preprocessing, geometry
+from lensjax.ensemble import checkpoint
+from lensjax.errors import LensjaxError, UsageError
+from lensjax.train import dataset, loop
+from lensjax.train.config import Hyperparameters
+from lensjax.train.dataset import Labelled, measure_normalisation, split
+from lensjax.train.loop import train_team
+from lensjax.train.step import TrainState
+from lensjax.train.team import weigh
+
+# In one process, which makes once what the tests share.
+pytestmark = pytest.mark.xdist_group("trainer")
+
+PREPROCESSING = Preprocessing(
+    bands=("g",),
+    input_size=16,
+    pixel_scale=None,
+    stretch="none",
+    softening=1.0,
+    mean=(0.0,),
+    std=(1.0,),
+)
+VIEW = View(PREPROCESSING, 0, (0,), geometry((16, 16), None, PREPROCESSING))
+
+
+def blobs(count: int) -> Labelled:
+    """Cutouts whose label is whether a bright square lies at the centre."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(0, 1, (count, 16, 16, 1)).astype(np.float32)
+    label = (np.arange(count) % 2).astype(np.float32)
+    images[label == 1, 6:10, 6:10] += 2.0
+    arrays = {
+        "images": images,
+        "bounds": np.tile(np.array([0, 16, 0, 16], np.int32), (count, 1)),
+        "label": label,
+    }
+    return Labelled(VIEW, arrays, np.arange(count), np.arange(count) // 2)
+
+
+@pytest.fixture(scope="module")
+def sides():
+    return split(blobs(240), 0.3)
+
+
+RECIPE = Hyperparameters(batch_size=16, epochs=8.5, learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def team(sides, vit_tiny, tmp_path_factory):
+    """Two members that were trained together."""
+    return train_team(*sides, vit_tiny, RECIPE, (3, 4), tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def member(team):
+    return team[0]
+
+
+def test_groups_stand_on_one_side(sides):
+    training, validation = sides
+    assert len(training) + len(validation) == 240
+    assert not set(training.group) & set(validation.group)
+    assert 0.2 < len(validation) / 240 < 0.4
+
+
+def test_a_side_without_a_class_is_refused():
+    data = blobs(40)
+    data.arrays["label"][:] = 1
+    with pytest.raises(UsageError, match="need lenses and non-lenses"):
+        split(data, 0.3)
+
+
+def test_training_learns(member):
+    assert member.info.metrics["auroc"]["value"] > 0.95
+    assert member.info.calibration["slope"] > 0
+    assert member.info.calibration["brier"] < 0.2
+
+
+def test_the_member_records_its_validation(member, sides):
+    _, validation = sides
+    np.testing.assert_array_equal(member.validation["id"], validation.id)
+    np.testing.assert_array_equal(member.validation["label"], validation.arrays["label"])
+    assert np.isfinite(member.validation["logit"]).all()
+
+
+@pytest.mark.slow
+def test_a_member_of_several_sizes_scores_as_it_was_validated(sides, tmp_path):
+    """With the weights and the running statistics of its own size, the largest."""
+    hyperparameters = dataclasses.replace(RECIPE, epochs=2.0, scales="8,16")
+    (member,) = train_team(*sides, "resnet18", hyperparameters, (3,), tmp_path)
+    abstract = member.info.outline()
+    state = checkpoint.nnx_state(abstract, member.state)
+    arrays = sides[1].arrays
+    view = dataclasses.replace(sides[1].view, preprocessing=member.info.preprocessing)
+    images = seen(view, arrays["images"], arrays["bounds"])
+    logits = nnx.merge(nnx.graphdef(abstract), state)(images)
+    np.testing.assert_allclose(logits, member.validation["logit"], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_member_ends_as_it_would_alone(sides, vit_tiny, tmp_path):
+    few_steps = dataclasses.replace(RECIPE, epochs=0.5)
+    _, together = train_team(*sides, vit_tiny, few_steps, (3, 4), tmp_path / "team")
+    (alone,) = train_team(*sides, vit_tiny, few_steps, (4,), tmp_path / "alone")
+    for name, leaf in together.state.items():
+        # Adam makes whole steps also where the gradient is all rounding, as of a key's bias.
+        tolerance = 1e-3 if name.endswith("key_value.bias") else 2e-5
+        np.testing.assert_allclose(alone.state[name], leaf, atol=tolerance, err_msg=name)
+    np.testing.assert_allclose(alone.validation["logit"], together.validation["logit"], atol=2e-4)
+    assert alone.info.training == together.info.training
+
+
+def test_training_goes_on_from_given_weights_and_leaves_the_frozen_alone(
+    team, sides, vit_tiny, tmp_path
+):
+    for number, member in enumerate(team):
+        checkpoint.save_member(tmp_path / vit_tiny / str(number), member)
+    hyperparameters = dataclasses.replace(
+        RECIPE, epochs=0.5, start_from=str(tmp_path), freeze="embedding,blocks", layer_decay=0.8
+    )
+    (again,) = train_team(*sides, vit_tiny, hyperparameters, (1,), tmp_path / "run")
+    for name, leaf in again.state.items():
+        stays = np.array_equal(leaf, team[1].state[name])
+        assert stays == name.startswith(("embedding.", "blocks.")), name
+    hashes = again.info.training["started_from_sha256"]
+    assert hashes == [checkpoint.arrays_sha256(member.state) for member in team]
+
+
+def test_a_balanced_loss_gives_both_classes_the_same_say():
+    labels = np.array([1, 0, 0, 0, 0], np.float32)
+    weights = assemble_weights(labels, balanced=True)
+    assert weights.shape == (2, 5) and weights[0, 0] == pytest.approx(weights[0, 1:].sum())
+    np.testing.assert_allclose(weights.mean(1), 1.0, rtol=1e-6)
+    np.testing.assert_array_equal(assemble_weights(labels, balanced=False), 1.0)
+    drawn = assemble_weights(np.zeros(4000, np.float32), bootstrap=True)
+    assert abs(drawn.mean() - 1) < 0.05 and abs(drawn.var() - 1) < 0.1  # Poisson(1)
+    assert not np.array_equal(*drawn)
+
+
+def assemble_weights(labels: np.ndarray, **hyperparameters) -> np.ndarray:
+    return weigh((3, 4), labels, Hyperparameters(**hyperparameters))
+
+
+def test_members_of_other_seeds_are_others(team):
+    first, second = (member.state["embedding.patches.kernel"] for member in team)
+    assert np.abs(first - second).max() > 0.01
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(sides, vit_tiny, tmp_path):
+    training, validation = sides
+    broken = dict(training.arrays, images=np.full_like(training.arrays["images"], np.inf))
+    training = dataclasses.replace(training, arrays=broken)
+    with pytest.raises(LensjaxError, match=r"training loss is nan at step \d+, on 16 cutouts"):
+        train_team(training, validation, vit_tiny, RECIPE, (0,), tmp_path)
+
+
+def test_too_little_data_is_refused(sides, vit_tiny, tmp_path):
+    with pytest.raises(UsageError, match="do not fill a batch"):
+        train_team(*sides, vit_tiny, Hyperparameters(batch_size=512), (0,), tmp_path)
+
+
+def test_normalisation_makes_pixels_standard():
+    data = blobs(64)
+    preprocessing = measure_normalisation(data)
+    pixels = data.arrays["images"].astype(np.float64)
+    np.testing.assert_allclose(preprocessing.mean, pixels.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(preprocessing.std, pixels.std((0, 1, 2)), rtol=1e-5)
+
+
+def test_the_last_batch_of_validation_is_cut(sides):
+    _, validation = sides
+    seen = []
+
+    def sums(params, statistics, examples):
+        seen.append(len(examples.images))
+        return jnp.asarray(examples.images).sum((1, 2, 3))[None]
+
+    state = TrainState(None, None, None, None, None)
+    (found,) = loop.predict(sums, state, validation, 16)
+    np.testing.assert_allclose(found, validation.arrays["images"].sum((1, 2, 3)), rtol=1e-4)
+    assert set(seen) == {16}
+
+
+@pytest.mark.slow
+def test_patience_and_the_best_epoch_wait_for_the_members_own_size(
+    sides, vit_tiny, tmp_path, monkeypatch
+):
+    """The loss at a size that is not trained yet says nothing: here it is best in the first."""
+    label, epochs = sides[1].labels, iter(range(100))
+    best = 2.0 * label - 1.0
+
+    def worse_and_worse(*_):
+        return best[None] * 0.9 ** (next(epochs) // 2)  # two sizes an epoch
+
+    monkeypatch.setattr(loop, "predict", worse_and_worse)
+    hyperparameters = dataclasses.replace(
+        RECIPE, epochs=6.0, scales="16,32", schedule="progressive", patience=1
+    )
+    (member,) = train_team(*sides, vit_tiny, hyperparameters, (0,), tmp_path)
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[1] for row in rows[::2]] == ["1", "2", "3", "4", "5"]
+    np.testing.assert_allclose(member.validation["logit"], best * 0.9**3)
+
+
+def test_normalisation_is_that_of_the_training_part():
+    data = blobs(240)
+    held = split(data, 0.3)[1].group
+    data.arrays["images"][np.isin(data.group, held)] += 1000.0
+    training, validation = split(data, 0.3)
+    pixels = training.arrays["images"].astype(np.float64)
+    np.testing.assert_allclose(training.preprocessing.mean, pixels.mean((0, 1, 2)), rtol=1e-5)
+    assert validation.view == training.view
+
+
+def test_normalisation_does_not_depend_on_the_order_in_the_file(monkeypatch):
+    monkeypatch.setattr(dataset, "MEASURED", 200)
+    data = blobs(1000)
+    images = data.arrays["images"]
+    images[500:] += 10.0
+    measured = measure_normalisation(data)
+    # The share of bright ones among 200 drawn: 5 in 10, give or take 0.04.
+    assert abs(measured.mean[0] - images.mean()) < 1.5

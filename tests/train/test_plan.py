@@ -1,0 +1,225 @@
+"""Plans fit their budget with the fewest groups, and say what they change."""
+
+import contextlib
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lensjax.cli import train
+from lensjax.data.on_device import Canvas
+from lensjax.errors import UsageError
+from lensjax.memory import Footprint
+from lensjax.train import plan as planning
+from lensjax.train.plan import Need, choose, plan_step
+from lensjax.train.step import Examples, ResolutionGroup
+from lensjax.train.team import Team
+from lensjax.train.team_plan import budget_bytes, recorded_groups
+from tests.train.small import BATCH, MESH, Convolutional, setting_and_state
+
+# In one process, which makes once what the tests share.
+pytestmark = pytest.mark.xdist_group("plan")
+
+SIZES = (1, 2, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """Stands for compiled programs."""
+
+    groups: tuple[ResolutionGroup, ...]
+
+
+def additive(group: ResolutionGroup, sole: bool, batch: int) -> Need:
+    """What a step would need if it took its parameters, 10, and 1 a pixel and cutout."""
+    del sole
+    pixels = sum(SIZES[scale] ** 2 for scale in group.scales)
+    kept = batch * pixels / group.micro_batches * (0.5 if group.remat else 1.0)
+    return Need(Named((group,)), Footprint(10, 0, int(kept), 0), 0)
+
+
+def chosen(budget: float, batch: int = 32, micro_batches: int = 1) -> list[ResolutionGroup]:
+    plain = [ResolutionGroup((scale,), micro_batches) for scale in range(3)]
+    return [need.group for need in choose(additive, plain, SIZES, batch, budget)]
+
+
+def test_neighbours_share_a_group_as_long_as_they_fit():
+    assert chosen(10 + 32 * 14) == [ResolutionGroup((0, 1, 2))]
+    assert chosen(10 + 32 * 13) == [ResolutionGroup((0,)), ResolutionGroup((1, 2))]
+    assert chosen(10 + 32 * 9) == [ResolutionGroup((0, 1)), ResolutionGroup((2,))]
+
+
+def test_a_scale_that_does_not_fit_is_cut_and_then_rematerialised():
+    assert chosen(10 + 32 * 5) == [ResolutionGroup((0, 1)), ResolutionGroup((2,), 2)]
+    assert chosen(10 + 16 * 5) == [
+        ResolutionGroup((0,)),
+        ResolutionGroup((1,), 2),
+        ResolutionGroup((2,), 4),
+    ]
+    assert chosen(10 + 4 * 9) == [
+        ResolutionGroup((0,)),
+        ResolutionGroup((1,), 4),
+        ResolutionGroup((2,), 8),
+    ]
+    assert chosen(10 + 2 * 9)[-1] == ResolutionGroup((2,), 8, remat=True)
+    assert all(group.micro_batches >= 4 for group in chosen(10 + 32 * 14, micro_batches=4))
+
+
+def test_what_cannot_fit_names_the_largest_batch_that_would():
+    with pytest.raises(UsageError, match="scale 3 does not fit .* a batch of 2 would"):
+        chosen(10 + 9)
+    with pytest.raises(UsageError, match="scale 3 does not fit .* a batch of 1 would"):
+        chosen(10 + 9 / 2)
+    with pytest.raises(UsageError, match="not even one cutout would"):
+        chosen(12)
+
+
+def test_budgets():
+    assert budget_bytes("3000000000", MESH) == budget_bytes("3GB", MESH) == 3 * 10**9
+    assert budget_bytes("1.5GiB", MESH) == 3 * 2**29 and budget_bytes("2k", MESH) == 2000
+    assert budget_bytes("auto", MESH) > 0
+    with pytest.raises(UsageError, match="--memory-budget lots"):
+        budget_bytes("lots", MESH)
+
+
+def outline(state) -> planning.Outline:
+    place = jax.sharding.NamedSharding(MESH, jax.sharding.PartitionSpec())
+
+    def abstract(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    images = np.zeros((BATCH, 48, 48, 2), np.float32)
+    label, weight = np.zeros(BATCH, np.float32), np.zeros((2, BATCH), np.float32)
+    examples = Examples(images, np.zeros((BATCH, 4), np.int32), label, weight)
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    return planning.Outline(*jax.tree.map(abstract, (state, examples, keys)))
+
+
+def planned(
+    budget: float, target=None, batch: int = BATCH, scales: tuple[int, ...] = (0, 1, 2)
+) -> planning.Plan:
+    setting, state = setting_and_state(Convolutional)
+    of_batch = outline(state).of_batch(batch)
+    return plan_step(setting, scales, of_batch, MESH, budget=budget, target=target)
+
+
+@pytest.fixture(scope="module")
+def unlimited() -> planning.Plan:
+    return planned(1e12)
+
+
+def test_all_scales_are_taken_at_once_where_they_fit(unlimited):
+    assert unlimited.groups == (ResolutionGroup((0, 1, 2)),) and unlimited.alone == ()
+    assert unlimited.peak == unlimited.together.peak
+
+
+def test_scales_that_fit_together_are_not_compiled_alone(monkeypatch):
+    asked = []
+
+    def needed(setting, group, *_):
+        asked.append(group)
+        return additive(group, True, BATCH)
+
+    monkeypatch.setattr(planning, "need", needed)
+    planned(1e12)
+    assert asked == [ResolutionGroup((0, 1, 2))]
+    assert len(planned(10 + BATCH * 13).alone) == 3
+
+
+@pytest.mark.slow
+def test_groups_need_less_by_the_word_of_the_compiler(unlimited):
+    grouped = planned(unlimited.peak - 1)
+    assert len(grouped.groups) > 1 and grouped.peak < unlimited.peak
+    assert [scale for group in grouped.groups for scale in group.scales] == [0, 1, 2]
+    assert grouped.together.peak == unlimited.peak
+
+
+@pytest.mark.slow
+def test_an_h100_is_planned_for_without_one(h100):
+    # Against the 4 MiB that a matrix product takes to work in, four cutouts are nothing.
+    free = planned(1e12, h100, batch=256, scales=(0, 2))
+    grouped = planned(free.peak - 1, h100, batch=256, scales=(0, 2))
+    assert (
+        grouped.groups == (ResolutionGroup((0,)), ResolutionGroup((2,)))
+        and grouped.peak < free.peak
+    )
+
+
+@pytest.fixture(scope="module")
+def cutouts(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    label = np.arange(48) % 2
+    images = rng.normal(0, 1, (48, 16, 16, 1)).astype(np.float32)
+    path = tmp_path_factory.mktemp("data") / "cutouts.npz"
+    np.savez(path, images=images, label=label, id=np.arange(48), bands=np.array(["g"]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def options(cutouts, vit_tiny) -> list[str]:
+    return [
+        *("--data", str(cutouts), "--arch", vit_tiny, "--batch-size", "8", "--stretch", "none"),
+        *("--scales", "16,32", "--epochs", "0.2", "--validation-fraction", "0.3"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def free(options, tmp_path_factory) -> tuple[Path, str]:
+    """The folder of a plan with all the memory that there is, and what it prints."""
+    folder = tmp_path_factory.mktemp("free")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        train.main([*options, "--plan", "--output", str(folder)])
+    return folder, printed.getvalue()
+
+
+@pytest.mark.slow
+def test_a_plan_is_printed_and_written(free, vit_tiny):
+    folder, printed = free
+    record = json.loads((folder / "plan.json").read_text())
+    assert "16+32" in printed and "steps/s" in printed and "all at once" in printed
+    assert [row["sizes"] for row in record["resolutions"]] == [[16], [32]]
+    assert [row["sizes"] for row in record["groups"]] == [[16, 32]]
+    assert record["peak_bytes"] == record["all_at_once_peak_bytes"] > 4 * 4 * 116e3
+    assert record["steps_per_second"] > 0
+    assert not list(folder.glob(vit_tiny))
+
+
+@pytest.mark.slow
+def test_a_run_in_a_small_budget_says_how_and_goes_on_with_the_same_groups(
+    options, free, vit_tiny, tmp_path, capsys
+):
+    record = json.loads((free[0] / "plan.json").read_text())
+    budget = str(int(record["peak_bytes"]) - 1)
+    train.main([*options, "--memory-budget", budget, "--output", str(tmp_path)])
+    path = tmp_path / vit_tiny / "runs" / "0" / "plan.json"
+    said = json.loads(path.read_text())
+    assert said["peak_bytes"] <= int(budget) < said["all_at_once_peak_bytes"]
+    groups = recorded_groups(path, budget)
+    assert [group.scales for group in groups] == [(0,), (1,)]
+    assert recorded_groups(path, "auto") is None
+    assert "trained; validation AUROC" in capsys.readouterr().out
+
+
+def test_what_cannot_be_planned_is_refused(tmp_path):
+    wrong = {
+        "one architecture at a time": ("--arch", "resnet18,vit_s16", "--scales", "16"),
+        "--plan wants --data or --scales": (),
+        "--target wants a --memory-budget": ("--scales", "16", "--target", "h100"),
+        "does not divide": ("--scales", "16", "--micro-batches", "3"),
+    }
+    for message, options in wrong.items():
+        with pytest.raises(UsageError, match=message):
+            train.main(["--plan", "--output", str(tmp_path), *options])
+
+
+def test_canvases_travel_in_their_own_type():
+    setting, state = setting_and_state(Convolutional)
+    team = Team("x", setting, MESH, ((0,),), 1, jnp.arange(2), np.ones((2, 4)), 1, 1)
+    found = planning.outline_of(team, state, Canvas((48, 48, 2), "uint8"), 4).examples
+    assert found.images.shape == (4, 48, 48, 2) and found.images.dtype == jnp.uint8
+    assert found.weight.shape == (2, 4)
