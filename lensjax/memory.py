@@ -1,18 +1,22 @@
-"""What a jitted function needs in device memory, by the word of the compiler.
+"""How much device memory a program takes, how much there is, and which candidate fits.
 
-The device may be one that this machine does not have: JAX compiles for a named `Target` where the
-compiler for it is installed. (`lower(lowering_platforms=...)` would not do: it compiles for the
-device at hand without a word.)
+The compiler says what a program takes; `choose` asks it about candidates and takes the best that
+fits a budget. The device may be one that this machine does not have: JAX compiles for a `Target`
+where the compiler for it is installed. (`lower(lowering_platforms=...)` would not do: it silently
+compiles for the device at hand.)
 """
 
+import bisect
 import importlib.util
+import math
 import os
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import psutil
@@ -21,6 +25,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from lensjax.errors import UsageError
+
+T = TypeVar("T")
 
 CONTROL_GROUPS, OWN_CONTROL_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
@@ -52,9 +58,56 @@ class Target:
     compiler_options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def footprint(compiled: jax.stages.Compiled) -> Footprint:
-    """Returns the Footprint of a compiled function, on each of its devices."""
-    stats: Any = compiled.memory_analysis()
+def choose(
+    ladders: Iterable[Sequence[T]], peak_bytes: Callable[[T], float], budget: float
+) -> T | None:
+    """Returns the best candidate whose peak fits the budget, None where none does.
+
+    `ladders` come in the order of preference; in each the candidates ascend, in what they need and
+    in preference. Few of them are asked: the largest, then those that a bisection asks.
+    """
+    for candidates in ladders:
+        if not candidates:
+            continue
+        *smaller, largest = candidates
+        if peak_bytes(largest) <= budget:
+            return largest
+        fitting = bisect.bisect_right(smaller, budget, key=peak_bytes)
+        if fitting:
+            return smaller[fitting - 1]
+    return None
+
+
+def compile_for(function: Any, arguments: Any, target: Target | None = None) -> jax.stages.Compiled:
+    """Returns the jitted `function` compiled for arguments of these shapes.
+
+    `arguments` is a tuple of trees of arrays or `jax.ShapeDtypeStruct`, and of what is static. With
+    a `target` the program is compiled for that device and cannot be called here.
+    """
+    if target is None:
+        return function.lower(*arguments).compile()
+    there = SingleDeviceSharding(target.device)
+
+    def placed(leaf: Any) -> Any:
+        is_static = not hasattr(leaf, "dtype")
+        return leaf if is_static else ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there)
+
+    arguments = jax.tree.map(placed, arguments)
+    with warnings.catch_warnings():
+        # JAX keeps the program in its cache but cannot read it without the device: it compiles.
+        warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
+        return function.lower(*arguments).compile(dict(target.compiler_options))
+
+
+def footprint(function: Any, arguments: Any, target: Target | None = None) -> Footprint | None:
+    """Returns the Footprint, on each device, of a jitted function as `compile_for` compiles it;
+    None where the compiler says that the memory does not suffice."""
+    try:
+        stats: Any = compile_for(function, arguments, target).memory_analysis()
+    except Exception as error:
+        if is_out_of_memory(error):
+            return None
+        raise
     return Footprint(
         arguments=stats.argument_size_in_bytes,
         outputs=stats.output_size_in_bytes,
@@ -63,33 +116,13 @@ def footprint(compiled: jax.stages.Compiled) -> Footprint:
     )
 
 
-def compile_for(function: Any, arguments: Any, target: Target | None = None) -> jax.stages.Compiled:
-    """Returns the jitted `function` compiled for arguments of these shapes.
-
-    `arguments` is a tuple of trees of arrays or of `jax.ShapeDtypeStruct`. With a `target` it is
-    compiled for that device and cannot be called here.
-    """
-    if target is None:
-        return function.lower(*arguments).compile()
-    there = SingleDeviceSharding(target.device)
-    arguments = jax.tree.map(
-        lambda leaf: ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there), arguments
+def bytes_per_device(tree: Any) -> int:
+    """Returns the bytes that a tree of arrays, or of their abstract values with a sharding, takes
+    on each device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
     )
-    with warnings.catch_warnings():
-        # JAX keeps the program in its cache but cannot read it without the device: it compiles.
-        warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
-        return function.lower(*arguments).compile(dict(target.compiler_options))
-
-
-def footprint_for(function: Any, arguments: Any, target: Target | None = None) -> Footprint | None:
-    """Returns the Footprint of a jitted function as `compile_for` compiles it, None where the
-    compiler says that the memory does not suffice."""
-    try:
-        return footprint(compile_for(function, arguments, target))
-    except Exception as error:
-        if is_out_of_memory(error):
-            return None
-        raise
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -106,6 +139,21 @@ def find_target(name: str) -> Target:
     if name not in known:
         raise UsageError(f"unknown target {name!r}: choose from {', '.join(known)}")
     return known[name]()
+
+
+def parse_bytes(text: str) -> int:
+    """Returns the bytes that a user means: a number, `16GiB` or `3.5GB`. Raises ValueError."""
+    match = re.fullmatch(r"(\d+\.?\d*) ?(?:([kMGT])(i?))?B?", text)
+    if match is None:
+        raise ValueError(f"{text!r} is no size in bytes such as 16GiB or 3.5GB")
+    number, prefix, binary = match.groups()
+    power = " kMGT".index(prefix) if prefix else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+def in_gib(size: float) -> str:
+    """Returns so many bytes in words."""
+    return f"{size / 2**30:.2f} GiB"
 
 
 def memory_budget(mesh: Mesh, share_of_host: float) -> int:

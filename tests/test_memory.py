@@ -15,7 +15,7 @@ from jax import ShapeDtypeStruct
 
 from lensjax import memory
 from lensjax.errors import UsageError
-from lensjax.memory import Footprint, compile_for, find_target
+from lensjax.memory import Footprint, find_target, parse_bytes
 
 VECTOR = 4 * 1024
 
@@ -30,9 +30,9 @@ ARGUMENTS, OUTPUTS = 2 * 1024 * 256 + VECTOR, VECTOR + 2
 
 
 def test_arguments_and_outputs_are_counted_and_aliased_ones_once():
-    plain = memory.footprint(compile_for(doubled_and_summed, SHAPES))
+    plain = memory.footprint(doubled_and_summed, SHAPES)
     donating = jax.jit(doubled_and_summed, donate_argnums=1)
-    donated = memory.footprint(compile_for(donating, SHAPES))
+    donated = memory.footprint(donating, SHAPES)
     # Beside the two outputs the CPU keeps their two addresses.
     assert (plain.arguments, plain.outputs) == (ARGUMENTS, OUTPUTS + 16)
     assert (plain.aliased, donated.aliased) == (0, VECTOR)
@@ -45,14 +45,21 @@ def test_temporaries_are_counted():
         return jnp.sort(jnp.sort(jnp.outer(x, x), axis=0) ** 2, axis=1).sum()
 
     size = 512
-    compiled = compile_for(jax.jit(twice_sorted), (ShapeDtypeStruct((size,), jnp.float32),))
-    assert memory.footprint(compiled).temporaries >= 4 * size**2
+    vector = ShapeDtypeStruct((size,), jnp.float32)
+    assert memory.footprint(jax.jit(twice_sorted), (vector,)).temporaries >= 4 * size**2
+
+
+def test_sizes_as_users_type_them():
+    assert parse_bytes("3000000000") == parse_bytes("3GB") == 3 * 10**9
+    assert parse_bytes("1.5GiB") == 3 * 2**29 and parse_bytes("2k") == 2000
+    with pytest.raises(ValueError, match="'lots' is no size in bytes"):
+        parse_bytes("lots")
 
 
 @pytest.mark.slow
 def test_an_h100_need_not_be_there(h100):
     assert "H100" in h100.device.device_kind
-    found = memory.footprint(compile_for(doubled_and_summed, SHAPES, h100))
+    found = memory.footprint(doubled_and_summed, SHAPES, h100)
     assert found.arguments == ARGUMENTS
     assert 0 <= found.outputs - OUTPUTS <= 64
     assert jnp.ones(3).sum() == 3  # the devices at hand stay as they were
@@ -60,7 +67,7 @@ def test_an_h100_need_not_be_there(h100):
 
 @pytest.mark.slow
 def test_a_tpu_need_not_be_there(v5e):
-    found = memory.footprint(compile_for(doubled_and_summed, SHAPES, v5e))
+    found = memory.footprint(doubled_and_summed, SHAPES, v5e)
     assert found.arguments == ARGUMENTS
 
 

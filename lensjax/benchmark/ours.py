@@ -30,7 +30,7 @@ from lensjax.ensemble.checkpoint import (
     save_member,
     state_of,
 )
-from lensjax.ensemble.plan import Plan, plan, unplanned
+from lensjax.ensemble.plan import InferencePlan, plan, unplanned
 from lensjax.ensemble.stack import Ensemble, filled, outline
 from lensjax.ensemble.step import (
     Precision,
@@ -70,7 +70,7 @@ def ensemble(members: Sequence[str], size: int, precision: Precision, how: str) 
         runtime.give_back_memory()
         settings: dict[str, Any] = {"samples": samples, "precision": precision}
 
-        def planned(outlined: Ensemble) -> Plan:
+        def planned(outlined: Ensemble) -> InferencePlan:
             if how == "one by one":
                 step = one_by_one_step(outlined, mesh, fusion="stacked", **settings)
                 return unplanned(step, batch)

@@ -30,7 +30,14 @@ from lensjax.data.source import Source
 from lensjax.ensemble import checkpoint, rate, sharding
 from lensjax.ensemble.checkpoint import MemberInfo
 from lensjax.ensemble.fusion import Fusion
-from lensjax.ensemble.plan import FULL_BATCH, SHARE_OF_HOST, Plan, batch_sizes, plan, unplanned
+from lensjax.ensemble.plan import (
+    FULL_BATCH,
+    SHARE_OF_HOST,
+    InferencePlan,
+    batch_sizes,
+    plan,
+    unplanned,
+)
 from lensjax.ensemble.scoring import score
 from lensjax.ensemble.stack import Ensemble, filled, outline
 from lensjax.ensemble.step import (
@@ -333,8 +340,8 @@ def repack(options: InferConfig, folder: Path) -> str:
 
 def _plan(
     options: InferConfig, ensemble: Ensemble, weights: Weights, mesh: Mesh, source: Source
-) -> Plan:
-    """Returns the Plan for the step that `options` ask for, and says what a user may not expect."""
+) -> InferencePlan:
+    """Returns the plan of the step that `options` ask for, and says what a user may not expect."""
     make = _make(options, ensemble, mesh, together=options.batch_parallel)
     layout = pipeline.layout(source, ensemble.preprocessings, options.fit)
     if options.batch_size == "auto":
@@ -347,7 +354,7 @@ def _plan(
         return unplanned(make(), batches[0])
     budget = memory_budget(mesh, SHARE_OF_HOST)
     planned = plan(make, weights, layout, mesh, batches, budget=budget)
-    if options.batch_size == "auto" or planned.takes_turns:
+    if options.batch_size == "auto" or planned.is_chunked:
         print(f"a step takes {planned}", flush=True)
     return planned
 

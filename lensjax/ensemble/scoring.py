@@ -18,7 +18,7 @@ from lensjax.data.preprocess import Fit
 from lensjax.data.source import Source
 from lensjax.ensemble import sharding
 from lensjax.ensemble.fusion import Scores
-from lensjax.ensemble.plan import Plan
+from lensjax.ensemble.plan import InferencePlan
 from lensjax.ensemble.stack import Ensemble
 from lensjax.ensemble.step import Step, Weights
 from lensjax.errors import Interrupted, LensjaxError
@@ -46,7 +46,7 @@ class Timing:
 
 
 def score(
-    plan: Plan,
+    plan: InferencePlan,
     weights: Weights,
     mesh: Mesh,
     ensemble: Ensemble,

@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding
 from lensjax.data.on_device import Canvas
 from lensjax.ensemble import sharding
 from lensjax.errors import UsageError
-from lensjax.memory import Footprint, Target, footprint_for
+from lensjax.memory import Footprint, Target, footprint
 from lensjax.train.step import Examples, Programs, ResolutionGroup, Setting, TrainState
 from lensjax.train.team import Team
 
@@ -194,7 +194,7 @@ def need(
         program = programs.add[0]
         arguments = state.params, state.params, state.statistics, state.step, examples, keys, pull
         elsewhere += _bytes((state.optimizer, state.average))
-    return Need(programs, footprint_for(program, arguments, target), elsewhere)
+    return Need(programs, footprint(program, arguments, target), elsewhere)
 
 
 def outline_of(team: Team, state: TrainState, canvas: Canvas, batch: int) -> Outline:
