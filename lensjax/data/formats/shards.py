@@ -8,23 +8,23 @@ narrowest type that holds them exactly, or a PNG file of them.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import grain
 import imagecodecs
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_module import ArrayRecordWriter
 from astropy.table import Table
 
 from lensjax.data.bands import Wanted, select
 from lensjax.data.formats.tables import plain, read_table, standardise
 from lensjax.data.identity import content_sha256
-from lensjax.data.planes import Cutout, Unreadable, place_of
+from lensjax.data.planes import Cutout, Unreadable, place_of, without_blank
+from lensjax.data.preprocess import fill_masked
 from lensjax.data.source import (
     ONE_A_CORE,
     Source,
@@ -50,9 +50,6 @@ HEIGHT, WIDTH, TYPE, SCALE, MASKED, REASON = OF_CUTOUT = tuple(
     f"_{name}" for name in ("height", "width", "type", "pixel_scale", "masked", "reason")
 )
 _BANDS = "lensjax_bands"
-
-Shards = list[tuple[str, int]]
-"""Files of SHARD_ROWS records each, and when each was changed."""
 
 
 class Packed(NamedTuple):
@@ -103,15 +100,9 @@ def pack(
         for gap in parts.missing():
             for first in range(gap.start, gap.stop, SHARD_ROWS):
                 shard = range(first, min(first + SHARD_ROWS, gap.stop))
-                packed = _write_shard(
-                    shard_path(folder, first // SHARD_ROWS),
-                    _packed(source, shard, encoding, threads),
-                    progress,
-                )
-                # A row of the index without its record, which is in the shard by now.
-                of_index = zip(*(item[1:] for item in packed), strict=True)
-                columns = dict(zip(Packed._fields[1:], map(np.array, of_index), strict=True))
-                parts.add(first, columns)
+                packed = _packed(source, shard, encoding, threads)
+                path = shard_path(folder, first // SHARD_ROWS)
+                parts.add(first, _write_shard(path, packed, progress))
                 parts.save()
         columns = parts.columns()
         if rows == every:
@@ -121,82 +112,182 @@ def pack(
 
 
 def shard_path(folder: Path, number: int) -> Path:
+    """Returns where the shard of this number lies."""
     return folder / f"shard-{number:05d}.array_record"
 
 
 def are_shards(folder: Path) -> bool:
-    """True for a folder that `pack` has written."""
+    """Returns True for a folder that `pack` has written."""
     return (folder / INDEX).is_file()
 
 
 def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
-    """The cutouts that `pack` wrote to a folder. Raises `UsageError` where it is not whole."""
-    from lensjax.data.formats import arrow
-
-    if not are_shards(path):
-        raise UsageError(f"{path} is no folder of shards: it has no {INDEX}")
-    index = read_table(path / INDEX)
-    missing = [name for name in OF_CUTOUT if name not in index.colnames]
-    described = arrow.parquet_metadata(path / INDEX).get(_BANDS)
-    if missing or described is None or not len(index):
-        raise UsageError(f"{path / INDEX} is no index of shards: pack the cutouts again")
+    """Returns the cutouts that `pack` wrote to a folder. Raises `UsageError` where it is not
+    whole."""
+    index, names = _read_index(path)
     count = len(index)
     shards = [shard_path(path, number) for number in range(-(-count // SHARD_ROWS))]
-    absent = [shard.name for shard in shards if not shard.is_file()]
-    if absent:
-        raise UsageError(f"{path} lacks {', '.join(absent)}: pack the cutouts again")
-    names = tuple(json.loads(described))
+    records = _open_records(path, shards, count)
     try:
         bands, planes = select(names, wanted)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-    records = _whole(path, shards, count)
-    form = {name: np.ma.filled(np.ma.asarray(index[name])) for name in (HEIGHT, WIDTH, TYPE, SCALE)}
+    form = _forms(path, index, pixel_scale)
     reasons = np.ma.filled(np.ma.asarray(index[REASON]), "").astype(str)
-    if pixel_scale is not None:
-        form[SCALE] = np.full(count, pixel_scale)
-    for scale in np.unique(form[SCALE]).tolist():
-        if scale == scale:  # unknown where it is NaN
-            pixel_scale_of(scale, f"{path / INDEX}: {SCALE}")
+
+    def pixels(row: int) -> np.ndarray:
+        if reasons[row]:
+            raise Unreadable(str(reasons[row]))
+        shape = (int(form[HEIGHT][row]), int(form[WIDTH][row]), len(names))
+        return _decoded(records, row, str(form[TYPE][row]), shape)[..., planes]
 
     def scale_of(row: int) -> float | None:
         scale = float(form[SCALE][row])
         return scale if scale > 0 else None
 
     def read(row: int) -> Cutout:
-        if reasons[row]:
-            raise Unreadable(str(reasons[row]))
-        shape = (int(form[HEIGHT][row]), int(form[WIDTH][row]), len(names))
-        (record,) = _records(records, range(row, row + 1))
-        image = _pixels(record, str(form[TYPE][row]), shape)
-        return Cutout(np.ascontiguousarray(image[..., planes], np.float32), scale_of(row))
+        return Cutout(np.ascontiguousarray(pixels(row), np.float32), scale_of(row))
+
+    def read_many(rows: slice) -> Iterator[np.ndarray]:
+        return (pixels(row) for row in range(rows.start, rows.stop))
 
     table = standardise(index, str(path))
     table.remove_columns(list(OF_CUTOUT))
     if "path" not in table.colnames:
         table["path"] = rows_of_file(path, count)
-    readable = np.flatnonzero(reasons == "")
     files = tuple(map(str, (path / INDEX, *shards)))
+    readable = np.flatnonzero(reasons == "")
     if not len(readable):
         none = f"shards {path}: none can be read"
         return source_of(table, bands, none, ONE_A_CORE, read, files=lambda: files)
     first = int(readable[0])
-    height, width = int(form[HEIGHT][first]), int(form[WIDTH][first])
-    example = Cutout(np.empty((height, width, len(bands)), np.float32), scale_of(first))
-    stack = None
-    is_one = all(len(np.unique(values)) == 1 for values in form.values())
-    if is_one and len(readable) == count and form[TYPE][0] in TYPES:
+    shape = (int(form[HEIGHT][first]), int(form[WIDTH][first]), len(bands))
+    stack, kind = None, str(form[TYPE][first])
+    is_one = all(len(np.unique(values[readable])) == 1 for values in form.values())
+    if is_one and kind in TYPES:
         whole = not np.any(index[MASKED])
-        stack = _stack(records, example, str(form[TYPE][0]), len(names), planes, whole)
+        stack = Stack(shape, np.dtype(kind), scale_of(first), read_many, whole)
+    example = Cutout(np.empty(shape, np.float32), scale_of(first))
     text = f"shards {path}: {describe(table, bands, example)}"
     source = source_of(table, bands, text, ONE_A_CORE, read, stack, lambda: files)
     return replace(source, bands_from=tuple(place_of("channel", p, names[p]) for p in planes))
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Labelled cutouts that grain reads in any order: one of its random-access sources.
+
+    Example `i` is `{"images": (height, width, band), "bounds": (4,) int32 of the sky in it,
+    "label": float32, "row": i}`, its pixels not normalised, without NaN, and in the type of the
+    records. `rows`: (n,) which rows of the `source` they are.
+    """
+
+    source: Source
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """Returns an example. Raises LensjaxError where its record is damaged."""
+        row, stack = int(self.rows[i]), self.source.stack
+        assert stack is not None
+        try:
+            cutout, _ = without_blank(self.source[row], range(stack.shape[2]))
+        except Unreadable as error:
+            raise LensjaxError(f"{self.source.table['path'][row]}: {error}") from error
+        height, width, _ = stack.shape
+        return {
+            "images": fill_masked(cutout.image).astype(stack.dtype),
+            "bounds": np.array([0, height, 0, width], np.int32),
+            "label": np.float32(self.source.table["label"][row]),
+            "row": i,
+        }
+
+    @property
+    def table(self) -> Table:
+        """Returns id, label, group and whatever else is known, a row an example."""
+        return self.source.table[self.rows]
+
+
+def examples(source: Source, folder: Path) -> Examples:
+    """Returns the cutouts of shards that have a label and could be read when they were packed.
+
+    `source`: as `open_shards` has opened the `folder`, or a part of it. Raises UsageError where the
+    cutouts have no labels, or are not all of one size, type and pixel scale.
+    """
+    if source.stack is None:
+        raise UsageError(f"{folder}: its cutouts differ in size, type or pixel scale, or are PNG")
+    if "label" not in source.table.colnames:
+        raise UsageError(f"{folder}: its cutouts have no labels")
+    reasons = read_table(folder / INDEX)[REASON][source.rows.start : source.rows.stop]
+    readable = np.ma.filled(np.ma.asarray(reasons), "").astype(str) == ""
+    known = np.isin(np.asarray(source.table["label"]), (0, 1))
+    return Examples(source, np.flatnonzero(readable & known))
+
+
+def _read_index(path: Path) -> tuple[Table, tuple[str | None, ...]]:
+    """Returns the index of a folder of shards and the names of the bands in its records."""
+    from lensjax.data.formats import arrow
+
+    if not are_shards(path):
+        raise UsageError(f"{path} is no folder of shards: it has no {INDEX}")
+    index = read_table(path / INDEX)
+    described = arrow.parquet_metadata(path / INDEX).get(_BANDS)
+    if described is None or not len(index) or not set(OF_CUTOUT) <= set(index.colnames):
+        raise UsageError(f"{path / INDEX} is no index of shards: pack the cutouts again")
+    return index, tuple(json.loads(described))
+
+
+def _open_records(
+    path: Path, shards: Sequence[Path], count: int
+) -> grain.sources.ArrayRecordDataSource:
+    """Returns the records of the shards. Raises `UsageError` where they are not `count`."""
+    absent = [shard.name for shard in shards if not shard.is_file()]
+    if absent:
+        raise UsageError(f"{path} lacks {', '.join(absent)}: pack the cutouts again")
+    try:
+        records = grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
+    # The library has errors of its own, and of the operating system.
+    except Exception as error:
+        reason = one_line(error, 160)
+        raise UsageError(f"the shards of {path} cannot be read: {reason}") from error
+    if len(records) != count:
+        raise UsageError(
+            f"{path} has an index of {count} cutouts, and {len(records)} of them in shards"
+        )
+    return records
+
+
+def _forms(path: Path, index: Table, pixel_scale: float | None) -> dict[str, np.ndarray]:
+    """Returns height, width, type and pixel scale (NaN: unknown) of each cutout."""
+    form = {name: np.ma.filled(np.ma.asarray(index[name])) for name in (HEIGHT, WIDTH, TYPE, SCALE)}
+    if pixel_scale is not None:
+        form[SCALE] = np.full(len(index), pixel_scale)
+    for scale in np.unique(form[SCALE][~np.isnan(form[SCALE])]).tolist():
+        pixel_scale_of(scale, f"{path / INDEX}: {SCALE}")
+    return form
+
+
+def _decoded(
+    records: grain.sources.ArrayRecordDataSource, row: int, kind: str, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Returns the image of a record. Raises `Unreadable` where it is damaged."""
+    try:
+        record = records[row]
+    except Exception as error:
+        raise Unreadable(f"the shard is damaged: {one_line(error, 100)}") from error
+    try:
+        found = imagecodecs.png_decode(record) if kind == PNG else np.frombuffer(record, kind)
+        return found.reshape(shape)
+    except Exception as error:
+        raise Unreadable(f"the record is damaged: {one_line(error, 100)}") from error
+
+
 def _packed(
     source: Source, rows: range, encoding: Encoding, threads: int | None
 ) -> Iterator[Packed]:
-    """The cutouts of some rows, read ahead by threads, in order."""
+    """Yields the cutouts of some rows, read ahead by threads, in order."""
     ra, dec = source.places
 
     def read(row: int) -> Packed:
@@ -218,12 +309,11 @@ def _packed(
 
     threads = source.threads if threads is None else threads
     dataset = grain.MapDataset.range(rows.start, rows.stop).map(read)
-    ahead = 64 * threads
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(threads, ahead)))
+    yield from dataset.to_iter_dataset(grain.ReadOptions(threads, 64 * threads))
 
 
 def _record(image: np.ndarray, encoding: Encoding) -> tuple[bytes, str]:
-    """An image (height, width, band) float32 as bytes, and their type."""
+    """Returns an image (height, width, band) float32 as bytes, and their type."""
     kind = "float32"
     with np.errstate(invalid="ignore"):
         for name in ("uint8", "uint16"):
@@ -236,75 +326,10 @@ def _record(image: np.ndarray, encoding: Encoding) -> tuple[bytes, str]:
     return pixels.tobytes(), kind
 
 
-def _pixels(record: bytes, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The image of a record. Raises `Unreadable` where it is not of the size that is stated."""
-    try:
-        found = imagecodecs.png_decode(record) if kind == PNG else np.frombuffer(record, kind)
-        return found.reshape(shape)
-    except Exception as error:
-        raise Unreadable(f"the record is damaged: {one_line(error, 100)}") from error
-
-
-def _stack(
-    records: Shards,
-    example: Cutout,
-    kind: str,
-    channels: int,
-    planes: tuple[int, ...],
-    whole: bool,
-) -> Stack:
-    """The same cutouts many at a time: all of one size and type."""
-    height, width, bands = example.image.shape
-    shape, all_planes = (height, width, channels), planes == tuple(range(channels))
-
-    def read(rows: slice) -> Iterator[np.ndarray]:
-        for record in _records(records, range(rows.start, rows.stop)):
-            image = _pixels(record, kind, shape)
-            yield image if all_planes else image[..., planes]
-
-    return Stack((height, width, bands), np.dtype(kind), example.pixel_scale, read, whole)
-
-
-def _whole(path: Path, shards: list[Path], count: int) -> Shards:
-    """The shards, which hold `count` records. Raises `UsageError` where they are damaged."""
-    try:
-        found = len(grain.sources.ArrayRecordDataSource([str(shard) for shard in shards]))
-    # The library has errors of its own, and of the operating system.
-    except Exception as error:
-        reason = one_line(error, 160)
-        raise UsageError(f"the shards of {path} cannot be read: {reason}") from error
-    if found != count:
-        raise UsageError(f"{path} has an index of {count} cutouts, and {found} of them in shards")
-    return [(str(shard), shard.stat().st_mtime_ns) for shard in shards]
-
-
-def _records(shards: Shards, rows: range) -> Iterator[bytes]:
-    """The records of some rows. Raises `Unreadable`."""
-    try:
-        for number in range(rows.start // SHARD_ROWS, -(-rows.stop // SHARD_ROWS)):
-            first = number * SHARD_ROWS
-            places = range(max(rows.start - first, 0), min(rows.stop - first, SHARD_ROWS))
-            reader = _reader(*shards[number])
-            for place in places:
-                # Several at once would be read by threads of the library's, in twice the time of
-                # the cores, and by a list of places in nearly that.
-                yield from reader.read(place, place + 1)
-    except Exception as error:
-        raise Unreadable(f"the shard is damaged: {one_line(error, 100)}") from error
-
-
-# In a third of the time of Grain's source, which starts threads for each batch.
-@lru_cache(maxsize=16)
-def _reader(shard: str, changed: int) -> ArrayRecordReader:
-    """What reads a shard as it was when it `changed`; opened by each process for itself."""
-    del changed
-    return ArrayRecordReader(shard, options="readahead_buffer_size:0")
-
-
 def _write_shard(
     path: Path, packed: Iterator[Packed], progress: Callable[[int], object]
-) -> list[Packed]:
-    """Writes a shard, whole or not at all, and returns its cutouts without their records."""
+) -> dict[str, np.ndarray]:
+    """Writes a shard, whole or not at all, and returns the columns of the index for it."""
     remove_drafts(path)
     draft = draft_of(path, os.getpid())
     done = []
@@ -313,7 +338,7 @@ def _write_shard(
         writer = ArrayRecordWriter(str(draft), "group_size:1,uncompressed")
         for item in packed:
             writer.write(item.record)
-            done.append(item._replace(record=b""))
+            done.append(item[1:])
             progress(1)
         writer.close()
         os.replace(draft, path)
@@ -321,7 +346,7 @@ def _write_shard(
         raise LensjaxError(f"cannot write {path}: {error}; choose another folder") from error
     finally:
         draft.unlink(missing_ok=True)
-    return done
+    return dict(zip(Packed._fields[1:], map(np.array, zip(*done, strict=True)), strict=True))
 
 
 def _write_index(path: Path, source: Source, columns: dict[str, np.ndarray]) -> None:

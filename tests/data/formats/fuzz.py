@@ -1,4 +1,4 @@
-"""Opens thousands of damaged files of every kind, in a process: python -m tests.data.fuzz.
+"""Opens thousands of damaged files of every kind, in a process: python -m tests.data.formats.fuzz.
 
 Prints, as JSON, how many cases of each kind were refused, and how many cutouts of the others were
 read and rejected. Ends with an error where a case takes too long, takes too much memory, raises

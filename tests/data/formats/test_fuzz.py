@@ -6,13 +6,16 @@ import sys
 
 import pytest
 
-from tests.data import fuzz
+from tests.data.formats import fuzz
 
 
 @pytest.mark.slow
 def test_damaged_files_never_end_a_run_nor_are_lost():
     ended = subprocess.run(
-        [sys.executable, "-m", "tests.data.fuzz"], capture_output=True, text=True, timeout=900
+        [sys.executable, "-m", "tests.data.formats.fuzz"],
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
     outcomes = json.loads(ended.stdout.splitlines()[-1])
