@@ -50,13 +50,13 @@ def test_scoring_does_not_wait_for_what_it_does_not_use():
     unused = {
         *("sklearn", "skimage", "matplotlib", "torch", "astropy.wcs", "astropy.cosmology"),
         *("tifffile", "h5py", "zarr", "scipy.ndimage"),
-        *("lensjax.cli.demo", "lensjax.sky", "lensjax.train", "lensjax.report"),
+        *("lensjax.demonstration", "lensjax.sky", "lensjax.train", "lensjax.report"),
     }
     assert not unused & set(loaded)
 
 
 def test_a_demonstration_that_is_there_is_scored_without_what_training_logs_to():
-    loaded = in_a_new_process("import lensjax.cli.demo, sys; print(*sys.modules)").split()
+    loaded = in_a_new_process("import lensjax.demonstration, sys; print(*sys.modules)").split()
     # The second brings in the first where it is installed.
     assert not {"torch", "tensorboardX"} & set(loaded)
 

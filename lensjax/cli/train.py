@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     if options.smoke:
         options = shrunk(options, given={word.split("=")[0] for word in argv})
     if options.start_from == DEMO:
-        from lensjax.cli import demo  # which imports this module
+        from lensjax import demonstration as demo  # which imports this module
 
         print(demo.announce(options.arch, options.smoke, "starts from them"), flush=True)
         members = demo.prepare(options.arch, options.smoke).members

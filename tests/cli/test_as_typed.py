@@ -2,7 +2,8 @@
 
 import pytest
 
-from lensjax.cli import demo, infer, train
+from lensjax import demonstration as demo
+from lensjax.cli import infer, train
 from lensjax.errors import UsageError
 
 INFER = "--models resnet18,vit_b_16 --parallel --batch-size 64 --mc-samples 10"
@@ -26,7 +27,7 @@ def test_infer_with_parallel_and_torchvisions_names_is_the_demonstration(run, mo
 def test_parallel_is_batch_parallel(monkeypatch, switch, together):
     kept = []
     monkeypatch.setattr(infer, "_with_members", lambda options: kept.append(options) or options)
-    monkeypatch.setattr(infer, "infer_part", lambda options: "")
+    monkeypatch.setattr(infer.inference, "infer_part", lambda options: "")
     infer.main([switch, "--part", "1/2"])
     assert kept[0].batch_parallel is together
 

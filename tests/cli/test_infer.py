@@ -13,8 +13,9 @@ from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
 
-from lensjax import resume
-from lensjax.cli import demo, infer
+from lensjax import demonstration as demo
+from lensjax import inference, resume
+from lensjax.cli import infer
 from lensjax.ensemble import scoring
 from tests.cli.conftest import CUTOUTS
 
@@ -34,12 +35,14 @@ def arguments(members, data, output, *more):
 
 @pytest.fixture(autouse=True, scope="module")
 def scoring_without_implicit_transfers():
+    score = scoring.score
+
     def guarded(*arguments, **options):
         with jax.transfer_guard("disallow"):
-            return scoring.score(*arguments, **options)
+            return score(*arguments, **options)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(infer, "score", guarded)
+        patched.setattr(scoring, "score", guarded)
         yield
 
 
@@ -187,7 +190,7 @@ def test_a_killed_run_goes_on_where_it_was(
     assert run(infer.main, *again).status == 0
     assert json.loads((output / "run.json").read_text())["scored_before"] == 16
     assert_same_scores(results, output, 5e-6)
-    assert not (output / infer.PARTS).exists()
+    assert not (output / inference.PARTS).exists()
 
 
 def test_parts_scored_apart_become_one_catalogue(run, results, members, stack_file, tmp_path):
@@ -205,7 +208,7 @@ def test_parts_scored_apart_become_one_catalogue(run, results, members, stack_fi
     record = json.loads((output / "run.json").read_text())
     assert record["scored_before"] == CUTOUTS - (CUTOUTS * 2 // 3 - CUTOUTS // 3)
     assert_same_scores(results, output, 5e-6)
-    assert not (output / infer.PARTS).exists()
+    assert not (output / inference.PARTS).exists()
 
 
 @pytest.fixture
@@ -242,7 +245,7 @@ def test_a_run_in_which_nothing_can_be_read_still_accounts_for_all(run, members,
     assert len(Table.read(tmp_path / "r" / "rejects.csv")) == 2
     record = json.loads((tmp_path / "r" / "run.json").read_text())
     assert (record["given"], record["scored"], record["rejected"]) == (2, 0, 2)
-    assert not (tmp_path / "r" / infer.PARTS).exists()
+    assert not (tmp_path / "r" / inference.PARTS).exists()
 
 
 def test_a_catalogue_keeps_its_columns(run, members, folder, tmp_path):
@@ -332,7 +335,7 @@ def test_a_damaged_member_is_one_clear_line(run, members, stack_file, tmp_path):
         output = tmp_path / words / "r"
         ended = run(infer.main, *arguments(copy, stack_file, output))
         assert ended.status == 1 and ended.error.count("\n") == 1 and words in ended.error, ended
-        assert not (output / infer.PARTS).exists()
+        assert not (output / inference.PARTS).exists()
 
 
 def test_a_full_disk_is_one_clear_line(run, members, stack_file, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from astropy.table import Table
 from PIL import Image
 
-from lensjax import results, resume
+from lensjax import inference, results, resume
 from lensjax.cli import infer
 from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.source import Source
@@ -48,19 +48,21 @@ def stopped(run, command, monkeypatch):
     scored: what has to be the same is known before."""
 
     def stop(*given):
-        parts = given[-1]
+        parts = given[3]
         missing = parts.missing()
         half = parts.rows[: len(parts.rows) // 2]
         parts.add(half.start, {"probability": np.zeros(len(half))})
         parts.save()
         raise Interrupted(f"began with {missing} missing")
 
-    monkeypatch.setattr(infer, "_score", stop)
+    monkeypatch.setattr(inference, "compile_step", lambda *_: None)
+    monkeypatch.setattr(inference, "load_weights", lambda *_: None)
+    monkeypatch.setattr(inference, "score", stop)
     return lambda **more: run(infer.main, *command(**more))
 
 
 def saved(folder) -> dict[str, bytes]:
-    parts = folder / "r" / infer.PARTS
+    parts = folder / "r" / inference.PARTS
     return {path.name: path.read_bytes() for path in parts.iterdir()}
 
 
@@ -185,7 +187,7 @@ def test_what_is_scored_outlives_sigterm_and_a_full_disk(
     assert (record["scored"], record["scored_before"]) == (CUTOUTS, CUTOUTS)
     left = {path.name for path in output.iterdir()}
     assert "own.txt" in left and "candidates.csv" in left
-    assert not left & {"metrics.json", "roc.png", infer.PARTS}
+    assert not left & {"metrics.json", "roc.png", inference.PARTS}
 
 
 def test_a_cutout_that_cannot_be_read_again_is_a_blank_tile(tmp_path):
@@ -200,9 +202,9 @@ def test_a_cutout_that_cannot_be_read_again_is_a_blank_tile(tmp_path):
     candidates = Table({"rank": [1, 2, 3], "id": [7, 8, 9], "ra": np.ones(3), "dec": np.ones(3)})
     for name in results.SCORES:
         candidates[name] = np.full(3, 0.5)
-    options = infer.InferConfig(output=tmp_path)
+    options = inference.InferenceConfig(output=tmp_path)
     rows = np.arange(3)
-    infer.draw(options, source, rows, candidates, {}, np.full(3, ""), {})
+    inference.draw(options, source, rows, candidates, {}, np.full(3, ""), {})
     mosaic = np.asarray(Image.open(tmp_path / "mosaic.png").convert("L"), int)
     middles = [mosaic[118:178, 14 + 190 * row :][:, 30:146] for row in rows]
     assert [bool((middle > 100).any()) for middle in middles] == [False, True, False]

@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 import numpy as np
 import pytest
 
-from lensjax import launch, results, resume
+from lensjax import inference, launch, results, resume
 from lensjax.cli import infer
 from tests import networks
 
@@ -27,7 +27,7 @@ def score(arguments: list[str]) -> None:
     """Scores with small networks, every batch on disk at once. Nothing is drawn, which is not what
     is tested."""
     resume.SAVE_INTERVAL_SECONDS = -1.0
-    infer.draw = lambda *_: None
+    inference.draw = lambda *_: None
     with networks.small():
         sys.exit(launch.run(infer.main, arguments))
 
@@ -73,7 +73,7 @@ def wait_until(reached: Callable[[], bool], process: BaseProcess) -> None:
 def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(begin, tmp_path):
     assert ended(begin("alone")) == 0
     moments = random.Random(5)
-    parts, kills = tmp_path / "killed" / infer.PARTS, 0
+    parts, kills = tmp_path / "killed" / inference.PARTS, 0
 
     def done() -> int:
         return len(list(parts.glob("*.npz")))

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from lensjax import report, results
-from lensjax.cli import infer
+from lensjax import inference, report, results
 from lensjax.data.catalog import open_source
 from lensjax.data.planes import Unreadable
 from lensjax.errors import LensjaxError
@@ -22,8 +21,8 @@ OF_A_RUN = {name for name in results.OUTPUTS if not name.endswith(".pdf")} - {
 
 def written(
     folder: Path, labels: list[int] | None = None, count: int = 3, rejected: tuple[int, ...] = ()
-) -> infer.Outcome:
-    """The outcome of `infer.write` for a stack of `count` cutouts, with the files in `folder`."""
+) -> inference.Outcome:
+    """The Outcome of `inference.write` for `count` cutouts, with the files in `folder`."""
     rng = np.random.default_rng(0)
     arrays = {} if labels is None else {"label": np.array(labels)}
     images = rng.normal(size=(count, 8, 8, 3)).astype(np.float32)
@@ -48,8 +47,8 @@ def written(
         weights_origin="nothing",
         preprocessings=(),
     )
-    options = infer.InferConfig(output=folder / "results")
-    return infer.write(options, infos, ensemble, source, columns, {})
+    options = inference.InferenceConfig(output=folder / "results")
+    return inference.write(options, inference.Members({}, infos, {}), ensemble, source, columns, {})
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 from astropy.table import Table
 from PIL import Image
 
-from lensjax.cli import demo, evaluate, infer, simulate, train
+from lensjax import demonstration as demo
+from lensjax.cli import evaluate, infer, simulate, train
 from lensjax.cli.simulate import SimulateConfig
 from lensjax.data.catalog import open_source
 from lensjax.data.splits import held_back

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lensjax import demonstration as demo
 from lensjax import runtime
-from lensjax.cli import demo, train
+from lensjax.cli import train
 from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
 from lensjax.errors import Interrupted, LensjaxError

@@ -1,0 +1,549 @@
+"""Scoring cutouts with an ensemble, from members on disk to the output folder.
+
+A run is a few steps, each of which can be called alone: `find_members`, `open_cutouts`,
+`compile_step`, `load_weights`, `score`, `write`; `infer` is all of them. The simpler way in for a
+notebook is `lensjax.load_ensemble`.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from astropy.table import Table
+from jax.sharding import Mesh
+
+from lensjax import __version__, metrics, results, runtime
+from lensjax.data import pipeline
+from lensjax.data.catalog import DataOptions
+from lensjax.data.identity import content_sha256
+from lensjax.data.on_device import Layout
+from lensjax.data.parts import WHOLE, Part
+from lensjax.data.planes import Unreadable
+from lensjax.data.preprocess import Fit, Preprocessing, doubts, fields_of_view
+from lensjax.data.source import Source
+from lensjax.ensemble import checkpoint, rate, scoring, sharding
+from lensjax.ensemble.checkpoint import MemberInfo, Validation
+from lensjax.ensemble.fusion import Fusion
+from lensjax.ensemble.plan import (
+    FULL_BATCH,
+    SHARE_OF_HOST,
+    InferencePlan,
+    batch_sizes,
+    plan,
+    unplanned,
+)
+from lensjax.ensemble.stack import Ensemble, filled, outline
+from lensjax.ensemble.step import (
+    Precision,
+    Step,
+    Weights,
+    ensemble_step,
+    one_by_one_step,
+    outline_weights,
+    place_weights,
+)
+from lensjax.errors import LensjaxError, UsageError, refuse
+from lensjax.files import gathering, make_folder
+from lensjax.memory import memory_budget
+from lensjax.metrics import Metrics
+from lensjax.models.registry import ARCHITECTURES
+from lensjax.resume import Columns, PartialRows
+
+PARTS = ".scores"
+
+MANY_FILES, MOST_WORKERS = 20_000, 16
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How scores are computed."""
+
+    batch_size: Annotated[
+        int | Literal["auto"], "cutouts a step; auto, for accelerators: as many as fit the memory"
+    ] = FULL_BATCH
+    mc_samples: Annotated[int, "Monte Carlo dropout samples; 1: dropout off"] = 10
+    fusion: Annotated[Fusion, "how members become one score"] = "stacked"
+    precision: Annotated[Precision, "of the networks' arithmetic"] = "float32"
+    batch_parallel: Annotated[bool, "all members and samples in one step, not one by one"] = True
+    member_shards: Annotated[
+        int, "share the weights among so many devices; the others share the cutouts"
+    ] = 1
+    seed: Annotated[int, "seed of the dropout masks"] = 0
+    workers: Annotated[
+        int | Literal["auto"],
+        "processes that read files; 0: threads; auto: one a core for many files and an accelerator",
+    ] = "auto"
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for settings that make no sense."""
+        one_by_one = not self.batch_parallel
+        wrong = {
+            "--batch-size must be at least 1": self.batch_size != "auto" and self.batch_size < 1,
+            "--mc-samples must be at least 1": self.mc_samples < 1,
+            "--member-shards must be at least 1": self.member_shards < 1,
+            "--workers must not be negative": self.workers != "auto" and self.workers < 0,
+            "--batch-size auto is for members that run together: name a number": (
+                self.batch_size == "auto" and one_by_one
+            ),
+            "--member-shards shares members that run together: drop --no-batch-parallel": (
+                self.member_shards > 1 and one_by_one
+            ),
+        }
+        refuse(wrong)
+
+
+@dataclass(frozen=True)
+class InferenceConfig(DataOptions, ScoringOptions):
+    """A run: which members score which cutouts, how, and where the results go."""
+
+    ensemble: Annotated[
+        str | None,
+        "architectures, comma separated; resnet18:4 takes four members (default: all members of "
+        "the folder); there are: " + ", ".join(ARCHITECTURES),
+    ] = None
+    checkpoints: Annotated[
+        Path | None,
+        "folder of the members, or `demo` for the demonstration's (default: checkpoints)",
+    ] = None
+    data: Annotated[
+        str | None,
+        "folder, catalogue, stack, FITS or {band} template; without it the demonstration runs",
+    ] = None
+    output: Annotated[Path, "folder of the results"] = Path("results")
+    resume: Annotated[bool, "go on where a killed run of the same settings stopped"] = True
+    part: Annotated[
+        str | None, "K/N: score the K-th of N parts of the rows; without it all parts become one"
+    ] = None
+    top: Annotated[int, "candidates in the mosaic and the report"] = 48
+    profile: Annotated[Path | None, "folder for a profiler trace of some batches"] = None
+    benchmark: Annotated[
+        bool, "time the step beside members and samples one by one, some batches of each"
+    ] = False
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for settings that make no sense."""
+        super().__post_init__()
+        wrong = {
+            "--top must be at least 1": self.top < 1,
+            "--benchmark times the step beside --no-batch-parallel: drop the latter": (
+                self.benchmark and not self.batch_parallel
+            ),
+        }
+        refuse(wrong)
+        self.rows_part()
+
+    def rows_part(self) -> Part:
+        """Returns the part of the rows that is asked for, (K, N)."""
+        if self.part is None:
+            return WHOLE
+        found = re.fullmatch(r"(\d+)/(\d+)", self.part)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise UsageError(f"--part {self.part} is none: give K/N with K from 1 to N")
+        return int(found[1]), int(found[2])
+
+
+class Members(NamedTuple):
+    """Members on disk, by column name: where they are and all that is known of them but weights."""
+
+    folders: Mapping[str, Path]
+    infos: Mapping[str, MemberInfo]
+    validations: Mapping[str, Validation | None]
+
+    def bands(self) -> tuple[str, ...]:
+        """Returns every band that some member sees, in the order in which members name them."""
+        return tuple(dict.fromkeys(b for p in self.preprocessings() for b in p.bands))
+
+    def preprocessings(self) -> list[Preprocessing]:
+        return [info.preprocessing for info in self.infos.values()]
+
+    def identities(self) -> dict[str, str]:
+        """Returns a hash of all that the scores of each member depend on."""
+        return {name: info.identity(self.validations[name]) for name, info in self.infos.items()}
+
+
+class CompiledStep(NamedTuple):
+    """A step compiled for an abstract ensemble and its cutouts: all that scoring needs but the
+    weights and the pixels."""
+
+    plan: InferencePlan
+    ensemble: Ensemble
+    mesh: Mesh
+    layout: Layout
+    fit: Fit
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did: the content of run.json, and metrics by score where labels were given."""
+
+    run: dict[str, Any]
+    metrics: Mapping[str, Metrics]
+
+    def summary(self, output: Path) -> str:
+        """Returns the lines that a user reads at the end."""
+        counts = f"{self.run['scored']} scored + {self.run['rejected']} rejected"
+        lines = [f"{counts} = {self.run['given']} given; {self.run['data']}"]
+        rates = self.run.get("benchmark")
+        if rates:
+            lines.append(
+                f"in one step {rates['one_step']:.4g} cutouts/s, one by one "
+                f"{rates['one_by_one']:.4g}: {rates['one_step'] / rates['one_by_one']:.3g} times"
+            )
+        shares = ", ".join(f"{m['name']} {m['share']:.2f}" for m in self.run["members"])
+        lines.append(f"shares in the stacked score: {shares} ({self.run['shares_from']})")
+        if self.metrics:
+            lines += ["", metrics.table(self.metrics), ""]
+        lines += self.run["notes"]
+        names = ("candidates.csv", "mosaic.png", "report.html")
+        lines += [f"{output / name}" for name in names if (output / name).exists()]
+        return "\n".join(lines)
+
+
+def infer(config: InferenceConfig) -> Outcome:
+    """Scores all cutouts of `config.data`, writes `config.output`, and returns the Outcome.
+
+    What runs of single parts have scored is taken from there. Raises UsageError for options that
+    cannot be carried out, LensjaxError where the run fails.
+    """
+    with _scored(config) as run:
+        columns = run.parts.columns()
+        results.clear(config.output)
+        outcome = write(config, run.members, run.ensemble, run.source, columns, run.record)
+        run.parts.remove()
+    if not outcome.run["scored"]:
+        reason = Counter(columns["reasons"].tolist()).most_common(1)[0][0]
+        raise LensjaxError(
+            f"none of the {outcome.run['given']} cutouts could be scored ({reason}): "
+            f"{config.output / 'rejects.csv'} has the reason for each"
+        )
+    return outcome
+
+
+def infer_part(config: InferenceConfig) -> str:
+    """Scores the rows of `config.part`, keeps them in `config.output`, and returns a line.
+
+    Raises as `infer` does.
+    """
+    with _scored(config) as run:
+        rows = run.parts.rows
+    return (
+        f"part {config.part}: rows {rows.start} to {rows.stop} of {run.source.given} are scored; "
+        "the same command without --part writes the catalogue"
+    )
+
+
+class _Scored(NamedTuple):
+    """What a run has scored, with what, and what run.json says of it."""
+
+    members: Members
+    ensemble: Ensemble
+    source: Source
+    parts: PartialRows
+    record: Mapping[str, Any]
+
+
+@contextlib.contextmanager
+def _scored(config: InferenceConfig) -> Iterator[_Scored]:
+    """Scores those rows of the run that are not scored yet, and yields all that is needed to write
+    the results. No other process may score the same rows meanwhile."""
+    if config.checkpoints is None or config.data is None:
+        raise UsageError("--checkpoints and --data are both needed")
+    members = find_members(config.checkpoints, config.ensemble)
+    mesh = sharding.mesh_of(jax.local_devices(), config.member_shards)
+    _check_apart(config.data, config.output)
+    source = open_cutouts(config.data, members, config, config.rows_part())
+    make_folder(config.output)
+    settings = _settings(config, members, source)
+    rows = PartialRows(config.output / PARTS, settings, source.rows, resume=config.resume)
+    with contextlib.closing(rows):
+        step = compile_step(members, source, config, mesh, config.fit)
+        weights = load_weights(members, step, config)
+        record = score(step, weights, source, rows, config, config.profile)
+        if config.benchmark:
+            record["benchmark"] = compare_steps(step, weights, config)
+        yield _Scored(members, step.ensemble, source, rows, record)
+
+
+def find_members(checkpoints: Path, ensemble: str | None) -> Members:
+    """Returns the members that `ensemble` (`resnet18:2,vit_b16`; None: all) names in a folder.
+
+    Raises UsageError where there are none or too few, LensjaxError where one is damaged.
+    """
+    folders = checkpoint.find_members(checkpoints, ensemble)
+    infos = {name: checkpoint.read_info(folder) for name, folder in folders.items()}
+    validations = {name: checkpoint.read_validation(folder) for name, folder in folders.items()}
+    return Members(folders, infos, validations)
+
+
+def open_cutouts(data: str, members: Members, options: DataOptions, part: Part = WHOLE) -> Source:
+    """Returns the cutouts at `data` in the bands that `members` see.
+
+    Raises UsageError where they cannot be opened, lack a band, or show another field of view than
+    the members were trained on.
+    """
+    source = options.opened(data, members.bands(), part)
+    pipeline.check_fields(source, members.preprocessings(), options.fit)
+    return source
+
+
+def compile_step(
+    members: Members, source: Source, options: ScoringOptions, mesh: Mesh, fit: Fit
+) -> CompiledStep:
+    """Returns the step for these members and cutouts, compiled for as many at once as fit the
+    memory. No weights are read yet: what memory compiling takes is free again for them."""
+    stacked = sharding.stacks_members(mesh)
+    ensemble = outline(members.infos, members.validations, stacked=stacked)
+    layout = pipeline.layout(source, ensemble.preprocessings, fit)
+    planned = _plan(options, ensemble, layout, len(source), mesh)
+    runtime.give_back_memory()
+    return CompiledStep(planned, ensemble, mesh, layout, fit)
+
+
+def load_weights(members: Members, step: CompiledStep, options: ScoringOptions) -> Weights:
+    """Returns the weights of the members on the devices, read and placed group by group."""
+    ensemble = filled(
+        step.ensemble,
+        members.infos,
+        lambda name: checkpoint.read_weights(members.folders[name], members.infos[name]),
+    )
+    weights = place_weights(ensemble, step.mesh, **_of_weights(options))
+    del ensemble
+    runtime.give_back_memory()
+    return weights
+
+
+def score(
+    step: CompiledStep,
+    weights: Weights,
+    source: Source,
+    rows: PartialRows,
+    options: ScoringOptions,
+    profile: Path | None = None,
+) -> dict[str, Any]:
+    """Adds the scores that `rows` lack, and returns what run.json says of the scoring."""
+    timing = scoring.score(
+        step.plan,
+        weights,
+        step.mesh,
+        step.ensemble,
+        source,
+        rows,
+        how=step.fit,
+        workers=_workers(options.workers, len(source)),
+        profile=profile,
+    )
+    mesh = {"mesh": dict(step.mesh.shape)}
+    return step.plan.record() | mesh | dataclasses.asdict(timing)
+
+
+def compare_steps(
+    step: CompiledStep, weights: Weights, options: ScoringOptions
+) -> dict[str, float]:
+    """Returns the cutouts a second of all members and samples in one step, and one by one."""
+    one_by_one = _step_maker(options, step.ensemble, step.mesh, together=False)()
+    blank = step.layout.blank(step.plan.size.cutouts)
+    steps = {"one_step": step.plan.step, "one_by_one": one_by_one}
+    return rate.side_by_side(steps, weights, blank, step.mesh)
+
+
+def _plan(
+    options: ScoringOptions, ensemble: Ensemble, layout: Layout, rows: int, mesh: Mesh
+) -> InferencePlan:
+    """Returns the plan of the step that `options` ask for, and says what a user may not expect."""
+    make = _step_maker(options, ensemble, mesh, together=options.batch_parallel)
+    if options.batch_size == "auto":
+        batches = batch_sizes(rows, layout, mesh)
+    else:
+        batches = [sharding.divisible(options.batch_size, mesh)]
+        if batches[0] != options.batch_size:
+            print(f"batches of {batches[0]} cutouts, so that {mesh.size} devices can share them")
+    if not options.batch_parallel:
+        return unplanned(make(), batches[0])
+    abstract = outline_weights(ensemble, mesh, **_of_weights(options))
+    budget = memory_budget(mesh, SHARE_OF_HOST)
+    planned = plan(make, abstract, layout, mesh, batches, budget=budget)
+    if options.batch_size == "auto" or planned.is_chunked:
+        print(f"a step takes {planned}", flush=True)
+    return planned
+
+
+def _of_weights(options: ScoringOptions) -> dict[str, Any]:
+    """Returns what the arrangement of weights and dropout keys depends on."""
+    return {
+        "seed": options.seed,
+        "samples": options.mc_samples,
+        "precision": options.precision,
+    }
+
+
+def _step_maker(
+    options: ScoringOptions, ensemble: Ensemble, mesh: Mesh, *, together: bool
+) -> Callable[..., Step]:
+    """Returns what makes a step of members and samples together, or one by one."""
+    return functools.partial(
+        ensemble_step if together else one_by_one_step,
+        ensemble,
+        mesh,
+        samples=options.mc_samples,
+        fusion=options.fusion,
+        precision=options.precision,
+    )
+
+
+def _workers(asked: int | Literal["auto"], cutouts: int) -> int:
+    """Returns how many processes read. They take seconds to start, and on a CPU the networks are
+    slower than one reader."""
+    if asked != "auto":
+        return asked
+    outrun = cutouts >= MANY_FILES and jax.default_backend() != "cpu"
+    return min(MOST_WORKERS, os.cpu_count() or 1) if outrun else 0
+
+
+def _settings(config: InferenceConfig, members: Members, source: Source) -> dict[str, Any]:
+    """Returns what a run must share with a killed one to go on from its scores: all that a score
+    depends on."""
+    kept = ("mc_samples", "fusion", "precision", "seed")
+    return (
+        config.of_data()
+        | {name: getattr(config, name) for name in kept}
+        | {
+            "data_sha256": content_sha256(source),
+            "members": members.identities(),
+            "version": __version__,
+        }
+    )
+
+
+def _check_apart(data: str, output: Path) -> None:
+    """Raises UsageError where the results would be among the images of a folder."""
+    if Path(data).is_dir() and output.resolve().is_relative_to(Path(data).resolve()):
+        raise UsageError(
+            f"--output {output} lies in --data {data}: the next run would take its pictures for "
+            "cutouts; give an --output outside"
+        )
+
+
+def write(
+    config: InferenceConfig,
+    members: Members,
+    ensemble: Ensemble,
+    source: Source,
+    columns: Columns,
+    scoring: Mapping[str, Any],
+) -> Outcome:
+    """Writes the output directory from `columns`, the scores in input order, and what is to be
+    said of the `scoring`. A file that cannot be written keeps no other back."""
+    readable, reasons, flags = (columns[name] for name in ("readable", "reasons", "flags"))
+    scores = {name: columns[name] for name in results.SCORES}
+    of_members = {
+        name: {"logits": columns[f"{name}_logits"], "probs": columns[f"{name}_probs"]}
+        for name in ensemble.names
+    }
+    table = source.table.copy(copy_data=False)
+    table["ra"], table["dec"] = columns["ra"], columns["dec"]
+    candidates = results.candidate_table(table, scores, of_members, readable, flags)
+    labels = table["label"] if "label" in table.colnames else None
+    field, action = columns["field"][readable], columns["action"][readable]
+    warnings = doubts(field, action, ensemble.preprocessings, config.fit)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    found = _metrics(labels, scores["probability"], of_members)
+    record = {
+        "config": dataclasses.asdict(config),
+        "members": [
+            {
+                "name": name,
+                "architecture": info.architecture,
+                "weights_sha256": info.weights_sha256,
+                "share": float(ensemble.fusion_params.share[ensemble.names.index(name)]),
+            }
+            for name, info in members.infos.items()
+        ],
+        "shares_from": ensemble.weights_origin,
+        "data": source.description,
+        "bands_from": dict(zip(source.bands, source.bands_from, strict=False)),
+        "flags": dict(Counter(flags[flags != ""].tolist())),
+        "fitted": dict(Counter(action.tolist())),
+        "field_of_view": fields_of_view(field),
+        "masked_pixels": int(columns["masked"].sum()),
+        "versions": runtime.versions(),
+        "devices": runtime.devices(),
+        "given": len(source),
+        "scored": int(readable.sum()),
+        "flagged": int((flags != "").sum()),
+        "rejected": int((~readable).sum()),
+        **scoring,
+        "warnings": warnings,
+        "notes": [*results.notes(candidates), *metrics.caveats(scores["probability"], labels)],
+        "metrics": {name: metric.to_json() for name, metric in found.items()},
+    }
+    scored = scores, of_members, readable, flags
+    with gathering() as attempt:
+        attempt(
+            "catalogue", results.write_outputs, config.output, candidates, table, *scored, reasons
+        )
+        # Pictures last: drawing takes memory of its own, and the catalogue must not be lost.
+        record["peak_memory_bytes"] = runtime.peak_memory_bytes()
+        attempt("run.json", results.write_json, config.output / "run.json", record)
+        best = results.ranking(scores, readable)[: config.top]
+        attempt("pictures", draw, config, source, best, candidates, record, reasons, found)
+    return Outcome(record, found)
+
+
+def draw(
+    config: InferenceConfig,
+    source: Source,
+    best: np.ndarray,
+    candidates: Table,
+    record: Mapping[str, Any],
+    reasons: np.ndarray,
+    found: Mapping[str, Metrics],
+) -> None:
+    """Writes mosaic.png and report.html; the cutouts of the rows in `best` are read once more, and
+    black where they cannot be."""
+    from lensjax import report
+
+    def picture(row: int) -> np.ndarray:
+        try:
+            return report.colour(source[row].image, source.bands)
+        except Unreadable:  # it was scored: the file is gone since
+            return report.unreadable()
+
+    pictures = [picture(row) for row in best]
+    ids = source.table["id"]
+    with gathering() as attempt:
+        mosaic = config.output / "mosaic.png"
+        attempt("mosaic.png", report.write_mosaic, mosaic, pictures, candidates)
+        attempt(
+            "report.html",
+            report.write_report,
+            config.output,
+            candidates=candidates,
+            pictures=pictures,
+            run=record,
+            rejects=[(id_, reason) for id_, reason in zip(ids, reasons, strict=True) if reason],
+            metrics=found,
+        )
+
+
+def _metrics(
+    labels: np.ndarray | None,
+    probability: np.ndarray,
+    of_members: Mapping[str, Mapping[str, np.ndarray]],
+) -> dict[str, Metrics]:
+    """Returns the metrics of each member and of the ensemble, none where no label is known."""
+    if labels is None or not (labels[~np.isnan(probability)] >= 0).any():
+        return {}
+    probabilities = {name: member["probs"] for name, member in of_members.items()}
+    probabilities["ensemble"] = probability
+    return {name: metrics.evaluate(values, labels) for name, values in probabilities.items()}
