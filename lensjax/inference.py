@@ -57,7 +57,8 @@ from lensjax.files import gathering, make_folder
 from lensjax.memory import memory_budget
 from lensjax.metrics import Metrics
 from lensjax.models.registry import ARCHITECTURES
-from lensjax.resume import Columns, PartialRows
+from lensjax.predictions import Predictions
+from lensjax.resume import PartialRows
 
 PARTS = ".scores"
 
@@ -216,12 +217,12 @@ def infer(config: InferenceConfig) -> Outcome:
     cannot be carried out, LensjaxError where the run fails.
     """
     with _scored(config) as run:
-        columns = run.parts.columns()
+        predictions = Predictions.of_columns(run.ensemble.names, run.parts.columns())
         results.clear(config.output)
-        outcome = write(config, run.members, run.ensemble, run.source, columns, run.record)
+        outcome = write(config, run.members, run.ensemble, run.source, predictions, run.record)
         run.parts.remove()
     if not outcome.run["scored"]:
-        reason = Counter(columns["reasons"].tolist()).most_common(1)[0][0]
+        reason = Counter(predictions.reason.tolist()).most_common(1)[0][0]
         raise LensjaxError(
             f"none of the {outcome.run['given']} cutouts could be scored ({reason}): "
             f"{config.output / 'rejects.csv'} has the reason for each"
@@ -419,6 +420,7 @@ def _settings(config: InferenceConfig, members: Members, source: Source) -> dict
         | {
             "data_sha256": content_sha256(source),
             "members": members.identities(),
+            "order": list(members.infos),
             "version": __version__,
         }
     )
@@ -438,26 +440,19 @@ def write(
     members: Members,
     ensemble: Ensemble,
     source: Source,
-    columns: Columns,
+    predictions: Predictions,
     scoring: Mapping[str, Any],
 ) -> Outcome:
-    """Writes the output directory from `columns`, the scores in input order, and what is to be
-    said of the `scoring`. A file that cannot be written keeps no other back."""
-    readable, reasons, flags = (columns[name] for name in ("readable", "reasons", "flags"))
-    scores = {name: columns[name] for name in results.SCORES}
-    of_members = {
-        name: {"logits": columns[f"{name}_logits"], "probs": columns[f"{name}_probs"]}
-        for name in ensemble.names
-    }
-    table = source.table.copy(copy_data=False)
-    table["ra"], table["dec"] = columns["ra"], columns["dec"]
-    candidates = results.candidate_table(table, scores, of_members, readable, flags)
+    """Writes the output directory from the predictions and what is to be said of the `scoring`.
+    A file that cannot be written keeps no other back."""
+    table, readable, flag = source.table, predictions.readable, predictions.flag
+    candidates = results.candidate_table(table, predictions)
     labels = table["label"] if "label" in table.colnames else None
-    field, action = columns["field"][readable], columns["action"][readable]
+    field, action = predictions.field[readable], predictions.action[readable]
     warnings = doubts(field, action, ensemble.preprocessings, config.fit)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    found = _metrics(labels, scores["probability"], of_members)
+    found = _metrics(labels, predictions)
     record = {
         "config": dataclasses.asdict(config),
         "members": [
@@ -472,45 +467,43 @@ def write(
         "shares_from": ensemble.weights_origin,
         "data": source.description,
         "bands_from": dict(zip(source.bands, source.bands_from, strict=False)),
-        "flags": dict(Counter(flags[flags != ""].tolist())),
+        "flags": dict(Counter(flag[flag != ""].tolist())),
         "fitted": dict(Counter(action.tolist())),
         "field_of_view": fields_of_view(field),
-        "masked_pixels": int(columns["masked"].sum()),
+        "masked_pixels": int(predictions.masked.sum()),
         "versions": runtime.versions(),
         "devices": runtime.devices(),
         "given": len(source),
         "scored": int(readable.sum()),
-        "flagged": int((flags != "").sum()),
+        "flagged": int((flag != "").sum()),
         "rejected": int((~readable).sum()),
         **scoring,
         "warnings": warnings,
-        "notes": [*results.notes(candidates), *metrics.caveats(scores["probability"], labels)],
+        "notes": [
+            *results.notes(candidates),
+            *metrics.caveats(predictions.scores.probability, labels),
+        ],
         "metrics": {name: metric.to_json() for name, metric in found.items()},
     }
-    scored = scores, of_members, readable, flags
     with gathering() as attempt:
-        attempt(
-            "catalogue", results.write_outputs, config.output, candidates, table, *scored, reasons
-        )
+        attempt("catalogue", results.write_outputs, config.output, candidates, table, predictions)
         # Pictures last: drawing takes memory of its own, and the catalogue must not be lost.
         record["peak_memory_bytes"] = runtime.peak_memory_bytes()
         attempt("run.json", results.write_json, config.output / "run.json", record)
-        best = results.ranking(scores, readable)[: config.top]
-        attempt("pictures", draw, config, source, best, candidates, record, reasons, found)
+        attempt("pictures", draw, config, source, candidates, predictions, record, found)
     return Outcome(record, found)
 
 
 def draw(
     config: InferenceConfig,
     source: Source,
-    best: np.ndarray,
     candidates: Table,
+    predictions: Predictions,
     record: Mapping[str, Any],
-    reasons: np.ndarray,
     found: Mapping[str, Metrics],
 ) -> None:
-    """Writes mosaic.png and report.html; the cutouts of the rows in `best` are read once more, and
-    black where they cannot be."""
+    """Writes mosaic.png and report.html; the best cutouts are read once more, and black where they
+    cannot be."""
     from lensjax import report
 
     def picture(row: int) -> np.ndarray:
@@ -519,8 +512,9 @@ def draw(
         except Unreadable:  # it was scored: the file is gone since
             return report.unreadable()
 
-    pictures = [picture(row) for row in best]
-    ids = source.table["id"]
+    pictures = [picture(row) for row in predictions.ranking()[: config.top]]
+    rejected = ~predictions.readable
+    rejects = zip(source.table["id"][rejected], predictions.reason[rejected], strict=True)
     with gathering() as attempt:
         mosaic = config.output / "mosaic.png"
         attempt("mosaic.png", report.write_mosaic, mosaic, pictures, candidates)
@@ -531,19 +525,16 @@ def draw(
             candidates=candidates,
             pictures=pictures,
             run=record,
-            rejects=[(id_, reason) for id_, reason in zip(ids, reasons, strict=True) if reason],
+            rejects=rejects,
             metrics=found,
         )
 
 
-def _metrics(
-    labels: np.ndarray | None,
-    probability: np.ndarray,
-    of_members: Mapping[str, Mapping[str, np.ndarray]],
-) -> dict[str, Metrics]:
-    """Returns the metrics of each member and of the ensemble, none where no label is known."""
-    if labels is None or not (labels[~np.isnan(probability)] >= 0).any():
+def _metrics(labels: np.ndarray | None, predictions: Predictions) -> dict[str, Metrics]:
+    """Returns the metrics of the ensemble and of each member, none where no label is known."""
+    if labels is None or not (labels[predictions.readable] >= 0).any():
         return {}
-    probabilities = {name: member["probs"] for name, member in of_members.items()}
-    probabilities["ensemble"] = probability
-    return {name: metrics.evaluate(values, labels) for name, values in probabilities.items()}
+    return {
+        name: metrics.evaluate(values, labels)
+        for name, values in predictions.probabilities().items()
+    }

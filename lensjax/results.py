@@ -22,9 +22,10 @@ from lensjax.columns import CARRIED, COLUMNS, OF_MEMBERS, Meaning
 from lensjax.data.formats import fits_table
 from lensjax.data.formats.tables import filled, plain
 from lensjax.files import gathering, replacing
+from lensjax.predictions import Predictions, Scores, write_predictions
 
 OF_CUTOUTS = ("id", "ra", "dec")
-SCORES = tuple(name for name in COLUMNS if name not in ("rank", "flag", *OF_CUTOUTS))
+OF_ENSEMBLE = tuple(name for name in Scores._fields if name in COLUMNS)
 FIGURES = ("roc", "precision_recall", "reliability", "scores", "uncertainty")
 OUTPUTS = (  # every file that scoring or evaluating leaves in its folder
     "predictions.npz",
@@ -38,11 +39,8 @@ OUTPUTS = (  # every file that scoring or evaluating leaves in its folder
     "metrics.json",
     *(f"{name}.{form}" for name in FIGURES for form in ("png", "pdf")),
 )
-THRESHOLD = 0.5  # probability from which `ensemble_preds` says lens
 
 Array = NDArray[Any]
-Scores = Mapping[str, Array]
-Members = Mapping[str, Mapping[str, Array]]
 
 
 def clear(folder: str | os.PathLike[str]) -> None:
@@ -53,41 +51,19 @@ def clear(folder: str | os.PathLike[str]) -> None:
 
 
 def write_outputs(
-    folder: str | os.PathLike[str],
-    candidates: Table,
-    catalogue: Table,
-    scores: Scores,
-    members: Members,
-    readable: Array,
-    flags: Array,
-    reasons: Sequence[str] | Array,
+    folder: str | os.PathLike[str], candidates: Table, catalogue: Table, predictions: Predictions
 ) -> None:
     """Write the predictions, the rejects and the ranked `candidates`; what fails stops no other.
 
-    `catalogue` has N rows in input order, `scores` (see `SCORES`) and the `logits` and `probs` of
-    each of `members` are (N,), `readable` is (N,) bool, `flags` (N,) says what is amiss with a
-    row that is scored all the same, `reasons` (N,) why a row is not readable; both mostly "".
+    `catalogue` has the rows of the `predictions`, in input order.
     """
-    of_rows = scores, members, readable, flags
     with gathering() as attempt:
-        attempt("predictions.npz", write_predictions, folder, catalogue, *of_rows)
-        attempt("rejects.csv", write_rejects, folder, catalogue, readable, reasons)
+        attempt("predictions.npz", write_predictions, folder, catalogue, predictions)
+        attempt("rejects.csv", write_rejects, folder, catalogue, predictions)
         attempt("candidates", write_candidates, folder, candidates)
 
 
-def ranking(scores: Scores, readable: Array) -> Array:
-    """The input rows (readable,) of the readable cutouts, best first.
-
-    Ties in probability go by logit (float32 probabilities saturate before logits do), then by
-    input order.
-    """
-    rows = np.flatnonzero(readable)
-    return rows[np.lexsort((-scores["logit"][rows], -scores["probability"][rows]))]
-
-
-def candidate_table(
-    catalogue: Table, scores: Scores, members: Members, readable: Array, flags: Array
-) -> Table:
+def candidate_table(catalogue: Table, predictions: Predictions) -> Table:
     """The readable rows, best first: rank, id, position, scores, `flag`, members, then carried
     columns.
 
@@ -95,20 +71,19 @@ def candidate_table(
     as str, columns with gaps as MaskedColumn, a position that is not known as a gap. What a column
     means (see `lensjax.columns`) stands in its unit, its description and the `ucd` of its meta.
     """
-    rows = ranking(scores, readable)
+    rows = predictions.ranking()
     table = Table({"rank": np.arange(1, rows.size + 1)})
     table["id"] = plain(catalogue["id"][rows])
     for name in ("ra", "dec"):
-        degrees = np.ma.masked_invalid(np.ma.asarray(catalogue[name][rows]), copy=False)
+        degrees = np.ma.masked_invalid(getattr(predictions, name)[rows])
         table[name] = MaskedColumn(degrees) if degrees.mask.any() else Column(degrees.data)
-    for name in SCORES:
-        table[name] = np.asarray(scores[name])[rows]
-    table["flag"] = np.asarray(flags, np.str_)[rows]
+    for name in OF_ENSEMBLE:
+        table[name] = getattr(predictions.scores, name)[rows]
+    table["flag"] = np.asarray(predictions.flag, np.str_)[rows]
     for name, column in table.columns.items():
         _describe(column, COLUMNS[name])
-    for name, outputs in members.items():
-        column = Column(np.asarray(outputs["probs"])[rows], meta={"member": name})
-        table[f"{name}_probability"] = column
+    for name, values in zip(predictions.members, predictions.scores.member_probs, strict=True):
+        table[f"{name}_probability"] = Column(values[rows], meta={"member": name})
         _describe(table[f"{name}_probability"], OF_MEMBERS)
     ours = {name.lower() for name in table.colnames}
     for name in catalogue.colnames:
@@ -157,64 +132,16 @@ def write_candidates(folder: str | os.PathLike[str], table: Table) -> None:
             attempt(name, write, Path(folder) / name, table)
 
 
-def write_predictions(
-    folder: str | os.PathLike[str],
-    catalogue: Table,
-    scores: Scores,
-    members: Members,
-    readable: Array,
-    flags: Array,
-) -> None:
-    """Write predictions.npz: (N,) arrays in input order, readable without pickle.
-
-    `id`, `path` where the catalogue has it, `ensemble_logits`, `ensemble_probs`, `ensemble_preds`
-    (int8: 1 from a probability of 0.5 on, 0 below), `<member>_logits`, `<member>_probs`, `flag`. A
-    row that could not be read is NaN, and -1 in `ensemble_preds`.
-    """
-    readable = np.asarray(readable, bool)
-
-    def scored(values: Array) -> Array:
-        values = np.asarray(values)
-        return np.where(readable, values, values.dtype.type(np.nan))
-
-    probability = scored(scores["probability"])
-    arrays = {
-        "ensemble_logits": scored(scores["logit"]),
-        "ensemble_probs": probability,
-        "ensemble_preds": np.where(np.isnan(probability), -1, probability >= THRESHOLD).astype(
-            np.int8
-        ),
-    }
-    for name, outputs in members.items():
-        arrays[f"{name}_logits"] = scored(outputs["logits"])
-        arrays[f"{name}_probs"] = scored(outputs["probs"])
-    arrays["flag"] = np.asarray(flags, np.str_)
-    for name in ("id", "path"):
-        if name in catalogue.colnames:
-            arrays[name] = filled(catalogue[name])
-    size = sum(array.nbytes for array in arrays.values())
-    with replacing(Path(folder) / "predictions.npz", size) as file:
-        np.savez(file, allow_pickle=False, **arrays)
-
-
 def write_rejects(
-    folder: str | os.PathLike[str],
-    catalogue: Table,
-    readable: Array,
-    reasons: Sequence[str] | Array,
+    folder: str | os.PathLike[str], catalogue: Table, predictions: Predictions
 ) -> None:
     """Write rejects.csv: `path,id,reason` of each unreadable row; the header alone without any."""
-    rows = np.flatnonzero(~np.asarray(readable, bool)).tolist()
-    ids = filled(catalogue["id"][rows])
-    paths = (
-        filled(catalogue["path"][rows]) if "path" in catalogue.colnames else np.full(len(rows), "")
-    )
-    lines = [_csv_line(("path", "id", "reason"))]
-    lines += [
-        _csv_line((path, id_, reasons[row]))
-        for path, id_, row in zip(paths, ids, rows, strict=True)
-    ]
-    content = b"".join(lines)
+    rows = np.flatnonzero(~predictions.readable)
+    has_paths = "path" in catalogue.colnames
+    paths = filled(catalogue["path"][rows]) if has_paths else np.full(rows.size, "")
+    columns = paths, filled(catalogue["id"][rows]), predictions.reason[rows]
+    lines = [_csv_line(line) for line in zip(*columns, strict=True)]
+    content = b"".join([_csv_line(("path", "id", "reason")), *lines])
     with replacing(Path(folder) / "rejects.csv", len(content)) as file:
         file.write(content)
 

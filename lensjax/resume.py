@@ -29,7 +29,7 @@ Columns = dict[str, np.ndarray]
 
 
 class _Part(NamedTuple):
-    """Columns of some rows in a row: in a file, or not saved yet."""
+    """Columns of some rows in a row, which are their last axis: in a file, or not saved yet."""
 
     rows: range
     content: Path | Columns
@@ -99,7 +99,7 @@ class PartialRows:
 
     def add(self, start: int, columns: Columns) -> None:
         """Takes the rows from `start` on; saves when the last save is long enough ago."""
-        rows = range(start, start + len(next(iter(columns.values()))))
+        rows = range(start, start + next(iter(columns.values())).shape[-1])
         if self._unsaved and self._unsaved[-1].rows.stop != start:
             self.save()
         self._unsaved.append(_Part(rows, columns))
@@ -259,8 +259,8 @@ def _columns(part: _Part) -> Columns:
 def _taken(columns: Columns, rows: range, wanted: range) -> Columns:
     """Returns the columns of the `wanted` ones of `rows`."""
     chosen = slice(wanted.start - rows.start, wanted.stop - rows.start)
-    return {name: values[chosen] for name, values in columns.items()}
+    return {name: values[..., chosen] for name, values in columns.items()}
 
 
 def _concatenate(parts: list[Columns]) -> Columns:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: np.concatenate([part[name] for part in parts], -1) for name in parts[0]}

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet
@@ -20,48 +21,34 @@ from lensjax import results
 from lensjax.columns import CARRIED, COLUMNS, OF_MEMBERS
 from lensjax.data.formats import fits_table
 from lensjax.errors import LensjaxError
-from lensjax.predictions import Match, read_predictions
+from lensjax.metrics import Interval
+from lensjax.predictions import Predictions, read_probabilities
+from tests.scored import scored
+
+
+class Run(NamedTuple):
+    catalogue: Table
+    predictions: Predictions
+
 
 TEXTS = ["a,b", 'say "x"', "two\nlines", "ünïcødé ☃", "plain", "=1+2", "<script>"]
 
 
-def run(size: int = 12, unreadable: tuple[int, ...] = (3, 7), **columns: object) -> dict:
-    """The arguments of write_outputs for a small catalogue of scored rows."""
-    rng = np.random.default_rng(0)
+def run(size: int = 12, unreadable: tuple[int, ...] = (3, 7), **columns: object) -> Run:
+    """A small catalogue, with these columns besides, and its scores."""
+    flag = np.where(np.arange(size) == 2, "no data in r", "")
     catalogue = Table(
         {
             "id": 2**53 + 1 + 2 * np.arange(size),
-            "ra": rng.random(size) * 360,
-            "dec": rng.random(size) * 180 - 90,
             "path": [f"f/{row}.fits" for row in range(size)],
         }
+        | columns
     )
-    for name, values in columns.items():
-        catalogue[name] = values
-    scores = {name: rng.random(size).astype(np.float32) for name in results.SCORES}
-    members = {
-        name: {"logits": rng.normal(size=size).astype(np.float32), "probs": rng.random(size)}
-        for name in ("resnet18.0", "vit_b16")
-    }
-    readable = np.ones(size, bool)
-    readable[list(unreadable)] = False
-    reasons = np.where(readable, "", "truncated, or empty")
-    return {
-        "catalogue": catalogue,
-        "scores": scores,
-        "members": members,
-        "readable": readable,
-        "flags": np.where(np.arange(size) == 2, "no data in r", ""),
-        "reasons": reasons,
-    }
+    return Run(catalogue, scored(size, unreadable, flag=flag))
 
 
-def ranked(job: dict) -> Table:
-    return results.candidate_table(*(job[key] for key in list(job)[:5]))
-
-
-def write(folder: Path, job: dict) -> None:
-    results.write_outputs(folder, ranked(job), **job)
+def write(folder: Path, job: Run) -> None:
+    results.write_outputs(folder, results.candidate_table(*job), *job)
 
 
 def from_parquet(folder: Path) -> dict[str, list]:
@@ -75,7 +62,7 @@ def from_fits(folder: Path) -> Table:
 
 
 def test_columns_come_in_the_order_of_the_contract() -> None:
-    table = ranked(run(label=np.zeros(12), group=["a"] * 12))
+    table = results.candidate_table(*run(label=np.zeros(12), group=["a"] * 12))
     assert table.colnames == [
         "rank", "id", "ra", "dec", "probability", "logit", "logit_std", "total_entropy",
         "aleatoric_entropy", "mutual_information", "flag", "resnet18.0_probability",
@@ -85,34 +72,21 @@ def test_columns_come_in_the_order_of_the_contract() -> None:
 
 def test_best_first_and_every_readable_row_once() -> None:
     job = run()
-    table = ranked(job)
+    table = results.candidate_table(*job)
     assert list(table["rank"]) == list(range(1, 11))
     assert (np.diff(table["probability"]) <= 0).all()
-    assert set(table["id"]) == set(job["catalogue"]["id"][job["readable"]])
-    row = {id_: k for k, id_ in enumerate(job["catalogue"]["id"])}
+    assert set(table["id"]) == set(job.catalogue["id"][job.predictions.readable])
+    row = {id_: k for k, id_ in enumerate(job.catalogue["id"])}
     for line in table:
-        assert line["vit_b16_probability"] == job["members"]["vit_b16"]["probs"][row[line["id"]]]
-        assert line["path"] == job["catalogue"]["path"][row[line["id"]]]
-
-
-def test_ties_go_by_logit_and_then_by_input_order() -> None:
-    job = run(unreadable=())
-    job["scores"]["probability"][:] = 1
-    job["scores"]["logit"][:] = [20, 20, 25, 20, 20, 20, 30, 20, 20, 20, 20, np.nan]
-    order = (ranked(job)["id"] - 2**53) // 2
-    assert order.tolist() == [6, 2, 0, 1, 3, 4, 5, 7, 8, 9, 10, 11]
-
-
-def test_scores_that_are_nan_rank_last() -> None:
-    job = run(unreadable=())
-    job["scores"]["probability"][4] = np.nan
-    assert ranked(job)["id"][-1] == job["catalogue"]["id"][4]
+        probability = job.predictions.scores.member_probs[1, row[line["id"]]]
+        assert line["vit_b16_probability"] == probability
+        assert line["path"] == job.catalogue["path"][row[line["id"]]]
 
 
 def test_clashing_columns_are_renamed_also_where_only_the_case_differs() -> None:
     job = run(probability=np.arange(12.0), RANK=np.arange(12), logit_input=np.arange(12))
-    job["catalogue"]["logit"] = np.arange(12.0)
-    table = ranked(job)
+    job.catalogue["logit"] = np.arange(12.0)
+    table = results.candidate_table(*job)
     assert table.colnames[-5:] == [
         "path",
         "probability_input",
@@ -144,7 +118,7 @@ def test_the_three_files_hold_the_same_table(tmp_path: Path) -> None:
         nothing=np.array([None] * 12, object),
         raw=np.char.encode(texts, "utf-8"),
     )
-    table = ranked(job)
+    table = results.candidate_table(*job)
     results.write_candidates(tmp_path, table)
     parquet, binary = from_parquet(tmp_path), from_fits(tmp_path)
     text = Table.read(tmp_path / "candidates.csv", format="ascii.csv")
@@ -169,9 +143,9 @@ def test_any_float_and_any_id_survive(tmp_path_factory, values: list[float], dat
         st.lists(st.integers(-(2**63) + 1, 2**63 - 1), min_size=len(values), max_size=len(values))
     )
     job = run(size=len(values), unreadable=())
-    job["catalogue"]["id"] = np.array(ids, np.int64)
-    job["catalogue"]["carried"] = np.array(values, np.float32)
-    table = ranked(job)
+    job.catalogue["id"] = np.array(ids, np.int64)
+    job.catalogue["carried"] = np.array(values, np.float32)
+    table = results.candidate_table(*job)
     results.write_candidates(folder, table)
     text = Table.read(folder / "candidates.csv", format="ascii.csv")
     for source in (text, from_fits(folder), Table(from_parquet(folder))):
@@ -183,7 +157,7 @@ def test_any_float_and_any_id_survive(tmp_path_factory, values: list[float], dat
 
 def test_vectors_are_kept(tmp_path: Path) -> None:
     shapes, flux = np.arange(48).reshape(12, 2, 2), np.arange(36.0).reshape(12, 3)
-    table = ranked(run(flux=flux, shapes=shapes))
+    table = results.candidate_table(*run(flux=flux, shapes=shapes))
     results.write_candidates(tmp_path, table)
     np.testing.assert_array_equal(from_fits(tmp_path)["shapes"], table["shapes"])
     np.testing.assert_array_equal(np.array(from_parquet(tmp_path)["shapes"]), table["shapes"])
@@ -194,7 +168,7 @@ def test_vectors_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [1, 2])
 def test_few_or_no_rows(tmp_path: Path, size: int) -> None:
     job = run(size=size, unreadable=(0,))
-    table = ranked(job)
+    table = results.candidate_table(*job)
     write(tmp_path, job)
     assert len(table) == size - 1
     assert len(from_parquet(tmp_path)["id"]) == len(from_fits(tmp_path)) == size - 1
@@ -202,45 +176,14 @@ def test_few_or_no_rows(tmp_path: Path, size: int) -> None:
     assert len(lines) == size and lines[0].startswith("rank,id,ra,dec,probability")
 
 
-def test_predictions_keep_the_order_of_the_input(tmp_path: Path) -> None:
-    job = run()
-    write(tmp_path, job)
-    with np.load(tmp_path / "predictions.npz", allow_pickle=False) as file:
-        arrays = dict(file)
-    np.testing.assert_array_equal(arrays["id"], job["catalogue"]["id"])
-    expected = job["scores"]["probability"].copy()
-    expected[~job["readable"]] = np.nan
-    np.testing.assert_array_equal(arrays["ensemble_probs"], expected)
-    assert arrays["ensemble_probs"].dtype == np.float32
-    np.testing.assert_array_equal(
-        arrays["ensemble_preds"], np.where(np.isnan(expected), -1, expected >= 0.5)
-    )
-    readable = job["readable"]
-    for kind in ("logits", "probs"):
-        found = arrays[f"resnet18.0_{kind}"]
-        np.testing.assert_array_equal(found[readable], job["members"]["resnet18.0"][kind][readable])
-        assert np.isnan(found[~readable]).all()
-    assert set(arrays) == {
-        "id", "path", "ensemble_logits", "ensemble_probs", "ensemble_preds", "flag",
-        "resnet18.0_logits", "resnet18.0_probs", "vit_b16_logits", "vit_b16_probs",
-    }  # fmt: skip
-
-
-def test_object_ids_need_no_pickle(tmp_path: Path) -> None:
-    job = run(size=3, unreadable=())
-    job["catalogue"]["id"] = np.array(["a", 7, None], object)
-    write(tmp_path, job)
-    assert read_predictions(tmp_path).ids.tolist() == ["a", "7", ""]
-
-
 def test_rejects_are_listed_with_their_reason(tmp_path: Path) -> None:
     job = run()
-    job["catalogue"]["path"][3] = '"b",.fits'
-    job["catalogue"]["path"][7] = "f\r.fits"
+    job.catalogue["path"][3] = '"b",.fits'
+    job.catalogue["path"][7] = "f\r.fits"
     write(tmp_path, job)
     table = Table.read(tmp_path / "rejects.csv", format="ascii.csv")
     assert table.colnames == ["path", "id", "reason"]
-    assert table["id"].tolist() == job["catalogue"]["id"][[3, 7]].tolist()
+    assert table["id"].tolist() == job.catalogue["id"][[3, 7]].tolist()
     assert table["path"].tolist()[0] == '"b",.fits'
     assert b'\n"f\r.fits",' in (tmp_path / "rejects.csv").read_bytes()
     assert set(table["reason"]) == {"truncated, or empty"}
@@ -248,7 +191,7 @@ def test_rejects_are_listed_with_their_reason(tmp_path: Path) -> None:
 
 def test_rejects_without_any_are_a_header(tmp_path: Path) -> None:
     job = run(unreadable=())
-    job["catalogue"].remove_column("path")
+    job.catalogue.remove_column("path")
     write(tmp_path, job)
     assert (tmp_path / "rejects.csv").read_text() == "path,id,reason\n"
 
@@ -256,7 +199,7 @@ def test_rejects_without_any_are_a_header(tmp_path: Path) -> None:
 def test_run_record_is_strict_json(tmp_path: Path) -> None:
     record = {
         "a": math.nan, "b": np.float32(0.5), "c": [np.int64(3), math.inf], "d": Path("x"),
-        "e": np.array([1.0, np.nan]), "f": True, "g": None, 7: Match(np.zeros(1), 2, 3),
+        "e": np.array([1.0, np.nan]), "f": True, "g": None, 7: Interval(0.5, math.nan, 1),
     }  # fmt: skip
     results.write_json(Path(tmp_path) / "run.json", record)
 
@@ -266,7 +209,7 @@ def test_run_record_is_strict_json(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "run.json").read_text(), parse_constant=refuse)
     assert found == {
         "a": None, "b": 0.5, "c": [3, None], "d": "x", "e": [1.0, None], "f": True, "g": None,
-        "7": {"labels": [0.0], "without_label": 2, "without_prediction": 3},
+        "7": {"value": 0.5, "low": None, "high": 1},
     }  # fmt: skip
 
 
@@ -279,10 +222,10 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    table = ranked(run(size=5, unreadable=()))
+    table = results.candidate_table(*run(size=5, unreadable=()))
     writers = (
         lambda: results.write_candidates(tmp_path, table),
-        lambda: results.write_predictions(tmp_path, *(job[key] for key in list(job)[:5])),
+        lambda: results.write_predictions(tmp_path, *job),
         lambda: results.write_json(Path(tmp_path) / "run.json", {}),
     )
     for writer in writers:
@@ -328,8 +271,8 @@ def test_a_catalogue_of_any_number_of_columns_and_any_names_is_written_whole(
         size=3, unreadable=(1,), **{name: [f"{name[:9]}{k}" for k in range(3)] for name in ODD}
     )
     for number in range(1200):
-        job["catalogue"][f"c{number}"] = np.arange(3) + number
-    table = ranked(job)
+        job.catalogue[f"c{number}"] = np.arange(3) + number
+    table = results.candidate_table(*job)
     write(tmp_path, job)
     assert {path.name for path in tmp_path.iterdir()} <= set(results.OUTPUTS)
     assert [len(line) for line in from_csv(tmp_path)] == [len(table.colnames)] * 3
@@ -350,7 +293,7 @@ def test_a_catalogue_of_any_number_of_columns_and_any_names_is_written_whole(
     first, second = results.notes(table)
     assert "candidates.fits has the first 999 of 1,225 columns" in first
     assert "candidates.parquet and candidates.csv" in first and "9 of the columns" in second
-    assert results.notes(ranked(run())) == []
+    assert results.notes(results.candidate_table(*run())) == []
 
 
 def from_csv(folder: Path) -> list[list[str]]:
@@ -377,7 +320,7 @@ def test_one_form_that_fails_loses_no_other(tmp_path: Path, monkeypatch) -> None
 
 def test_columns_say_what_they_mean_in_fits_and_parquet(tmp_path: Path) -> None:
     job = run(label=np.zeros(12, int), redshift=np.zeros(12))
-    job["catalogue"]["redshift"].unit, job["catalogue"]["redshift"].description = (
+    job.catalogue["redshift"].unit, job.catalogue["redshift"].description = (
         "km / s",
         "of lens",
     )
@@ -389,7 +332,7 @@ def test_columns_say_what_they_mean_in_fits_and_parquet(tmp_path: Path) -> None:
         )
         for k in range(1, header["TFIELDS"] + 1)
     }
-    members = {f"{name}_probability": OF_MEMBERS for name in job["members"]}
+    members = {f"{name}_probability": OF_MEMBERS for name in job.predictions.members}
     expected = COLUMNS | members | CARRIED | {"redshift": ("km s-1", "", "of lens")}
     assert cards == {name: tuple(meaning) for name, meaning in expected.items()}
     assert cards["ra"][:2] == ("deg", "pos.eq.ra;meta.main")
@@ -418,11 +361,11 @@ def test_the_documentation_has_the_same_meanings() -> None:
 
 def test_a_position_that_is_not_known_is_empty(tmp_path: Path) -> None:
     job = run(size=3, unreadable=())
-    job["catalogue"]["ra"][1] = job["catalogue"]["dec"][1] = np.nan
-    job["catalogue"]["flux"] = [1.5, np.nan, 2.5]
+    job.predictions.ra[1] = job.predictions.dec[1] = np.nan
+    job.catalogue["flux"] = [1.5, np.nan, 2.5]
     write(tmp_path, job)
     lines = Table.read(tmp_path / "candidates.csv", format="ascii.csv")
-    row = int(np.flatnonzero(lines["id"] == job["catalogue"]["id"][1])[0])
+    row = int(np.flatnonzero(lines["id"] == job.catalogue["id"][1])[0])
     columns, *rows = from_csv(tmp_path)
     assert [rows[row][columns.index(name)] for name in ("ra", "dec", "flux")] == ["", "", ""]
     assert "nan" not in (tmp_path / "candidates.csv").read_text().lower()
@@ -433,13 +376,13 @@ def test_a_position_that_is_not_known_is_empty(tmp_path: Path) -> None:
 def test_names_that_are_no_utf8_are_written_in_every_form(tmp_path: Path) -> None:
     """As the names of files come that were written under another encoding."""
     job = run(size=3, unreadable=(2,))
-    job["catalogue"]["path"] = [os.fsdecode(b"caf\xe9.fits")] * 3
-    job["catalogue"]["id"] = [os.fsdecode(b"caf\xe9%d" % k) for k in range(3)]
+    job.catalogue["path"] = [os.fsdecode(b"caf\xe9.fits")] * 3
+    job.catalogue["id"] = [os.fsdecode(b"caf\xe9%d" % k) for k in range(3)]
     write(tmp_path, job)
     assert sorted(from_parquet(tmp_path)["id"]) == ["caf\ufffd0", "caf\ufffd1"]
     assert sorted(from_fits(tmp_path)["path"]) == ["caf\ufffd.fits"] * 2
     assert (tmp_path / "rejects.csv").read_text().splitlines()[1].startswith("caf\ufffd.fits,caf")
-    assert read_predictions(tmp_path).ids[0] == "caf\ufffd0"
+    assert read_probabilities(tmp_path)[0]["id"][0] == "caf\ufffd0"
 
 
 def test_what_a_run_and_its_evaluation_left_goes_and_nothing_else(tmp_path):

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from lensjax import config, metrics, predictions, results
+from lensjax import config, metrics, results
 from lensjax.errors import UsageError
 from lensjax.files import make_folder
+from lensjax.labels import match, read_labels
+from lensjax.predictions import read_probabilities
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,13 @@ def evaluate(options: EvaluateConfig) -> str:
         raise UsageError("--predictions and --labels are both needed")
     if options.bootstrap < 1 or options.seed < 0:
         raise UsageError("--bootstrap must be at least 1, and --seed not negative")
-    scored = predictions.read_predictions(options.predictions)
-    matched = predictions.match(scored, predictions.read_labels(options.labels))
+    catalogue, probabilities = read_probabilities(options.predictions)
+    matched = match(catalogue, read_labels(options.labels))
     found = {
         name: metrics.evaluate(
             values, matched.labels, bootstrap=options.bootstrap, seed=options.seed
         )
-        for name, values in scored.probabilities.items()
+        for name, values in probabilities.items()
     }
     beside = options.predictions if options.predictions.is_dir() else options.predictions.parent
     folder = options.output or beside
@@ -50,13 +52,13 @@ def evaluate(options: EvaluateConfig) -> str:
         "predictions_without_label": matched.without_label,
         "labels_without_prediction": matched.without_prediction,
     }
-    caveats = metrics.caveats(scored.probabilities["ensemble"], matched.labels)
+    caveats = metrics.caveats(probabilities["ensemble"], matched.labels)
     record = folder / "metrics.json"
     of_scores = {name: metric.to_json() for name, metric in found.items()}
     results.write_json(record, counts | of_scores | {"notes": caveats})
     from lensjax import report
 
-    figures = report.write_figures(folder, report.Scored(scored.probabilities, matched.labels))
+    figures = report.write_figures(folder, report.Scored(probabilities, matched.labels))
     said = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
     lines = [metrics.table(found), "", *caveats, said, *map(str, [record, *figures])]
     return "\n".join(lines)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from lensjax.predictions import Scores
+
 Fusion = Literal["stacked", "mean_prob", "mean_logit", "inverse_variance"]
 
 
@@ -28,19 +30,6 @@ class FusionParams(NamedTuple):
     bias: Array
     share: Array
     error: Array
-
-
-class Scores(NamedTuple):
-    """Scores of a batch: each (batch,) float32, and (member, batch) for the last two."""
-
-    probability: Array
-    logit: Array
-    logit_std: Array
-    total_entropy: Array
-    aleatoric_entropy: Array
-    mutual_information: Array
-    member_logits: Array
-    member_probs: Array
 
 
 def fuse(raw_logits: Array, fusion_params: FusionParams, fusion: Fusion) -> Scores:

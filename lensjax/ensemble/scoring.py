@@ -1,11 +1,12 @@
 """Scores all cutouts of a source, batch by batch."""
 
-import itertools
+import operator
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -17,13 +18,15 @@ from lensjax.data.on_device import Inputs
 from lensjax.data.preprocess import Fit
 from lensjax.data.source import Source
 from lensjax.ensemble import sharding
-from lensjax.ensemble.fusion import Scores
 from lensjax.ensemble.plan import InferencePlan
 from lensjax.ensemble.stack import Ensemble
 from lensjax.ensemble.step import Step, Weights
 from lensjax.errors import Interrupted, LensjaxError
 from lensjax.memory import is_out_of_memory
-from lensjax.resume import Columns, PartialRows
+from lensjax.predictions import Predictions, Scores
+from lensjax.resume import PartialRows
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -59,50 +62,30 @@ def score(
 ) -> Timing:
     """Adds the scores of the cutouts that `parts` does not have yet, and returns the Timing.
 
-    The scores of a batch are fetched when the next one is on the devices and under way; a batch of
-    which nothing can be read stays on the host. `workers` are processes that read. `profile` is
-    where to write a trace of some batches. Raises Interrupted where the process is told to end:
-    what is scored is kept.
+    The scores of a batch are fetched when the next one is on the devices and under way. `workers`
+    are processes that read. `profile` is where to write a trace of some batches. Raises Interrupted
+    where the process is told to end: what is scored is kept.
     """
-    batch_size, missing, first = plan.size.cutouts, parts.missing(), source.first_row
-    given = sum(map(len, missing))
-    scorer = _Scorer(plan.step, weights, mesh, batch_size)
-    batches = itertools.chain.from_iterable(
-        pipeline.batches(
-            source,
-            ensemble.preprocessings,
-            how=how,
-            batch_size=batch_size,
-            rows=range(rows.start - first, rows.stop - first),
-            processes=workers,
-        )
-        for rows in missing
-    )
-    wait_seconds: list[float] = []
-    launch_seconds: list[float] = []
+    missing, total = sum(map(len, parts.missing())), len(parts.rows)
+    scorer = _Scorer(plan.step, weights, mesh, plan.size.cutouts)
+    waits: list[float] = []
     ends: list[float] = []
     counts: list[int] = []
-
-    def launch(batch: pipeline.Batch) -> tuple[pipeline.Batch, _Started | None]:
-        if not batch.readable.any():
-            return batch, None
-        began = time.perf_counter()
-        with jax.profiler.StepTraceAnnotation("launch", step_num=len(launch_seconds)):
-            started = scorer.start(batch.inputs)
-        launch_seconds.append(time.perf_counter() - began)
-        return batch, started
-
-    scored = runtime.one_ahead(launch, trace.waits("load", batches, wait_seconds))
+    batches = trace.waits(
+        "load", _batches(parts, source, ensemble, plan.size.cutouts, how, workers), waits
+    )
     with (
         runtime.asked_to_stop() as asked_to_stop,
-        runtime.progress("scoring", given, "cutouts") as advance,
+        runtime.progress("scoring", missing, "cutouts") as advance,
     ):
         try:
-            for batch, started in trace.traced(scored, profile):
+            for launched in trace.traced(runtime.one_ahead(scorer.launch, batches), profile):
                 with trace.stage("fetch"):
-                    scores = None if started is None else scorer.finish(batch.inputs, started)
+                    scores = scorer.fetch(launched)
                 with trace.stage("keep"):
-                    parts.add(first + int(batch.rows[0]), _columns(ensemble, batch, scores))
+                    batch = launched.batch
+                    predictions = _predictions(ensemble.names, batch, scores)
+                    parts.add(source.first_row + int(batch.rows[0]), predictions.columns())
                 ends.append(time.perf_counter())
                 counts.append(batch.count)
                 advance(batch.count)
@@ -113,30 +96,50 @@ def score(
             if not asked_to_stop():
                 raise
         parts.save()
-        if asked_to_stop() and parts.missing():
-            total = len(parts.rows)
-            done = total - sum(map(len, parts.missing()))
+        left = sum(map(len, parts.missing()))
+        if asked_to_stop() and left:
             raise Interrupted(
-                f"stopped after {done} of {total} rows; the same command goes on there"
+                f"stopped after {total - left} of {total} rows; the same command goes on there"
             )
     steady = ends[-1] - ends[0] if counts[1:] else None
     return Timing(
-        compile_seconds=plan.compile_seconds + launch_seconds[0] if launch_seconds else None,
+        compile_seconds=plan.compile_seconds + scorer.first_launch_seconds if counts else None,
         images_per_second=sum(counts[1:]) / steady if steady else None,
         # When the first batch ends, the second has arrived.
-        waiting_share=sum(wait_seconds[2:]) / steady if steady else None,
+        waiting_share=sum(waits[2:]) / steady if steady else None,
         seconds_to_first_batch=ends[0] - STARTED if ends else None,
-        scored_before=len(parts.rows) - given,
+        scored_before=total - missing,
         cutouts_at_once=scorer.at_once,
     )
 
 
-class _Started(NamedTuple):
-    """Scores of a batch under way, `at_once` cutouts in each of `parts`; none, where the memory
-    did not suffice to start them."""
+def _batches(
+    parts: PartialRows,
+    source: Source,
+    ensemble: Ensemble,
+    batch_size: int,
+    how: Fit,
+    workers: int,
+) -> Iterator[pipeline.Batch]:
+    """Yields the rows that `parts` does not have yet, in order."""
+    for rows in parts.missing():
+        yield from pipeline.batches(
+            source,
+            ensemble.preprocessings,
+            how=how,
+            batch_size=batch_size,
+            rows=range(rows.start - source.first_row, rows.stop - source.first_row),
+            processes=workers,
+        )
 
+
+class _Launched(NamedTuple):
+    """A batch and its scores under way, `at_once` cutouts in each of `scores`; none, where the
+    memory did not suffice to start them."""
+
+    batch: pipeline.Batch
     at_once: int
-    parts: list[Scores] | None
+    scores: list[Scores] | None
 
 
 class _Scorer:
@@ -145,44 +148,38 @@ class _Scorer:
     def __init__(self, step: Step, weights: Weights, mesh: Mesh, at_once: int) -> None:
         self._step, self._weights, self._mesh = step, weights, mesh
         self.at_once = at_once
+        self.first_launch_seconds = 0.0
 
-    def start(self, inputs: Inputs) -> _Started:
-        """Returns the scores of a batch, under way."""
-        try:
-            return _Started(self.at_once, [self._launch(part) for part in self._split(inputs)])
-        except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            return _Started(self.at_once, None)
+    def launch(self, batch: pipeline.Batch) -> _Launched:
+        """Returns a batch with its scores under way."""
+        began = time.perf_counter()
+        with trace.stage("launch"):
+            scores = _unless_out_of_memory(lambda: self._start(batch.inputs))
+        self.first_launch_seconds = self.first_launch_seconds or time.perf_counter() - began
+        return _Launched(batch, self.at_once, scores)
 
-    def finish(self, inputs: Inputs, started: _Started) -> Scores:
+    def fetch(self, launched: _Launched) -> Scores:
         """Returns the scores of a batch on the host. Where the memory does not suffice, the batch
         is scored again with half as many cutouts at once, and so are those that follow.
 
         Raises LensjaxError where it does not even suffice for one cutout a device.
         """
-        while True:
-            scores = _fetch(started)
-            if scores is not None:
-                return scores
+        batch, at_once, started = launched
+        parts = started and _unless_out_of_memory(lambda: jax.device_get(started))
+        while not parts:
             # A batch that was under way already when the number was halved is not to halve it.
-            if started.at_once == self.at_once:
+            if at_once == self.at_once:
                 self._halve()
-            started = self.start(inputs)
+            at_once = self.at_once
+            parts = _unless_out_of_memory(lambda: jax.device_get(self._start(batch.inputs)))
+        return Scores(*(np.concatenate(leaves, axis=-1) for leaves in zip(*parts, strict=True)))
 
-    def _launch(self, part: Inputs) -> Scores:
+    def _start(self, inputs: Inputs) -> list[Scores]:
+        """Returns the scores of a batch under way, in parts of `at_once` cutouts."""
         on_devices = NamedSharding(self._mesh, sharding.BY_CUTOUT)
-        return self._step(self._weights, jax.device_put(part, on_devices))
-
-    def _split(self, inputs: Inputs) -> list[Inputs]:
-        """Returns parts of a batch that are all full, the last one padded with its last cutout."""
-        batch = len(inputs.bounds[0])
-        if batch == self.at_once:
-            return [inputs]
-        rows = [np.arange(self.at_once) + first for first in range(0, batch, self.at_once)]
         return [
-            jax.tree.map(lambda leaf, chosen=chosen: leaf[np.minimum(chosen, batch - 1)], inputs)
-            for chosen in rows
+            self._step(self._weights, jax.device_put(part, on_devices))
+            for part in _split(inputs, self.at_once)
         ]
 
     def _halve(self) -> None:
@@ -196,44 +193,44 @@ class _Scorer:
         self.at_once = half
 
 
-def _fetch(started: _Started) -> Scores | None:
-    """Returns the scores on the host, None where the memory did not suffice."""
-    if started.parts is None:
-        return None
+def _split(inputs: Inputs, count: int) -> Iterator[Inputs]:
+    """Yields a batch in parts of `count` cutouts, the last one padded with the batch's last."""
+    batch = len(inputs.bounds[0])
+    if batch == count:
+        yield inputs
+        return
+    for first in range(0, batch, count):
+        rows = np.minimum(np.arange(first, first + count), batch - 1)
+        yield jax.tree.map(operator.itemgetter(rows), inputs)
+
+
+def _unless_out_of_memory(compute: Callable[[], Result]) -> Result | None:
+    """Returns what is computed, None where the memory does not suffice."""
     try:
-        parts = jax.device_get(started.parts)
+        return compute()
     except jax.errors.JaxRuntimeError as error:
         if not is_out_of_memory(error):
             raise
         return None
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=-1), *parts)
 
 
-def _columns(ensemble: Ensemble, batch: pipeline.Batch, scores: Scores | None) -> Columns:
-    """Returns the rows of a batch, one array (count,) per column, NaN where unreadable; without
-    `scores` all are. A cutout whose score is not finite counts as unreadable."""
-    if scores is None:
-        unknown = np.full((len(ensemble.names), len(batch.readable)), np.nan, np.float32)
-        of_members = {"member_logits": unknown, "member_probs": unknown}
-        host: dict[str, Any] = dict.fromkeys(Scores._fields, unknown[0]) | of_members
-    else:
-        host = scores._asdict()
-    member_logits, member_probs = host.pop("member_logits"), host.pop("member_probs")
-    for index, name in enumerate(ensemble.names):
-        host[f"{name}_logits"], host[f"{name}_probs"] = member_logits[index], member_probs[index]
+def _predictions(members: tuple[str, ...], batch: pipeline.Batch, scores: Scores) -> Predictions:
+    """Returns the rows of a batch. A cutout whose score is not finite counts as unreadable."""
     rows = slice(0, batch.count)
-    finite = np.all([np.isfinite(values[rows]) for values in host.values()], axis=0)
+    scores = Scores(*(values[..., rows] for values in scores))
+    finite = np.isfinite(np.vstack(scores)).all(axis=0)
+    read = batch.readable[rows]
+    readable = read & finite
     reasons = np.array(batch.reasons[rows], np.str_)
-    reasons = np.where(batch.readable[rows] & ~finite, "the score is not finite", reasons)
-    readable = batch.readable[rows] & finite
-    columns = {name: np.where(readable, values[rows], np.nan) for name, values in host.items()}
-    return columns | {
-        "readable": readable,
-        "reasons": reasons,
-        "flags": np.where(readable, np.array(batch.flags[rows], np.str_), ""),
-        "ra": batch.ra[rows],
-        "dec": batch.dec[rows],
-        "masked": batch.masked[rows],
-        "action": np.array(batch.actions[0][rows], np.str_),
-        "field": batch.field[rows],
-    }
+    return Predictions(
+        members=members,
+        scores=Scores(*(np.where(readable, values, np.nan) for values in scores)),
+        readable=readable,
+        reason=np.where(read & ~finite, "the score is not finite", reasons),
+        flag=np.where(readable, np.array(batch.flags[rows], np.str_), ""),
+        ra=batch.ra[rows],
+        dec=batch.dec[rows],
+        masked=batch.masked[rows],
+        action=np.array(batch.actions[0][rows], np.str_),
+        field=batch.field[rows],
+    )

@@ -15,10 +15,11 @@ from lensjax import XLA_IS_KNOWN
 from lensjax.data import on_device
 from lensjax.data.on_device import Inputs
 from lensjax.ensemble import sharding
-from lensjax.ensemble.fusion import Fusion, FusionParams, Scores, fuse
+from lensjax.ensemble.fusion import Fusion, FusionParams, fuse
 from lensjax.ensemble.stack import Ensemble, MemberGroup, member_keys
 from lensjax.ensemble.turns import vmap_in_turns
 from lensjax.models import product
+from lensjax.predictions import Scores
 
 Precision = Literal["float32", "bfloat16"]
 

@@ -19,6 +19,7 @@ from lensjax.data.source import Source
 from lensjax.ensemble import checkpoint
 from lensjax.errors import Interrupted
 from tests.cli.conftest import CUTOUTS
+from tests.scored import scored
 
 
 @pytest.fixture
@@ -199,13 +200,11 @@ def test_a_cutout_that_cannot_be_read_again_is_a_blank_tile(tmp_path):
         return Cutout(np.zeros((16, 16, 3), np.float32), 0.2)
 
     source = Source(Table({"id": [7, 8, 9]}), ("g", "r", "i"), "", 0, read)
-    candidates = Table({"rank": [1, 2, 3], "id": [7, 8, 9], "ra": np.ones(3), "dec": np.ones(3)})
-    for name in results.SCORES:
-        candidates[name] = np.full(3, 0.5)
+    predictions = scored(3, probability=np.array([0.9, 0.8, 0.7]))
+    candidates = results.candidate_table(source.table, predictions)
     options = inference.InferenceConfig(output=tmp_path)
-    rows = np.arange(3)
-    inference.draw(options, source, rows, candidates, {}, np.full(3, ""), {})
+    inference.draw(options, source, candidates, predictions, {}, {})
     mosaic = np.asarray(Image.open(tmp_path / "mosaic.png").convert("L"), int)
-    middles = [mosaic[118:178, 14 + 190 * row :][:, 30:146] for row in rows]
+    middles = [mosaic[118:178, 14 + 190 * row :][:, 30:146] for row in range(3)]
     assert [bool((middle > 100).any()) for middle in middles] == [False, True, False]
     assert (tmp_path / "report.html").read_text().count('class="card"') == 3

@@ -13,6 +13,7 @@ from lensjax import inference, report, results
 from lensjax.data.catalog import open_source
 from lensjax.data.planes import Unreadable
 from lensjax.errors import LensjaxError
+from tests.scored import scored
 
 OF_A_RUN = {name for name in results.OUTPUTS if not name.endswith(".pdf")} - {
     *("metrics.json", *(f"{name}.png" for name in results.FIGURES))
@@ -23,23 +24,11 @@ def written(
     folder: Path, labels: list[int] | None = None, count: int = 3, rejected: tuple[int, ...] = ()
 ) -> inference.Outcome:
     """The Outcome of `inference.write` for `count` cutouts, with the files in `folder`."""
-    rng = np.random.default_rng(0)
     arrays = {} if labels is None else {"label": np.array(labels)}
-    images = rng.normal(size=(count, 8, 8, 3)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(count, 8, 8, 3)).astype(np.float32)
     np.savez(folder / "stack.npz", images=images, **arrays)
     source = open_source(folder / "stack.npz", needed=None, bands="g,r,i")
-    readable = ~np.isin(np.arange(count), rejected)
-    names = [*results.SCORES, "vit_s16_logits", "vit_s16_probs"]
-    columns = {name: np.where(readable, rng.random(count), np.nan) for name in names} | {
-        "readable": readable,
-        "reasons": np.where(readable, "", "no valid pixel"),
-        "flags": np.full(count, ""),
-        "action": np.full(count, "as is"),
-        "masked": np.zeros(count, int),
-        "field": np.ones(count),
-        "ra": np.full(count, np.nan),
-        "dec": np.full(count, np.nan),
-    }
+    predictions = scored(count, rejected, ("vit_s16",))
     infos = {"vit_s16": SimpleNamespace(architecture="vit_s16", weights_sha256="0" * 64)}
     ensemble = SimpleNamespace(
         names=("vit_s16",),
@@ -48,11 +37,12 @@ def written(
         preprocessings=(),
     )
     options = inference.InferenceConfig(output=folder / "results")
-    return inference.write(options, inference.Members({}, infos, {}), ensemble, source, columns, {})
+    members = inference.Members({}, infos, {})
+    return inference.write(options, members, ensemble, source, predictions, {})
 
 
 @pytest.mark.parametrize(
-    ("how", "scored", "said"),
+    ("how", "count", "said"),
     [
         ({}, 3, "the data have no labels"),
         ({"labels": [1, 1, 1]}, 3, "that have a label and a score (3) are lenses"),
@@ -62,14 +52,14 @@ def written(
     ],
 )
 def test_all_files_are_there_and_say_why_metrics_are_not(
-    tmp_path: Path, how: dict, scored: int, said: str
+    tmp_path: Path, how: dict, count: int, said: str
 ) -> None:
     outcome = written(tmp_path, **how)
     folder = tmp_path / "results"
     assert {path.name for path in folder.iterdir()} == OF_A_RUN
     record = json.loads((folder / "run.json").read_text())
-    assert record["scored"] == scored and record["scored"] + record["rejected"] == record["given"]
-    assert len(Table.read(folder / "candidates.fits")) == scored
+    assert record["scored"] == count and record["scored"] + record["rejected"] == record["given"]
+    assert len(Table.read(folder / "candidates.fits")) == count
     (note,) = record["notes"]
     assert said in note and note in outcome.summary(folder)
     assert said in (folder / "report.html").read_text()

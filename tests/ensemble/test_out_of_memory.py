@@ -8,10 +8,10 @@ import pytest
 
 from lensjax.data.catalog import open_source
 from lensjax.ensemble import sharding
-from lensjax.ensemble.fusion import Scores
 from lensjax.ensemble.plan import unplanned
 from lensjax.ensemble.scoring import score
 from lensjax.errors import LensjaxError
+from lensjax.predictions import Scores
 from lensjax.resume import PartialRows
 from tests.ensemble.members import PREPROCESSING
 
@@ -67,7 +67,7 @@ def test_a_batch_in_hand_is_scored_again_in_halves(scored, most, left, fails_at)
     timing, columns, expected = scored(step)
     assert timing.cutouts_at_once == left
     np.testing.assert_array_equal(columns["probability"], expected)
-    np.testing.assert_array_equal(columns["a_logits"], expected)
+    np.testing.assert_array_equal(columns["member_logits"], expected[None])
     halvings = (BATCH // left).bit_length() - 1
     if halvings:
         # The first batch fails at each size, the second, under way by then, at the first one.

@@ -11,10 +11,10 @@ from lensjax import trace
 from lensjax.data import pipeline
 from lensjax.data.catalog import open_source
 from lensjax.ensemble import scoring, sharding
-from lensjax.ensemble.fusion import Scores
 from lensjax.ensemble.plan import unplanned
 from lensjax.ensemble.stack import stack
 from lensjax.ensemble.step import ensemble_step, one_by_one_step, place_weights
+from lensjax.predictions import Scores
 from lensjax.resume import PartialRows
 from tests.ensemble.members import PREPROCESSING, random_member
 
@@ -152,9 +152,10 @@ def test_a_score_that_is_not_finite_is_a_reject(ensemble, tmp_path):
     batch.flags[:] = ["no data in g"] * 4
     scores = Scores(*(np.ones((2, 4) if "member" in name else 4) for name in Scores._fields))
     scores.member_logits[1, 1], scores.logit[2:] = np.nan, -np.inf
-    columns = scoring._columns(ensemble, batch, scores)
+    found = scoring._predictions(ensemble.names, batch, scores)
     reason = "the score is not finite"
-    assert columns["readable"].tolist() == [True, False, False, False]
-    assert columns["reasons"].tolist() == ["", reason, reason, "no such file"]
-    assert columns["flags"].tolist() == ["no data in g", "", "", ""]
-    assert np.isnan(columns["probability"][1:]).all() and columns["one_probs"][0] == 1
+    assert found.readable.tolist() == [True, False, False, False]
+    assert found.reason.tolist() == ["", reason, reason, "no such file"]
+    assert found.flag.tolist() == ["no data in g", "", "", ""]
+    for values in found.scores:
+        assert np.isnan(values[..., 1:]).all() and (values[..., 0] == 1).all()

@@ -13,30 +13,19 @@ from lensjax.columns import CARRIED, COLUMNS, OF_MEMBERS
 from lensjax.errors import LensjaxError
 from lensjax.metrics import evaluate
 from lensjax.report import write_report
-from lensjax.results import SCORES, candidate_table
+from lensjax.results import OF_ENSEMBLE, candidate_table
+from tests.scored import scored
 
 
 def report(folder: Path, size: int = 30, ids: list[str] | None = None, **changes) -> str:
     rng = np.random.default_rng(0)
-    logit = rng.normal(size=size).astype(np.float32)
-    catalogue = (
-        Table(
-            {
-                "id": ids or [f"J{k:04d}" for k in range(size)],
-                "ra": rng.random(size) * 360,
-                "dec": np.full(size, np.nan),
-                "label": (rng.random(size) < 0.4).astype(np.int8),
-            }
-        )
-        if size
-        else Table(
-            {"id": np.empty(0, "U4"), "ra": np.empty(0), "dec": np.empty(0), "label": np.empty(0)}
-        )
+    catalogue = Table(
+        {
+            "id": np.array(ids or [f"J{k:04d}" for k in range(size)], np.str_),
+            "label": (rng.random(size) < 0.4).astype(np.int8),
+        }
     )
-    scores = {name: np.full(size, 0.25, np.float32) for name in SCORES}
-    scores |= {"logit": logit, "probability": 1 / (1 + np.exp(-logit))}
-    members = {"resnet18": {"logits": logit, "probs": scores["probability"]}}
-    table = candidate_table(catalogue, scores, members, np.ones(size, bool), np.full(size, ""))
+    table = candidate_table(catalogue, scored(size, dec=np.full(size, np.nan)))
     run = {
         "members": [{"name": "resnet18", "weights_sha256": "ab" * 32}],
         "given": size + 2,
@@ -141,7 +130,7 @@ def test_gaps_in_carried_labels(tmp_path: Path) -> None:
     text = report(tmp_path)
     assert 'class="lens">lens<' in text
     table = Table({"rank": [1], "id": ["a"], "ra": [1.0], "dec": [2.0]})
-    for name in SCORES:
+    for name in OF_ENSEMBLE:
         table[name] = [0.5]
     table["label"] = np.ma.masked_array([1], mask=[True])
     text = report(tmp_path, candidates=table, pictures=[np.zeros((4, 4, 3))])
@@ -150,7 +139,7 @@ def test_gaps_in_carried_labels(tmp_path: Path) -> None:
 
 def test_columns_of_the_user_stand_with_each_candidate_and_in_the_table(tmp_path: Path) -> None:
     table = Table({"rank": [1, 2], "id": ["a", "b"], "ra": [1.0, 2.0], "dec": [2.0, 3.0]})
-    for name in SCORES:
+    for name in OF_ENSEMBLE:
         table[name] = [0.5, 0.4]
     table["path"], table["flag"] = ["x.png", "y.png"], ["i is <blank>", ""]
     table["grade"] = ["<b>A+</b>", ""]
@@ -175,9 +164,7 @@ def test_columns_of_the_user_stand_with_each_candidate_and_in_the_table(tmp_path
 def test_a_column_of_the_user_is_not_taken_for_a_member_by_its_name(tmp_path: Path) -> None:
     catalogue = Table({"id": [1, 2], "ra": [1.0, 2.0], "dec": [1.0, 2.0], "label": [0, 1]})
     catalogue["photoz_probability"] = [35.0, 99.0]
-    scores = {name: np.array([0.25, 0.5], np.float32) for name in SCORES}
-    members = {"vit_s16": {"logits": scores["logit"], "probs": scores["probability"]}}
-    table = candidate_table(catalogue, scores, members, np.ones(2, bool), np.full(2, ""))
+    table = candidate_table(catalogue, scored(2, logit=[0.0, 9.0], probability=[0.25, 0.5]))
     text = "".join(Page(report(tmp_path, candidates=table)).words)
     assert "photoz_probability 99" in text and table["photoz_probability"].description is None
 
