@@ -1,18 +1,20 @@
-"""Options: typed dataclasses, filled from defaults, then a YAML file, then the command line.
+"""Options: frozen dataclasses, filled from defaults, then YAML files, then the command line.
 
-A config is a frozen dataclass whose fields are `name: Annotated[type, "help"] = default`. Types are
-`str`, `int`, `float`, `bool`, `Path`, `Literal[...]` and unions of these with `None`.
+The fields' docstrings are the help. `tyro` reads the command line; a YAML file is read as the words
+that would say the same there, so that both take the same values.
 """
 
 import argparse
-import dataclasses
+import contextlib
+import io
+import itertools
 import math
-import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, Union
+from typing import Any, TypeVar
 
+import tyro
 import yaml
 
 from lensjax import errors
@@ -23,12 +25,8 @@ Config = TypeVar("Config")
 # Beyond it a number is a slip of the keyboard, or a seed that JAX would cut off.
 LARGEST_INTEGER = 2**31 - 1
 
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
+OF_ALL = """Every command also takes --config FILE, a YAML file of its options (of several files the
+last one counts), and --debug, to show the traceback of an error."""
 
 
 def parse(
@@ -36,161 +34,140 @@ def parse(
 ) -> Config:
     """Returns the config that the command line `argv` (with its `--config` files) describes.
 
-    Of several files the later ones go before. `spellings` maps other accepted option names to
-    fields (`{"models": "ensemble"}`). Raises UsageError for an unknown key, naming the nearest
-    known one, or a value of another type.
+    `spellings` maps other accepted names to fields (`{"models": "ensemble"}`). Raises UsageError
+    for an unknown key, naming the nearest known one, and for a value of another type.
     """
-    hints = typing.get_type_hints(kind, include_extras=True)
-    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
-    parser = _Parser(description=description, allow_abbrev=False)
-    parser.add_argument(
-        "--config",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="YAML file of these options; among several the last one counts",
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for name, field in fields.items():
-        _add_option(parser, field, hints[name], [k for k, v in spellings.items() if v == name])
-    known, unknown = parser.parse_known_args(argv)
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    common.add_argument("--config", type=Path, action="append", default=[])
+    common.add_argument("--debug", action="store_true")
+    try:
+        given, words = common.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from error
+    of_files = {path: list(_from_yaml(path, kind, spellings)) for path in given.config}
+    respelled = [_respelled(word, spellings) for word in words]
+    about = f"{description[:1].upper()}{description[1:]}\n\n{OF_ALL}"
+    try:
+        return _parsed(kind, [*sum(of_files.values(), []), *respelled], about)
+    except UsageError:
+        for path, its_words in of_files.items():
+            with _naming(path):
+                _parsed(kind, its_words, "")
+        raise
+
+
+def _parsed(kind: type[Config], words: list[str], description: str) -> Config:
+    """Returns the config that the words of a command line describe. Raises as `parse` does."""
+    _refuse_empty(words)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config, unknown = tyro.cli(
+                kind, args=words, description=description, return_unknown_args=True
+            )
+    except SystemExit as ended:
+        if ended.code:
+            raise UsageError(_message(said.getvalue())) from None
+        raise
     if unknown:
-        word = unknown[0].split("=")[0]
-        advice = (
-            "" if word[:1] == "-" else ": a value with spaces goes in quotes, a switch has none"
+        is_value = not unknown[0].startswith("-")
+        advice = ": a value with spaces goes in quotes, a switch has none" if is_value else ""
+        raise errors.unknown("option", unknown[0].split("=")[0], _flags(kind), advice)
+    for name, value in vars(config).items():
+        _check(f"--{name.replace('_', '-')}", value)
+    return config
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Has a UsageError name the file that it is about."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Raises UsageError for an empty value, which as a path would be the folder that one is in."""
+    before = ""
+    for word in words:
+        option, equals, value = (
+            word.partition("=") if word.startswith("--") else (before, "=", word)
         )
-        raise errors.unknown("option", word, parser._option_string_actions, advice)
-    given = vars(known)
-    values: dict[str, Any] = {}
-    for path in given.pop("config"):
-        values |= _read_yaml(path, hints, spellings)
-    values |= given
-    del values["debug"]
-    if values.get("seed", 0) < 0:
-        raise UsageError("--seed must not be negative")
-    return kind(**values)
+        if equals and not value.strip():
+            raise UsageError(f"{option} is given an empty value: is a variable not set?")
+        before = word
 
 
-def _add_option(
-    parser: argparse.ArgumentParser, field: dataclasses.Field, hint: Any, spellings: list[str]
-) -> None:
-    """Adds the option of one field; absent from the result unless given."""
-    names = [f"--{name.replace('_', '-')}" for name in [field.name, *spellings]]
-    value_type, text = typing.get_args(hint)[:2]
-    settings: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
-    if "(default: " not in text:
-        text += f" (default: {_shown(field.default)})"
-    settings["help"] = text.replace("%", "%%")
-    if value_type is bool:
-        parser.add_argument(*names, action=argparse.BooleanOptionalAction, **settings)
-        return
-    accepted = _alternatives(value_type)
-    settings["metavar"] = "|".join(_name(kind) for kind in accepted if kind is not type(None))
-    parser.add_argument(*names, type=_converter(accepted), **settings)
+def _message(panel: str) -> str:
+    """Returns the first paragraph of a panel of tyro's, below its title, on one line."""
+    lines = [line.strip("│ ").strip("─-") for line in panel.splitlines()[1:]]
+    said = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines)))
+    return said.removeprefix("Error parsing ")
 
 
-def _shown(default: Any) -> str:
-    if default is None:
-        return "none"
-    return ("no", "yes")[default] if isinstance(default, bool) else str(default)
+def _flags(kind: type) -> Iterator[str]:
+    """Yields every option of a config as the command line has it."""
+    yield from ("--help", "--config", "--debug")
+    for name, hint in typing.get_type_hints(kind).items():
+        yield f"--{name.replace('_', '-')}"
+        if hint is bool:
+            yield f"--no-{name.replace('_', '-')}"
 
 
-def _alternatives(hint: Any) -> list[Any]:
-    """Returns the single types and literal values that `hint` admits."""
-    if typing.get_origin(hint) in (Union, types.UnionType):
-        return [kind for part in typing.get_args(hint) for kind in _alternatives(part)]
-    return list(typing.get_args(hint)) if typing.get_origin(hint) is Literal else [hint]
-
-
-def _name(kind: Any) -> str:
-    names = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
-    return names.get(kind, str(kind)) if isinstance(kind, type) else str(kind)
-
-
-def _converter(accepted: list[Any]) -> Callable[[str], Any]:
-    """Returns a function from the text of an option to the first accepted kind that it fits."""
-
-    def convert(text: str) -> Any:
-        # Empty text is a variable of the shell that is not set: as a path it would be this folder.
-        for kind in accepted if text.strip() else []:
-            if not isinstance(kind, type):
-                if text == str(kind):
-                    return kind
-            elif kind not in (bool, type(None)):
-                try:
-                    return _sensible(kind(text))
-                except ValueError:
-                    continue
-        raise argparse.ArgumentTypeError(f"give {_wanted(accepted)}, not '{text}'")
-
-    return convert
-
-
-def _wanted(accepted: list[Any]) -> str:
-    """Returns in words what the accepted kinds are."""
-    names = {str: "text", int: "a whole number", float: "a number", Path: "a path"}
-    names[bool] = "true or false"
-    *others, last = (names.get(kind, str(kind)) for kind in accepted if kind is not type(None))
-    return f"{', '.join(others)} or {last}" if others else last
-
-
-def _sensible(value: Any) -> Any:
-    """Returns the value, unless it is a number that no option takes."""
+def _check(option: str, value: Any) -> None:
+    """Raises UsageError for a number that no option takes."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"'{value}' is not a finite number")
+        raise UsageError(f"{option}: '{value}' is not a finite number")
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        raise argparse.ArgumentTypeError(f"{value} is too large: {LARGEST_INTEGER} is the limit")
-    return value
+        raise UsageError(f"{option}: {value} is too large: {LARGEST_INTEGER} is the limit")
+    if option == "--seed" and value < 0:
+        raise UsageError("--seed must not be negative")
 
 
-def _read_yaml(
-    path: Path, hints: Mapping[str, Any], spellings: Mapping[str, str]
-) -> dict[str, Any]:
-    """Returns the values in the YAML file at `path`, each of its field's type.
+def _respelled(word: str, spellings: Mapping[str, str]) -> str:
+    """Returns a word of the command line with the field's own name in place of another spelling."""
+    name, equals, value = word.partition("=")
+    for other, field in spellings.items():
+        own = field.replace("_", "-")
+        name = {f"--{other}": f"--{own}", f"--no-{other}": f"--no-{own}"}.get(name, name)
+    return name + equals + value
+
+
+def _from_yaml(path: Path, kind: type, spellings: Mapping[str, str]) -> Iterator[str]:
+    """Yields the words of a command line that say what the YAML file at `path` says.
 
     Nodes are read rather than values: these show what stands there twice, and text as it stands.
+    Raises UsageError for what is no `key: value`, with the line.
     """
     try:
         root = yaml.compose(path.read_text(), yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
         raise UsageError(f"cannot read the config {path}: {reason}") from error
-    if root is None:
-        return {}
-    if not isinstance(root, yaml.MappingNode):
+    if root is not None and not isinstance(root, yaml.MappingNode):
         raise UsageError(f"the config {path} must hold `key: value` lines")
-    values: dict[str, Any] = {}
-    for key, node in root.value:
-        written = _written(key)
-        name = written.replace("-", "_")
-        name = spellings.get(name, name)
+    hints, seen = typing.get_type_hints(kind), set()
+    for key, node in root.value if root is not None else ():
         where = f"{path}, line {key.start_mark.line + 1}"
+        written = key.value if isinstance(key, yaml.ScalarNode) else "a list"
+        name = spellings.get(written, written).replace("-", "_")
         if name not in hints:
             raise UsageError(f"{where}: {errors.unknown('key', written, hints)}")
-        if name in values:
+        if name in seen:
             raise UsageError(f"{where}: {written} is there already: keep one of the two")
-        try:
-            values[name] = _value(node, _alternatives(typing.get_args(hints[name])[0]))
-        except argparse.ArgumentTypeError as error:
-            raise UsageError(f"{where}: {written}: {error}") from error
-    return values
+        seen.add(name)
+        if not isinstance(node, yaml.ScalarNode) or "python" in node.tag:
+            raise UsageError(f"{where}: {written}: give one value")
+        yield _word(name, node, hints[name])
 
 
-def _value(node: yaml.Node, accepted: list[Any]) -> Any:
-    """Returns what stands in a YAML file, as one of the accepted kinds."""
-    kind = node.tag.removeprefix("tag:yaml.org,2002:")
-    if kind == "null" and type(None) in accepted:
-        return None
-    if kind == "bool" and bool in accepted:
-        return yaml.SafeLoader.bool_values[node.value.lower()]
-    if kind in ("str", "int", "float", "timestamp"):
-        return _converter(accepted)(node.value)
-    raise argparse.ArgumentTypeError(f"give {_wanted(accepted)}, not {_written(node)}")
-
-
-def _written(node: yaml.Node) -> str:
-    """Returns the text at a node of a YAML file, or what stands there instead."""
-    if isinstance(node, yaml.ScalarNode):
-        return node.value
-    return "a list" if isinstance(node, yaml.SequenceNode) else "keys of its own"
+def _word(name: str, node: yaml.ScalarNode, hint: Any) -> str:
+    """Returns the word of a command line that gives the option `name` the value at a node."""
+    option = name.replace("_", "-")
+    tag = node.tag.removeprefix("tag:yaml.org,2002:")
+    if hint is bool and tag == "bool":
+        return (
+            f"--{option}" if yaml.SafeLoader.bool_values[node.value.lower()] else f"--no-{option}"
+        )
+    return f"--{option}={'None' if tag == 'null' else node.value}"

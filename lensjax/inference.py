@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -56,7 +56,6 @@ from lensjax.errors import LensjaxError, UsageError, refuse
 from lensjax.files import gathering, make_folder
 from lensjax.memory import memory_budget
 from lensjax.metrics import Metrics
-from lensjax.models.registry import ARCHITECTURES
 from lensjax.predictions import Predictions
 from lensjax.resume import PartialRows
 
@@ -69,21 +68,22 @@ MANY_FILES, MOST_WORKERS = 20_000, 16
 class ScoringOptions:
     """How scores are computed."""
 
-    batch_size: Annotated[
-        int | Literal["auto"], "cutouts a step; auto, for accelerators: as many as fit the memory"
-    ] = FULL_BATCH
-    mc_samples: Annotated[int, "Monte Carlo dropout samples; 1: dropout off"] = 10
-    fusion: Annotated[Fusion, "how members become one score"] = "stacked"
-    precision: Annotated[Precision, "of the networks' arithmetic"] = "float32"
-    batch_parallel: Annotated[bool, "all members and samples in one step, not one by one"] = True
-    member_shards: Annotated[
-        int, "share the weights among so many devices; the others share the cutouts"
-    ] = 1
-    seed: Annotated[int, "seed of the dropout masks"] = 0
-    workers: Annotated[
-        int | Literal["auto"],
-        "processes that read files; 0: threads; auto: one a core for many files and an accelerator",
-    ] = "auto"
+    batch_size: int | Literal["auto"] = FULL_BATCH
+    """Cutouts a step; auto, for accelerators: as many as fit the memory."""
+    mc_samples: int = 10
+    """Monte Carlo dropout samples; 1: dropout off."""
+    fusion: Fusion = "stacked"
+    """How members become one score."""
+    precision: Precision = "float32"
+    """Precision of the networks' arithmetic."""
+    batch_parallel: bool = True
+    """All members and samples in one step, not one by one."""
+    member_shards: int = 1
+    """Share the weights among so many devices; the others share the cutouts."""
+    seed: int = 0
+    """Seed of the dropout masks."""
+    workers: int | Literal["auto"] = "auto"
+    """Processes that read files; 0: threads; auto: one a core for many files and an accelerator."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""
@@ -107,29 +107,25 @@ class ScoringOptions:
 class InferenceConfig(DataOptions, ScoringOptions):
     """A run: which members score which cutouts, how, and where the results go."""
 
-    ensemble: Annotated[
-        str | None,
-        "architectures, comma separated; resnet18:4 takes four members (default: all members of "
-        "the folder); there are: " + ", ".join(ARCHITECTURES),
-    ] = None
-    checkpoints: Annotated[
-        Path | None,
-        "folder of the members, or `demo` for the demonstration's (default: checkpoints)",
-    ] = None
-    data: Annotated[
-        str | None,
-        "folder, catalogue, stack, FITS or {band} template; without it the demonstration runs",
-    ] = None
-    output: Annotated[Path, "folder of the results"] = Path("results")
-    resume: Annotated[bool, "go on where a killed run of the same settings stopped"] = True
-    part: Annotated[
-        str | None, "K/N: score the K-th of N parts of the rows; without it all parts become one"
-    ] = None
-    top: Annotated[int, "candidates in the mosaic and the report"] = 48
-    profile: Annotated[Path | None, "folder for a profiler trace of some batches"] = None
-    benchmark: Annotated[
-        bool, "time the step beside members and samples one by one, some batches of each"
-    ] = False
+    ensemble: str | None = None
+    """Architectures, comma separated; resnet18:4 takes four members (None: all members of the
+    folder). There are: resnet18, resnet34, vit_s16, vit_b16, light_transformer, trans_enc_s."""
+    checkpoints: Path | None = None
+    """Folder of the members, or `demo` for the demonstration's (None: checkpoints)."""
+    data: str | None = None
+    """Folder, catalogue, stack, FITS or {band} template; without it the demonstration runs."""
+    output: Path = Path("results")
+    """Folder of the results."""
+    resume: bool = True
+    """Go on where a killed run of the same settings stopped."""
+    part: str | None = None
+    """Score the K-th of N parts of the rows, given as K/N; without it all parts become one."""
+    top: int = 48
+    """Candidates in the mosaic and the report."""
+    profile: Path | None = None
+    """Folder for a profiler trace of some batches."""
+    benchmark: bool = False
+    """Time the step beside members and samples one by one, some batches of each."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""

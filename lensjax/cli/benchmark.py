@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
 
 from lensjax import config, results, runtime
 from lensjax.benchmark import arena, cases, table
@@ -26,21 +25,28 @@ PEERS = ("torch", "onnx", "onnxruntime", "openvino", "pandas")
 class BenchmarkConfig:
     """Options of scripts/benchmark.py."""
 
-    cases: Annotated[
-        str, "what to measure, comma separated, with * and ?; --list shows the names"
-    ] = "*"
-    contenders: Annotated[str, "rows to fill, comma separated, with * and ?"] = "*"
-    list: Annotated[bool, "show the names of the cases and stop"] = False
-    quick: Annotated[bool, "one small case of its own, in a minute or two"] = False
-    data: Annotated[bool, "reading files, beside PyTorch's DataLoader; made in OUTPUT/data"] = False
-    items: Annotated[int, "files of each kind and size, with --data; 30 GB"] = 20000
-    batch_size: Annotated[int, "images a batch; a quarter for one network, an eighth at 224 px"] = (
-        128
-    )
-    rounds: Annotated[int, "in each of which every contender has one turn"] = 5
-    seconds: Annotated[float, "that a turn lasts about, at least one batch"] = 0.3
-    patience: Annotated[float, "seconds a batch may last at the rate of matrix products"] = 3.0
-    output: Annotated[Path, "folder of benchmark.md and benchmark.json"] = Path("results")
+    cases: str = "*"
+    """What to measure, comma separated, with * and ?; --list shows the names."""
+    contenders: str = "*"
+    """Rows to fill, comma separated, with * and ?."""
+    list: bool = False
+    """Show the names of the cases and stop."""
+    quick: bool = False
+    """One small case of its own, in a minute or two."""
+    data: bool = False
+    """Reading files, beside PyTorch's DataLoader; made in OUTPUT/data."""
+    items: int = 20000
+    """Files of each kind and size, with --data; 30 GB."""
+    batch_size: int = 128
+    """Images a batch; a quarter for one network, an eighth at 224 px."""
+    rounds: int = 5
+    """Rounds, in each of which every contender has one turn."""
+    seconds: float = 0.3
+    """Seconds that a turn lasts about, at least one batch."""
+    patience: float = 3.0
+    """Seconds a batch may last at the rate of matrix products."""
+    output: Path = Path("results")
+    """Folder of benchmark.md and benchmark.json."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from lensjax import config, metrics, results
 from lensjax.errors import UsageError
@@ -16,11 +15,16 @@ from lensjax.predictions import read_probabilities
 class EvaluateConfig:
     """Options of scripts/evaluate.py."""
 
-    predictions: Annotated[Path | None, "folder of a run, or its predictions.npz"] = None
-    labels: Annotated[Path | None, "CSV, Parquet, FITS or .npz with id and label"] = None
-    output: Annotated[Path | None, "folder of what is written (default: that of the run)"] = None
-    bootstrap: Annotated[int, "resamples of the 95 % intervals"] = 1000
-    seed: Annotated[int, "seed of the resampling"] = 0
+    predictions: Path | None = None
+    """Folder of a run, or its predictions.npz."""
+    labels: Path | None = None
+    """CSV, Parquet, FITS or .npz with id and label."""
+    output: Path | None = None
+    """Folder of what is written (None: that of the run)."""
+    bootstrap: int = 1000
+    """Resamples of the 95 % intervals."""
+    seed: int = 0
+    """Seed of the resampling."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from flax import nnx
 
@@ -24,19 +23,33 @@ from lensjax.models.torch_import import fits, load_torch_weights
 class ImportConfig:
     """Options of scripts/import_weights.py."""
 
-    arch: Annotated[str, f"of the weights: {', '.join(registry.ARCHITECTURES)}"] = "resnet18"
-    weights: Annotated[Path | None, ".safetensors or .pth file of the state dict"] = None
-    output: Annotated[Path, "folder of the members"] = Path("checkpoints")
-    name: Annotated[str | None, "name of the member (default: that of the file)"] = None
-    bands: Annotated[str, "bands that the member sees, in order"] = "i,r,g"
-    input_size: Annotated[int | None, "pixels across (default: the architecture's own)"] = None
-    pixel_scale: Annotated[float | None, "arcsec/pixel that the member expects"] = None
-    stretch: Annotated[Stretch, "brightness scale of the input; none: pixels as they are"] = "none"
-    softening: Annotated[float, "noise sigmas up to which asinh is linear"] = 2.0
-    mean: Annotated[str | None, "per band, taken off after the stretch: 0.485,0.456,0.406"] = None
-    std: Annotated[str | None, "per band, divided by after that: 0.229,0.224,0.225"] = None
-    dropout: Annotated[float, "dropout rate before the last layer"] = 0.2
-    seed: Annotated[int, "seed of a new last layer, where the file's does not fit"] = 0
+    arch: str = "resnet18"
+    """Architecture of the weights: resnet18, resnet34, vit_s16, vit_b16, light_transformer,
+    trans_enc_s."""
+    weights: Path | None = None
+    """File of the state dict, .safetensors or .pth."""
+    output: Path = Path("checkpoints")
+    """Folder of the members."""
+    name: str | None = None
+    """Name of the member (None: that of the file)."""
+    bands: str = "i,r,g"
+    """Bands that the member sees, in order."""
+    input_size: int | None = None
+    """Pixels across (None: the architecture's own)."""
+    pixel_scale: float | None = None
+    """Arcsec/pixel that the member expects."""
+    stretch: Stretch = "none"
+    """Brightness scale of the input; none: pixels as they are."""
+    softening: float = 2.0
+    """Noise sigmas up to which asinh is linear."""
+    mean: str | None = None
+    """Per band, taken off after the stretch: 0.485,0.456,0.406."""
+    std: str | None = None
+    """Per band, divided by after that: 0.229,0.224,0.225."""
+    dropout: float = 0.2
+    """Dropout rate before the last layer."""
+    seed: int = 0
+    """Seed of a new last layer, where the file's does not fit."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from lensjax import __version__, config, inference, runtime
 from lensjax.data.formats import shards
@@ -21,13 +20,12 @@ DEMO = Path("demo")
 class InferConfig(InferenceConfig):
     """Options of scripts/infer.py."""
 
-    pack: Annotated[
-        Path | None, "write the cutouts to ArrayRecord shards in this folder, and stop"
-    ] = None
-    pack_as: Annotated[Encoding, "pixels as they are, or whole numbers as PNG"] = "raw"
-    smoke: Annotated[
-        bool, "to see within a minute or two that all runs: with members of a small demonstration"
-    ] = False
+    pack: Path | None = None
+    """Write the cutouts to ArrayRecord shards in this folder, and stop."""
+    pack_as: Encoding = "raw"
+    """Pixels as they are, or whole numbers as PNG."""
+    smoke: bool = False
+    """Try within a minute or two that all runs, with members of a small demonstration."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import numpy as np
@@ -30,24 +29,36 @@ from lensjax.sky.survey import SURVEYS, Survey
 class SimulateConfig:
     """Options of scripts/simulate.py."""
 
-    output: Annotated[Path | None, "folder for the cutouts, truth.csv, preview.png"] = None
-    survey: Annotated[str, f"whose bands, seeing and depth: {', '.join(SURVEYS)}"] = "decam"
-    size: Annotated[int | None, "pixels across (default: the survey's own)"] = None
-    count: Annotated[int, "cutouts in all"] = 8000
-    lens_fraction: Annotated[float, "share that are lenses"] = 0.5
-    test_fraction: Annotated[float, "share of the galaxies that go to test.npz"] = 0.2
-    backgrounds: Annotated[str | None, "real cutouts (as --data of infer.py) for arcs"] = None
-    bands: Annotated[str | None, "bands that the backgrounds' files hold"] = None
-    pixel_scale: Annotated[float | None, "arcsec/pixel of the backgrounds"] = None
-    sources: Annotated[
-        str | None,
-        "real galaxies as sources: FITS or .npy of stamps, or `hubble` (default: Sersic clumps)",
-    ] = None
-    sources_pixel_scale: Annotated[float, "arcsec/pixel of the stamps"] = 0.03
-    einstein_radius: Annotated[float | None, "smallest, arcsec (default: the survey's own)"] = None
-    arc_snr: Annotated[float | None, "smallest S/N of arcs (default: the survey's own)"] = None
-    pack: Annotated[bool, "write folders of ArrayRecord shards, train and test, not .npz"] = False
-    seed: Annotated[int, "seed of everything that is drawn"] = 0
+    output: Path | None = None
+    """Folder for the cutouts, truth.csv, preview.png."""
+    survey: str = "decam"
+    """Whose bands, seeing and depth: decam, hsc, euclid."""
+    size: int | None = None
+    """Pixels across (None: the survey's own)."""
+    count: int = 8000
+    """Cutouts in all."""
+    lens_fraction: float = 0.5
+    """Share that are lenses."""
+    test_fraction: float = 0.2
+    """Share of the galaxies that go to test.npz."""
+    backgrounds: str | None = None
+    """Real cutouts (as --data of infer.py) for arcs."""
+    bands: str | None = None
+    """Bands that the backgrounds' files hold."""
+    pixel_scale: float | None = None
+    """Arcsec/pixel of the backgrounds."""
+    sources: str | None = None
+    """Real galaxies as sources: FITS or .npy of stamps, or `hubble` (None: Sersic clumps)."""
+    sources_pixel_scale: float = 0.03
+    """Arcsec/pixel of the stamps."""
+    einstein_radius: float | None = None
+    """Smallest, arcsec (None: the survey's own)."""
+    arc_snr: float | None = None
+    """Smallest S/N of arcs (None: the survey's own)."""
+    pack: bool = False
+    """Write folders of ArrayRecord shards, train and test, not .npz."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -26,7 +26,6 @@ from lensjax.ensemble import checkpoint, sharding
 from lensjax.errors import UsageError, refuse
 from lensjax.files import make_folder, standing_folders
 from lensjax.memory import find_target
-from lensjax.models.registry import ARCHITECTURES
 from lensjax.train import finetune, snapshots, team_plan
 from lensjax.train.config import Hyperparameters
 from lensjax.train.dataset import Labelled, first_of_each_class, read_labelled, split
@@ -48,45 +47,43 @@ SMOKE_SKY = SimulateConfig(count=160, size=48)
 class TrainConfig(Hyperparameters, DataOptions):
     """Options of scripts/train.py."""
 
-    arch: Annotated[str, f"architectures to train, comma separated: {', '.join(ARCHITECTURES)}"] = (
-        "resnet18"
-    )
-    members: Annotated[int, "members of each architecture, trained together"] = 1
-    data: Annotated[
-        str | None,
-        "labelled cutouts, as --data of infer.py takes them; or `simulated`: lenses without end "
-        "(default: simulated)",
-    ] = None
-    sky: Annotated[
-        Path | None, "YAML file of simulate.py's options, for simulated data: count is an epoch's"
-    ] = None
-    stretch: Annotated[
-        Stretch | None,
-        "brightness scale of the input (default: of the members to start from, else asinh)",
-    ] = None
-    softening: Annotated[
-        float | None,
-        "noise sigmas up to which asinh is linear (default: of the members to start from, else 2)",
-    ] = None
-    pictures: Annotated[bool, "train on an 8-bit colour picture of each cutout as well"] = False
-    validation_fraction: Annotated[float, "share of the groups held back"] = 0.15
-    output: Annotated[Path, "folder of the members"] = Path("checkpoints")
-    seed: Annotated[int, "seed of the first member; the next has the next"] = 0
-    resume: Annotated[bool, "keep members that are there; go on where a killed run was"] = True
-    member_shards: Annotated[
-        int, "share the members among so many devices; the others share the cutouts"
-    ] = 1
-    memory_budget: Annotated[str, "of a step on each device: bytes, 16GiB, or auto"] = "auto"
-    plan: Annotated[bool, "print what a step needs, write OUTPUT/plan.json, and stop"] = False
-    target: Annotated[
-        Literal["h100", "v5e"] | None, "plan for this device, which need not be there"
-    ] = None
-    save_minutes: Annotated[float, "after which the state of the run is written again"] = 10.0
-    smoke: Annotated[
-        bool,
-        "to see within a minute or two that all runs: few steps on the first cutouts of --data, or "
-        "on small simulated ones; members go to the cache folder unless --output is given",
-    ] = False
+    arch: str = "resnet18"
+    """Architectures to train, comma separated: resnet18, resnet34, vit_s16, vit_b16,
+    light_transformer, trans_enc_s."""
+    members: int = 1
+    """Members of each architecture, trained together."""
+    data: str | None = None
+    """Labelled cutouts, as --data of infer.py takes them; or `simulated`: lenses without end (None:
+    simulated)."""
+    sky: Path | None = None
+    """YAML file of simulate.py's options, for simulated data: count is an epoch's."""
+    stretch: Stretch | None = None
+    """Brightness scale of the input (None: of the members to start from, else asinh)."""
+    softening: float | None = None
+    """Noise sigmas up to which asinh is linear (None: of the members to start from, else 2)."""
+    pictures: bool = False
+    """Train on an 8-bit colour picture of each cutout as well."""
+    validation_fraction: float = 0.15
+    """Share of the groups held back."""
+    output: Path = Path("checkpoints")
+    """Folder of the members."""
+    seed: int = 0
+    """Seed of the first member; the next has the next."""
+    resume: bool = True
+    """Keep members that are there; go on where a killed run was."""
+    member_shards: int = 1
+    """Share the members among so many devices; the others share the cutouts."""
+    memory_budget: str = "auto"
+    """Memory of a step on each device: bytes, 16GiB, or auto."""
+    plan: bool = False
+    """Print what a step needs, write OUTPUT/plan.json, and stop."""
+    target: Literal["h100", "v5e"] | None = None
+    """Plan for this device, which need not be there."""
+    save_minutes: float = 10.0
+    """Minutes after which the state of the run is written again."""
+    smoke: bool = False
+    """Try within a minute or two that all runs: few steps on the first cutouts of --data, or on
+    small simulated ones; members go to the cache folder unless --output is given."""
 
 
 def main(argv: Sequence[str]) -> None:

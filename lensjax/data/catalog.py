@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from astropy.table import Table
@@ -56,11 +56,16 @@ _OPENING = Lock()
 class DataOptions:
     """What a user says of the data, in the options of a script."""
 
-    bands: Annotated[str | None, "bands that the files hold: i,r,g or g=EXTENSION,..."] = None
-    pixel_scale: Annotated[float | None, "arcsec/pixel, where the files do not say"] = None
-    format: Annotated[Format, "kind of the data, where it is not recognised"] = "auto"
-    max_values: Annotated[int, "pixels times bands of the largest cutout in a file"] = MAX_VALUES
-    fit: Annotated[Fit, "how cutouts of another size are brought to the input size"] = "auto"
+    bands: str | None = None
+    """Bands that the files hold: i,r,g or g=EXTENSION,...."""
+    pixel_scale: float | None = None
+    """Arcsec/pixel, where the files do not say."""
+    format: Format = "auto"
+    """Kind of the data, where it is not recognised."""
+    max_values: int = MAX_VALUES
+    """Pixels times bands of the largest cutout in a file."""
+    fit: Fit = "auto"
+    """How cutouts of another size are brought to the input size."""
 
     def of_data(self) -> dict[str, Any]:
         """Returns these options alone, by name: what is made of the data depends on each."""

@@ -8,7 +8,6 @@ put back: it then looks as the survey would show it in worse seeing, or farther 
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +21,16 @@ from lensjax.data.on_device import level_and_noise, sky_mask
 class Augmentation:
     """How much cutouts are changed in training, at most; 0 leaves a change out."""
 
-    augment_shift: Annotated[float, "share of its side by which a cutout is moved, at most"] = 0.04
-    augment_seeing: Annotated[float, "sigma of the blur in the data's pixels, at most"] = 0.8
-    augment_flux: Annotated[float, "magnitudes that a cutout becomes fainter, at most"] = 0.2
-    augment_colour: Annotated[float, "magnitudes that each band does so alone, at most"] = 0.1
-    augment_noise: Annotated[float, "noise that is added, in units of its own, at most"] = 0.5
+    augment_shift: float = 0.04
+    """Share of its side by which a cutout is moved, at most."""
+    augment_seeing: float = 0.8
+    """Sigma of the blur in the data's pixels, at most."""
+    augment_flux: float = 0.2
+    """Magnitudes that a cutout becomes fainter, at most."""
+    augment_colour: float = 0.1
+    """Magnitudes that each band does so alone, at most."""
+    augment_noise: float = 0.5
+    """Noise that is added, in units of its own, at most."""
 
 
 def augmented(

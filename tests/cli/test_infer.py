@@ -297,13 +297,16 @@ def test_wrong_use_is_one_clear_line(run, members, stack_file, tmp_path):
         "scripts/train.py": ("--checkpoints", tmp_path / "nothing"),
         "resnet18": ("--ensemble", "resnet19"),
         "--batch-size": ("--batch-size", 0),
-        "give a whole number or auto, not 'all'": ("--batch-size", "all"),
+        "--batch-size: no type matching INT|{auto} could be instantiated from": (
+            "--batch-size",
+            "all",
+        ),
         "name a number": ("--batch-size", "auto", "--no-batch-parallel"),
         "drop the latter": ("--benchmark", "--no-batch-parallel"),
         "--top": ("--top", -1),
         "--mc-samplez": ("--mc-samplez", 3),
         "K from 1 to N": ("--part", "4/3"),
-        "not 'median'": ("--fusion", "median"),
+        "choice 'median' for": ("--fusion", "median"),
     }
     for words, more in cases.items():
         ended = run(infer.main, *arguments(members, stack_file, tmp_path / "r", *more))
