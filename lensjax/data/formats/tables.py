@@ -109,7 +109,7 @@ def paths_below(folder: Path, files: Iterable[str]) -> Iterable[str]:
 def has_table(path: Path) -> bool:
     """True where a FITS file holds a table and no image before it."""
     try:
-        with open_fits(path) as hdus:
+        with open_fits(path, memmap=True) as hdus:
             for hdu in hdus:
                 if isinstance(hdu, fits.BinTableHDU | fits.TableHDU):
                     return True

@@ -1,6 +1,5 @@
 """Image files as they come from surveys, and as they must not."""
 
-import gzip
 import os
 import struct
 import zlib
@@ -9,16 +8,13 @@ import numpy as np
 import pytest
 import tifffile
 from astropy.io import fits
-from astropy.wcs import WCS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from lensjax.data.catalog import open_source
-from lensjax.data.formats.fits import fits_stack
 from lensjax.data.formats.pictures import IMAGE_SUFFIXES, has_suffix, read_planes, stem
 from lensjax.data.planes import COLOURS, MAX_VALUES, Unreadable, channels_last, masked
-from lensjax.errors import UsageError
 
 # pytest undoes the filters that the module sets.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -41,19 +37,6 @@ def names_of(path):
     seen = []
     read_planes(path, lambda names: (seen.append(names), ())[1])
     return seen[0]
-
-
-def sky_header(scale=0.1, size=(6, 8), matrix="CD"):
-    header = fits.Header()
-    header["CTYPE1"], header["CTYPE2"] = "RA---TAN", "DEC--TAN"
-    header["CRVAL1"], header["CRVAL2"] = 150.0, 2.0
-    header["CRPIX1"], header["CRPIX2"] = (size[1] + 1) / 2, (size[0] + 1) / 2
-    if matrix == "CD":
-        header["CD1_1"], header["CD1_2"] = -scale / 3600, 0.0
-        header["CD2_1"], header["CD2_2"] = 0.0, scale / 3600
-    else:
-        header["CDELT1"], header["CDELT2"] = -scale / 3600, scale / 3600
-    return header
 
 
 def write_16_bit_png(path, pixels):
@@ -123,120 +106,6 @@ def test_npy_axes(tmp_path, shape):
         expected = np.moveaxis(array, 0, 2)
     np.testing.assert_array_equal(image(tmp_path / "a.npy"), expected)
     assert channels_last(array).shape == expected.shape
-
-
-@pytest.mark.parametrize("matrix", ["CD", "CDELT"])
-def test_fits_pixels_scale_and_centre(tmp_path, matrix):
-    fits.writeto(tmp_path / "a.fits", SKY, sky_header(0.263, matrix=matrix))
-    (plane,) = read_planes(tmp_path / "a.fits", everything)
-    np.testing.assert_array_equal(plane.pixels, SKY)
-    assert plane.sky.pixel_scale == pytest.approx(0.263, rel=1e-9)
-    assert (plane.sky.ra, plane.sky.dec) == pytest.approx((150.0, 2.0), abs=1e-9)
-
-
-def test_fits_centre_away_from_the_reference_pixel(tmp_path):
-    header = sky_header(0.3)
-    header["CRPIX1"], header["CRPIX2"] = -500.0, 300.0
-    fits.writeto(tmp_path / "a.fits", SKY, header)
-    (plane,) = read_planes(tmp_path / "a.fits", everything)
-    position = WCS(header).pixel_to_world(3.5, 2.5)
-    assert (plane.sky.ra, plane.sky.dec) == pytest.approx((position.ra.deg, position.dec.deg))
-
-
-def test_fits_in_galactic_coordinates_has_its_centre_in_icrs(tmp_path):
-    header = sky_header()
-    header["CTYPE1"], header["CTYPE2"] = "GLON-TAN", "GLAT-TAN"
-    header["CRVAL1"], header["CRVAL2"] = 0.0, 0.0
-    fits.writeto(tmp_path / "a.fits", SKY, header)
-    (plane,) = read_planes(tmp_path / "a.fits", everything)
-    # The galactic centre of the coordinate system in ICRS.
-    assert (plane.sky.ra, plane.sky.dec) == pytest.approx((266.40499, -28.93617), abs=1e-4)
-
-
-@pytest.mark.parametrize("spoil", [{"CTYPE1": "LINEAR"}, {"CTYPE1": "XX---TAN"}, {"CD1_1": 0.0}])
-def test_fits_without_a_usable_wcs_has_an_unknown_place_and_says_nothing(tmp_path, spoil):
-    header = sky_header()
-    header.update(spoil)
-    fits.writeto(tmp_path / "a.fits", SKY, header)
-    (plane,) = read_planes(tmp_path / "a.fits", everything)
-    assert plane.sky.pixel_scale is None
-    np.testing.assert_array_equal(plane.pixels, SKY)
-
-
-def test_fits_extensions_by_name_without_companions(tmp_path):
-    hdus = [fits.PrimaryHDU()]
-    for number, name in enumerate(["DES_G_BGSUB", "DES_G_PSF", "MSK_G", "VIS_BGSUB", "BKG_SUB"]):
-        hdus.append(fits.ImageHDU(SKY + number, name=name))
-    hdus += [fits.ImageHDU(SKY, name=name) for name in ("DES_G_RMS", "VAR_POISSON", "CON", "WGT")]
-    fits.HDUList(hdus).writeto(tmp_path / "a.fits")
-    assert names_of(tmp_path / "a.fits") == ("DES_G_BGSUB", "VIS_BGSUB", "BKG_SUB")
-    planes = read_planes(tmp_path / "a.fits", lambda names: (1, 0))
-    np.testing.assert_array_equal(planes[0].pixels, SKY + 3)
-    np.testing.assert_array_equal(planes[1].pixels, SKY)
-
-
-def test_fits_names_that_say_nothing_and_filters_that_do(tmp_path):
-    science, red = fits.ImageHDU(SKY, name="SCI"), fits.ImageHDU(SKY, name="SCI")
-    red.header["FILTER"] = "DECam_r"
-    fits.HDUList([fits.PrimaryHDU(), science]).writeto(tmp_path / "a.fits")
-    fits.HDUList([fits.PrimaryHDU(), red]).writeto(tmp_path / "b.fits")
-    assert names_of(tmp_path / "a.fits") == (None,)
-    assert names_of(tmp_path / "b.fits") == ("DECam_r",)
-
-
-@pytest.mark.parametrize(
-    "cards",
-    [
-        {"BANDS": "grz"},
-        {"BANDS": "g,r, z"},
-        {"BAND0": "g", "BAND1": "r", "BAND2": "z"},
-        {"BAND1": "g", "BAND2": "r", "BAND3": "z", "BANDS": "gr"},
-    ],
-)
-def test_fits_cubes_say_their_bands_in_the_header(tmp_path, cards):
-    cube = np.stack([SKY, SKY + 1, SKY + 2])
-    fits.writeto(tmp_path / "a.fits", cube, fits.Header(cards))
-    with (tmp_path / "a.fits").open("rb") as plain:
-        (tmp_path / "b.fits.gz").write_bytes(gzip.compress(plain.read()))
-    fits.CompImageHDU(cube, fits.Header(cards)).writeto(tmp_path / "c.fits.fz")
-    for name in ("a.fits", "b.fits.gz", "c.fits.fz"):
-        assert names_of(tmp_path / name) == ("g", "r", "z")
-        source = open_source(tmp_path / name, needed=("z", "g"))
-        np.testing.assert_allclose(source[0].image, np.moveaxis(cube[[2, 0]], 0, 2), rtol=0.1)
-        # One band of them, and not as many cutouts as there are planes.
-        assert len(open_source(tmp_path / name, needed=("r",))) == 1
-        with pytest.raises(UsageError, match="the data hold g, r, z"):
-            open_source(tmp_path / name, needed=("g", "r", "i"))
-
-
-def test_fits_cubes_that_say_nothing_of_all_their_planes_have_no_names(tmp_path):
-    for number, cards in enumerate(({}, {"BANDS": "griz"}, {"BAND0": "g"}, {"BANDS": "gg"})):
-        fits.writeto(tmp_path / f"{number}.fits", np.stack([SKY, SKY, SKY]), fits.Header(cards))
-        assert names_of(tmp_path / f"{number}.fits") == (None, None, None)
-
-
-def test_fits_cube_scaled_compressed_and_zipped(tmp_path):
-    cube = rng.integers(0, 30000, (3, 6, 8)).astype(np.int16)
-    fits.writeto(tmp_path / "cube.fits", cube)
-    np.testing.assert_array_equal(image(tmp_path / "cube.fits"), np.moveaxis(cube, 0, 2))
-    fits.writeto(tmp_path / "unsigned.fits", DEEP[..., 0])
-    np.testing.assert_array_equal(image(tmp_path / "unsigned.fits"), DEEP[..., :1])
-    packed = fits.CompImageHDU(cube[0], sky_header(0.2), compression_type="RICE_1")
-    packed.writeto(tmp_path / "a.fits.fz")
-    (plane,) = read_planes(tmp_path / "a.fits.fz", everything)
-    np.testing.assert_array_equal(plane.pixels, cube[0])
-    assert plane.sky.pixel_scale == pytest.approx(0.2)
-    (tmp_path / "z.fits.gz").write_bytes(gzip.compress((tmp_path / "cube.fits").read_bytes()))
-    np.testing.assert_array_equal(image(tmp_path / "z.fits.gz"), np.moveaxis(cube, 0, 2))
-
-
-def test_fits_blank_integers_are_masked(tmp_path):
-    hdu = fits.PrimaryHDU(np.array([[1, -9, 3], [4, 5, 6]], np.int16))
-    hdu.header["BLANK"] = -9
-    hdu.header["BSCALE"] = 2.0
-    hdu.writeto(tmp_path / "a.fits")
-    pixels = image(tmp_path / "a.fits")[..., 0]
-    assert np.isnan(pixels[0, 1]) and np.isfinite(pixels).sum() == 5
 
 
 def test_a_picture_of_one_value_is_read_as_it_is(tmp_path):
@@ -381,7 +250,7 @@ def test_a_damaged_file_is_read_or_unreadable(tmp_path, data):
         elif kind.endswith("npy"):
             np.save(whole, SKY)
         else:
-            fits.writeto(whole, SKY, sky_header())
+            fits.writeto(whole, SKY, fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN"}))
     content = bytearray(whole.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -397,13 +266,3 @@ def test_stems_and_suffixes():
     assert stem("a/b.fits.gz") == "a/b" and stem("a.b.PNG") == "a.b" and stem("x.txt") == "x.txt"
     assert stem("a.fits.fz") == "a"
     assert has_suffix("A.FIT", (".fit",)) and not has_suffix("fits", (".fits",))
-
-
-def test_a_fits_stack_is_mapped_and_stays_readable(tmp_path):
-    stack = rng.normal(size=(4, 6, 8)).astype(np.float32)
-    fits.writeto(tmp_path / "g.fits", stack, sky_header(0.5))
-    array, _, sky = fits_stack(tmp_path / "g.fits")
-    np.testing.assert_array_equal(array[2], stack[2])
-    assert sky.pixel_scale == pytest.approx(0.5)
-    with pytest.raises(Unreadable, match="no such file"):
-        fits_stack(tmp_path / "r.fits")
