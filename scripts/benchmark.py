@@ -1,6 +1,13 @@
-"""Times lensjax and its peers side by side, and compares what they say."""
+"""Times lensjax and PyTorch side by side, and compares their outputs."""
 
-from lensjax.launch import run_script
+import sys
+from pathlib import Path
+
+from lensjax import launch
 
 if __name__ == "__main__":
-    run_script("benchmark")
+    launch.set_allocation()
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from benchmarks import command
+
+    sys.exit(launch.run(command.main, sys.argv[1:]))

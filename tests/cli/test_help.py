@@ -16,7 +16,6 @@ COMMANDS = {
     "evaluate": "EvaluateConfig",
     "simulate": "SimulateConfig",
     "import_weights": "ImportConfig",
-    "benchmark": "BenchmarkConfig",
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lensjax.benchmark.drawn import tensor
+from benchmarks.workload import tensor
 
 SIZES = {"resnet18": (64, 101, 224), "vit_b_16": (224,)}
 

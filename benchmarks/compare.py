@@ -1,0 +1,172 @@
+"""Runs the programs of a case side by side, each in a process of its own.
+
+A machine drifts: other work, heat, memory. So nothing is timed alone. In each round every program
+runs once, while the others are stopped, in an order that is reversed from round to round, and what
+counts is the ratio within a round.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import binom
+
+from benchmarks import worker
+from benchmarks.cases import Case, Implementation
+from benchmarks.worker import Outputs, Warm
+
+RELATIVE, SIGMA = "of the largest", "sigma"
+# Largest differences, relative to the largest output or in standard errors, after some 20 layers.
+TOLERANCES = {"float32": 2e-3, "tensorfloat32": 2e-2, "bfloat16": 0.1, SIGMA: 6.0}
+
+
+class Ratio(NamedTuple):
+    """The median of the ratios within rounds and, from `low` to `high`, its 95 % interval; with
+    fewer than six rounds, which bound no such interval, all of them."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass
+class Row:
+    """What one program did. `note` says why where there are no figures.
+
+    `rates`: images per second, one a round. `speedup`: of the first row over this one.
+    `difference`: the largest from the first row's outputs, in `unit`.
+    """
+
+    name: str
+    note: str = ""
+    batch: float = 0
+    rates: list[float] = field(default_factory=list)
+    speedup: Ratio | None = None
+    peak_bytes: int | None = None
+    device_peak_bytes: int | None = None
+    compile_seconds: float = 0.0
+    difference: float | None = None
+    unit: str = RELATIVE
+    agrees: bool = True
+
+
+class Runner:
+    """A row and the process of its program, which is stopped while it is not asked.
+
+    Else threads and processes that read ahead would work while another program is timed.
+    """
+
+    def __init__(self, implementation: Implementation) -> None:
+        self.implementation, self.row = implementation, Row(implementation.name)
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self.warm: Warm | None = None
+
+    def start(self, settings: Mapping[str, Any]) -> None:
+        """Loads and compiles the program."""
+        with self._notes_failure():
+            every = {**settings, **self.implementation.options}
+            self.warm = self.pool.submit(worker.load, self.implementation.entry, every).result()
+            self.row.batch, self.row.compile_seconds = self.warm.batch, self.warm.compile_seconds
+            self._signal(signal.SIGSTOP)
+
+    def run(self, seconds: float) -> None:
+        """Runs once, for about so many seconds, and notes the rate."""
+        if self.warm is None or self.row.note:
+            return
+        count = max(1, int(seconds / self.warm.seconds))
+        with self._notes_failure():
+            self._signal(signal.SIGCONT)
+            took, self.row.peak_bytes, self.row.device_peak_bytes = self.pool.submit(
+                worker.run, count
+            ).result()
+            self.row.rates.append(self.row.batch * count / took)
+            self._signal(signal.SIGSTOP)
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._signal(signal.SIGCONT)
+        self.pool.shutdown()
+
+    @contextlib.contextmanager
+    def _notes_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.row.note, self.row.agrees, self.row.rates = f"failed: {error}", False, []
+
+    def _signal(self, number: int) -> None:
+        if self.warm is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.warm.process, number)
+
+
+def measure(case: Case, rounds: int, seconds: float, tell: Callable[[str], None]) -> list[Row]:
+    """Returns the rows of `case` after `rounds` in which each program runs for about `seconds`."""
+    runners = [Runner(implementation) for implementation in case.rows]
+    with contextlib.ExitStack() as stack:
+        # Compilations are timed, so none may come from an earlier run; a GPU is shared by all.
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())
+        for runner in runners:
+            if "torch" in runner.implementation.entry and find_spec("torch") is None:
+                runner.row.note = "needs torch: pip install '.[peers]'"
+                continue
+            tell(f"{case.name}: compiling {runner.row.name}")
+            stack.callback(runner.close)
+            runner.start(case.settings)
+        for number in range(rounds):
+            tell(f"{case.name}: round {number + 1} of {rounds}")
+            for runner in runners[:: 1 if number % 2 == 0 else -1]:
+                runner.run(seconds)
+    for runner in runners:
+        judge(runner, runners[0])
+    return [runner.row for runner in runners]
+
+
+def judge(runner: Runner, first: Runner) -> None:
+    """Fills in how much faster the `first` program is, and whether the outputs agree."""
+    row = runner.row
+    if row.rates and first.row.rates and runner.warm and first.warm:
+        row.speedup = paired(first.row.rates, row.rates)
+        row.difference, row.unit = difference(runner.warm.outputs, first.warm.outputs)
+        on_gpu = row.device_peak_bytes is not None
+        precision = runner.implementation.options.get("precision", "float32")
+        precision = "tensorfloat32" if on_gpu and precision == "float32" else precision
+        row.agrees = row.difference <= TOLERANCES[precision if row.unit == RELATIVE else row.unit]
+
+
+def paired(rates: Sequence[float], others: Sequence[float]) -> Ratio:
+    """Returns the ratio of `rates` over `others` that were measured in the same rounds.
+
+    Its interval is between two of the sorted ratios, whatever their distribution: each ratio is
+    below the median with probability one half.
+    """
+    ratios = sorted(rate / other for rate, other in zip(rates, others, strict=True))
+    outside = max(0, int(binom.ppf(0.025, len(ratios), 0.5)) - 1)
+    return Ratio(statistics.median(ratios), ratios[outside], ratios[-1 - outside])
+
+
+def difference(outputs: Outputs, truth: Outputs) -> tuple[float, str]:
+    """Returns the largest difference of `outputs` from `truth`, and its unit.
+
+    Both are cut to the images that they share. Means over a program's own random samples differ by
+    chance: their unit is the standard error, pooled over a member's images. Else it is the largest
+    output. NaN counts as infinite.
+    """
+    shared = min(outputs.values.shape[-1], truth.values.shape[-1])
+    values, expected = outputs.values[..., :shared], truth.values[..., :shared]
+    scale, unit = np.abs(expected).max(), RELATIVE
+    if outputs.errors is not None:
+        scale, unit = np.sqrt(2 * (outputs.errors**2).mean(axis=-1, keepdims=True)), SIGMA
+    largest = float((np.abs(values - expected) / scale).max())
+    return largest if np.isfinite(largest) else float("inf"), unit

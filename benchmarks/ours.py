@@ -1,0 +1,121 @@
+"""lensjax as a benchmarked program: its compiled ensemble step, and one training step."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from benchmarks import workload
+from benchmarks.worker import Outputs, Program
+from lensjax import runtime
+from lensjax.data.on_device import Canvas, Inputs, Layout, View
+from lensjax.data.preprocess import Preprocessing, geometry
+from lensjax.ensemble import sharding
+from lensjax.ensemble.checkpoint import Member, MemberInfo, state_of
+from lensjax.ensemble.stack import outline, stack
+from lensjax.ensemble.step import Precision, ensemble_step, place_weights
+from lensjax.models.torch_import import load_torch_weights, tensor_shapes
+from lensjax.train.losses import binary_loss
+from lensjax.train.scales import views_at
+from lensjax.train.step import Examples, Programs, ResolutionGroup, Setting, TrainState
+
+
+def scoring(
+    members: Sequence[str], size: int, batch: int, samples: int, precision: Precision
+) -> Program:
+    """Returns the ensemble step of infer.py on one device, all members and samples in one call."""
+    mesh = sharding.mesh_of(jax.local_devices()[:1])
+    infos = {name: _info(name, size) for name in members}
+    stacked = sharding.stacks_members(mesh)
+    abstract = outline(infos, dict.fromkeys(infos), stacked=stacked)
+    step = ensemble_step(abstract, mesh, samples=samples, fusion="stacked", precision=precision)
+    ensemble = stack({name: member(name, size) for name in members}, stacked=stacked)
+    weights = place_weights(ensemble, mesh, seed=0, samples=samples, precision=precision)
+    del ensemble
+    runtime.give_back_memory()
+    given = inputs(workload.images(batch, size))
+
+    def launch(_: int) -> jax.Array:
+        images = jax.device_put(given, NamedSharding(mesh, sharding.BY_CUTOUT))
+        return step(weights, images).member_logits
+
+    def run(count: int) -> Outputs:
+        for logits in runtime.one_ahead(launch, range(count)):
+            values = np.asarray(logits)
+        return Outputs(values)
+
+    return Program(run, batch, device_peak_bytes)
+
+
+def training(name: str, size: int, batch: int) -> Program:
+    """Returns training steps (forward, backward, AdamW) of one network, without augmentation or
+    dropout, of which each program would have its own."""
+    graph, *learnt = nnx.split(network(name, size), nnx.Param, nnx.BatchStat)
+    params, statistics = jax.tree.map(lambda leaf: leaf[None], learnt)
+    given = inputs(workload.images(batch, size))
+    loss = functools.partial(binary_loss, smoothing=0.0)
+    optimizer = optax.adamw(1e-3, weight_decay=1e-2)
+    setting = Setting(graph, views_at(given.views[0], [size]), loss, optimizer)
+    mesh = sharding.mesh_of(jax.local_devices()[:1])
+    step = Programs(setting, [ResolutionGroup((0,))], mesh)
+    moments = jax.vmap(optimizer.init)(params)
+    state = TrainState(params, (statistics,), moments, None, jnp.zeros(1, jnp.int32))
+    labels = np.arange(batch, dtype=np.float32) % 2
+    ones = np.ones((1, batch), np.float32)
+    batches = itertools.repeat(Examples(given.images[0], given.bounds[0], labels, ones))
+    losses: list[float] = []
+
+    def launch(_: int) -> jax.Array:
+        nonlocal state
+        state, loss = step(state, next(batches), None)
+        return loss
+
+    def run(count: int) -> Outputs:
+        # A step late, as train.py does.
+        losses.extend(float(loss.mean()) for loss in runtime.one_ahead(launch, range(count)))
+        return Outputs(np.array([losses]))
+
+    return Program(run, batch, device_peak_bytes)
+
+
+def member(name: str, size: int) -> Member:
+    """Returns the member called `name` with the weights drawn for it."""
+    return Member(_info(name, size), jax.tree.map(np.asarray, state_of(network(name, size))))
+
+
+def network(name: str, size: int) -> nnx.Module:
+    """Returns the network of the member called `name` with the weights drawn for it."""
+    model = _info(name, size).build(nnx.Rngs(0))
+    load_torch_weights(model, workload.state_dict(name, tensor_shapes(model)))
+    return model
+
+
+def inputs(images: np.ndarray) -> Inputs:
+    """Returns images (batch, S, S, band) as the step takes them, without any preprocessing."""
+    size = images.shape[1]
+    preprocessing, shape = _preprocessing(size), (size, size, workload.BANDS)
+    bands = tuple(range(workload.BANDS))
+    view = View(preprocessing, 0, bands, geometry(shape[:2], None, preprocessing))
+    made = Layout((Canvas(shape, "float32"),), (view,)).blank(len(images))
+    made.images[0][:] = images
+    return made
+
+
+def device_peak_bytes() -> int | None:
+    """Returns the most memory that JAX has held on its device, None where it keeps no account."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def _info(name: str, size: int) -> MemberInfo:
+    architecture = workload.architecture_of(name)
+    return MemberInfo(architecture, _preprocessing(size), workload.DROPOUT, weights_sha256=name)
+
+
+def _preprocessing(size: int) -> Preprocessing:
+    return Preprocessing.unnormalised(workload.BAND_NAMES, size, None, "none", 1.0)

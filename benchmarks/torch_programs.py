@@ -1,0 +1,155 @@
+"""PyTorch as a benchmarked program: as older systems ran an ensemble, at its best, and reading."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from astropy.io import fits
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks import workload
+from benchmarks.torch_networks import Network, ResNet18, VitB16
+from benchmarks.worker import Outputs, Program
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+if DEVICE == "cuda":
+    # TensorFloat-32, as JAX computes float32 on a GPU by default.
+    torch.set_float32_matmul_precision("high")
+
+
+def scoring(
+    members: Sequence[str],
+    size: int,
+    batch: int,
+    samples: int,
+    precision: str = "float32",
+    loop: bool = False,
+) -> Program:
+    """Returns the ensemble by torch.compile, each backbone run once and the head once a sample.
+
+    As a `loop` it is not compiled, and each sample is a full pass. Of the passes, which are all
+    alike, two are run and count as all: two say how far samples lie apart.
+    """
+    import torch._inductor.config as inductor
+
+    inductor.freezing = True  # weights are constants: convolution and normalisation become one
+    # The other attention is written for eager evaluation and cannot be fused with its neighbours.
+    torch.backends.mha.set_fastpath_enabled(loop)
+    dtype = getattr(torch, precision)
+    networks = [network(name, size).to(dtype) for name in members]
+    backbones = networks if loop else [torch.compile(each) for each in networks]
+    images = workload.images(batch, size)
+    passes, heads = (min(samples, 2), 1) if loop else (1, samples)
+
+    def logits(each: Network, backbone: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+        features = backbone(given)
+        repeated = features.expand(heads, *features.shape)
+        return each.head(functional.dropout(repeated, workload.DROPOUT, samples > 1))[..., 0]
+
+    @torch.no_grad()
+    def run(count: int) -> Outputs:
+        for _ in range(count):
+            given = on_device(images).to(dtype)
+            every = [
+                torch.cat([logits(each, backbone, given) for _ in range(passes)])
+                for each, backbone in zip(networks, backbones, strict=True)
+            ]
+            values = torch.stack(every).float().cpu().numpy()
+        return mean_over_samples(values)
+
+    return Program(run, batch * passes * heads / samples, device_peak_bytes)
+
+
+def training(name: str, size: int, batch: int) -> Program:
+    """Returns training steps (forward, backward, AdamW) of one network."""
+    trained = network(name, size).train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained.parameters(), 1e-3, weight_decay=1e-2)
+    images = workload.images(batch, size)
+    labels = torch.arange(batch, device=DEVICE) % 2
+    losses: list[float] = []
+
+    def run(count: int) -> Outputs:
+        for _ in range(count):
+            logits = trained.head(trained(on_device(images)))[:, 0]
+            loss = functional.binary_cross_entropy_with_logits(logits, labels.float())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return Outputs(np.array([losses]))
+
+    return Program(run, batch, device_peak_bytes)
+
+
+class Cutouts(Dataset):
+    """Cutouts (band, size, size), stretched to arcsinh((image - level) / (softening noise))."""
+
+    def __init__(self, folder: str) -> None:
+        self.paths = sorted(map(str, Path(folder).iterdir()))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        with fits.open(self.paths[index]) as hdus:
+            image = hdus[0].data.astype(np.float32)
+        level = np.median(image, axis=(1, 2), keepdims=True)
+        noise = 1.4826 * np.median(np.abs(image - level), axis=(1, 2), keepdims=True)
+        return torch.from_numpy(np.arcsinh((image - level) / (workload.SOFTENING * noise)))
+
+
+def cutouts(folder: str, size: int, batch: int) -> Program:
+    """Returns cutouts read, stretched and batched, by as many workers as there are cores."""
+    del size
+    workers = {"num_workers": os.cpu_count() or 1, "persistent_workers": True}
+    loader: DataLoader = DataLoader(Cutouts(folder), batch, drop_last=True, **workers)
+
+    def endless() -> Iterator[Tensor]:
+        while True:
+            yield from loader
+
+    batches = endless()
+
+    def run(count: int) -> Outputs:
+        for _ in range(count):
+            means = next(batches).mean((1, 2, 3))
+        return Outputs(means.numpy()[None])
+
+    return Program(run, batch)
+
+
+def mean_over_samples(logits: np.ndarray) -> Outputs:
+    """Returns the mean of logits (member, sample, batch); one sample stands for itself."""
+    samples = logits.shape[1]
+    if samples == 1:
+        return Outputs(logits[:, 0])
+    return Outputs(logits.mean(1), logits.std(1, ddof=1) / np.sqrt(samples))
+
+
+def network(name: str, size: int) -> Network:
+    """Returns the network of the member called `name` with the weights drawn for it."""
+    with torch.device("meta"):
+        is_resnet = workload.architecture_of(name) == "resnet18"
+        built: Network = ResNet18(workload.BANDS) if is_resnet else VitB16(workload.BANDS, size)
+    built.to_empty(device="cpu").eval()
+    shapes = {key: tuple(t.shape) for key, t in built.state_dict().items() if t.shape}
+    weights = workload.state_dict(name, shapes)
+    built.load_state_dict({k: torch.from_numpy(w) for k, w in weights.items()}, strict=False)
+    built.requires_grad_(False).to(DEVICE)
+    return cast(Any, built).to(memory_format=torch.channels_last)
+
+
+def on_device(images: np.ndarray) -> Tensor:
+    """Returns images (batch, S, S, band) as (batch, band, S, S), channels last as they were."""
+    return torch.from_numpy(images).to(DEVICE).permute(0, 3, 1, 2)
+
+
+def device_peak_bytes() -> int | None:
+    """Returns the most memory that PyTorch has held on the GPU, None without one."""
+    return torch.cuda.max_memory_allocated() if DEVICE == "cuda" else None
