@@ -1,13 +1,9 @@
-"""How good the scores are: ranking, top-of-list purity and calibration, with intervals.
-
-Everything is computed from the lenses and the other objects sorted apart, under integer weights:
-weights of one give the value itself, multinomial weights a bootstrap resample.
-"""
+"""How good the scores are: ranking, top-of-list purity and calibration, with intervals."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,14 +12,12 @@ from lensjax.errors import UsageError
 
 BINS = 15
 FEW = 10  # objects of a class, below which resampling them says little of what others would do
-_WEIGHTS_IN_MEMORY = 4_000_000  # 32 MB of float64 weights at a time
-_WEIGHTS_IN_ALL = 100_000_000  # a million objects are resampled a hundred times
+_MOST_DRAWN = 100_000_000  # objects in all resamples: a million are resampled a hundred times
 
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A value and its 95 % bootstrap interval; all NaN where the labels do not define it."""
 
     value: float
@@ -35,8 +29,15 @@ class Interval:
 class Metrics:
     """What `evaluate` found; probabilities and labels left out are counted, never hidden.
 
-    Of `tpr0` and `tpr10` see `tpr_at`, of `expected_calibration_error` the function of that name.
-    `log_loss` is in nats, `brier` the mean squared error of the probability.
+    `tpr0` and `tpr10` are the fractions of lenses found before the first and the tenth false
+    positive, as the lens finding challenge has it (Metcalf et al. 2019, A&A 625, A119): scored
+    strictly above every non-lens, or the tenth-ranked one; one where there are fewer non-lenses.
+    They are not rates at a false-positive rate.
+
+    `expected_calibration_error` is the mean over objects of |mean probability - fraction of
+    lenses| in their bin of probability: 15 bins of equal width, each closed below, the last closed
+    above too, so that both p = 0 and p = 1 count (Guo et al. 2017, equation 3). `log_loss` is in
+    nats, `brier` the mean squared error of the probability.
     """
 
     auroc: Interval
@@ -53,12 +54,15 @@ class Metrics:
     resamples: int
 
     def intervals(self) -> dict[str, Interval]:
-        """The seven metrics by name, in the order in which they are shown."""
-        return {key: value for key, value in vars(self).items() if isinstance(value, Interval)}
+        """Returns the seven metrics by name, in the order in which they are shown."""
+        return {name: getattr(self, name) for name in NAMES}
 
     def to_json(self) -> dict[str, Any]:
-        """Nested dict of plain numbers (NaN where undefined)."""
-        return asdict(self)
+        """Returns a nested dict of plain numbers (NaN where undefined)."""
+        return vars(self) | {name: found._asdict() for name, found in self.intervals().items()}
+
+
+NAMES = tuple(name for name, kind in Metrics.__annotations__.items() if kind is Interval)
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Reliability:
 def evaluate(
     probabilities: ArrayLike, labels: ArrayLike, *, bootstrap: int = 1000, seed: int = 0
 ) -> Metrics:
-    """All metrics of `probabilities` (N,) against `labels` (N,), with 95 % intervals.
+    """Returns all metrics of `probabilities` (n,) against `labels` (n,), with 95 % intervals.
 
     Labels are 1 (lens), 0 (other) or unknown (NaN, negative, masked); unknown ones and NaN
     probabilities are left out and counted. The intervals are percentiles of a stratified
@@ -88,26 +92,15 @@ def evaluate(
     many. Metrics that need both classes are NaN where there is one.
     """
     scores, lens, unlabelled, unscored = _known(probabilities, labels)
-    ranked = _Ranked.of(scores, lens)
-    value = ranked.metrics(*ranked.once())[:, 0]
-    resamples = min(bootstrap, max(_WEIGHTS_IN_ALL // max(scores.size, 1), 1))
-    low = high = value
-    if resamples and scores.size:
-        draws = ranked.resample(resamples, np.random.default_rng(seed))
-        spread = np.concatenate([ranked.metrics(*weights) for weights in draws], axis=1)
-        low, high = np.percentile(spread, [2.5, 97.5], axis=1)
-    auroc, average_precision, tpr0, tpr10, calibration, log_loss, brier = (
-        Interval(float(v), float(min(v, a)), float(max(v, b)))
-        for v, a, b in zip(value, low, high, strict=True)
-    )
+    ranked = _Ranked(scores, lens)
+    value = ranked.metrics(np.ones(lens.size))
+    resamples = min(bootstrap, max(_MOST_DRAWN // max(lens.size, 1), 1))
+    rng = np.random.default_rng(seed)
+    drawn = [ranked.metrics(ranked.resampled(rng)) for _ in range(resamples)] or [value]
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    bounds = np.stack([value, np.fmin(value, low), np.fmax(value, high)], axis=1).tolist()
     return Metrics(
-        auroc=auroc,
-        average_precision=average_precision,
-        tpr0=tpr0,
-        tpr10=tpr10,
-        expected_calibration_error=calibration,
-        log_loss=log_loss,
-        brier=brier,
+        **{name: Interval(*each) for name, each in zip(NAMES, bounds, strict=True)},
         lenses=int(lens.sum()),
         others=int((~lens).sum()),
         unlabelled=unlabelled,
@@ -116,8 +109,15 @@ def evaluate(
     )
 
 
+def values(probabilities: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    """Returns the metrics of `evaluate` by name, without intervals."""
+    scores, lens, _, _ = _known(probabilities, labels)
+    found = _Ranked(scores, lens).metrics(np.ones(lens.size))
+    return dict(zip(NAMES, found.tolist(), strict=True))
+
+
 def caveats(probabilities: ArrayLike, labels: ArrayLike | None) -> list[str]:
-    """Why there are no metrics, or not all, or no good intervals, in a line; none where all are."""
+    """Returns why there are no metrics, or not all, or no good intervals; mostly nothing."""
     if labels is None:
         return ["no metrics: the data have no labels"]
     scores, lens, _, _ = _known(probabilities, labels)
@@ -136,45 +136,8 @@ def caveats(probabilities: ArrayLike, labels: ArrayLike | None) -> list[str]:
     ]
 
 
-def auroc(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Area under the ROC curve: the chance that a lens outscores another object (ties count half).
-
-    NaN unless both classes are there.
-    """
-    ranked = _Ranked.of(*_known(probabilities, labels)[:2])
-    return float(ranked.metrics(*ranked.once())[0, 0])
-
-
-def tpr_at(probabilities: ArrayLike, labels: ArrayLike, false_positives: int) -> float:
-    """Fraction of lenses found before the given false positive, as the lens finding challenge has
-    it (Metcalf et al. 2019, A&A 625, A119).
-
-    TPR0 (`false_positives=0`) is the fraction of lenses scored strictly above every non-lens,
-    TPR10 the fraction scored strictly above the tenth-ranked non-lens. It is not the rate at a
-    false-positive rate of 0.1. One where there are fewer than `false_positives` non-lenses, NaN
-    unless both classes are there.
-    """
-    ranked = _Ranked.of(*_known(probabilities, labels)[:2])
-    if not ranked.both_classes:
-        return math.nan
-    lens_sums, other_sums = map(_running_sum, ranked.once())
-    return float(ranked.tpr(lens_sums, other_sums, false_positives)[0])
-
-
-def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Mean over objects of |mean probability - fraction of lenses| in their bin of probability.
-
-    15 bins of equal width, each closed below, the last closed above too: both p = 0 and p = 1
-    count (Guo et al. 2017, equation 3). NaN without objects.
-    """
-    table = reliability(probabilities, labels)
-    gap = np.abs(table.mean_probability - table.lens_fraction)
-    filled = table.count > 0
-    return float(np.average(gap[filled], weights=table.count[filled])) if filled.any() else math.nan
-
-
 def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS) -> Reliability:
-    """Counts, mean probability and fraction of lenses in bins of equal width."""
+    """Returns counts, mean probability and fraction of lenses in bins of equal width."""
     scores, lens, _, _ = _known(probabilities, labels)
     index = _bin_of(scores, bins)
     count = np.bincount(index, minlength=bins)
@@ -188,7 +151,7 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS) -
 
 
 def roc_curve(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
-    """False-positive and true-positive rate at each distinct score, best first, from (0, 0) on.
+    """Returns false-positive and true-positive rate at each distinct score, from (0, 0) on.
 
     Empty unless both classes are there.
     """
@@ -202,7 +165,7 @@ def roc_curve(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Array, Array
 
 
 def precision_recall_curve(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
-    """Recall and precision at each distinct score, best first. Empty unless both classes are."""
+    """Returns recall and precision at each distinct score, best first, empty as in `roc_curve`."""
     from sklearn import metrics
 
     scores, lens, _, _ = _known(probabilities, labels)
@@ -214,8 +177,10 @@ def precision_recall_curve(probabilities: ArrayLike, labels: ArrayLike) -> tuple
 
 
 def share_interval(found: ArrayLike, of: ArrayLike) -> tuple[Array, Array]:
-    """The exact 95 % interval of the share of which `found` in `of` are a sample, by Clopper and
-    Pearson (1934, Biometrika 26, 404); 0 to 1 where nothing was tried."""
+    """Returns the exact 95 % interval of the share of which `found` in `of` are a sample.
+
+    By Clopper and Pearson (1934, Biometrika 26, 404); 0 to 1 where nothing was tried.
+    """
     from scipy import special
 
     hits, misses = np.asarray(found, float), np.asarray(of, float) - np.asarray(found, float)
@@ -225,7 +190,7 @@ def share_interval(found: ArrayLike, of: ArrayLike) -> tuple[Array, Array]:
 
 
 def lens_or_unknown(labels: ArrayLike) -> Array:
-    """Labels (N,) as int8: 1 lens, 0 other, -1 unknown (NaN, negative or masked).
+    """Returns labels (n,) as int8: 1 lens, 0 other, -1 unknown (NaN, negative or masked).
 
     Raises UsageError for any other value.
     """
@@ -240,8 +205,25 @@ def lens_or_unknown(labels: ArrayLike) -> Array:
     return np.where(unknown, -1, values).astype(np.int8)
 
 
+def table(found: Mapping[str, Metrics]) -> str:
+    """Returns lines of text: AUROC, TPR0, TPR10 and ECE with their intervals, a row a score."""
+    shown = {"AUROC": "auroc", "TPR0": "tpr0", "TPR10": "tpr10", "ECE": NAMES[4]}
+    width = max(len(name) for name in ("score", *found))
+    lines = [f"{'score':<{width}}" + "".join(f"  {title:<22}" for title in shown)]
+    for name, metrics in found.items():
+        cells = (_cell(getattr(metrics, field)) for field in shown.values())
+        lines.append(f"{name:<{width}}" + "".join(f"  {cell:<22}" for cell in cells))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(found: Interval) -> str:
+    value, low, high = found
+    return "-" if math.isnan(value) else f"{value:.4f} [{low:.4f}, {high:.4f}]"
+
+
 def _known(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Array, Array, int, int]:
-    """Scores (K,) and bool lens (K,) of the usable objects, and how many were left out and why."""
+    """Returns scores (n,) and bool lens (n,) of the objects that have both, and how many have no
+    label and no score."""
     scores, classes = np.asarray(probabilities), lens_or_unknown(labels)
     if scores.ndim != 1 or scores.shape != classes.shape:
         raise UsageError(
@@ -259,130 +241,61 @@ def _bin_of(scores: Array, bins: int) -> Array:
     return np.digitize(scores, np.linspace(0, 1, bins + 1)[1:-1])
 
 
-def _running_sum(weights: Array) -> Array:
-    """(R, n + 1) sums of the first 0, 1, ... n weights of each row of (R, n)."""
-    sums = np.zeros((weights.shape[0], weights.shape[1] + 1))
-    np.cumsum(weights, axis=1, out=sums[:, 1:])
-    return sums
-
-
-@dataclass(frozen=True)
 class _Ranked:
-    """Lenses (P,) and others (Q,) sorted apart, best first, and where each falls in the other list.
+    """Lenses (P,) and others (Q,), each from best to worst, and what each object adds to the
+    metrics: all that is needed to resample them, 1,000 times in seconds where there are 100,000."""
 
-    `others_above` and `others_level` (P,): others scored above, and not below, each lens;
-    `lenses_level` (P,): lenses not below it; `lenses_above` (Q,): lenses above each other.
-    `lens_losses` (P, BINS + 2) and `other_losses` (Q, BINS + 2): what each object adds to its bin's
-    calibration gap, to the log loss and to the Brier score.
-    """
+    def __init__(self, scores: Array, lens: Array) -> None:
+        lenses, others = np.sort(-scores[lens]), np.sort(-scores[~lens])
+        self._sizes = lenses.size, others.size
+        self._others_above = np.searchsorted(others, lenses, "left")
+        self._others_level = np.searchsorted(others, lenses, "right")
+        self._lenses_level = np.searchsorted(lenses, lenses, "right")
+        # The last is of the place below all others.
+        self._lenses_above = np.append(np.searchsorted(lenses, others, "left"), lenses.size)
+        probability = -np.append(lenses, others)
+        truth = np.repeat([1.0, 0.0], self._sizes)
+        self._bin = _bin_of(probability, BINS)
+        self._gap = probability - truth
+        # Kept one rounding step of their own type away from 0 and 1 for the logarithm.
+        tiny = np.finfo(scores.dtype).eps
+        clipped = np.clip(probability.astype(float), tiny, 1 - tiny)
+        self._losses = -np.log(np.where(truth, clipped, 1 - clipped)), self._gap**2
 
-    others_above: Array
-    others_level: Array
-    lenses_level: Array
-    lenses_above: Array
-    lens_losses: Array
-    other_losses: Array
-
-    @classmethod
-    def of(cls, scores: Array, lens: Array) -> "_Ranked":
-        lenses, others = -np.sort(-scores[lens]), -np.sort(-scores[~lens])
-        return cls(
-            np.searchsorted(-others, -lenses, side="left"),
-            np.searchsorted(-others, -lenses, side="right"),
-            np.searchsorted(-lenses, -lenses, side="right"),
-            np.searchsorted(-lenses, -others, side="left"),
-            _losses(lenses, 1.0),
-            _losses(others, 0.0),
-        )
-
-    @property
-    def both_classes(self) -> bool:
-        return self.others_above.size > 0 and self.lenses_above.size > 0
-
-    def once(self) -> tuple[Array, Array]:
-        """Every object with weight one: (1, P) and (1, Q)."""
-        return np.ones((1, self.others_above.size)), np.ones((1, self.lenses_above.size))
-
-    def resample(self, times: int, rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
-        """Multinomial weights (R, P) and (R, Q), as many rows at a time as memory is set aside."""
-        sizes = self.others_above.size, self.lenses_above.size
-        step = max(1, _WEIGHTS_IN_MEMORY // sum(sizes))
-        for start in range(0, times, step):
-            rows = min(step, times - start)
-            yield _draw(rows, sizes[0], rng), _draw(rows, sizes[1], rng)
-
-    def metrics(self, lens_weights: Array, other_weights: Array) -> Array:
-        """(7, R) metrics, in the order of `Metrics`, for weights (R, P) and (R, Q)."""
-        rows, lenses = lens_weights.shape
-        total = lenses + other_weights.shape[1]
-        if not total:
-            return np.full((7, rows), np.nan)
-        losses = (lens_weights @ self.lens_losses + other_weights @ self.other_losses) / total
-        absolute = [np.abs(losses[:, :BINS]).sum(axis=1), losses[:, BINS], losses[:, BINS + 1]]
-        if not self.both_classes:
-            return np.stack([np.full(rows, np.nan)] * 4 + absolute)
-
-        lens_sums, other_sums = _running_sum(lens_weights), _running_sum(other_weights)
-        above, level = other_sums[:, self.others_above], other_sums[:, self.others_level]
-        beaten = np.einsum("rp,rp->r", lens_weights, above + level) / 2
-        found = lens_sums[:, self.lenses_level]
-        # a lens of weight 0 with nothing at all above it has no precision, and no say
-        precision = found / np.maximum(found + level, 1)
-        ranking = [
-            1 - beaten / (lenses * other_weights.shape[1]),
-            np.einsum("rp,rp->r", lens_weights, precision) / lenses,
-            self.tpr(lens_sums, other_sums, 0),
-            self.tpr(lens_sums, other_sums, 10),
+    def resampled(self, rng: np.random.Generator) -> Array:
+        """Returns how often (P + Q,) each object is drawn, lenses and others apart."""
+        drawn = [rng.integers(max(size, 1), size=size) for size in self._sizes]
+        counts = [
+            np.bincount(rows, minlength=size) for rows, size in zip(drawn, self._sizes, strict=True)
         ]
-        return np.stack(ranking + absolute)
+        return np.concatenate(counts, dtype=float)
 
-    def tpr(self, lens_sums: Array, other_sums: Array, false_positives: int) -> Array:
-        """(R,) share of the lenses above the first, or the `false_positives`-th, other."""
-        reached = other_sums[:, 1:] >= max(false_positives, 1)
-        worst = np.where(reached.any(axis=1), reached.argmax(axis=1), -1)
-        above = np.where(worst < 0, lens_sums.shape[1] - 1, self.lenses_above[worst])
-        return lens_sums[np.arange(worst.size), above] / lens_sums[:, -1]
+    def metrics(self, weights: Array) -> Array:
+        """Returns the seven metrics, in the order of `NAMES`, of objects that are there as often as
+        `weights` (P + Q,) says."""
+        total = sum(self._sizes)
+        if not total:
+            return np.full(len(NAMES), np.nan)
+        gaps = np.bincount(self._bin, weights * self._gap, BINS)
+        # Not by `@`, whose threads would wait for each other where the cores are busy.
+        losses = [np.abs(gaps).sum(), *((weights * each).sum() for each in self._losses)]
+        return np.append(self._of_ranking(weights), np.divide(losses, total))
 
-
-def _losses(scores: Array, truth: float) -> Array:
-    """(n, BINS + 2): p - y in the column of its bin, then -log p(truth) and (p - y)^2.
-
-    Probabilities are kept one rounding step of their own type away from 0 and 1 for the logarithm.
-    """
-    tiny = np.finfo(scores.dtype).eps
-    clipped = np.clip(scores.astype(float), tiny, 1 - tiny)
-    losses = np.zeros((scores.size, BINS + 2))
-    losses[np.arange(scores.size), _bin_of(scores, BINS)] = scores - truth
-    losses[:, BINS] = -np.log(clipped if truth else 1 - clipped)
-    losses[:, BINS + 1] = (scores - truth) ** 2
-    return losses
-
-
-def _draw(rows: int, size: int, rng: np.random.Generator) -> Array:
-    """(rows, size) float64: how often each of `size` objects is drawn in `size` draws."""
-    drawn = rng.integers(size, size=(rows, size)) if size else np.empty((rows, 0), np.int64)
-    drawn += size * np.arange(rows)[:, None]
-    return np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(float)
-
-
-def table(found: Mapping[str, Metrics]) -> str:
-    """Returns lines of text: AUROC, TPR0, TPR10 and ECE with their intervals, a row a score."""
-    shown = {
-        "AUROC": "auroc",
-        "TPR0": "tpr0",
-        "TPR10": "tpr10",
-        "ECE": "expected_calibration_error",
-    }
-    width = max(len(name) for name in ("score", *found))
-    lines = [f"{'score':<{width}}" + "".join(f"  {title:<22}" for title in shown)]
-    for name, metrics in found.items():
-        intervals = (getattr(metrics, field) for field in shown.values())
-        cells = map(_shown, intervals)
-        lines.append(f"{name:<{width}}" + "".join(f"  {cell:<22}" for cell in cells))
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _shown(found: Interval) -> str:
-    if math.isnan(found.value):
-        return "-"
-    return f"{found.value:.4f} [{found.low:.4f}, {found.high:.4f}]"
+    def _of_ranking(self, weights: Array) -> list[float]:
+        size, others = self._sizes
+        if not (size and others):
+            return [math.nan] * 4
+        lens_weights = weights[:size]
+        lens_sums, other_sums = (
+            np.append(0, np.cumsum(part)) for part in np.split(weights, [size])
+        )
+        above, level = other_sums[self._others_above], other_sums[self._others_level]
+        found = lens_sums[self._lenses_level]
+        # A lens of weight 0 with nothing at all above it has no precision, and no say.
+        precision = found / np.maximum(found + level, 1)
+        worst = [np.searchsorted(other_sums[1:], count) for count in (1, 10)]
+        return [
+            1 - (lens_weights * (above + level)).sum() / (2 * size * others),
+            (lens_weights * precision).sum() / size,
+            *lens_sums[self._lenses_above[worst]] / size,
+        ]

@@ -4,7 +4,6 @@ Every file appears whole or not at all: it is written beside its place and then 
 """
 
 import csv
-import dataclasses
 import io
 import json
 import math
@@ -204,8 +203,6 @@ def _csv_line(values: Sequence[Any]) -> bytes:
 
 def to_json(value: Any) -> Any:
     """The value in the types of JSON, numbers that JSON lacks as None."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):

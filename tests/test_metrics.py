@@ -38,12 +38,8 @@ def looped_calibration_error(scores: np.ndarray, labels: np.ndarray) -> float:
     return total / scores.size
 
 
-@pytest.mark.parametrize("levels", [None, 7, 1])
-@pytest.mark.parametrize("seed", range(4))
-def test_values_agree_with_scikit_learn_and_loops(seed: int, levels: int | None) -> None:
-    scores, labels = survey(seed, levels=levels)
-    found = metrics.evaluate(scores, labels, bootstrap=0)
-    expected = {
+def expected(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    return {
         "auroc": sklearn_metrics.roc_auc_score(labels, scores),
         "average_precision": sklearn_metrics.average_precision_score(labels, scores),
         "tpr0": looped_tpr(scores, labels, 1),
@@ -52,46 +48,31 @@ def test_values_agree_with_scikit_learn_and_loops(seed: int, levels: int | None)
         "log_loss": sklearn_metrics.log_loss(labels, scores),
         "brier": sklearn_metrics.brier_score_loss(labels, scores),
     }
+
+
+@pytest.mark.parametrize("levels", [None, 7, 1])
+@pytest.mark.parametrize("seed", range(4))
+def test_values_agree_with_scikit_learn_and_loops(seed: int, levels: int | None) -> None:
+    scores, labels = survey(seed, levels=levels)
+    found = metrics.evaluate(scores, labels, bootstrap=0)
     values = {name: interval.value for name, interval in found.intervals().items()}
-    assert values == pytest.approx(expected, rel=1e-12, abs=1e-12)
-    assert list(values) == list(expected)
+    assert values == pytest.approx(expected(scores, labels), rel=1e-12, abs=1e-12)
+    assert values == metrics.values(scores, labels)
     assert (found.lenses, found.others) == (labels.sum(), (~labels).sum())
 
 
 @pytest.mark.parametrize("levels", [None, 5])
-def test_weighted_metrics_are_those_of_the_resampled_objects(levels: int | None) -> None:
+def test_resamples_have_the_metrics_of_their_objects(levels: int | None) -> None:
     scores, labels = survey(3, levels=levels)
-    ranked = metrics._Ranked.of(scores, labels)
-    lenses, others = -np.sort(-scores[labels]), -np.sort(-scores[~labels])
-    for lens_weights, other_weights in ranked.resample(25, np.random.default_rng(1)):
-        found = ranked.metrics(lens_weights, other_weights)
-        for row in range(25):
-            weights = np.concatenate([lens_weights[row], other_weights[row]])
-            both = np.concatenate([lenses, others])
-            truth = np.arange(both.size) < lenses.size
-            again = np.repeat(both, weights.astype(int))
-            again_truth = np.repeat(truth, weights.astype(int))
-            assert found[0, row] == pytest.approx(
-                sklearn_metrics.roc_auc_score(truth, both, sample_weight=weights)
-            )
-            assert found[1, row] == pytest.approx(
-                sklearn_metrics.average_precision_score(truth, both, sample_weight=weights)
-            )
-            assert found[2, row] == pytest.approx(looped_tpr(again, again_truth, 1))
-            assert found[3, row] == pytest.approx(looped_tpr(again, again_truth, 10))
-            assert found[4, row] == pytest.approx(looped_calibration_error(again, again_truth))
-            assert found[5, row] == pytest.approx(sklearn_metrics.log_loss(again_truth, again))
-
-
-def test_resamples_are_stratified_multinomial_draws() -> None:
-    scores, labels = survey(0, size=50)
-    ranked = metrics._Ranked.of(scores, labels)
-    draws = list(ranked.resample(4000, np.random.default_rng(0)))
-    lens_weights = np.concatenate([lens for lens, _ in draws])
-    assert lens_weights.shape == (4000, labels.sum())
-    assert (lens_weights.sum(axis=1) == labels.sum()).all()
-    assert lens_weights.mean(axis=0) == pytest.approx(1, abs=0.1)
-    assert lens_weights.var(axis=0) == pytest.approx(1 - 1 / labels.sum(), abs=0.15)
+    ranked, rng = metrics._Ranked(scores, labels), np.random.default_rng(1)
+    by_class = np.concatenate([-np.sort(-scores[labels]), -np.sort(-scores[~labels])])
+    truth = np.arange(scores.size) < labels.sum()
+    for _ in range(25):
+        weights = ranked.resampled(rng).astype(int)
+        assert weights[truth].sum() == truth.sum() and weights.sum() == truth.size
+        again = np.repeat(by_class, weights), np.repeat(truth, weights)
+        found = dict(zip(metrics.NAMES, ranked.metrics(weights), strict=True))
+        assert found == pytest.approx(expected(*again), rel=1e-12, abs=1e-12)
 
 
 def test_interval_of_the_auroc_has_the_width_of_hanley_and_mcneil() -> None:
@@ -111,7 +92,7 @@ def test_perfect_and_worst_and_constant_scores() -> None:
     assert perfect.auroc == metrics.Interval(1, 1, 1)
     assert perfect.tpr0 == metrics.Interval(1, 1, 1)
     assert perfect.brier == metrics.Interval(0, 0, 0)
-    assert metrics.auroc(1.0 - labels, labels) == 0
+    assert metrics.values(1.0 - labels, labels)["auroc"] == 0
     constant = metrics.evaluate(np.full(25, 0.2), labels)
     assert constant.auroc.value == 0.5
     assert constant.average_precision.value == pytest.approx(0.2)
@@ -125,17 +106,20 @@ def test_tpr10_is_the_rate_before_the_tenth_false_positive() -> None:
     lenses = np.array([0.905, 0.91, 0.915, 1.0])
     scores = np.concatenate([lenses, others])
     labels = np.arange(scores.size) < 4
-    assert metrics.tpr_at(scores, labels, 10) == 2 / 4
-    assert metrics.tpr_at(scores, labels, 0) == 0  # the lens at 1.0 ties with an other
-    assert metrics.tpr_at(scores, labels, 1) == 0
-    assert metrics.tpr_at(scores, labels, 11) == 4 / 4
-    assert metrics.tpr_at(scores, labels, 1000) == 1
+    found = metrics.values(scores, labels)
+    assert found["tpr10"] == 2 / 4
+    assert found["tpr0"] == 0  # the lens at 1.0 ties with an other
+    assert metrics.values(scores[:13], labels[:13])["tpr10"] == 1  # there are but nine others
 
 
 def test_calibration_error_counts_both_ends() -> None:
-    assert metrics.expected_calibration_error([0.0, 0.0], [1, 1]) == 1
-    assert metrics.expected_calibration_error([1.0, 1.0], [0, 0]) == 1
-    assert metrics.expected_calibration_error([0.0, 0.0, 1.0], [0, 1, 1]) == pytest.approx(1 / 3)
+    for scores, labels, error in (
+        ([0.0, 0.0], [1, 1], 1),
+        ([1.0, 1.0], [0, 0], 1),
+        ([0.0, 0.0, 1.0], [0, 1, 1], 1 / 3),
+    ):
+        found = metrics.values(scores, labels)["expected_calibration_error"]
+        assert found == pytest.approx(error)
 
 
 @settings(max_examples=60, deadline=None)
@@ -147,19 +131,14 @@ def test_calibration_error_counts_both_ends() -> None:
 def test_any_small_sample(sample: list[tuple[float, bool]]) -> None:
     scores, labels = np.array([s for s, _ in sample]), np.array([y for _, y in sample])
     found = metrics.evaluate(scores, labels, bootstrap=20)
-    assert found.expected_calibration_error.value == pytest.approx(
-        looped_calibration_error(scores, labels)
-    )
-    assert found.expected_calibration_error.value == pytest.approx(
-        metrics.expected_calibration_error(scores, labels)
-    )
+    calibration = looped_calibration_error(scores, labels)
+    assert found.expected_calibration_error.value == pytest.approx(calibration)
     both = labels.any() and not labels.all()
     for interval in (found.auroc, found.average_precision, found.tpr0, found.tpr10):
         assert math.isnan(interval.value) != both
     if both:
         assert found.auroc.value == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores))
-        assert metrics.tpr_at(scores, labels, 0) == found.tpr0.value
-        assert metrics.tpr_at(scores, labels, 10) == looped_tpr(scores, labels, 10)
+        assert found.tpr10.value == looped_tpr(scores, labels, 10)
     for interval in found.intervals().values():
         assert math.isnan(interval.value) or interval.low <= interval.value <= interval.high
 
@@ -179,7 +158,6 @@ def test_unknown_labels_and_missing_scores_are_left_out_and_counted() -> None:
 def test_nothing_at_all_is_nan_not_an_error() -> None:
     found = metrics.evaluate([], [])
     assert all(math.isnan(interval.value) for interval in found.intervals().values())
-    assert math.isnan(metrics.expected_calibration_error([], []))
     assert metrics.roc_curve([], [])[0].size == 0
 
 
@@ -207,12 +185,12 @@ def test_seed_decides_the_interval() -> None:
 
 def test_curves_hold_the_areas() -> None:
     scores, labels = survey(6, levels=20)
+    found = metrics.values(scores, labels)
     false_rate, true_rate = metrics.roc_curve(scores, labels)
-    assert np.trapezoid(true_rate, false_rate) == pytest.approx(metrics.auroc(scores, labels))
+    assert np.trapezoid(true_rate, false_rate) == pytest.approx(found["auroc"])
     recall, precision = metrics.precision_recall_curve(scores, labels)
     area = np.sum(np.diff(recall, prepend=0) * precision)
-    found = metrics.evaluate(scores, labels, bootstrap=0).average_precision.value
-    assert area == pytest.approx(found)
+    assert area == pytest.approx(found["average_precision"])
 
 
 def test_reliability_counts_everything_once() -> None:
@@ -224,19 +202,10 @@ def test_reliability_counts_everything_once() -> None:
     assert (table.mean_probability[filled] >= table.edges[:-1][filled]).all()
 
 
-def test_intervals_are_of_a_thousand_resamples() -> None:
-    assert metrics.evaluate(*survey(8, size=2000)).resamples == 1000
-
-
-def test_large_tables_are_resampled_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores, labels = survey(9, size=1000)
-    whole = metrics.evaluate(scores, labels, bootstrap=40).auroc
-    monkeypatch.setattr(metrics, "_WEIGHTS_IN_MEMORY", 3000)
-    drawn = list(metrics._Ranked.of(scores, labels).resample(40, np.random.default_rng(0)))
-    assert max(lens.size + other.size for lens, other in drawn) <= 3000
-    chunked = metrics.evaluate(scores, labels, bootstrap=40).auroc
-    assert chunked.high - chunked.low == pytest.approx(whole.high - whole.low, rel=0.5)
-    monkeypatch.setattr(metrics, "_WEIGHTS_IN_ALL", 10_000)
+def test_large_tables_have_fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, labels = survey(8, size=2000)
+    assert metrics.evaluate(scores, labels).resamples == 1000
+    monkeypatch.setattr(metrics, "_MOST_DRAWN", 20_000)
     assert metrics.evaluate(scores, labels).resamples == 10
 
 

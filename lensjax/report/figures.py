@@ -176,7 +176,7 @@ def _roc(figure: Figure, scored: Scored) -> None:
     for name, probabilities, style in _curves(axes, scored, "lower right"):
         false_rate, true_rate = metrics.roc_curve(probabilities, scored.classes)
         if false_rate.size:
-            area = metrics.auroc(probabilities, scored.classes)
+            area = metrics.values(probabilities, scored.classes)["auroc"]
             false_rate = np.maximum(false_rate, floor)
             if style["color"] == MAIN:
                 found = np.rint(true_rate * lenses)

@@ -283,7 +283,7 @@ def _rows(
     `losses` (member,) are those of the last step, None where it had another scale."""
     label = data.arrays["label"]
     for member, values in enumerate(logits):
-        probability = expit(values)
+        found = metrics.values(expit(values), label)
         yield {
             "step": step,
             "epoch": step / team.steps_an_epoch,
@@ -291,10 +291,8 @@ def _rows(
             "size": team.setting.views[scale].preprocessing.input_size,
             "training_loss": math.nan if losses is None else losses[member],
             "loss": calibration.object_loss(values, label).mean(),
-            "auroc": metrics.auroc(probability, label),
-            "tpr0": metrics.tpr_at(probability, label, 0),
-            "tpr10": metrics.tpr_at(probability, label, 10),
-            "ece": metrics.expected_calibration_error(probability, label),
+            **{name: found[name] for name in ("auroc", "tpr0", "tpr10")},
+            "ece": found["expected_calibration_error"],
             "images_per_second": rate,
         }
 

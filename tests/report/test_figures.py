@@ -55,7 +55,8 @@ def test_roc_shows_the_curve_and_its_area() -> None:
     false_rate, true_rate = metrics.roc_curve(data.fused, data.classes)
     np.testing.assert_allclose(line.get_ydata(), true_rate)
     np.testing.assert_allclose(line.get_xdata()[false_rate > 0], false_rate[false_rate > 0])
-    assert str(line.get_label()).endswith(f"{metrics.auroc(data.fused, data.classes):.4f}")
+    area = metrics.values(data.fused, data.classes)["auroc"]
+    assert str(line.get_label()).endswith(f"{area:.4f}")
     assert axes.get_xscale() == "log"
 
 
