@@ -31,6 +31,7 @@ from lensjax.data.planes import (
     place_of,
     short,
 )
+from lensjax.errors import UsageError
 
 # Blocks of 36 cards. Longer ones are no headers of cutouts.
 LONGEST_HEADER = 512
@@ -130,7 +131,7 @@ def fits_stack(path: str | Path) -> tuple[np.ndarray, Names, Sky]:
     planes, and where it lies.
 
     It is mapped, not read, where the file holds plain numbers (not compressed nor scaled).
-    Raises `Unreadable`.
+    Raises `UsageError`.
     """
     try:
         check_file(path)
@@ -139,10 +140,10 @@ def fits_stack(path: str | Path) -> tuple[np.ndarray, Names, Sky]:
             if image is None:
                 raise Unreadable("the FITS file holds no image")
             return _pixels(image.hdu), _names_of_planes(image.hdu), _sky(image.hdu)
-    except Unreadable:
-        raise
+    except Unreadable as error:
+        raise UsageError(f"{path}: {error}") from error
     except Exception as error:
-        raise Unreadable(short(error)) from error
+        raise UsageError(f"{path}: {short(error)}") from error
 
 
 class _Image(NamedTuple):

@@ -14,8 +14,7 @@ import numpy as np
 from astropy.table import Table
 
 from lensjax.data.bands import Selection, Wanted, select
-from lensjax.data.formats.arrays import read_fits_stack
-from lensjax.data.formats.fits import fits_form
+from lensjax.data.formats.fits import fits_form, fits_stack
 from lensjax.data.formats.pictures import FITS_SUFFIXES, has_suffix, read_planes, stem
 from lensjax.data.planes import COLOURS, Cutout, Names, Plane, Unreadable
 from lensjax.data.preprocess import join
@@ -200,7 +199,7 @@ def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> S
     except UsageError as error:
         raise UsageError(f"{kind}: {error}") from error
     if has_suffix(template, FITS_SUFFIXES) and len(fits_form(files[0])[0]) == 3:
-        stacks, _, skies = zip(*(read_fits_stack(file) for file in files), strict=True)
+        stacks, _, skies = zip(*(fits_stack(file) for file in files), strict=True)
         if len({stack.shape for stack in stacks}) > 1:
             shapes = ", ".join(f"{b} {s.shape}" for b, s in zip(bands, stacks, strict=True))
             raise UsageError(f"{kind}: the bands differ in shape: {shapes}")

@@ -290,8 +290,8 @@ def hdf5_of(path, shape, **how):
         file.create_dataset("images", shape, "f4", **how)[:3, :6, :5] = IMAGES[:3]
 
 
-@pytest.mark.parametrize("count", [10**5, 10**12])
-def test_a_stack_that_is_said_to_be_absurdly_long_is_refused_at_once(tmp_path, count):
+def test_a_stack_that_is_said_to_be_absurdly_long_is_refused_at_once(tmp_path):
+    count = 10**12
     shape = (count, 6, 5, 3)
     group = zarr.open_group(tmp_path / "a.zarr", mode="w")
     made = group.create_array("images", shape=shape, chunks=(3, 6, 5, 3), dtype="f4")
@@ -309,7 +309,7 @@ def test_a_stack_that_is_said_to_be_absurdly_long_is_refused_at_once(tmp_path, c
     tracemalloc.start()
     try:
         for name in ("a.zarr", "a.h5"):
-            refused(tmp_path / name, f"said to hold {count} cutouts", "room for 3")
+            refused(tmp_path / name, f"said to hold {count} cutouts", "room to list")
         refused(tmp_path / "a.npy", "cannot be read")
         with pytest.raises((UsageError, Unreadable), match="buffer is too small|too large"):
             open_source(tmp_path / "a.fits", needed=("g",))[0]
@@ -322,23 +322,24 @@ def test_a_stack_that_is_said_to_be_absurdly_long_is_refused_at_once(tmp_path, c
 
 def test_chunks_and_cutouts_too_large_to_be_read_are_refused(tmp_path):
     group = zarr.open_group(tmp_path / "a.zarr", mode="w")
-    group.create_array("images", shape=(10**12, 6, 5, 3), chunks=(10**10, 6, 5, 3), dtype="f4")
-    refused(tmp_path / "a.zarr", "chunks of 10000000000 x 6 x 5 x 3 are too large")
+    group.create_array("images", shape=(10**6, 60, 50, 3), chunks=(10**6, 60, 50, 3), dtype="f4")
+    refused(tmp_path / "a.zarr", "chunks of 1000000 x 60 x 50 x 3 are too large")
     hdf5_of(tmp_path / "a.h5", (4, 10**6, 10**6, 3), chunks=(1, 64, 64, 3))
     refused(tmp_path / "a.h5", "--max-values")
 
 
-def test_stacks_with_room_for_more_are_read(tmp_path, monkeypatch):
-    """Rows that were not written are zero."""
-    monkeypatch.setattr(arrays, "FEW_ROWS", 10)
+def test_stacks_with_room_for_more_are_read(tmp_path):
+    """Cutouts that were not written are zero."""
     group = zarr.open_group(tmp_path / "a.zarr", mode="w")
-    made = group.create_array("images", shape=(30, 6, 5, 3), chunks=(3, 6, 2, 3), dtype="f4")
+    made = group.create_array("images", shape=(10**5, 6, 5, 3), chunks=(3, 6, 2, 3), dtype="f4")
     made[:3] = IMAGES[:3]
-    hdf5_of(tmp_path / "a.h5", (30, 6, 5, 3), chunks=(3, 6, 2, 3))
+    hdf5_of(tmp_path / "a.h5", (10**5, 6, 5, 3), chunks=(3, 6, 2, 3))
     for name in ("a.zarr", "a.h5"):
         source = open_source(tmp_path / name, needed=GRI)
-        assert len(source) == 30
+        assert len(source) == 10**5
         np.testing.assert_array_equal(source[1].image, IMAGES[1])
+        with pytest.raises(Unreadable, match="all pixels are equal"):
+            source[9999]
 
 
 def test_damaged_values_beside_the_images_are_one_clear_line():
