@@ -97,7 +97,7 @@ def with_interval(probability: np.ndarray, label: np.ndarray, metric: str) -> st
 
 
 def main(folder: Path) -> None:
-    runtime.keep_compilations()
+    runtime.set_up()
     sky = SimulateConfig(
         output=folder / "sky", size=48, count=3200, test_fraction=0.25, seed=1,
         einstein_radius=1.5, arc_snr=100.0, sources="hubble",

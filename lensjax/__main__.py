@@ -11,7 +11,6 @@ from lensjax import errors, launch
 
 def main() -> NoReturn:
     """Runs the command that the command line names, or lists those that there are."""
-    launch.set_allocation()
     name, *arguments = sys.argv[1:] or ["--help"]
     command = name.replace("-", "_")
     if command not in commands():

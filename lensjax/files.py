@@ -32,11 +32,8 @@ def remove_drafts(path: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, size: int) -> Iterator[IO[bytes]]:
-    """A file opened for writing that takes the place of `path` once it is safely on disk.
-
-    `size` is about how many bytes it will need, for the message when there is no room.
-    """
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file opened for writing that takes the place of `path` once it is safely on disk."""
     draft = draft_of(path, os.getpid())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,16 +48,15 @@ def replacing(path: Path, size: int) -> Iterator[IO[bytes]]:
                 raise
         os.replace(draft, path)
     except OSError as error:
-        raise _unwritable(path, size, error) from error
+        raise _unwritable(path, error) from error
 
 
 @contextmanager
-def replacing_folder(folder: Path, size: int) -> Iterator[Path]:
+def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of `folder`, where there is one, once it is filled.
 
     Until it does, the old one is there or set aside where `standing_folders` finds it: the process
-    may be killed at any time. What killed processes have left is cleared away. `size` is as in
-    `replacing`.
+    may be killed at any time. What killed processes have left is cleared away.
     """
     aside = folder.with_name(f".{folder.name}{ASIDE}")
     draft = draft_of(folder, os.getpid())
@@ -80,7 +76,7 @@ def replacing_folder(folder: Path, size: int) -> Iterator[Path]:
         if aside.exists():
             os.replace(aside, draft)  # What is set aside is always whole; what is deleted is not.
     except OSError as error:
-        raise _unwritable(folder, size, error) from error
+        raise _unwritable(folder, error) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -111,12 +107,11 @@ def _has_ended(process: str) -> bool:
     return process.isdecimal() and not psutil.pid_exists(int(process))
 
 
-def _unwritable(path: Path, size: int, error: OSError) -> LensjaxError:
-    """Returns in one line why something of about so many bytes could not be written."""
+def _unwritable(path: Path, error: OSError) -> LensjaxError:
+    """Returns in one line why something could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return LensjaxError(
-            f"no room left in {path.parent}: {path.name} needs about "
-            f"{max(size / 2**20, 0.1):.1f} MiB; free some, or choose another folder"
+            f"no room left in {path.parent} for {path.name}: free some, or choose another folder"
         )
     return LensjaxError(f"cannot write {path}: {error.strerror or error}; choose another folder")
 

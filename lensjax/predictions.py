@@ -112,8 +112,7 @@ def write_predictions(
     arrays |= {
         name: filled(catalogue[name]) for name in ("id", "path") if name in catalogue.colnames
     }
-    size = sum(array.nbytes for array in arrays.values())
-    with replacing(Path(folder) / "predictions.npz", size) as file:
+    with replacing(Path(folder) / "predictions.npz") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 

@@ -141,14 +141,14 @@ def write_rejects(
     columns = paths, filled(catalogue["id"][rows]), predictions.reason[rows]
     lines = [_csv_line(line) for line in zip(*columns, strict=True)]
     content = b"".join([_csv_line(("path", "id", "reason")), *lines])
-    with replacing(Path(folder) / "rejects.csv", len(content)) as file:
+    with replacing(Path(folder) / "rejects.csv") as file:
         file.write(content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON, in which NaN and infinities are null."""
     text = json.dumps(to_json(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with replacing(path, len(text)) as file:
+    with replacing(path) as file:
         file.write(text.encode())
 
 
@@ -167,7 +167,7 @@ def _write_parquet(path: Path, table: Table) -> None:
         for name in table.colnames
         if table[name].dtype.kind == "U"
     }
-    with replacing(path, _size(table)) as file:
+    with replacing(path) as file:
         arrow.write_parquet(file, arrow.from_table(table), metadata)
 
 
@@ -176,19 +176,15 @@ def _write_csv(path: Path, table: Table) -> None:
 
     vectors = [name for name in table.colnames if table[name].ndim > 1]
     texts = {name: _json_rows(table[name]) for name in vectors}
-    with replacing(path, 2 * _size(table)) as file:
+    with replacing(path) as file:
         file.write(_csv_line(table.colnames))
         arrow.write_csv_rows(file, arrow.from_table(table), texts)
 
 
 def _write_fits(path: Path, table: Table) -> None:
-    with replacing(path, _size(table)) as file:
+    with replacing(path) as file:
         hdu = fits_table.hdu(table, "CANDIDATES")
         fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(file)
-
-
-def _size(table: Table) -> int:
-    return sum(table[name].nbytes for name in table.colnames)
 
 
 def _json_rows(column: Column) -> list[str]:

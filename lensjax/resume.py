@@ -154,7 +154,7 @@ class PartialRows:
 
     def _write(self, rows: range, columns: Columns) -> None:
         path = self._folder / f"{rows.start:012d}-{rows.stop:012d}.npz"
-        with replacing(path, sum(values.nbytes for values in columns.values())) as file:
+        with replacing(path) as file:
             np.savez(file, allow_pickle=False, **columns)  # type: ignore[arg-type]
 
     def _first_of_each(self) -> Iterator[tuple[range, _Part]]:
@@ -196,7 +196,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Writes settings to a file that people can read."""
     text = json.dumps(settings, indent=1).encode()
-    with replacing(path, len(text)) as file:
+    with replacing(path) as file:
         file.write(text)
 
 

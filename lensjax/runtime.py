@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import logging
 import os
 import platform
 import resource
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import psutil
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -29,6 +31,8 @@ Item = TypeVar("Item")
 Launched = TypeVar("Launched")
 
 TPU_DEVICES = ("accel*", "vfio/[0-9]*")
+# As JAX tells whether there is a GPU; the last is that of the Windows Subsystem for Linux.
+NVIDIA_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
 
 # Progress is told after so many seconds or batches, but not twice a second.
 LOG_INTERVAL_SECONDS = 10.0
@@ -43,23 +47,20 @@ def cache_folder() -> Path:
     return Path(named) if named else Path(user_cache) / "lensjax"
 
 
-def hush_absent_tpu() -> None:
-    """Keeps libtpu, where it is installed as a compiler, from writing that there is no TPU.
-
-    Call before JAX is first asked for devices.
+def set_up() -> None:
+    """Turns on the persistent compilation cache, and has JAX say nothing of devices that are not
+    there, for which it may be installed as a compiler. Call before JAX is first asked for devices.
     """
-    # It writes to the terminal itself, so it must not be asked. CUDA is not missed: without a GPU,
-    # JAX passes it over.
-    present = any(chips for pattern in TPU_DEVICES for chips in Path("/dev").glob(pattern))
-    if find_spec("libtpu") and not present and not os.environ.get("JAX_PLATFORMS"):
-        jax.config.update("jax_platforms", "cuda,cpu")
-
-
-def keep_compilations() -> None:
-    """Turns on the persistent compilation cache. Call before anything is compiled."""
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    # libtpu writes to the terminal itself, so it must not be asked.
+    has_tpu = any(chips for pattern in TPU_DEVICES for chips in Path("/dev").glob(pattern))
+    if find_spec("libtpu") and not has_tpu and not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cuda,cpu")
+    if not any(map(os.path.exists, NVIDIA_DEVICES)):
+        log = logging.getLogger("jax._src.xla_bridge")
+        log.addFilter(lambda record: "jax_plugins.xla_cuda" not in record.getMessage())
 
 
 def versions() -> dict[str, str]:
@@ -77,6 +78,11 @@ def peak_memory_bytes() -> int:
     """Returns the largest resident memory that this process has had, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def seconds_since_start() -> float:
+    """Returns how long ago this process was started."""
+    return time.time() - psutil.Process().create_time()
 
 
 def give_back_memory() -> None:
@@ -133,13 +139,35 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     a second, and one at the end.
     """
     console = Console(stderr=True)
-    with contextlib.ExitStack() as stack:
-        if console.is_terminal:
+    if console.is_terminal:
+        with contextlib.ExitStack() as stack:
             yield _bar(stack, console, what, total, unit)
-        else:
-            log = _Log(what, total, unit)
-            yield log.advance
-            log.end()
+        return
+    done, batches, shown = 0, 0, ""
+    start = written = time.perf_counter()
+
+    def write() -> None:
+        nonlocal written, batches
+        written, batches = time.perf_counter(), 0
+        elapsed = written - start
+        rate = done / max(elapsed, 1e-9)
+        left = (total - done) / rate if done else 0.0
+        line = (
+            f"{done}/{total} {unit}, {rate:.0f}/s, {elapsed:.0f} s gone, {left:.0f} s left {shown}"
+        )
+        print(f"{what}: {line}".rstrip(), file=sys.stderr, flush=True)
+
+    def advance(count: int, **values: Any) -> None:
+        nonlocal done, batches, shown
+        done, batches, shown = done + count, batches + 1, _describe(values)
+        waited = time.perf_counter() - written
+        are_many = batches >= LOG_INTERVAL_BATCHES and waited >= LEAST_LOG_INTERVAL_SECONDS
+        if are_many or waited >= LOG_INTERVAL_SECONDS:
+            write()
+
+    yield advance
+    if batches:
+        write()
 
 
 def _bar(
@@ -164,39 +192,6 @@ def _bar(
         bar.update(task, advance=count, rate=f"{rate:.0f} {unit}/s", shown=_describe(shown))
 
     return advance
-
-
-class _Log:
-    """Progress as log lines."""
-
-    def __init__(self, what: str, total: int, unit: str) -> None:
-        self.what, self.total, self.unit = what, total, unit
-        self.start = self.written = time.perf_counter()
-        self.done = self.batches = 0
-        self.shown: dict[str, Any] = {}
-
-    def advance(self, count: int, **shown: Any) -> None:
-        self.done, self.batches, self.shown = self.done + count, self.batches + 1, shown
-        waited = time.perf_counter() - self.written
-        are_many = self.batches >= LOG_INTERVAL_BATCHES and waited >= LEAST_LOG_INTERVAL_SECONDS
-        if are_many or waited >= LOG_INTERVAL_SECONDS:
-            self.write()
-
-    def end(self) -> None:
-        if self.batches:
-            self.write()
-
-    def write(self) -> None:
-        self.written, self.batches = time.perf_counter(), 0
-        elapsed = self.written - self.start
-        rate = self.done / max(elapsed, 1e-9)
-        left = (self.total - self.done) / rate if self.done else 0.0
-        print(
-            f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.0f}/s, {elapsed:.0f} s"
-            f" gone, {left:.0f} s left {_describe(self.shown)}".rstrip(),
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 def _describe(shown: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from lensjax import launch
 
 if __name__ == "__main__":
-    launch.set_allocation()
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from benchmarks import command
 

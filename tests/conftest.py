@@ -20,8 +20,7 @@ from lensjax.models import registry  # noqa: E402
 from lensjax.models.vit import VisionTransformer  # noqa: E402
 from tests import networks  # noqa: E402
 
-runtime.hush_absent_tpu()
-runtime.keep_compilations()
+runtime.set_up()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A shell has what runs in its background ignore Ctrl-C, and that is inherited.
 signal.signal(signal.SIGINT, signal.default_int_handler)

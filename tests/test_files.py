@@ -19,7 +19,7 @@ class Killed(BaseException):
 
 
 def save(folder: Path, text: str) -> None:
-    with replacing_folder(folder, 1) as draft:
+    with replacing_folder(folder) as draft:
         (draft / "first").write_text(text)
         (draft / "second").write_text(text)
 
@@ -60,7 +60,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from lensjax.files import replacing_folder
-with replacing_folder(Path(sys.argv[1]), 1) as draft:
+with replacing_folder(Path(sys.argv[1])) as draft:
     (draft / "first").write_text("half")
     os._exit(9)
 """
@@ -76,7 +76,7 @@ def test_drafts_of_processes_that_are_no_more_are_no_folders_and_are_cleared_awa
 
 
 def test_the_draft_of_a_process_that_is_there_is_left_alone(tmp_path):
-    with replacing_folder(tmp_path / "0", 1) as draft:
+    with replacing_folder(tmp_path / "0") as draft:
         theirs = draft.with_suffix(f".{os.getppid()}")
         theirs.mkdir()
     save(tmp_path / "1", "other")
@@ -87,7 +87,7 @@ def test_a_folder_that_could_not_be_filled_leaves_the_old_one_and_no_draft(tmp_p
     save(tmp_path / "0", "old")
     with (
         pytest.raises(LensjaxError, match="no room left"),
-        replacing_folder(tmp_path / "0", 2**20) as draft,
+        replacing_folder(tmp_path / "0") as draft,
     ):
         (draft / "first").write_text("half")
         raise OSError(28, "No space left on device")
@@ -118,7 +118,7 @@ def test_drafts_of_a_file_go_where_their_process_has_gone(tmp_path):
     others += [draft_of(tmp_path / "own.png", ended.pid), tmp_path / "mosaic.png.1"]
     for file in (draft_of(path, ended.pid), *others):
         file.write_text("half")
-    with replacing(path, 5) as file:
+    with replacing(path) as file:
         file.write(b"whole")
     assert set(tmp_path.iterdir()) == {path, *others}
     assert path.read_text() == "whole"

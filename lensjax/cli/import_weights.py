@@ -55,7 +55,6 @@ class ImportConfig:
 def main(argv: Sequence[str]) -> None:
     """Imports what `argv` names and prints where the member is."""
     options = config.parse(ImportConfig, argv, description=__doc__.split(": ", 1)[1])
-    runtime.hush_absent_tpu()
     print(import_member(options))
 
 

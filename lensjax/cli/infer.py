@@ -36,8 +36,6 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__.split(": ", 1)[1],
         spellings={"models": "ensemble", "parallel": "batch_parallel"},
     )
-    runtime.hush_absent_tpu()
-    runtime.keep_compilations()
     if options.pack is not None:
         print(pack(options, options.pack))
         return

@@ -64,8 +64,6 @@ class SimulateConfig:
 def main(argv: Sequence[str]) -> None:
     """Simulates what `argv` asks for and prints where it lies."""
     options = config.parse(SimulateConfig, argv, description=__doc__.split(": ", 1)[1])
-    runtime.hush_absent_tpu()
-    runtime.keep_compilations()
     print(simulate_survey(options))
 
 
@@ -165,7 +163,7 @@ def _backgrounds(options: SimulateConfig, survey: Survey) -> np.ndarray | None:
 def _write_stack(path: Path, survey: Survey, sky: Sky, rows: np.ndarray) -> None:
     arrays = {name: values[rows] for name, values in sky.truth.items()}
     arrays |= {"bands": np.array(survey.bands), "pixel_scale": np.array(survey.pixel_scale)}
-    with replacing(path, sky.images[rows].nbytes) as file:
+    with replacing(path) as file:
         np.savez(file, allow_pickle=False, images=sky.images[rows], **arrays)
 
 
@@ -183,7 +181,7 @@ def _write_truth(path: Path, sky: Sky, test: np.ndarray) -> None:
     from lensjax.data.formats import arrow
 
     columns = sky.truth | {"split": np.where(test, "test", "train")}
-    with replacing(path, sum(values.nbytes for values in columns.values())) as file:
+    with replacing(path) as file:
         arrow.write_csv(file, arrow.from_table(Table(columns)))
 
 
@@ -199,5 +197,5 @@ def _write_preview(path: Path, survey: Survey, sky: Sky, columns: int = 12) -> N
         for column, index in enumerate(np.flatnonzero(sky.truth["kind"] == kind)[:columns]):
             tile = Image.fromarray(colour(sky.images[index], survey.bands))
             sheet.paste(tile, (column * survey.size, row * survey.size))
-    with replacing(path, sheet.width * sheet.height) as file:
+    with replacing(path) as file:
         sheet.save(file, "PNG")

@@ -90,8 +90,6 @@ def main(argv: Sequence[str]) -> None:
     """Trains what `argv` asks for and prints a line for each member."""
     argv = ["--schedule=progressive" if word == "--progressive" else word for word in argv]
     options = config.parse(TrainConfig, argv, description=__doc__.split(": ", 1)[1])
-    runtime.hush_absent_tpu()
-    runtime.keep_compilations()
     if options.smoke:
         options = shrunk(options, given={word.split("=")[0] for word in argv})
     if options.start_from == DEMO:

@@ -125,8 +125,7 @@ def save_member(folder: Path, member: Member) -> MemberInfo:
     """Writes `member` to `folder`, whole or not at all, and returns its info with the hash."""
     host_state = jax.tree.map(np.asarray, member.state)
     info = dataclasses.replace(member.info, weights_sha256=arrays_sha256(host_state))
-    size = sum(leaf.nbytes for leaf in host_state.values())
-    with replacing_folder(folder, size) as draft:
+    with replacing_folder(folder) as draft:
         # Trained weights are noise to a compressor: 8 % smaller, and half as long again to read.
         with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
             in_chunks = dict.fromkeys(host_state, ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES))

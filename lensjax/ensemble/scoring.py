@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from lensjax import STARTED, runtime, trace
+from lensjax import runtime, trace
 from lensjax.data import pipeline
 from lensjax.data.on_device import Inputs
 from lensjax.data.preprocess import Fit
@@ -102,12 +102,13 @@ def score(
                 f"stopped after {total - left} of {total} rows; the same command goes on there"
             )
     steady = ends[-1] - ends[0] if counts[1:] else None
+    since_first = time.perf_counter() - ends[0] if ends else 0.0
     return Timing(
         compile_seconds=plan.compile_seconds + scorer.first_launch_seconds if counts else None,
         images_per_second=sum(counts[1:]) / steady if steady else None,
         # When the first batch ends, the second has arrived.
         waiting_share=sum(waits[2:]) / steady if steady else None,
-        seconds_to_first_batch=ends[0] - STARTED if ends else None,
+        seconds_to_first_batch=runtime.seconds_since_start() - since_first if ends else None,
         scored_before=total - missing,
         cutouts_at_once=scorer.at_once,
     )

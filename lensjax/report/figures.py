@@ -119,7 +119,7 @@ def write_figures(folder: str | os.PathLike[str], scored: Scored) -> list[Path]:
     for name, figure in draw(scored).items():
         for form in FORMS:
             paths.append(Path(folder) / f"{name}.{form}")
-            with matplotlib.rc_context(_STYLE), replacing(paths[-1], 2**17) as file:
+            with matplotlib.rc_context(_STYLE), replacing(paths[-1]) as file:
                 figure.savefig(file, format=form, dpi=160, facecolor="white")
     for former in {Path(folder) / f"{name}.{form}" for name in FIGURES for form in FORMS}:
         if former not in paths:

@@ -96,7 +96,7 @@ def write_report(
     page = PAGE.format(style=STYLE, script=SCRIPT, body="\n".join(filter(None, sections)))
     content = page.encode("utf-8", "replace")
     path = Path(folder) / "report.html"
-    with replacing(path, len(content)) as file:
+    with replacing(path) as file:
         file.write(content)
     return path
 

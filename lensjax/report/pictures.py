@@ -110,7 +110,7 @@ def write_mosaic(
         left = gap + k % columns * (side + gap)
         top = head + k // columns * (side + foot + gap)
         _tile(sheet, (left, top, side, foot), pictures[k], candidates[k])
-    with replacing(Path(path), width * height) as file:
+    with replacing(Path(path)) as file:
         sheet.save(file, format="PNG", optimize=True)
 
 

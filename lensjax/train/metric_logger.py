@@ -36,7 +36,7 @@ class MetricLogger:
 
         self.path = folder / "metrics.csv"
         text = _csv([COLUMNS, *_rows_until(self.path, step)]).encode()
-        with replacing(self.path, len(text)) as file:
+        with replacing(self.path) as file:
             file.write(text)
         self._events = SummaryWriter(str(folder), purge_step=step + 1)
 

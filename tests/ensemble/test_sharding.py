@@ -26,7 +26,7 @@ from tests import networks
 from tests.ensemble.members import random_member
 from tests.ensemble.test_step import inputs
 
-runtime.keep_compilations()
+runtime.set_up()
 architectures = ["resnet18"] * 4 + ["vit_s16"]
 with networks.small():
     ensemble = stack({f"m{i}": random_member(name, i) for i, name in enumerate(architectures)})

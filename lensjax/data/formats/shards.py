@@ -357,5 +357,5 @@ def _write_index(path: Path, source: Source, columns: dict[str, np.ndarray]) -> 
     for name in OF_CUTOUT:
         table[name] = columns[name.removeprefix("_")]
     index = arrow.from_table(Table([plain(table[name]) for name in table.colnames]))
-    with replacing(path, index.nbytes) as file:
+    with replacing(path) as file:
         arrow.write_parquet(file, index, {_BANDS: json.dumps(source.bands)})
