@@ -68,7 +68,7 @@ def training(name: str, size: int, batch: int) -> Program:
     state = TrainState(params, (statistics,), moments, None, jnp.zeros(1, jnp.int32))
     labels = np.arange(batch, dtype=np.float32) % 2
     ones = np.ones((1, batch), np.float32)
-    batches = itertools.repeat(Examples(given.images[0], given.bounds[0], labels, ones))
+    batches = itertools.repeat(Examples(given.images[0], given.brightness[0], labels, ones))
     losses: list[float] = []
 
     def launch(_: int) -> jax.Array:

@@ -14,6 +14,7 @@ import numpy as np
 from absl import flags
 
 from lensjax import trace
+from lensjax.data.brightness import LEVEL, NOISE, measure
 from lensjax.data.on_device import Canvas, Inputs, Layout, View
 from lensjax.data.planes import Unreadable, perhaps_blank, perhaps_masked, without_blank
 from lensjax.data.preprocess import (
@@ -68,10 +69,12 @@ class Batch:
 
 
 class _Fitted(NamedTuple):
-    """A cutout on one grid, and what was done to bring it there."""
+    """A cutout on one grid, what was done to bring it there, and its brightness (band, 4) there
+    by how it is measured."""
 
     image: np.ndarray
     geometry: Geometry
+    brightness: dict[str, np.ndarray]
 
 
 class _Row(NamedTuple):
@@ -223,6 +226,11 @@ def _of_stack(
                 continue
             batch.masked[place], batch.flags[place] = cutout.masked, _flag(source.bands, blank)
             images[place] = fill_masked(cutout.image)
+        measured: dict[Any, np.ndarray] = {}
+        for brightness, view in zip(batch.inputs.brightness, layout.views, strict=True):
+            if view.measured not in measured:
+                measured[view.measured] = measure(images[:count], *view.measured)
+            brightness[:count] = measured[view.measured]
         for actions, view in zip(batch.actions, layout.views, strict=True):
             actions[:] = np.where(batch.readable, view.geometry.action, "").tolist()
         batch.field[batch.readable] = field
@@ -287,16 +295,23 @@ def _of_cutouts(
     channels = [_channels(source, grid) for grid in grids]
     used = _used(channels)
     (ra, dec), names, read_cutout = source.places, source.bands, source.read
+    stretches = {view.measured[2] for view in layout.views}
 
     def prepare(row: int) -> _Row:
         try:
             cutout, blank = without_blank(read_cutout(row), used)
-            image, scale = cutout.image, cutout.pixel_scale
+            image, scale = fill_masked(cutout.image), cutout.pixel_scale
             fitted = []
             for grid, bands in zip(grids, channels, strict=True):
                 made = geometry(image.shape[:2], scale, grid, how)
                 whole = bands == tuple(range(image.shape[2]))
-                fitted.append(_Fitted(fit(image if whole else image[..., bands], made), made))
+                own = image if whole else image[..., bands]
+                every = tuple(range(len(bands)))
+                of = {s: measure(own[None], made, every, s)[0] for s in stretches}
+                level = next(iter(of.values()))[:, LEVEL]
+                for brightness in of.values():
+                    brightness[:, NOISE] *= made.noise
+                fitted.append(_Fitted(fit(own, made, level), made, of))
         except Unreadable as error:
             return _Row(row, reason=str(error), ra=ra[row], dec=dec[row])
         return _Row(
@@ -366,11 +381,12 @@ def _assemble(rows: Sequence[_Row], layout: Layout, batch_size: int) -> Batch:
         batch.ra[place], batch.dec[place] = row.ra, row.dec
         batch.readable[place], batch.reasons[place] = bool(row.fitted), row.reason
         batch.flags[place] = row.flag
-        for canvas, (image, made) in enumerate(row.fitted):
-            batch.inputs.images[canvas][place] = image
-            edges = [edge for axis in made.bounds for edge in (axis.start, axis.stop)]
-            batch.inputs.bounds[canvas][place] = edges
-        batch.field[place] = _furthest(made for _, made in row.fitted)
+        for canvas, fitted in enumerate(row.fitted):
+            batch.inputs.images[canvas][place] = fitted.image
+        for brightness, view in zip(batch.inputs.brightness, layout.views, strict=True):
+            if row.fitted:
+                brightness[place] = row.fitted[view.canvas].brightness[view.measured[2]]
+        batch.field[place] = _furthest(fitted.geometry for fitted in row.fitted)
         for actions, view in zip(batch.actions, layout.views, strict=True):
             actions[place] = row.fitted[view.canvas].geometry.action if row.fitted else ""
     return batch

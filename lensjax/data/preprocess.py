@@ -121,6 +121,27 @@ class Geometry:
             height, width = (_covered(length, self.size, self.ratio) for length in self.shape)
         return height, width
 
+    @cached_property
+    def shown(self) -> tuple[slice, slice]:
+        """The old rows and columns that the new pixels show."""
+        if self.ratio == 1.0:
+            height, width = (centred(length, self.size)[0] for length in self.shape)
+        else:
+            reach = self.size * self.ratio / 2
+            height, width = (
+                slice(max(0, math.floor(n / 2 - reach)), math.ceil(n / 2 + reach))
+                for n in self.shape
+            )
+        return height, width
+
+    @cached_property
+    def noise(self) -> float:
+        """The noise of new pixels over that of old ones, where these are independent."""
+        if self.ratio == 1.0:
+            return 1.0
+        down, across = (np.sqrt(np.square(w).sum(1)).mean() for w in dense_weights(self))
+        return float(down * across)
+
     @property
     def pads(self) -> bool:
         """Whether some of the new pixels hold no sky."""
@@ -224,14 +245,13 @@ def doubts(
     return told
 
 
-def fit(image: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """(S, S, band) float32: an image (height, width, band) on the grid of a geometry.
+def fit(image: np.ndarray, geometry: Geometry, background: np.ndarray) -> np.ndarray:
+    """(S, S, band) float32: an image (height, width, band) without NaN on the grid of a geometry.
 
     Pixel values are surface brightness: a uniform sky keeps its value. Shrinking averages over
-    the pixels that become one. Masked pixels are filled, as `fill_masked` says.
+    the pixels that become one. Off the image there is `background` (band,).
     """
-    image, size = fill_masked(image), geometry.size
-    background = background_level(image) if geometry.pads else np.zeros(image.shape[2], np.float32)
+    size = geometry.size
     if geometry.ratio != 1.0:
         return resample(image, geometry.ratio, (size, size), background)
     return _crop(image, size, background) if geometry.shape != (size, size) else image
@@ -280,40 +300,11 @@ def _resample_masked(pixels: np.ndarray, ratio: float, shape: tuple[int, int]) -
     return np.where(share >= 0.5, filled, np.nan)[..., 0]
 
 
-def border(shape: tuple[int, int]) -> tuple[tuple[slice, slice], ...]:
-    """The four strips, an eighth of the side wide, that make up the border of an image."""
-    rows, columns = (max(1, length // 8) for length in shape)
-    middle = slice(rows, -rows)
-    return (
-        (slice(None, rows), slice(None)),
-        (slice(-rows, None), slice(None)),
-        (middle, slice(None, columns)),
-        (middle, slice(-columns, None)),
-    )
-
-
-def background_level(image: np.ndarray) -> np.ndarray:
-    """(band,) float32: the median of the valid pixels at the border.
-
-    Where a band has none there, the median of all its valid pixels; zero where it has none.
-    """
-    bands = image.shape[2]
-    edge = np.concatenate([image[strip].reshape(-1, bands) for strip in border(image.shape[:2])])
-    levels = np.zeros(bands, np.float32)
-    for band in range(bands):
-        for pixels in (edge[:, band], image[..., band].reshape(-1)):
-            valid = pixels[np.isfinite(pixels)]
-            if valid.size:
-                levels[band] = np.median(valid)
-                break
-    return levels
-
-
 def fill_masked(image: np.ndarray) -> np.ndarray:
     """(height, width, band) float32 without NaN; the image itself where it has none.
 
     A masked pixel gets the mean of the valid ones among its 5 by 5 neighbours where these are
-    at least half, else the background level of its band.
+    at least half, else the median of its band, 0 where that has no valid pixel.
     """
     valid = np.isfinite(image)
     if valid.all():
@@ -325,7 +316,10 @@ def fill_masked(image: np.ndarray) -> np.ndarray:
     known = np.where(valid, image, 0.0).astype(np.float64)
     total = ndimage.uniform_filter(known, box, mode="constant")
     bridged = np.divide(total, share, out=np.zeros_like(total), where=share >= 0.5)
-    level = np.broadcast_to(background_level(image).reshape(1, 1, -1), image.shape)
+    bands = np.moveaxis(image, 2, 0)
+    level = [
+        np.median(band[np.isfinite(band)]) if np.isfinite(band).any() else 0.0 for band in bands
+    ]
     return np.where(valid, image, np.where(share >= 0.5, bridged, level)).astype(np.float32)
 
 

@@ -29,5 +29,5 @@ def side_by_side(
             began = time.perf_counter()
             jax.block_until_ready(step(weights, placed))
             seconds[name].append(time.perf_counter() - began)
-    batch = len(inputs.bounds[0])
+    batch = len(inputs.images[0])
     return {name: batch / float(np.median(turns[1:])) for name, turns in seconds.items()}

@@ -196,7 +196,7 @@ class _Scorer:
 
 def _split(inputs: Inputs, count: int) -> Iterator[Inputs]:
     """Yields a batch in parts of `count` cutouts, the last one padded with the batch's last."""
-    batch = len(inputs.bounds[0])
+    batch = len(inputs.images[0])
     if batch == count:
         yield inputs
         return

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from lensjax.data.on_device import level_and_noise, sky_mask
+from lensjax.data.brightness import noise_unit
 
 
 @dataclass(frozen=True)
@@ -34,32 +34,35 @@ class Augmentation:
 
 
 def augmented(
-    augmentation: Augmentation, keys: Array, images: ArrayLike, bounds: ArrayLike
+    augmentation: Augmentation, keys: Array, images: ArrayLike, brightness: ArrayLike
 ) -> tuple[Array, Array]:
-    """Returns the images (batch, height, width, band) float32 of a canvas, changed, and `bounds`.
+    """Returns the images (batch, height, width, band) float32 of a canvas, changed, and their
+    brightness (batch, band, 4).
 
     What is drawn for an image depends on its key, of `keys` (batch,), alone. Where nothing is to be
     changed both come back as they are.
     """
-    images, bounds = jnp.asarray(images), jnp.asarray(bounds)
+    images, brightness = jnp.asarray(images), jnp.asarray(brightness)
     if augmentation == Augmentation(0, 0, 0, 0, 0):
-        return images, bounds
-    images = images.astype(jnp.float32)
-    level, noise = level_and_noise(images, bounds)
-    return jax.vmap(partial(changed, augmentation))(keys, images, bounds, level, noise)
+        return images, brightness
+    change = partial(changed, augmentation)
+    return jax.vmap(change)(keys, images.astype(jnp.float32), brightness)
 
 
 def changed(
-    augmentation: Augmentation, key: Array, image: Array, bounds: Array, level: Array, noise: Array
+    augmentation: Augmentation, key: Array, image: Array, brightness: Array
 ) -> tuple[Array, Array]:
-    """Returns an image (height, width, band), changed, and its `bounds`; `level` and `noise`, both
-    (band,), are those of its sky."""
+    """Returns an image (height, width, band), changed, and its brightness (band, 4), which follows
+    from what is done: the level stays, the limits keep their distance from it in units of the noise
+    (the lower) and of the light (the higher)."""
+    level, noise, low, high = brightness.T
+    unit = noise_unit(brightness)
     move, smear, fade, tint, add, grain = jax.random.split(jax.random.fold_in(key, 1), 6)
-    left = jnp.ones_like(noise)  # of the noise
+    left = factor = jnp.ones_like(noise)  # of the noise, and of the light
     if augmentation.augment_shift:
         most = round(augmentation.augment_shift * min(image.shape[:2]))
         by = jax.random.randint(move, (2,), -most, most + 1)
-        image, bounds = shifted(image, bounds, by, level)
+        image = shifted(image, by, level)
     if augmentation.augment_seeing:
         widest = augmentation.augment_seeing
         taps = gaussian(widest * jax.random.uniform(smear), math.ceil(3 * widest))
@@ -69,19 +72,20 @@ def changed(
         factor = 10 ** (-0.4 * (augmentation.augment_flux * jax.random.uniform(fade) + each))
         image, left = scaled(image, level, factor), left * factor
     more = augmentation.augment_noise * jax.random.uniform(add)
-    sigma = noise * jnp.sqrt(jnp.maximum(1 - left**2, 0) + more**2)
-    return noisier(grain, image, bounds, sigma), bounds
+    sigma = unit * jnp.sqrt(jnp.maximum(1 - left**2, 0) + more**2)
+    new = jnp.hypot(noise * left, sigma)
+    limits = level + (low - level) * new / unit, level + (high - level) * factor
+    return noisier(grain, image, sigma), jnp.stack([level, new, *limits], axis=-1)
 
 
-def shifted(image: Array, bounds: Array, by: Array, level: Array) -> tuple[Array, Array]:
-    """Returns an image moved down and right by whole pixels (2,), and its `bounds`. At the edges
-    it leaves the sky's level (band,), which is no more `bounds`."""
+def shifted(image: Array, by: Array, level: Array) -> Array:
+    """Returns an image moved down and right by whole pixels (2,). At the edges it leaves the sky's
+    level (band,)."""
     height, width = image.shape[:2]
-    sides, by_edge = jnp.array([height, height, width, width]), jnp.repeat(by, 2)
-    old = sky_mask(jnp.clip(jnp.array([0, height, 0, width]) + by_edge, 0, sides), (height, width))
-    moved = jnp.roll(image, by, axis=(0, 1))
-    filled = jnp.where(old[:, :, None], moved, level[None, None])
-    return filled, jnp.clip(bounds + by_edge, 0, sides).astype(bounds.dtype)
+    rows, columns = jnp.arange(height) - by[0], jnp.arange(width) - by[1]
+    is_row, is_column = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+    old = is_row[:, None] & is_column[None]
+    return jnp.where(old[:, :, None], jnp.roll(image, by, axis=(0, 1)), level[None, None])
 
 
 def gaussian(sigma: Array, radius: int) -> Array:
@@ -108,11 +112,9 @@ def scaled(image: Array, level: Array, factor: Array) -> Array:
     return level[None, None] + (image - level[None, None]) * factor[None, None]
 
 
-def noisier(key: Array, image: Array, bounds: Array, sigma: Array) -> Array:
-    """Returns an image with normal noise of standard deviation sigma (band,) added to its sky."""
-    noise = jax.random.normal(key, image.shape, image.dtype)
-    sky = sky_mask(bounds, (image.shape[0], image.shape[1]))
-    return image + jnp.where(sky[:, :, None], sigma[None, None] * noise, 0.0)
+def noisier(key: Array, image: Array, sigma: Array) -> Array:
+    """Returns an image with normal noise of standard deviation sigma (band,) added to it."""
+    return image + sigma[None, None] * jax.random.normal(key, image.shape, image.dtype)
 
 
 def turns(keys: Array) -> Array:

@@ -30,9 +30,9 @@ MOST_IN_MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 @dataclass(frozen=True)
 class Labelled:
-    """Cutouts as they travel to the device: `arrays` holds images (n, height, width, band) and
-    `bounds` (n, 4) of the canvas that `view` is taken of, and label (n,) float32; `id` and `group`
-    (n,) say which objects they are. `origin`: of which data they are, and how these were read.
+    """Cutouts as they travel to the device: `arrays` holds the images (n, height, width, band) that
+    `view` is taken of, their brightness (n, band, 4) and label (n,) float32; `id` and `group` (n,)
+    say which objects they are. `origin`: of which data they are, and how these were read.
     `flagged`: how many of those read lack data in some band."""
 
     view: View
@@ -66,7 +66,7 @@ class Labelled:
         return counts | self.origin
 
     def batches(self, batch_size: int) -> grain.DatasetIterator[dict[str, Any]]:
-        """Returns batches without end, each of images, inside, label, and `row` of these data.
+        """Returns batches without end, each of images, brightness, label, and `row` of these data.
 
         One order for all seeds: members that share batches see what each would see alone.
         """
@@ -108,16 +108,17 @@ def read_labelled(source: Source, preprocessing: Preprocessing, fit: str, folder
     known = np.isin(label, (0.0, 1.0))
     layout = pipeline.layout(source, (preprocessing,), fit)
     (view,) = layout.views
-    count, canvas = len(source), layout.canvases[0]
-    images = room((count, *canvas.shape), np.dtype(canvas.dtype), folder)
-    bounds, rows, filled = np.empty((count, 4), np.int32), np.empty(count, np.int64), 0
-    flagged = 0
+    count, canvas, bands = len(source), layout.canvases[0], len(view.channels)
+    images = room((count, *canvas.shape[:2], bands), np.dtype(canvas.dtype), folder)
+    brightness = np.empty((count, bands, 4), np.float32)
+    rows, filled, flagged = np.empty(count, np.int64), 0, 0
     with runtime.progress("reading", count, "cutouts") as advance:
         for batch in pipeline.batches(source, (preprocessing,), how=fit, batch_size=READING_BATCH):
             kept = np.flatnonzero(batch.readable[: batch.count])
             kept = kept[known[batch.rows[kept]]]
             new = slice(filled, filled + len(kept))
-            images[new], bounds[new] = batch.inputs.images[0][kept], batch.inputs.bounds[0][kept]
+            images[new] = batch.inputs.images[0][kept][..., list(view.channels)]
+            brightness[new] = batch.inputs.brightness[0][kept]
             rows[new] = batch.rows[kept]
             flagged += sum(bool(batch.flags[place]) for place in kept)
             filled = new.stop
@@ -125,12 +126,13 @@ def read_labelled(source: Source, preprocessing: Preprocessing, fit: str, folder
     rows = rows[:filled]
     arrays = {
         "images": Picked(images, np.arange(filled)),
-        "bounds": bounds[:filled],
+        "brightness": brightness[:filled],
         "label": label[rows],
     }
     ids = np.asarray(source.table["id"])[rows]
     grouped = "group" in source.table.colnames
     group = np.asarray(source.table["group"])[rows] if grouped else ids
+    view = dataclasses.replace(view, channels=tuple(range(bands)))
     return Labelled(view, arrays, ids, group, flagged=flagged)
 
 
@@ -181,8 +183,8 @@ def measure_normalisation(data: Labelled) -> Preprocessing:
     bands = len(data.preprocessing.bands)
     plain = data.preprocessing.normalised((0.0,) * bands, (1.0,) * bands)
     view = dataclasses.replace(data.view, preprocessing=plain)
-    images, bounds = (data.arrays[name][chosen] for name in ("images", "bounds"))
-    stretched = np.asarray(jax.jit(seen, static_argnums=0)(view, images, bounds), np.float64)
+    images, brightness = (data.arrays[name][chosen] for name in ("images", "brightness"))
+    stretched = np.asarray(jax.jit(seen, static_argnums=0)(view, images, brightness), np.float64)
     mean, std = stretched.mean((0, 1, 2)), np.maximum(stretched.std((0, 1, 2)), 1e-6)
     return plain.normalised(mean, std)
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from lensjax.data.on_device import level_and_noise
+from lensjax.data.brightness import LEVEL, measure, noise_unit
 from lensjax.train.dataset import Labelled, room
 
 
@@ -46,15 +45,19 @@ def with_pictures(data: Labelled, seed: int, folder: Path) -> Labelled:
     """Returns `data` followed by a colour picture of each of its cutouts, its settings drawn. What
     the memory does not hold lies in `folder`, as `read_labelled` has it."""
     rng = np.random.default_rng(seed)
-    measure, arrays, count = jax.jit(level_and_noise), data.arrays, len(data)
-    images = arrays["images"]
+    view, arrays, count = data.view, data.arrays, len(data)
+    images, brightness = arrays["images"], arrays["brightness"]
     taken = count * data.canvas.nbytes
     pictures = room(images.shape, np.dtype(np.uint8), folder, taken)
+    of_pictures, units = np.empty_like(brightness), np.asarray(noise_unit(brightness))
     for row in range(count):
-        image = images[row : row + 1]
-        level, noise = measure(image, arrays["bounds"][row : row + 1])
-        pictures[row] = as_picture(image[0], np.asarray(level[0]), np.asarray(noise[0]), rng)
-    added = {name: np.concatenate([arrays[name]] * 2) for name in ("bounds", "label")}
+        (image,) = images[row : row + 1]
+        pictures[row] = as_picture(image, brightness[row, :, LEVEL], units[row], rng)
+        of_pictures[row] = measure(pictures[row][None], *view.measured)[0]
+    added = {
+        "brightness": np.concatenate([brightness, of_pictures]),
+        "label": np.concatenate([arrays["label"]] * 2),
+    }
     return dataclasses.replace(
         data,
         arrays={"images": Followed(images, pictures)} | added,

@@ -211,7 +211,7 @@ def outline_of(team: Team, state: TrainState, canvas: Canvas, batch: int) -> Out
 
     examples = Examples(
         ShapeDtypeStruct((batch, *canvas.shape), jnp.dtype(canvas.dtype), sharding=by_cutout),
-        ShapeDtypeStruct((batch, 4), jnp.int32, sharding=by_cutout),
+        ShapeDtypeStruct((batch, canvas.shape[2], 4), jnp.float32, sharding=by_cutout),
         ShapeDtypeStruct((batch,), jnp.float32, sharding=by_cutout),
         ShapeDtypeStruct((len(state.step), batch), jnp.float32, sharding=both),
     )

@@ -53,11 +53,11 @@ class TrainState(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """A training batch: images and `bounds` of a canvas, as `on_device.seen` takes them, labels
-    (batch,) float32, and what each example counts in the loss, (batch,) float32, one on average."""
+    """A training batch: images and brightness as `on_device.seen` takes them, labels (batch,)
+    float32, and what each example counts in the loss, (batch,) float32, one on average."""
 
     images: Any
-    bounds: Any
+    brightness: Any
     label: Any
     weight: Any
 
@@ -115,15 +115,15 @@ def draw(setting: Setting, examples: Examples, key: Array | None, step: Array) -
         return Shown(examples, None, None)
     look, rest = jax.random.split(jax.random.fold_in(key, step))
     keys = jax.random.split(look, len(jnp.asarray(examples.label)))
-    images, bounds = augmented(setting.augmentation, keys, examples.images, examples.bounds)
-    return Shown(examples._replace(images=images, bounds=bounds), turns(keys), rest)
+    images, brightness = augmented(setting.augmentation, keys, examples.images, examples.brightness)
+    return Shown(examples._replace(images=images, brightness=brightness), turns(keys), rest)
 
 
 def logits_at(
     setting: Setting, scale: int, remat: bool, params: Any, statistics: Any, shown: Shown
 ) -> tuple[Array, Any]:
     """Returns the logits (batch,) of a training pass at a scale, and its new statistics."""
-    images = seen(setting.views[scale], shown.examples.images, shown.examples.bounds)
+    images = seen(setting.views[scale], shown.examples.images, shown.examples.brightness)
     if shown.turns is not None:
         images = turned(images, shown.turns)
     dropout = None if shown.key is None else jax.random.fold_in(shown.key, scale)
@@ -253,7 +253,7 @@ def averaged(
 class Programs:
     """The compiled programs of a step that trains at the scales of some groups.
 
-    Called with state, examples and keys, of which all but the images, `bounds` and labels have the
+    Called with state, examples and keys, of which all but images, brightness and labels have the
     members in front, returns the new state and the losses (member, scale). The state is given away.
     `scale_count`: of the step, where the groups are only some of it.
     """
@@ -404,7 +404,7 @@ def validation_step(
     def logits(params: Any, statistics: tuple[Any, ...], examples: Examples) -> Array:
         narrow = jax.tree.map(lambda leaf: leaf.astype(setting.precision), params)
         model = nnx.merge(setting.graph, narrow, statistics[scale])
-        images = seen(setting.views[scale], examples.images, examples.bounds)
+        images = seen(setting.views[scale], examples.images, examples.brightness)
         return model(images.astype(setting.precision))
 
     return jax.jit(over_members(logits, (0, 0, None), mesh))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lensjax.data.brightness import measure
 from lensjax.data.on_device import Canvas, View
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.sky import render
@@ -41,7 +42,7 @@ class Sky:
         )
         arrays = {
             "images": drawn.images,
-            "bounds": _whole(self.survey, count),
+            "brightness": measure(drawn.images, *view.measured),
             "label": drawn.truth["label"].astype(np.float32),
         }
         return Labelled(view, arrays, drawn.truth["id"], drawn.truth["group"])
@@ -96,8 +97,7 @@ class Stream:
         keys = jax.random.split(jax.random.key(self.sky.seed))
         sources = self.sky.stamps
         stamps = None if sources is None else jnp.asarray(sources.images)
-        labels, bounds = self.labels, _whole(self.sky.survey, batch_size)
-        of_epoch = len(self) // batch_size
+        labels, of_epoch = self.labels, len(self) // batch_size
 
         def draw(number: int) -> dict[str, Any]:
             epoch, place = divmod(number, of_epoch)
@@ -116,10 +116,12 @@ class Stream:
                 1.0 if sources is None else float(sources.pixel_scale),
                 self.sky.survey,
             )
-            return {"images": images, "bounds": bounds, "label": labels[rows], "row": rows}
+            brightness = measure(np.asarray(images), *self.view.measured)
+            return {"images": images, "brightness": brightness, "label": labels[rows], "row": rows}
 
         numbers = grain.MapDataset.range(2**62).map(draw)
-        ahead = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        # The host measures a batch while the device trains with the one before.
+        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         return iter(numbers.to_iter_dataset(ahead))
 
 
@@ -144,8 +146,3 @@ def stream(
     for name, data in (("training", training), ("validation", fixed)):
         check_classes(name, data.labels)
     return training, fixed
-
-
-def _whole(survey: Survey, count: int) -> np.ndarray:
-    """Returns the edges (count, 4) of cutouts that are sky from edge to edge."""
-    return np.tile(np.array([0, survey.size, 0, survey.size], np.int32), (count, 1))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from lensjax.data.brightness import LEVEL, measure
 from lensjax.data.catalog import open_source
 from lensjax.data.on_device import prepare
 from lensjax.data.pipeline import batches, layout, shuffled
@@ -64,9 +65,9 @@ def test_full_batches_in_order_with_padding_and_reasons(folder):
     reasons = [reason for batch in made for reason in batch.reasons]
     assert [bool(reason) for reason in reasons] == [row in (3, 10) for row in range(12)]
     for batch in made:
-        images, bounds = batch.inputs.images, batch.inputs.bounds
+        images, brightness = batch.inputs.images, batch.inputs.brightness
         assert [canvas.shape for canvas in images] == [(4, 8, 8, 2), (4, 16, 16, 1)]
-        assert [edges.shape for edges in bounds] == [(4, 4), (4, 4)]
+        assert [each.shape for each in brightness] == [(4, 2, 4), (4, 1, 4)]
         for array in images:
             assert array.dtype == np.float32 and np.isfinite(array).all()
             np.testing.assert_array_equal(array[~batch.readable], 0.0)
@@ -84,10 +85,9 @@ def test_each_preparation_gets_its_bands(folder):
     batch = everything(source)[1]
     cutout = source[5]
     made = geometry(cutout.image.shape[:2], cutout.pixel_scale, PREPARATIONS[1])
-    np.testing.assert_array_equal(batch.inputs.images[1][1], fit(cutout.image[..., 1:], made))
-    rows, columns = made.bounds
-    edges = [rows.start, rows.stop, columns.start, columns.stop]
-    np.testing.assert_array_equal(batch.inputs.bounds[1][1], edges)
+    red = fill_masked(cutout.image)[..., 1:]
+    level = measure(red[None], made, (0,), "asinh")[0, :, LEVEL]
+    np.testing.assert_array_equal(batch.inputs.images[1][1], fit(red, made, level))
 
 
 @pytest.mark.parametrize("threads", [0, 1, 5, None])

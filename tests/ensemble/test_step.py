@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 from lensjax.data import pipeline
+from lensjax.data.brightness import measure
 from lensjax.data.catalog import open_source
 from lensjax.data.on_device import Inputs, View, seen
 from lensjax.data.preprocess import geometry
@@ -34,8 +35,7 @@ def members() -> dict[str, Member]:
 def inputs(count: int) -> Inputs:
     rng = np.random.default_rng(3)
     images = rng.normal(5.0, 2.0, (count, 32, 32, 2)).astype(np.float32)
-    bounds = np.tile(np.array([0, 32, 2, 30], np.int32), (count, 1))
-    return Inputs((images,), (bounds,), (VIEW,))
+    return Inputs((images,), (measure(images, *VIEW.measured),), (VIEW,))
 
 
 def rows(batch: Inputs, chosen: np.ndarray) -> Inputs:
@@ -57,7 +57,7 @@ def plain_model(member: Member) -> nnx.Module:
 def looped_logits(member: Member, identity: np.ndarray, batch: Inputs) -> np.ndarray:
     """Returns logits (sample, batch) of one member from single-cutout passes of the plain model."""
     graph, state = nnx.split(plain_model(member))
-    images = seen(VIEW, batch.images[0], batch.bounds[0])
+    images = seen(VIEW, batch.images[0], batch.brightness[0])
     keys = member_keys(identity[None], SEED, SAMPLES)[0]
 
     @jax.jit
@@ -125,7 +125,7 @@ def test_one_sample_has_no_dropout(members):
     batch = inputs(4)
     _, one = scores({"a": members["vit_s16"]}, batch, samples=1)
     model = plain_model(members["vit_s16"])
-    images = seen(VIEW, batch.images[0], batch.bounds[0])
+    images = seen(VIEW, batch.images[0], batch.brightness[0])
     np.testing.assert_allclose(one.member_logits[0], model(images), atol=1e-5)
     np.testing.assert_allclose(one.logit_std, 0.0, atol=1e-6)
 
@@ -179,9 +179,9 @@ def test_bfloat16_stays_near_float32(members):
 def test_pixels_of_eight_bits_score_as_the_same_in_float32(members):
     narrow = np.random.default_rng(4).integers(0, 256, (4, 44, 50, 3)).astype(np.uint8)
     view = View(PREPROCESSING, 0, (2, 0), geometry((44, 50), 0.16, PREPROCESSING))
-    bounds = np.tile(np.array([0, 44, 0, 50], np.int32), (4, 1))
+    brightness = (measure(narrow, *view.measured),)
     found = [
-        scores({"a": members["vit_s16"]}, Inputs((images,), (bounds,), (view,)))[1]
+        scores({"a": members["vit_s16"]}, Inputs((images,), brightness, (view,)))[1]
         for images in (narrow, narrow.astype(np.float32))
     ]
     for name, values in found[0]._asdict().items():

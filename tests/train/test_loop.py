@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lensjax.data.brightness import measure
 from lensjax.data.on_device import View, seen
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.ensemble import checkpoint
@@ -41,7 +42,7 @@ def blobs(count: int) -> Labelled:
     images[label == 1, 6:10, 6:10] += 2.0
     arrays = {
         "images": images,
-        "bounds": np.tile(np.array([0, 16, 0, 16], np.int32), (count, 1)),
+        "brightness": measure(images, *VIEW.measured),
         "label": label,
     }
     return Labelled(VIEW, arrays, np.arange(count), np.arange(count) // 2)
@@ -102,7 +103,7 @@ def test_a_member_of_several_sizes_scores_as_it_was_validated(sides, tmp_path):
     state = checkpoint.nnx_state(abstract, member.state)
     arrays = sides[1].arrays
     view = dataclasses.replace(sides[1].view, preprocessing=member.info.preprocessing)
-    images = seen(view, arrays["images"], arrays["bounds"])
+    images = seen(view, arrays["images"], arrays["brightness"])
     logits = nnx.merge(nnx.graphdef(abstract), state)(images)
     np.testing.assert_allclose(logits, member.validation["logit"], atol=1e-4)
 

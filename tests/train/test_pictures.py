@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from lensjax.data.brightness import measure
 from lensjax.data.source import Picked
 from lensjax.train import dataset
 from lensjax.train.pictures import as_picture, with_pictures
@@ -48,12 +49,13 @@ def test_each_cutout_is_followed_by_its_picture(tmp_path):
     data = blobs(12)
     both = with_pictures(data, 0, tmp_path)
     assert len(both) == 24
-    for name in ("label", "images", "bounds"):
+    for name in ("label", "images", "brightness"):
         np.testing.assert_array_equal(both.arrays[name][:12], data.arrays[name])
     np.testing.assert_array_equal(both.arrays["label"][12:], data.arrays["label"])
     np.testing.assert_array_equal(both.group[12:], data.group)
     shown = both.arrays["images"][12:]
-    np.testing.assert_array_equal(both.arrays["bounds"][12:], data.arrays["bounds"])
+    measured = measure(shown.astype(np.uint8), *data.view.measured)
+    np.testing.assert_array_equal(both.arrays["brightness"][12:], measured)
     pixels = np.median(data.arrays["images"][3])
     noise = 1.4826 * np.median(np.abs(data.arrays["images"][3] - pixels))
     rng = np.random.default_rng(0)

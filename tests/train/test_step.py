@@ -7,6 +7,7 @@ import pytest
 from jax import monitoring
 from jax.flatten_util import ravel_pytree
 
+from lensjax.data.brightness import measure
 from lensjax.train import step as steps
 from lensjax.train.losses import consistency
 from lensjax.train.step import Examples, Programs, ResolutionGroup, TrainState
@@ -14,6 +15,7 @@ from tests.train.small import (
     BATCH,
     MEMBERS,
     MESH,
+    VIEW,
     WEIGHT,
     Convolutional,
     setting_and_state,
@@ -27,10 +29,10 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def examples() -> Examples:
     rng = np.random.default_rng(5)
-    bounds = np.tile(np.array([0, 48, 0, 48], np.int32), (BATCH, 1))
     images = rng.normal(0, 1, (BATCH, 48, 48, 2)).astype(np.float32)
     weight = rng.poisson(1.0, (MEMBERS, BATCH)).astype(np.float32)
-    return Examples(images, bounds, (np.arange(BATCH) % 2).astype(np.float32), weight)
+    brightness = measure(images, *VIEW.measured)
+    return Examples(images, brightness, (np.arange(BATCH) % 2).astype(np.float32), weight)
 
 
 KEYS = jax.vmap(jax.random.key)(jnp.arange(MEMBERS))

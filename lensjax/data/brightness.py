@@ -1,0 +1,125 @@
+"""How bright the sky of a cutout is, measured on the host when it is read, and the stretches that
+the compiled step makes of it.
+
+The sky of a band is described by four numbers: its background level, its noise, and the two limits
+between which a linear stretch shows it. They travel with the images as one array (batch, band, 4).
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from lensjax.data.preprocess import Geometry, Preprocessing
+
+LEVEL, NOISE, LOW, HIGH = range(4)
+
+# Enough to know the noise to 2 %.
+MOST_PIXELS = 4096
+
+# The noise cannot be told from less than one grey level of an eight-bit picture.
+NOISE_FLOOR = 1.0 / 256.0
+
+# A standard deviation from a median absolute deviation, for normal noise.
+SIGMA_PER_MAD = 1.4826
+
+# What a percentile stretch leaves out at either end.
+CLIPPED = 0.005
+
+
+def measure(
+    images: np.ndarray, geometry: Geometry, channels: tuple[int, ...], stretch: str
+) -> np.ndarray:
+    """Returns the brightness (batch, band, 4) float32 of the `channels` of images (batch, height,
+    width, channel) without NaN.
+
+    Level and noise are the median and 1.4826 times the median absolute deviation of the pixels that
+    the geometry shows, or of every k-th of them, in order, where they are more than MOST_PIXELS.
+    The limits are those of IRAF's `zscale` where that is the stretch, else the 0.5th and the 99.5th
+    percentile, or the maximum where the latter is not above the level. All are of the cutout's own
+    pixels: after resampling the noise is `geometry.noise` times as large.
+    """
+    shown = images[:, *geometry.shown]
+    batch, height, width, _ = shown.shape
+    stride = -(-height * width // MOST_PIXELS)
+    pixels = shown.reshape(batch, height * width, -1)[:, ::stride, list(channels)]
+    # Sorting whole lines is faster in NumPy than finding the few values that are wanted.
+    ordered = np.sort(np.ascontiguousarray(pixels.swapaxes(1, 2), np.float32), axis=-1)
+    level = _quantile(ordered, 0.5)
+    deviations = np.sort(np.abs(ordered - level[..., None]), axis=-1)
+    noise = SIGMA_PER_MAD * _quantile(deviations, 0.5)
+    low, high = _quantile(ordered, CLIPPED), _quantile(ordered, 1 - CLIPPED)
+    high = np.where(high > level, high, ordered[..., -1])
+    if stretch == "zscale":
+        low, high = _zscale_limits(shown[..., list(channels)])
+    return np.stack([level, noise, low, high], axis=-1, dtype=np.float32)
+
+
+def _quantile(ordered: np.ndarray, share: float) -> np.ndarray:
+    """Returns the quantile (...) of ordered values (..., n), between two values as NumPy has it."""
+    place = share * (ordered.shape[-1] - 1)
+    below = math.floor(place)
+    value, following = ordered[..., below], ordered[..., math.ceil(place)]
+    return value + np.float32(place - below) * (following - value)
+
+
+def _zscale_limits(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the limits, each (batch, band), of images (batch, height, width, band)."""
+    from astropy.visualization import ZScaleInterval  # slow to import, and rarely wanted
+
+    batch, bands = images.shape[0], images.shape[-1]
+    found = [
+        ZScaleInterval().get_limits(images[row, ..., band].astype(np.float64))
+        for row, band in np.ndindex(batch, bands)
+    ]
+    low, high = np.array(found, np.float32).reshape(batch, bands, 2).transpose(2, 0, 1)
+    return low, high
+
+
+def noise_unit(brightness: Array, resampling: float = 1.0) -> Array:
+    """Returns the unit (batch, band) in which a signal is counted: the noise after a resampling
+    that changes it by that factor, and no less than a 256th of what the brightest pixels rise above
+    the level. The sky of an eight-bit picture is clipped to black and has no deviation at all."""
+    rise = brightness[..., HIGH] - brightness[..., LEVEL]
+    unit = jnp.maximum(brightness[..., NOISE] * resampling, NOISE_FLOOR * rise)
+    return jnp.where(unit > 0, unit, 1.0)
+
+
+def stretched(
+    preprocessing: Preprocessing, images: Array, brightness: ArrayLike, resampling: float = 1.0
+) -> Array:
+    """Returns images (batch, S, S, band) float32 with their brightness on another scale.
+
+    With the signal (image - level) / (softening * `noise_unit`): `asinh` is arcsinh(signal), linear
+    in the noise and logarithmic in the bright cores (Lupton et al. 2004, PASP 116, 133); `log`
+    log(1 + signal), what lies below the level as the level; `linear` the signal itself.
+    `percentile` and `zscale` are linear from 0 at the lower limit to 1 at the higher, and clipped
+    there. `none` leaves the images as they are. None of the others depends on the unit of flux.
+    """
+    brightness = jnp.asarray(brightness)
+    level, _, low, high = (value[:, None, None] for value in jnp.moveaxis(brightness, -1, 0))
+    match preprocessing.stretch:
+        case "none":
+            return images
+        case "percentile" | "zscale":
+            return jnp.clip((images - low) / jnp.where(high > low, high - low, 1.0), 0.0, 1.0)
+    unit = noise_unit(brightness, resampling)[:, None, None]
+    signal = (images - level) / unit / preprocessing.softening
+    match preprocessing.stretch:
+        case "asinh":
+            return _arcsinh(signal)
+        case "log":
+            return jnp.log1p(jnp.maximum(signal, 0.0))
+    return signal
+
+
+def _arcsinh(x: Array) -> Array:
+    """Returns the inverse hyperbolic sine, by its definition: in half the time of XLA's, which
+    keeps more digits of what is close to zero than any noise has."""
+    size = jnp.abs(x)
+    # Beyond, the square may be infinite and the one added to it is lost long since.
+    is_large = size > 1e9
+    argument = jnp.where(is_large, size, size + jnp.sqrt(size * size + 1.0))
+    return jnp.copysign(jnp.log(argument) + jnp.where(is_large, math.log(2.0), 0.0), x)
