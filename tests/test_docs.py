@@ -1,37 +1,53 @@
-"""The page for users of PyTorch speaks of options, functions and files that there are."""
+"""The pages speak of options, functions, files and pages that there are."""
 
 import dataclasses
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
-from lensjax.cli import import_weights, infer, train
+from benchmarks.command import BenchmarkConfig
 from lensjax.ensemble import checkpoint
 from lensjax.models import registry
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "coming-from-pytorch.md").read_text()
-CONFIGS = (infer.InferConfig, train.TrainConfig, import_weights.ImportConfig)
-SPELLINGS = {"--models", "--parallel", "--no-parallel"}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONFIGS = {
+    "infer": "InferConfig",
+    "train": "TrainConfig",
+    "simulate": "SimulateConfig",
+    "evaluate": "EvaluateConfig",
+    "import_weights": "ImportConfig",
+}
+# Other spellings, and options of every command and of other programs.
+OTHERS = {"--models", "--parallel", "--no-parallel", "--help", "--config", "--debug"}
+OTHERS |= {"--no-resume", "--logdir", "--dist"}
 
 
-def test_options_are_those_of_the_commands():
-    fields = {field.name for config in CONFIGS for field in dataclasses.fields(config)}
-    named = set(re.findall(r"--[a-z][a-z-]+", PAGE))
-    assert len(named) > 20
-    assert named - SPELLINGS <= {f"--{field.replace('_', '-')}" for field in fields}
+def options() -> set[str]:
+    kinds = [BenchmarkConfig]
+    for command, name in CONFIGS.items():
+        kinds.append(getattr(importlib.import_module(f"lensjax.cli.{command}"), name))
+    fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    return OTHERS | {f"--{name.replace('_', '-')}" for name in fields}
 
 
-def test_files_and_functions_are_there():
-    for path in re.findall(r"\]\(([^)#]+)", PAGE):
-        assert (ROOT / "docs" / path).exists(), path
-    for path in re.findall(r"`(lensjax/[\w/.]+)`", PAGE):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_is_there(page):
+    text = page.read_text()
+    assert set(re.findall(r"--[a-z][a-z-]+", text)) <= options()
+    for link in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (page.parent / link).exists(), link
+    for path in re.findall(r"`(?:python )?((?:lensjax|scripts|configs|benchmarks)/[\w/.]*)", text):
         assert (ROOT / path).exists(), path
-    for name in re.findall(r"`checkpoint\.(\w+)`", PAGE):
+    for command in re.findall(r"lensjax (\w+) --", text):
+        assert command in CONFIGS, command
+    for name in re.findall(r"`checkpoint\.(\w+)`", text):
         assert hasattr(checkpoint, name), name
 
 
-@pytest.mark.parametrize("spelling", ["vit_b_16", "vit_base_patch16_224"])
-def test_spellings_of_torchvision_and_timm_are_known(spelling):
-    assert f"`{spelling}`" in PAGE and registry.resolve(spelling).name == "vit_b16"
+def test_the_page_for_users_of_pytorch_has_the_names_of_torchvision_and_timm():
+    text = (ROOT / "docs" / "coming-from-pytorch.md").read_text()
+    for spelling in ("vit_b_16", "vit_base_patch16_224"):
+        assert f"`{spelling}`" in text and registry.resolve(spelling).name == "vit_b16"
