@@ -95,7 +95,7 @@ def outline(state) -> planning.Outline:
 
     images = np.zeros((BATCH, 48, 48, 2), np.float32)
     label, weight = np.zeros(BATCH, np.float32), np.zeros((2, BATCH), np.float32)
-    examples = Examples(images, np.zeros((BATCH, 4), np.int32), label, weight)
+    examples = Examples(images, np.zeros((BATCH, 2, 4), np.float32), label, weight)
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     return planning.Outline(*jax.tree.map(abstract, (state, examples, keys)))
 
