@@ -177,9 +177,9 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
 class Examples:
     """Labelled cutouts that grain reads in any order: one of its random-access sources.
 
-    Example `i` is `{"images": (height, width, band), "bounds": (4,) int32 of the sky in it,
-    "label": float32, "row": i}`, its pixels not normalised, without NaN, and in the type of the
-    records. `rows`: (n,) which rows of the `source` they are.
+    Example `i` is `{"images": (height, width, band), "label": float32, "row": i}`, its pixels not
+    normalised, without NaN, and in the type of the records. `rows`: (n,) which rows of the `source`
+    they are.
     """
 
     source: Source
@@ -196,10 +196,8 @@ class Examples:
             cutout, _ = without_blank(self.source[row], range(stack.shape[2]))
         except Unreadable as error:
             raise LensjaxError(f"{self.source.table['path'][row]}: {error}") from error
-        height, width, _ = stack.shape
         return {
             "images": fill_masked(cutout.image).astype(stack.dtype),
-            "bounds": np.array([0, height, 0, width], np.int32),
             "label": np.float32(self.source.table["label"][row]),
             "row": i,
         }
