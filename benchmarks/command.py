@@ -1,22 +1,22 @@
 """scripts/benchmark.py: times lensjax and PyTorch side by side, and compares their outputs."""
 
-import dataclasses
+import functools
 import os
 import platform
 import statistics
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import cases, compare
-from benchmarks.cases import Case
-from benchmarks.compare import Row
-from lensjax import config, results, runtime
+from benchmarks.cases import Case, Row
+from lensjax import config, runtime
 from lensjax.errors import LensjaxError, UsageError
-from lensjax.files import make_folder
 
-HEADS = "program", "images/s", "lensjax is faster by", "peak memory", "on device", "compile"
+HEADS = ("program", "images/s", "lensjax is faster by", "memory", "on device", "compile", "apart")
+FILES = 2000
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,8 @@ class BenchmarkConfig:
 
     cases: str = ""
     """Only cases with this text in their name."""
-    quick: bool = False
-    """One small case, in about a minute."""
-    data: bool = False
-    """Read files instead, made in OUTPUT/data."""
     bfloat16: bool = False
     """Score in bfloat16 as well."""
-    items: int = 2000
-    """Files of each kind, with --data."""
     samples: int = 10
     """Dropout samples; 1 means dropout off."""
     batch_size: int = 128
@@ -41,67 +35,54 @@ class BenchmarkConfig:
     """Rounds, in each of which every program runs once."""
     seconds: float = 0.5
     """Seconds that a program runs in a round, at least one batch."""
-    output: Path = Path("results")
-    """Folder of benchmark.json."""
 
 
 def main(argv: Sequence[str]) -> None:
-    """Carries out `argv`: prints a table for each case, and writes benchmark.json.
+    """Carries out `argv`: prints a table for each case.
 
     Raises LensjaxError where a program failed or its outputs differ from those of lensjax.
     """
     options = config.parse(BenchmarkConfig, argv, description=__doc__.split(": ", 1)[1])
-    for name in ("items", "samples", "batch_size", "rounds", "seconds"):
+    for name in ("samples", "batch_size", "rounds", "seconds"):
         if getattr(options, name) <= 0:
             raise UsageError(f"--{name.replace('_', '-')} must be above 0")
-    make_folder(options.output)
-    measured = {}
-    for case in _chosen(options):
-        rows = compare.measure(case, options.rounds, options.seconds, _tell)
-        print(
-            "\n".join(lines(f"{case.name}, batches of {case.settings['batch']}", rows)), flush=True
-        )
-        measured[case.name] = rows
-        record = {
-            "config": dataclasses.asdict(options),
-            "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
-            "versions": runtime.versions(),
-            "cases": {name: list(map(dataclasses.asdict, rows)) for name, rows in measured.items()},
-        }
-        results.write_json(options.output / "benchmark.json", record)
-    wrong = [
-        f"{row.name} ({name})" for name, rows in measured.items() for row in rows if not row.agrees
-    ]
+    tell = functools.partial(print, file=sys.stderr, flush=True)
+    versions = ", ".join(f"{name} {version}" for name, version in runtime.versions().items())
+    print(f"{platform.platform()}, {os.cpu_count()} cores, {versions}\n")
+    wrong = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in _chosen(options, Path(folder)):
+            compare.measure(case, options.rounds, options.seconds, tell)
+            print("\n".join(lines(case)), flush=True)
+            wrong += [f"{row.name} ({case.name})" for row in case.rows if not row.agrees]
     if wrong:
         raise LensjaxError(f"failed, or differs from lensjax: {', '.join(wrong)}")
 
 
-def _chosen(options: BenchmarkConfig) -> list[Case]:
-    """Returns the cases that the options speak of. Raises UsageError where there are none."""
-    if options.quick:
-        known = [cases.quick_case()]
-    elif options.data:
-        from benchmarks import reading  # imports JAX, which only --data needs here
+def _chosen(options: BenchmarkConfig, folder: Path) -> list[Case]:
+    """Returns the cases that the options name, with the files that they read in `folder`.
 
-        folders = reading.make(options.output / "data", 64, options.items)
-        known = cases.reading(folders, 64, options.batch_size)
-    else:
-        known = cases.all_cases(options.batch_size, options.samples, options.bfloat16)
+    Raises UsageError where there are none.
+    """
+    known = cases.all_cases(folder, options.batch_size, options.samples, options.bfloat16)
     chosen = [case for case in known if options.cases in case.name]
     if not chosen:
         names = "; ".join(case.name for case in known)
         raise UsageError(f"--cases: none has '{options.cases}' in its name; there are: {names}")
+    if any("reading" in case.name for case in chosen):
+        from benchmarks import reading  # imports JAX, for which each program has its own process
+
+        reading.make(folder, cases.READING_SIZE, FILES)
     return chosen
 
 
-def lines(title: str, rows: Sequence[Row]) -> Iterator[str]:
+def lines(case: Case) -> Iterator[str]:
     """Yields the lines of a Markdown table."""
-    yield f"### {title}\n"
-    yield f"| {' | '.join((*HEADS, 'difference'))} |"
-    yield f"|{'---|' * (len(HEADS) + 1)}"
-    yield from (f"| {' | '.join(_cells(row))} |" for row in rows if row.rates)
+    yield f"### {case.name}, batches of {case.settings['batch']}\n"
+    yield f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}"
+    yield from (f"| {' | '.join(_cells(row))} |" for row in case.rows if row.rates)
+    yield from (f"\n{row.name}: {row.note}" for row in case.rows if not row.rates)
     yield ""
-    yield from (f"{row.name}: {row.note}\n" for row in rows if not row.rates)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -119,7 +100,3 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _bytes(count: int | None) -> str:
     return "" if count is None else f"{count / 2**20:.0f} MiB"
-
-
-def _tell(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)

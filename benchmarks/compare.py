@@ -11,17 +11,16 @@ import os
 import signal
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.stats import binom
 
 from benchmarks import worker
-from benchmarks.cases import Case, Implementation
+from benchmarks.cases import Case, Ratio, Row
 from benchmarks.worker import Outputs, Warm
 
 RELATIVE, SIGMA = "of the largest", "sigma"
@@ -29,52 +28,21 @@ RELATIVE, SIGMA = "of the largest", "sigma"
 TOLERANCES = {"float32": 2e-3, "tensorfloat32": 2e-2, "bfloat16": 0.1, SIGMA: 6.0}
 
 
-class Ratio(NamedTuple):
-    """The median of the ratios within rounds and, from `low` to `high`, its 95 % interval; with
-    fewer than six rounds, which bound no such interval, all of them."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclass
-class Row:
-    """What one program did. `note` says why where there are no figures.
-
-    `rates`: images per second, one a round. `speedup`: of the first row over this one.
-    `difference`: the largest from the first row's outputs, in `unit`.
-    """
-
-    name: str
-    note: str = ""
-    batch: float = 0
-    rates: list[float] = field(default_factory=list)
-    speedup: Ratio | None = None
-    peak_bytes: int | None = None
-    device_peak_bytes: int | None = None
-    compile_seconds: float = 0.0
-    difference: float | None = None
-    unit: str = RELATIVE
-    agrees: bool = True
-
-
 class Runner:
-    """A row and the process of its program, which is stopped while it is not asked.
+    """The process of a program, which is stopped while it is not asked.
 
     Else threads and processes that read ahead would work while another program is timed.
     """
 
-    def __init__(self, implementation: Implementation) -> None:
-        self.implementation, self.row = implementation, Row(implementation.name)
+    def __init__(self, row: Row) -> None:
+        self.row = row
         self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
         self.warm: Warm | None = None
 
     def start(self, settings: Mapping[str, Any]) -> None:
         """Loads and compiles the program."""
-        with self._notes_failure():
-            every = {**settings, **self.implementation.options}
-            self.warm = self.pool.submit(worker.load, self.implementation.entry, every).result()
+        self.warm = self._ask(worker.load, self.row.program, {**settings, **self.row.options})
+        if self.warm is not None:
             self.row.batch, self.row.compile_seconds = self.warm.batch, self.warm.compile_seconds
             self._signal(signal.SIGSTOP)
 
@@ -83,25 +51,26 @@ class Runner:
         if self.warm is None or self.row.note:
             return
         count = max(1, int(seconds / self.warm.seconds))
-        with self._notes_failure():
-            self._signal(signal.SIGCONT)
-            took, self.row.peak_bytes, self.row.device_peak_bytes = self.pool.submit(
-                worker.run, count
-            ).result()
+        found = self._ask(worker.run, count)
+        if found is not None:
+            took, self.row.peak_bytes, self.row.device_peak_bytes = found
             self.row.rates.append(self.row.batch * count / took)
-            self._signal(signal.SIGSTOP)
 
     def close(self) -> None:
         """Ends the process."""
         self._signal(signal.SIGCONT)
         self.pool.shutdown()
 
-    @contextlib.contextmanager
-    def _notes_failure(self) -> Iterator[None]:
+    def _ask(self, function: Callable, *arguments: Any) -> Any:
+        """Returns what a function of `worker` does; None where it fails, and the row says why."""
+        self._signal(signal.SIGCONT)
         try:
-            yield
+            return self.pool.submit(function, *arguments).result()
         except Exception as error:
             self.row.note, self.row.agrees, self.row.rates = f"failed: {error}", False, []
+            return None
+        finally:
+            self._signal(signal.SIGSTOP)
 
     def _signal(self, number: int) -> None:
         if self.warm is not None:
@@ -109,16 +78,16 @@ class Runner:
                 os.killpg(self.warm.process, number)
 
 
-def measure(case: Case, rounds: int, seconds: float, tell: Callable[[str], None]) -> list[Row]:
-    """Returns the rows of `case` after `rounds` in which each program runs for about `seconds`."""
-    runners = [Runner(implementation) for implementation in case.rows]
+def measure(case: Case, rounds: int, seconds: float, tell: Callable[[str], None]) -> None:
+    """Fills in the rows of `case`, in `rounds` in which each program runs for about `seconds`."""
+    runners = [Runner(row) for row in case.rows]
     with contextlib.ExitStack() as stack:
         # Compilations are timed, so none may come from an earlier run; a GPU is shared by all.
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())
         for runner in runners:
-            if "torch" in runner.implementation.entry and find_spec("torch") is None:
+            if "torch" in runner.row.program and find_spec("torch") is None:
                 runner.row.note = "needs torch: pip install '.[peers]'"
                 continue
             tell(f"{case.name}: compiling {runner.row.name}")
@@ -128,21 +97,20 @@ def measure(case: Case, rounds: int, seconds: float, tell: Callable[[str], None]
             tell(f"{case.name}: round {number + 1} of {rounds}")
             for runner in runners[:: 1 if number % 2 == 0 else -1]:
                 runner.run(seconds)
-    for runner in runners:
-        judge(runner, runners[0])
-    return [runner.row for runner in runners]
+    first = runners[0]
+    for each in runners:
+        if each.row.rates and first.row.rates and each.warm and first.warm:
+            each.row.speedup = paired(first.row.rates, each.row.rates)
+            judge(each.row, each.warm.outputs, first.warm.outputs)
 
 
-def judge(runner: Runner, first: Runner) -> None:
-    """Fills in how much faster the `first` program is, and whether the outputs agree."""
-    row = runner.row
-    if row.rates and first.row.rates and runner.warm and first.warm:
-        row.speedup = paired(first.row.rates, row.rates)
-        row.difference, row.unit = difference(runner.warm.outputs, first.warm.outputs)
-        on_gpu = row.device_peak_bytes is not None
-        precision = runner.implementation.options.get("precision", "float32")
-        precision = "tensorfloat32" if on_gpu and precision == "float32" else precision
-        row.agrees = row.difference <= TOLERANCES[precision if row.unit == RELATIVE else row.unit]
+def judge(row: Row, outputs: Outputs, truth: Outputs) -> None:
+    """Fills in whether the outputs of a row agree with the first one's."""
+    row.difference, row.unit = difference(outputs, truth)
+    precision = row.options.get("precision", "float32")
+    if row.device_peak_bytes is not None and precision == "float32":
+        precision = "tensorfloat32"  # as factors are rounded on a GPU
+    row.agrees = row.difference <= TOLERANCES[precision if row.unit == RELATIVE else SIGMA]
 
 
 def paired(rates: Sequence[float], others: Sequence[float]) -> Ratio:

@@ -1,7 +1,6 @@
 """lensjax as a benchmarked program: its compiled ensemble step, and one training step."""
 
 import functools
-import itertools
 from collections.abc import Sequence
 
 import jax
@@ -68,12 +67,12 @@ def training(name: str, size: int, batch: int) -> Program:
     state = TrainState(params, (statistics,), moments, None, jnp.zeros(1, jnp.int32))
     labels = np.arange(batch, dtype=np.float32) % 2
     ones = np.ones((1, batch), np.float32)
-    batches = itertools.repeat(Examples(given.images[0], given.brightness[0], labels, ones))
+    examples = Examples(given.images[0], given.brightness[0], labels, ones)
     losses: list[float] = []
 
     def launch(_: int) -> jax.Array:
         nonlocal state
-        state, loss = step(state, next(batches), None)
+        state, loss = step(state, examples, None)
         return loss
 
     def run(count: int) -> Outputs:
