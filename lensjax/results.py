@@ -168,17 +168,19 @@ def _write_parquet(path: Path, table: Table) -> None:
         if table[name].dtype.kind == "U"
     }
     with replacing(path) as file:
-        arrow.write_parquet(file, arrow.from_table(table), metadata)
+        arrow.write_parquet(file, table, metadata)
 
 
 def _write_csv(path: Path, table: Table) -> None:
     from lensjax.data.formats import arrow
 
-    vectors = [name for name in table.colnames if table[name].ndim > 1]
-    texts = {name: _json_rows(table[name]) for name in vectors}
+    flat = table.copy(copy_data=False)
+    for name in table.colnames:
+        if table[name].ndim > 1:
+            flat[name] = _json_rows(table[name])
     with replacing(path) as file:
         file.write(_csv_line(table.colnames))
-        arrow.write_csv_rows(file, arrow.from_table(table), texts)
+        arrow.write_csv(file, flat, header=False)
 
 
 def _write_fits(path: Path, table: Table) -> None:

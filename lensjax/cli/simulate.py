@@ -182,7 +182,7 @@ def _write_truth(path: Path, sky: Sky, test: np.ndarray) -> None:
 
     columns = sky.truth | {"split": np.where(test, "test", "train")}
     with replacing(path) as file:
-        arrow.write_csv(file, arrow.from_table(Table(columns)))
+        arrow.write_csv(file, Table(columns))
 
 
 def _write_preview(path: Path, survey: Survey, sky: Sky, columns: int = 12) -> None:

@@ -5,8 +5,7 @@ Arrow's libraries take 40 MiB: this module is imported where such a file is read
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,15 +19,15 @@ from astropy.table import Column, MaskedColumn, Table
 from lensjax.data.parts import WHOLE, Part, Rows, rows_of
 from lensjax.errors import UsageError
 
-_DECIMAL = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_LEADING_ZERO = r"^[+-]?0\d"
+# `007` is a name, not a number.
+_DECIMAL = r"^[+-]?(0|[1-9]\d*)?\.?\d*([eE][+-]?\d+)?$"
 _WHOLE = r"^[+-]?\d+$"
 _DELIMITERS = ",;\t|"
 _LONGEST_LINE = 2**20
 
 
 def read_csv(path: Path, part: Part = WHOLE) -> Rows:
-    """The rows of a CSV file that a part takes.
+    """Returns the rows of a CSV file that a part takes.
 
     Values are apart by commas, semicolons, tabs or bars, whichever the column names are; lines that
     begin with # before these are comments. A column becomes numbers only where each of its values
@@ -36,15 +35,14 @@ def read_csv(path: Path, part: Part = WHOLE) -> Rows:
     """
     text = pa.csv.read_csv(path, **_form(path))
     _check_quotes(path, text)
-    with ThreadPoolExecutor() as threads:  # Arrow lets go of the interpreter
-        columns = list(threads.map(_numbers, text.columns, text.column_names))
-    arrow = pa.Table.from_arrays(columns, names=text.column_names)
+    columns = map(_numbers, text.columns, text.column_names)
+    arrow = pa.Table.from_arrays(list(columns), names=text.column_names)
     rows = rows_of(part, len(arrow))
     return Rows(_to_table(arrow.slice(rows.start, len(rows)), path), rows, len(arrow))
 
 
 def csv_column(path: Path, name: str) -> Iterator[str | None]:
-    """The texts of one column of a CSV file, of which a piece at a time is in memory."""
+    """Yields the texts of one column of a CSV file, of which a piece at a time is in memory."""
     form = _form(path)
     form["convert_options"].include_columns = [name]
     with pa.csv.open_csv(path, **form) as reader:
@@ -53,7 +51,8 @@ def csv_column(path: Path, name: str) -> Iterator[str | None]:
 
 
 def read_parquet(path: Path, part: Part = WHOLE) -> Rows:
-    """The rows of a Parquet file that a part takes. Groups of rows outside of it are not read."""
+    """Returns the rows of a Parquet file that a part takes. Groups of rows outside of it are not
+    read."""
     with pa.parquet.ParquetFile(path) as file:
         count = file.metadata.num_rows
         rows = rows_of(part, count)
@@ -62,10 +61,17 @@ def read_parquet(path: Path, part: Part = WHOLE) -> Rows:
 
 
 def parquet_column(path: Path, name: str) -> Iterator[Any]:
-    """The values of one column of a Parquet file, of which a piece at a time is in memory."""
+    """Yields the values of one column of a Parquet file, of which a piece at a time is in
+    memory."""
     with pa.parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=[name]):
             yield from batch.column(0).to_pylist()
+
+
+def parquet_metadata(path: Path) -> dict[str, str]:
+    """Returns what the writer of a Parquet file noted beside the schema."""
+    metadata = pa.parquet.read_schema(path).metadata or {}
+    return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in metadata.items()}
 
 
 def give_back_memory() -> None:
@@ -73,45 +79,22 @@ def give_back_memory() -> None:
     pa.default_memory_pool().release_unused()
 
 
-def parquet_metadata(path: Path) -> dict[str, str]:
-    """What the writer of a Parquet file noted beside the schema."""
-    metadata = pa.parquet.read_schema(path).metadata or {}
-    return {
-        key.decode(errors="replace"): metadata[key].decode(errors="replace") for key in metadata
-    }
+def write_parquet(file: IO[bytes], table: Table, metadata: Mapping[str, str]) -> None:
+    """Writes a table as Parquet: gaps as nulls, vectors as lists, with the unit, description and
+    UCD of each column."""
+    arrow = _from_table(table).replace_schema_metadata(metadata)
+    pyarrow.parquet.write_table(arrow, file)
 
 
-def from_table(table: Table) -> pa.Table:
-    """The table as Arrow's, gaps as nulls, vectors as lists, with what each column means."""
-    arrays = {name: _array(table[name]) for name in table.colnames}
-    schema = pa.schema(
-        pa.field(name, array.type, metadata=_meaning(table[name])) for name, array in arrays.items()
-    )
-    return pa.table(arrays, schema)
-
-
-def write_parquet(file: IO[bytes], arrow: pa.Table, metadata: Mapping[str, str]) -> None:
-    """Writes a table as Parquet."""
-    pyarrow.parquet.write_table(arrow.replace_schema_metadata(metadata), file)
-
-
-def write_csv(file: IO[bytes], arrow: pa.Table) -> None:
-    """Writes a table as CSV with its header."""
-    pyarrow.csv.write_csv(arrow, file)
-
-
-def write_csv_rows(file: IO[bytes], arrow: pa.Table, texts: Mapping[str, Sequence[str]]) -> None:
-    """Writes a table as CSV without a header, gaps empty, in types that all readers know; the
-    columns that `texts` has are written as it has them."""
-    columns = {
-        name: pa.array(texts[name]) if name in texts else _readable(column)
-        for name, column in _items(arrow)
-    }
-    pyarrow.csv.write_csv(pa.table(columns), file, pa.csv.WriteOptions(include_header=False))
+def write_csv(file: IO[bytes], table: Table, *, header: bool = True) -> None:
+    """Writes a table of scalars as CSV, gaps empty, in types that all readers know."""
+    arrow = _from_table(table)
+    columns = {name: _readable(arrow[name]) for name in arrow.column_names}
+    pyarrow.csv.write_csv(pa.table(columns), file, pa.csv.WriteOptions(include_header=header))
 
 
 def _form(path: Path) -> dict[str, Any]:
-    """How Arrow is to read a CSV file: all columns as texts, empty ones as gaps."""
+    """Returns how Arrow is to read a CSV file: all columns as texts, empty ones as gaps."""
     skipped, delimiter = _head(path)
     reading = pa.csv.ReadOptions(skip_rows=skipped)
     parsing = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
@@ -127,7 +110,8 @@ def _form(path: Path) -> dict[str, Any]:
 
 
 def _head(path: Path) -> tuple[int, str]:
-    """How many lines of a CSV file come before the column names, and what stands between these."""
+    """Returns how many lines of a CSV file come before the column names, and what stands between
+    these."""
     skipped = 0
     with pa.input_stream(path) as stream:
         lines = io.TextIOWrapper(io.BufferedReader(stream), "utf-8-sig", "replace")
@@ -154,8 +138,26 @@ def _check_quotes(path: Path, text: pa.Table) -> None:
         raise UsageError(f"{path} cannot be read as a table: a quotation mark is never closed")
 
 
+def _numbers(text: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Returns a column of text as integers or floats where nothing is lost, else as it is."""
+    if text.null_count == len(text):
+        return text
+    try:
+        integers = pc.cast(text, pa.int64())
+        if pc.all(pc.equal(pc.cast(integers, pa.string()), text)).as_py():
+            return integers
+    except pa.ArrowInvalid:
+        pass
+    is_number = name.lower() != "id" and _all_match(text, _DECIMAL) and not _all_match(text, _WHOLE)
+    return pc.cast(text, pa.float64()) if is_number else text
+
+
+def _all_match(text: pa.ChunkedArray, pattern: str) -> bool:
+    return bool(pc.all(pc.match_substring_regex(text, pattern), min_count=0).as_py())
+
+
 def _batches(file: pa.parquet.ParquetFile, rows: range) -> Iterator[pa.RecordBatch]:
-    """Pieces of the file's table, in order, of some of its rows."""
+    """Yields pieces of the file's table, in order, of some of its rows."""
     reached = 0
     for group in range(file.num_row_groups):
         first, reached = reached, reached + file.metadata.row_group(group).num_rows
@@ -168,79 +170,15 @@ def _batches(file: pa.parquet.ParquetFile, rows: range) -> Iterator[pa.RecordBat
 
 
 def _to_table(arrow: pa.Table, path: Path) -> Table:
-    repeated = sorted({name for name in arrow.column_names if arrow.column_names.count(name) > 1})
+    names = arrow.column_names
+    repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UsageError(f"{path} has the column {repeated[0]} more than once: rename one")
-    table = Table()
-    for name, column in _items(arrow):
-        table[name] = _column(column, name)
-    return table
-
-
-def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column in a type whose digits say the same to all readers, NaN as a gap."""
-    if pa.types.is_boolean(column.type):
-        return column.cast(pa.int8())  # 1 and 0 equal True and False; the words come back as text
-    if pa.types.is_floating(column.type):
-        # digits of a double: the value is the same, bit for bit, to readers that know only doubles
-        digits = column.cast(pa.float64())
-        return pc.if_else(pc.is_nan(digits), None, digits)
-    return column
-
-
-def _meaning(column: Column) -> dict[str, str]:
-    """Unit, description and UCD of a column, where it has them."""
-    found = {"unit": column.unit, "description": column.description, "ucd": column.meta.get("ucd")}
-    return {name: str(value) for name, value in found.items() if value}
-
-
-def _array(column: Column) -> pa.Array:
-    """The column as Arrow's, its gaps as nulls, vectors as lists."""
-    data, gaps = np.ma.getdata(np.asanyarray(column)), np.ma.getmaskarray(np.ma.asarray(column))
-    if data.ndim == 1:
-        return pa.array(data, mask=gaps if gaps.any() else None)
-    values = pa.array(data.ravel(), mask=gaps.ravel() if gaps.any() else None)
-    if not data.size:  # lists of no length at all are of no fixed one to Arrow
-        return pa.ListArray.from_arrays(np.zeros(len(data) + 1, np.int32), values)
-    for length in reversed(data.shape[1:]):
-        values = pa.FixedSizeListArray.from_arrays(values, length)
-    return values
-
-
-def _items(table: pa.Table) -> Iterable[tuple[str, pa.ChunkedArray]]:
-    return zip(table.column_names, table.columns, strict=True)
-
-
-def _numbers(text: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """A column of text as integers or floats where nothing is lost, else as it is."""
-    if text.null_count == len(text):
-        return text
-    try:
-        integers = pc.cast(text, pa.int64())
-        if pc.all(pc.equal(pc.cast(integers, pa.string()), text)).as_py():
-            return integers
-    except pa.ArrowInvalid:
-        pass
-    # A look at the first rows says of most texts that they are no numbers.
-    if name.lower() == "id" or not (
-        _all_match(text[:100], _DECIMAL) and _all_match(text, _DECIMAL)
-    ):
-        return text
-    if _any_match(text, _LEADING_ZERO) or _all_match(text, _WHOLE):
-        return text
-    return pc.cast(text, pa.float64())
-
-
-def _all_match(text: pa.ChunkedArray, pattern: str) -> bool:
-    return bool(pc.all(pc.match_substring_regex(text, pattern), min_count=0).as_py())
-
-
-def _any_match(text: pa.ChunkedArray, pattern: str) -> bool:
-    return bool(pc.any(pc.match_substring_regex(text, pattern), min_count=0).as_py())
+    return Table([_column(arrow[name], name) for name in names])
 
 
 def _column(values: pa.ChunkedArray, name: str) -> Column:
-    """An astropy column; missing values are masked, so that integers stay integers."""
+    """Returns an astropy column; missing values are masked, so that integers stay integers."""
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if pa.types.is_decimal(values.type):
@@ -256,10 +194,46 @@ def _column(values: pa.ChunkedArray, name: str) -> Column:
 
 
 def _fill(kind: pa.DataType) -> str | int | bool | None:
-    """What stands in the place of a gap."""
+    """Returns what stands in the place of a gap."""
     if pa.types.is_boolean(kind):
         return False
     if pa.types.is_integer(kind):
         return 0
     texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     return "" if texts or pa.types.is_string_view(kind) else None
+
+
+def _from_table(table: Table) -> pa.Table:
+    """Returns the table as Arrow's, gaps as nulls, vectors as lists."""
+    arrays = {name: _array(table[name]) for name in table.colnames}
+    schema = pa.schema(
+        pa.field(name, array.type, metadata=_meaning(table[name])) for name, array in arrays.items()
+    )
+    return pa.table(arrays, schema)
+
+
+def _array(column: Column) -> pa.Array:
+    data, gaps = np.ma.getdata(np.asanyarray(column)), np.ma.getmaskarray(np.ma.asarray(column))
+    values = pa.array(data.ravel(), mask=gaps.ravel() if gaps.any() else None)
+    if data.ndim > 1 and not data.size:  # lists of no length at all are of no fixed one to Arrow
+        return pa.ListArray.from_arrays(np.zeros(len(data) + 1, np.int32), values)
+    for length in reversed(data.shape[1:]):
+        values = pa.FixedSizeListArray.from_arrays(values, length)
+    return values
+
+
+def _meaning(column: Column) -> dict[str, str]:
+    """Returns unit, description and UCD of a column, where it has them."""
+    found = {"unit": column.unit, "description": column.description, "ucd": column.meta.get("ucd")}
+    return {name: str(value) for name, value in found.items() if value}
+
+
+def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns the column in a type whose digits say the same to all readers, NaN as a gap."""
+    if pa.types.is_boolean(column.type):
+        return column.cast(pa.int8())  # 1 and 0 equal True and False; the words come back as text
+    if pa.types.is_floating(column.type):
+        # digits of a double: the value is the same, bit for bit, to readers that know only doubles
+        digits = column.cast(pa.float64())
+        return pc.if_else(pc.is_nan(digits), None, digits)
+    return column

@@ -38,19 +38,15 @@ class Read(NamedTuple):
     cutout: Cutout
 
 
-def _none(path: str, wanted: Wanted) -> Read | None:
-    return None
-
-
 def source_of_files(
     table: Table,
     kind: str,
     wanted: Wanted,
     pixel_scale: float | None,
     band_names: Names = (),
-    of_stack: Callable[[str, Wanted], Read | None] = _none,
+    of_stack: Callable[[str, Wanted], Read | None] = lambda path, wanted: None,
 ) -> Source:
-    """A source of image files, a row each with its absolute `path`.
+    """Returns a source of image files, a row each with its absolute `path`.
 
     `{band}` in a path stands for each of the `band_names`: one file a band. `of_stack` reads a path
     that is no file but names a cutout of a stack, and gives None for any other.
@@ -88,13 +84,13 @@ def source_of_files(
 
 
 def _tried(count: int) -> Sequence[int]:
-    """The first of `count` rows, then others evenly apart, about MOST_TRIES of them at most."""
+    """Returns the first of `count` rows, then others evenly apart, at most about MOST_TRIES."""
     return [*range(min(PROBES, count)), *range(PROBES, count, count // MOST_TRIES + 1)]
 
 
 def _probe(paths: Iterable[str], kind: str, read: Callable[[str], Read]) -> tuple[Read | None, int]:
-    """The first file that has the bands that most of the first readable files hold, and how many
-    threads it takes to keep a processor busy while others wait for the disk.
+    """Returns the first file that has the bands that most of the first readable files hold, and how
+    many threads it takes to keep a processor busy while others wait for the disk.
 
     Decoding holds the interpreter: where files do not have to be waited for, a second thread would
     only take it from the first. Raises `UsageError` where none of them holds the wanted bands.
@@ -123,12 +119,8 @@ def _probe(paths: Iterable[str], kind: str, read: Callable[[str], Read]) -> tupl
     return next(each for each in found if each.bands == most), threads
 
 
-class _WrongBands(Unreadable):
-    """A file that can be read and does not hold the wanted bands."""
-
-
 def _read_bands(path: str, wanted: Wanted, band_names: Names) -> Read:
-    """The cutout of one file, or of one file a band, and which bands it has from where.
+    """Returns the cutout of one file, or of one file a band, and which bands it has from where.
 
     Raises `Unreadable`, and `UsageError` where a readable file does not hold the wanted bands.
     """
@@ -144,27 +136,21 @@ def _read_bands(path: str, wanted: Wanted, band_names: Names) -> Read:
 
     def choose(names: Names) -> tuple[int, ...]:
         nonlocal chosen
-        try:
-            chosen = select(names, wanted)
-        except UsageError as error:
-            raise _WrongBands(str(error)) from error
+        chosen = select(names, wanted)
         return chosen.planes
 
-    try:
-        planes = read_planes(path, choose, wanted.most_values)
-    except _WrongBands as error:
-        raise UsageError(str(error)) from error
+    planes = read_planes(path, choose, wanted.most_values)
     return Read(chosen.bands, tuple(plane.place for plane in planes), join(planes))
 
 
 def _band_files(path: str, wanted: Wanted, band_names: Names) -> tuple[tuple[str, ...], list[str]]:
-    """The bands given out and the file of each."""
+    """Returns the bands given out and the file of each."""
     bands, planes = select(band_names, wanted)
     return bands, [path.replace("{band}", str(band_names[plane])) for plane in planes]
 
 
 def _only_plane(path: str, most_values: int) -> Plane:
-    """The plane of a file of one band, the first where others (of other filters) follow."""
+    """Returns the plane of a file of one band, the first where others (of other filters) follow."""
 
     def choose(names: Names) -> tuple[int, ...]:
         if len(names) > 1 and (names == COLOURS or not any(names)):
@@ -178,7 +164,7 @@ def _only_plane(path: str, most_values: int) -> Plane:
 
 
 def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> Source:
-    """Cutouts of one file a band: `{band}` stands for the band, `{id}` for the object.
+    """Returns cutouts of one file a band: `{band}` stands for the band, `{id}` for the object.
 
     Without `{id}` the files are one cutout, or, where they are (N, H, W), a stack of N.
     """
@@ -219,14 +205,14 @@ def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> S
 
 
 def _said(wanted: Wanted) -> tuple[str, ...]:
-    """What the data are said to call the bands, the members' names standing for themselves."""
+    """Returns what the data are said to call the bands, else what the members call them."""
     called = dict(wanted.called)
     needed = wanted.needed or tuple(called)
     return (*wanted.order, *(called.get(band, band) for band in needed))
 
 
 def matches(template: str, band: str = "") -> list[tuple[str, str]]:
-    """The pairs of id and band of all files of the template's form, sorted.
+    """Returns the pairs of id and band of all files of the template's form, sorted.
 
     `band`: a regular expression for the bands, any text without one.
     """
@@ -240,7 +226,7 @@ def matches(template: str, band: str = "") -> list[tuple[str, str]]:
 
 
 def band_folder(path: Path, files: list[str], wanted: Wanted) -> str | None:
-    """The template of a folder whose files are named by bands (`g.fits`, `r.fits`), else None."""
+    """Returns the template of a folder of files named by bands (`g.fits`, `r.fits`), else None."""
     stems = [stem(file) for file in files]
     suffixes = {file[len(name) :] for file, name in zip(files, stems, strict=True)}
     said = _said(wanted)

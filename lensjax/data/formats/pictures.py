@@ -28,6 +28,7 @@ from lensjax.data.planes import (
     place_of,
     short,
 )
+from lensjax.errors import UsageError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -37,26 +38,26 @@ IMAGE_SUFFIXES = PICTURE_SUFFIXES + TIFF_SUFFIXES + FITS_SUFFIXES + ARRAY_SUFFIX
 _ENDING = re.compile(rf"({'|'.join(map(re.escape, IMAGE_SUFFIXES))})\Z", re.IGNORECASE)
 
 _PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
-# By the type of colour; a palette has none of its own.
-_PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
+# By the type of colour.
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 
 
 def has_suffix(path: str | Path, suffixes: Sequence[str]) -> bool:
-    """True where the file name ends in one of the suffixes, in upper or lower case."""
+    """Returns True where the file name ends in one of the suffixes, in upper or lower case."""
     return str(path).lower().endswith(tuple(suffixes))
 
 
 def stem(path: str | Path) -> str:
-    """The path without its image suffix, be it a double one (`a/b.fits.gz` is `a/b`)."""
+    """Returns the path without its image suffix, be it a double one (`a/b.fits.gz` is `a/b`)."""
     return _ENDING.sub("", str(path))
 
 
 @silenced()
 def read_planes(path: str | Path, choose: Choose, most_values: int = MAX_VALUES) -> list[Plane]:
-    """The chosen planes of an image file, in the order chosen. No other plane is decoded.
+    """Returns the chosen planes of an image file, in the order chosen. No other plane is decoded.
 
     Raises `Unreadable` for whatever stands in the way: a missing, empty, truncated or foreign
-    file, one above the size limit, or planes that `choose` does not find.
+    file, or one above the size limit; and whatever `choose` does.
     """
     try:
         check_file(path)
@@ -74,7 +75,7 @@ def read_planes(path: str | Path, choose: Choose, most_values: int = MAX_VALUES)
             Plane(masked(channels[..., index]), place=place_of("channel", index, names[index]))
             for index in choose(names)
         ]
-    except Unreadable:
+    except (Unreadable, UsageError):
         raise
     # The decoders meet arbitrary bytes and raise whatever they like, from struct.error to
     # RecursionError; to the caller all of it means one unusable file.
@@ -88,31 +89,22 @@ def _channel_names(count: int) -> Names:
 
 def _picture(path: str | Path, most_values: int) -> tuple[np.ndarray, Names]:
     with open(path, "rb") as file:
-        pixels = _plain_png(file, most_values)
-        if pixels is None:
-            file.seek(0)
-            with Image.open(file, formats=("PNG", "JPEG")) as image:
+        if file.peek(24).startswith(_PNG_START):
+            pixels = _png(file, most_values)
+        else:
+            with Image.open(file, formats=("JPEG",)) as image:
                 check_size((*image.size, len(image.getbands())), most_values)
-                mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-                pixels = np.asarray(image.convert(mode))
+                pixels = np.asarray(image.convert("L" if image.mode == "L" else "RGB"))
     channels = channels_last(pixels)
     # An even number of channels ends in opacity.
     colours = channels.shape[2] - 1 + channels.shape[2] % 2
     return channels[..., :colours], _channel_names(colours)
 
 
-def _plain_png(file: BinaryIO, most_values: int) -> np.ndarray | None:
-    """The pixels of a PNG picture that has them in whole bytes, else None.
-
-    In two thirds of the time of Pillow, which moreover keeps but eight bits of 16-bit colour.
-    """
-    start = file.read(26)
-    if start[:16] != _PNG_START or len(start) < 26:
-        return None
-    width, height, depth, colour = struct.unpack(">IIBB", start[16:])
-    if depth < 8 or colour not in _PNG_CHANNELS:
-        return None
-    check_size((width, height, _PNG_CHANNELS[colour]), most_values)
+def _png(file: BinaryIO, most_values: int) -> np.ndarray:
+    """Returns the pixels of a PNG picture: of 16-bit colour Pillow would keep but eight bits."""
+    width, height, _, colour = struct.unpack(">IIBB", file.read(26)[16:])
+    check_size((width, height, _PNG_CHANNELS.get(colour, 1)), most_values)
     # To be read at once, which takes room for all that is asked for.
     most_bytes = min(os.fstat(file.fileno()).st_size, bytes_at_most(most_values))
     file.seek(0)

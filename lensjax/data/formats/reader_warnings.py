@@ -17,7 +17,8 @@ _TIFF = logging.getLogger("tifffile")
 
 _changing = threading.Lock()
 _inside = 0
-_before: tuple[list[Any], int] = ([], 0)
+_before: Any = []
+_level = 0
 
 
 @contextmanager
@@ -27,11 +28,11 @@ def silenced() -> Iterator[None]:
     `warnings.catch_warnings` puts back what it found, which is another thread's silence where two
     of them overlap.
     """
-    global _inside, _before
+    global _inside, _before, _level
     with _changing:
         if _inside == 0:
-            _before = warnings.filters, _TIFF.level  # type: ignore[assignment]
-            _before[0][:0] = _FILTERS
+            _before, _level = warnings.filters, _TIFF.level
+            _before[:0] = _FILTERS
             _TIFF.setLevel(logging.CRITICAL)
         _inside += 1
     try:
@@ -40,16 +41,12 @@ def silenced() -> Iterator[None]:
         with _changing:
             _inside -= 1
             if _inside == 0:
-                _drop_ours(_before[0])
-                # Another list where somebody has called `catch_warnings` in between.
-                if warnings.filters is not _before[0]:
-                    _drop_ours(warnings.filters)  # type: ignore[arg-type]
-                _TIFF.setLevel(_before[1])
+                _TIFF.setLevel(_level)
+                # Two lists where somebody has called `catch_warnings` in between.
+                _remove_ours(_before)
+                _remove_ours(warnings.filters)
 
 
-def _drop_ours(filters: list[Any]) -> None:
-    for ours in _FILTERS:
-        # A user may have one that is equal; ours stand first, mostly.
-        place = next((place for place, each in enumerate(filters) if each is ours), None)
-        if place is not None:
-            del filters[place]
+def _remove_ours(filters: Any) -> None:
+    """Removes these filters, and none of a user's that is equal to one of them."""
+    filters[:] = [each for each in filters if all(each is not ours for ours in _FILTERS)]

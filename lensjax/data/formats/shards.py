@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import grain
 import imagecodecs
@@ -50,21 +50,6 @@ HEIGHT, WIDTH, TYPE, SCALE, MASKED, REASON = OF_CUTOUT = tuple(
     f"_{name}" for name in ("height", "width", "type", "pixel_scale", "masked", "reason")
 )
 _BANDS = "lensjax_bands"
-
-
-class Packed(NamedTuple):
-    """A cutout as a record, and what the index says of it. `type` is one of TYPES or PNG, `masked`
-    the number of values that are NaN."""
-
-    record: bytes
-    height: int = 0
-    width: int = 0
-    type: str = ""
-    pixel_scale: float = float("nan")
-    masked: int = 0
-    ra: float = float("nan")
-    dec: float = float("nan")
-    reason: str = ""
 
 
 def pack(
@@ -108,7 +93,7 @@ def pack(
         if rows == every:
             _write_index(folder / INDEX, source, columns)
             parts.remove()
-    return int((columns["reason"] == "").sum())
+    return int((columns[REASON] == "").sum())
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -121,36 +106,58 @@ def are_shards(folder: Path) -> bool:
     return (folder / INDEX).is_file()
 
 
+@dataclass(frozen=True)
+class _Records:
+    """The records of a folder of shards. `form`: height, width, type and pixel scale (arcsec, NaN
+    where unknown) of each, `reasons`: why one could not be packed, "" where it was; `planes`:
+    which of the `channels` of a record are given out."""
+
+    data: grain.sources.ArrayRecordDataSource
+    form: dict[str, np.ndarray]
+    reasons: np.ndarray
+    channels: int
+    planes: tuple[int, ...]
+
+    def pixels(self, row: int) -> np.ndarray:
+        """Returns an image in the type of its record. Raises `Unreadable`."""
+        if self.reasons[row]:
+            raise Unreadable(str(self.reasons[row]))
+        height, width, kind = (self.form[name][row] for name in (HEIGHT, WIDTH, TYPE))
+        try:
+            record = self.data[row]
+            image = imagecodecs.png_decode(record) if kind == PNG else np.frombuffer(record, kind)
+            return image.reshape(height, width, self.channels)[..., self.planes]
+        # Arbitrary bytes: the libraries have errors of their own.
+        except Exception as error:
+            raise Unreadable(f"the shard is damaged: {one_line(error, 100)}") from error
+
+    def many(self, rows: slice) -> Iterator[np.ndarray]:
+        """Yields the images of some rows."""
+        return map(self.pixels, range(rows.start, rows.stop))
+
+    def cutout(self, row: int) -> Cutout:
+        """Returns a cutout. Raises `Unreadable`."""
+        return Cutout(np.ascontiguousarray(self.pixels(row), np.float32), self.scale(row))
+
+    def scale(self, row: int) -> float | None:
+        """Returns the pixel scale of a cutout, None where it is not known."""
+        scale = float(self.form[SCALE][row])
+        return scale if scale > 0 else None
+
+
 def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     """Returns the cutouts that `pack` wrote to a folder. Raises `UsageError` where it is not
     whole."""
     index, names = _read_index(path)
     count = len(index)
     shards = [shard_path(path, number) for number in range(-(-count // SHARD_ROWS))]
-    records = _open_records(path, shards, count)
+    data = _open_records(path, shards, count)
     try:
         bands, planes = select(names, wanted)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-    form = _forms(path, index, pixel_scale)
-    reasons = np.ma.filled(np.ma.asarray(index[REASON]), "").astype(str)
-
-    def pixels(row: int) -> np.ndarray:
-        if reasons[row]:
-            raise Unreadable(str(reasons[row]))
-        shape = (int(form[HEIGHT][row]), int(form[WIDTH][row]), len(names))
-        return _decoded(records, row, str(form[TYPE][row]), shape)[..., planes]
-
-    def scale_of(row: int) -> float | None:
-        scale = float(form[SCALE][row])
-        return scale if scale > 0 else None
-
-    def read(row: int) -> Cutout:
-        return Cutout(np.ascontiguousarray(pixels(row), np.float32), scale_of(row))
-
-    def read_many(rows: slice) -> Iterator[np.ndarray]:
-        return (pixels(row) for row in range(rows.start, rows.stop))
-
+    reasons, form = _reasons(index), _forms(path, index, pixel_scale)
+    records = _Records(data, form, reasons, len(names), planes)
     table = standardise(index, str(path))
     table.remove_columns(list(OF_CUTOUT))
     if "path" not in table.colnames:
@@ -159,17 +166,15 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     readable = np.flatnonzero(reasons == "")
     if not len(readable):
         none = f"shards {path}: none can be read"
-        return source_of(table, bands, none, ONE_A_CORE, read, files=lambda: files)
+        return source_of(table, bands, none, ONE_A_CORE, records.cutout, files=lambda: files)
     first = int(readable[0])
     shape = (int(form[HEIGHT][first]), int(form[WIDTH][first]), len(bands))
-    stack, kind = None, str(form[TYPE][first])
+    scale, kind, stack = records.scale(first), str(form[TYPE][first]), None
     is_one = all(len(np.unique(values[readable])) == 1 for values in form.values())
     if is_one and kind in TYPES:
-        whole = not np.any(index[MASKED])
-        stack = Stack(shape, np.dtype(kind), scale_of(first), read_many, whole)
-    example = Cutout(np.empty(shape, np.float32), scale_of(first))
-    text = f"shards {path}: {describe(table, bands, example)}"
-    source = source_of(table, bands, text, ONE_A_CORE, read, stack, lambda: files)
+        stack = Stack(shape, np.dtype(kind), scale, records.many, not np.any(index[MASKED]))
+    text = f"shards {path}: {describe(table, bands, Cutout(np.empty(shape, np.float32), scale))}"
+    source = source_of(table, bands, text, ONE_A_CORE, records.cutout, stack, lambda: files)
     return replace(source, bands_from=tuple(place_of("channel", p, names[p]) for p in planes))
 
 
@@ -218,8 +223,7 @@ def examples(source: Source, folder: Path) -> Examples:
         raise UsageError(f"{folder}: its cutouts differ in size, type or pixel scale, or are PNG")
     if "label" not in source.table.colnames:
         raise UsageError(f"{folder}: its cutouts have no labels")
-    reasons = read_table(folder / INDEX)[REASON][source.rows.start : source.rows.stop]
-    readable = np.ma.filled(np.ma.asarray(reasons), "").astype(str) == ""
+    readable = _reasons(_read_index(folder)[0])[source.rows.start : source.rows.stop] == ""
     known = np.isin(np.asarray(source.table["label"]), (0, 1))
     return Examples(source, np.flatnonzero(readable & known))
 
@@ -267,43 +271,39 @@ def _forms(path: Path, index: Table, pixel_scale: float | None) -> dict[str, np.
     return form
 
 
-def _decoded(
-    records: grain.sources.ArrayRecordDataSource, row: int, kind: str, shape: tuple[int, ...]
-) -> np.ndarray:
-    """Returns the image of a record. Raises `Unreadable` where it is damaged."""
-    try:
-        record = records[row]
-    except Exception as error:
-        raise Unreadable(f"the shard is damaged: {one_line(error, 100)}") from error
-    try:
-        found = imagecodecs.png_decode(record) if kind == PNG else np.frombuffer(record, kind)
-        return found.reshape(shape)
-    except Exception as error:
-        raise Unreadable(f"the record is damaged: {one_line(error, 100)}") from error
+def _reasons(index: Table) -> np.ndarray:
+    """Returns why each cutout could not be packed, "" where it was."""
+    return np.ma.filled(np.ma.asarray(index[REASON]), "").astype(str)
 
 
 def _packed(
     source: Source, rows: range, encoding: Encoding, threads: int | None
-) -> Iterator[Packed]:
-    """Yields the cutouts of some rows, read ahead by threads, in order."""
+) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Yields the records of some rows, read ahead by threads, in order, and what the index says of
+    each."""
     ra, dec = source.places
 
-    def read(row: int) -> Packed:
+    def read(row: int) -> tuple[bytes, dict[str, Any]]:
+        entry: dict[str, Any] = {
+            HEIGHT: 0,
+            WIDTH: 0,
+            TYPE: "",
+            SCALE: np.nan,
+            MASKED: 0,
+            REASON: "",
+        }
+        entry |= {"ra": ra[row], "dec": dec[row]}
         try:
             cutout = source[row]
         except Unreadable as error:
-            return Packed(b"", reason=str(error), ra=ra[row], dec=dec[row])
+            return b"", entry | {REASON: str(error)}
         record, kind = _record(cutout.image, encoding)
-        return Packed(
-            record,
-            cutout.image.shape[0],
-            cutout.image.shape[1],
-            kind,
-            cutout.pixel_scale or float("nan"),
-            cutout.masked,
-            ra[row] if np.isfinite(ra[row]) else cutout.ra,
-            dec[row] if np.isfinite(dec[row]) else cutout.dec,
-        )
+        height, width, _ = cutout.image.shape
+        entry |= {HEIGHT: height, WIDTH: width, TYPE: kind, MASKED: cutout.masked}
+        entry[SCALE] = cutout.pixel_scale or np.nan
+        for name, value in (("ra", cutout.ra), ("dec", cutout.dec)):
+            entry[name] = entry[name] if np.isfinite(entry[name]) else value
+        return record, entry
 
     threads = source.threads if threads is None else threads
     dataset = grain.MapDataset.range(rows.start, rows.stop).map(read)
@@ -325,18 +325,20 @@ def _record(image: np.ndarray, encoding: Encoding) -> tuple[bytes, str]:
 
 
 def _write_shard(
-    path: Path, packed: Iterator[Packed], progress: Callable[[int], object]
+    path: Path,
+    packed: Iterator[tuple[bytes, dict[str, Any]]],
+    progress: Callable[[int], object],
 ) -> dict[str, np.ndarray]:
     """Writes a shard, whole or not at all, and returns the columns of the index for it."""
     remove_drafts(path)
     draft = draft_of(path, os.getpid())
-    done = []
+    entries = []
     try:
         # One record a group: any of them is found without reading its neighbours.
         writer = ArrayRecordWriter(str(draft), "group_size:1,uncompressed")
-        for item in packed:
-            writer.write(item.record)
-            done.append(item[1:])
+        for record, entry in packed:
+            writer.write(record)
+            entries.append(entry)
             progress(1)
         writer.close()
         os.replace(draft, path)
@@ -344,16 +346,15 @@ def _write_shard(
         raise LensjaxError(f"cannot write {path}: {error}; choose another folder") from error
     finally:
         draft.unlink(missing_ok=True)
-    return dict(zip(Packed._fields[1:], map(np.array, zip(*done, strict=True)), strict=True))
+    return {name: np.array([entry[name] for entry in entries]) for name in entries[0]}
 
 
 def _write_index(path: Path, source: Source, columns: dict[str, np.ndarray]) -> None:
     from lensjax.data.formats import arrow
 
     table: Table = source.table.copy(copy_data=False)
-    table["ra"], table["dec"] = columns["ra"], columns["dec"]
-    for name in OF_CUTOUT:
-        table[name] = columns[name.removeprefix("_")]
-    index = arrow.from_table(Table([plain(table[name]) for name in table.colnames]))
+    for name, values in columns.items():
+        table[name] = values
+    index = Table([plain(table[name]) for name in table.colnames])
     with replacing(path) as file:
         arrow.write_parquet(file, index, {_BANDS: json.dumps(source.bands)})

@@ -41,21 +41,18 @@ _LABELS = {
     UNKNOWN_LABEL: frozenset(["", "none", "null", "unknown", "unlabelled", "unlabeled"]),
 }
 
-# By code, up to the first above the surrogates: what no text of a catalogue holds. At the end of
-# NumPy's texts NUL is nothing.
-_ODD = np.zeros(0xE001, bool)
-_ODD[1:0x20] = _ODD[0x7F:0xA0] = _ODD[0xD800:0xE000] = True
-_ODD[[9, 10, 13]] = False
-_ROWS_AT_ONCE = 2**16
+# Control characters but tab and line ends, and what stands for bytes that are no UTF-8, about which
+# kinds of files disagree.
+_ODD = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def read_table(path: Path) -> Table:
-    """The table of a catalogue file, as `read_rows` has it."""
+    """Returns the table of a catalogue file, as `read_rows` has it."""
     return read_rows(path).table
 
 
 def read_rows(path: Path, part: Part = WHOLE) -> Rows:
-    """The rows of a catalogue file that a part takes, columns and values as the file has them.
+    """Returns the rows of a catalogue file that a part takes, their values as in the file.
 
     Of CSV as `arrow.read_csv` has it. Raises `UsageError` for a file that cannot be read as a table
     and for a column that occurs twice.
@@ -80,7 +77,7 @@ def read_rows(path: Path, part: Part = WHOLE) -> Rows:
 
 
 def column_texts(path: Path, name: str) -> Iterable[str]:
-    """The values of one column of a catalogue file, of all rows, as `texts` has them."""
+    """Returns the values of one column of a catalogue file, of all rows, as `texts` has them."""
     from lensjax.data.formats import arrow
 
     if has_suffix(path, (*FITS_SUFFIXES, *VOTABLE_SUFFIXES)):
@@ -90,24 +87,20 @@ def column_texts(path: Path, name: str) -> Iterable[str]:
 
 
 def texts(column: Column) -> Iterable[str]:
-    """The values as texts without blanks around them, gaps as empty ones."""
+    """Returns the values as texts without blanks around them, gaps as empty ones."""
     filled = np.ma.filled(np.ma.asarray(column).astype(object), "")
-    try:
-        return list(map(str.strip, filled))
-    except TypeError:  # not all are texts
-        return [as_text(value).strip() for value in filled]
+    return [as_text(value).strip() for value in filled]
 
 
 def paths_below(folder: Path, files: Iterable[str]) -> Iterable[str]:
-    """Relative paths as paths in the folder; absolute and empty ones as they are."""
-    start = os.path.join(folder.absolute(), "")
-    # In half the time of as many calls of `os.path.join`.
-    return (file if file[:1] in ("", os.sep) else start + file for file in files)
+    """Returns relative paths as paths in the folder; absolute and empty ones as they are."""
+    start = str(folder.absolute())
+    return (file and os.path.join(start, file) for file in files)
 
 
 @silenced()
 def has_table(path: Path) -> bool:
-    """True where a FITS file holds a table and no image before it."""
+    """Returns True where a FITS file holds a table and no image before it."""
     try:
         with open_fits(path, memmap=True) as hdus:
             for hdu in hdus:
@@ -122,7 +115,7 @@ def has_table(path: Path) -> bool:
 
 
 def standardise(table: Table, source: str) -> Table:
-    """The table with its known columns under their own names, and checked.
+    """Returns the table with its known columns under their own names, and checked.
 
     They are found in all their `SPELLINGS`, without regard to case. `ra`, `dec`: float64 degrees,
     NaN where unknown. `label`: int64, 1 a lens, 0 none, -1 unknown. `id`, `group` and all other
@@ -143,8 +136,8 @@ def standardise(table: Table, source: str) -> Table:
 
 
 def spelled(known: str, columns: Sequence[str]) -> str | None:
-    """The first of the columns that has one of the names of a known one, as they are before any
-    case."""
+    """Returns the first of the columns that has one of the names of a known one; the same case
+    comes before any other."""
     for spelling in SPELLINGS[known]:
         if spelling in columns:
             return spelling
@@ -155,7 +148,7 @@ def spelled(known: str, columns: Sequence[str]) -> str | None:
 
 
 def label_of(value: Any) -> int | None:
-    """1 (lens), 0 (not a lens) or -1 (unknown) by a label's text; None for any other text."""
+    """Returns 1 (lens), 0 (not a lens) or -1 (unknown) by a label's text; None for another text."""
     text = str(value).strip().lower()
     try:
         number = float(text)
@@ -168,7 +161,7 @@ def label_of(value: Any) -> int | None:
 
 
 def label_column(values: Iterable[Any], source: str) -> np.ndarray:
-    """(row,) int64 labels of any spelling. Raises `UsageError` for what is not a binary label."""
+    """Returns (row,) int64 of labels of any spelling. Raises `UsageError` for what is none."""
     array = np.ma.filled(np.ma.asarray(values).astype(object), "")
     meaning = {value: label_of(value) for value in set(array.tolist())}
     odd = sorted(str(value) for value, label in meaning.items() if label is None)
@@ -181,21 +174,17 @@ def label_column(values: Iterable[Any], source: str) -> np.ndarray:
 
 
 def plain(column: Column) -> Column:
-    """The column as numbers, bools or str of native byte order, its gaps masked.
+    """Returns the column as numbers, bools or str of native byte order, its gaps masked.
 
     Control characters but tab and line ends, and bytes that are no UTF-8, in texts or in the names
-    of files, are U+FFFD: each kind of file would make something else of them.
+    of files, are U+FFFD.
     """
-    data = np.ma.getdata(np.asanyarray(column))
+    data, gaps = np.ma.getdata(np.asanyarray(column)), np.ma.getmaskarray(np.ma.asarray(column))
     if data.dtype.kind == "V":  # records, as HDF5 has them
-        data = np.array([str(record) for record in data.tolist()], np.str_)
-        gaps = np.zeros(data.shape, bool)
-    else:
-        gaps = np.ma.getmaskarray(np.ma.asarray(column))
+        data, gaps = np.array([str(record) for record in data.tolist()]), np.zeros(len(data), bool)
     if data.dtype.kind == "O":
         gaps = gaps | np.array([value is None for value in data], bool)
-        present = data[~gaps].tolist()
-        data = _unboxed(present, data, gaps)
+        data = _unboxed(data, gaps)
     if data.dtype.kind == "S":
         data = np.char.decode(data, "utf-8", "replace")
     elif data.dtype == np.longdouble:
@@ -203,16 +192,15 @@ def plain(column: Column) -> Column:
     elif data.dtype.kind not in "biufU":
         data = data.astype(str)
     data = data.astype(data.dtype.newbyteorder("="), copy=False)
-    data = _in_unicode(data) if data.dtype.kind == "U" else data
-    gap_free = not gaps.any()
-    made = Column(data) if gap_free else MaskedColumn(data, mask=gaps)
+    data = _cleaned(data) if data.dtype.kind == "U" else data
+    made = MaskedColumn(data, mask=gaps) if gaps.any() else Column(data)
     made.name, made.unit, made.description = column.name, column.unit, column.description
     return made
 
 
 def filled(column: Column) -> np.ndarray:
-    """The column as an array, as `plain` has it; gaps are NaN, or empty text, which makes integers
-    with gaps texts."""
+    """Returns the column as an array, as `plain` has it; gaps are NaN, or empty text, which makes
+    integers with gaps texts."""
     column = plain(column)
     if not isinstance(column, MaskedColumn):
         return np.asarray(column)
@@ -222,46 +210,33 @@ def filled(column: Column) -> np.ndarray:
     return np.where(np.ma.getmaskarray(column), "", texts)
 
 
-def _in_unicode(texts: np.ndarray) -> np.ndarray:
-    """The texts without control characters and without the lone surrogates that stand for odd bytes
-    in the names of files."""
-    if not texts.nbytes:
-        return texts
-    codes = np.ascontiguousarray(texts).view(np.uint32).reshape(texts.size, -1)
-    cleaned = codes
-    for first in range(0, len(codes), _ROWS_AT_ONCE):
-        rows = slice(first, first + _ROWS_AT_ONCE)
-        odd = _ODD[np.minimum(codes[rows], len(_ODD) - 1)]
-        # NUL fills the end of a text; before its end it is a character.
-        null = codes[rows] == 0
-        within = null[:, :-1] & ~null[:, 1:]
-        if within.any():
-            odd |= null & ~np.logical_and.accumulate(null[:, ::-1], axis=1)[:, ::-1]
-        if odd.any():
-            cleaned = codes.copy() if cleaned is codes else cleaned
-            cleaned[rows][odd] = 0xFFFD
-    return texts if cleaned is codes else cleaned.view(texts.dtype).reshape(texts.shape)
+def _cleaned(texts: np.ndarray) -> np.ndarray:
+    before = texts.ravel().tolist()
+    after = [_ODD.sub("\ufffd", text) for text in before]
+    return texts if after == before else np.array(after).reshape(texts.shape)
 
 
-def _unboxed(present: list[Any], data: np.ndarray, gaps: np.ndarray) -> np.ndarray:
-    """Objects as an array of one plain type, or else as their texts."""
+def _unboxed(data: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Returns objects as an array of one plain type, or else as their texts."""
+    present = data[~gaps].tolist()
     kinds = {type(value) for value in present}
-    plain = len(kinds) == 1 and issubclass(kinds.pop(), (bool, int, float, np.generic))
-    values = np.array(present if plain else [as_text(v).replace("\0", "\ufffd") for v in present])
-    if values.dtype.kind not in "biufU":  # integers beyond 64 bits, or nothing but gaps
-        values = np.array([as_text(value) for value in present], dtype="U")
+    is_plain = len(kinds) == 1 and issubclass(kinds.pop(), (bool, int, float, np.generic))
+    values = np.array(present) if is_plain else np.zeros(0, object)
+    if values.dtype.kind not in "biufU":  # texts, or integers beyond 64 bits
+        # NUL at the end of a text of NumPy is nothing.
+        values = np.array([as_text(value).replace("\0", "\ufffd") for value in present], "U")
     filled = np.zeros(data.shape, values.dtype if present else "U1")
     filled[~gaps] = values
     return filled
 
 
 def as_text(value: Any) -> str:
-    """The value as text; bytes are taken for UTF-8."""
+    """Returns the value as text; bytes are taken for UTF-8."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _degrees(column: Column, name: str, source: str) -> np.ndarray:
-    """(row,) float64 of a column of numbers, NaN where it is empty."""
+    """Returns (row,) float64 of a column of numbers, NaN where it is empty."""
     try:
         values = np.ma.asarray(column)
         if values.dtype.kind in "OU":
