@@ -3,7 +3,7 @@
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,6 @@ from typing import Any, Literal
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
@@ -29,6 +28,7 @@ POINTS = 4000  # drawn of each class: more would only cover each other
 BAND = "95 % interval"
 BAND_POINTS = 400  # of a curve at which its interval is drawn
 INK = "#7a8090"
+DOTTED: Any = {"color": INK, "linewidth": 0.9, "linestyle": (0, (2, 3))}
 _STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9.5,
@@ -75,10 +75,6 @@ class Scored:
         return metrics.lens_or_unknown(self.labels)
 
     @property
-    def both_classes(self) -> bool:
-        return min(self.counts) > 0
-
-    @property
     def counts(self) -> tuple[int, int]:
         """How many lenses and how many others have a score of the ensemble."""
         known = self.classes[~np.isnan(self.fused)]
@@ -86,31 +82,26 @@ class Scored:
 
 
 def draw(scored: Scored) -> dict[str, Figure]:
-    """The figures that these scores allow, by file name: those of ranking and calibration need
-    both classes, that of uncertainty the logits."""
-    wanted: dict[str, Callable[[Figure, Scored], None]] = {"scores": _scores}
-    if scored.logit is not None and scored.logit_std is not None:
-        wanted["uncertainty"] = _uncertainty
-    if scored.both_classes:
-        wanted = {
-            "roc": _roc,
-            "precision_recall": _precision_recall,
-            "reliability": _reliability,
-        } | wanted
+    """Returns the figures that these scores allow, by file name: those of ranking and calibration
+    need both classes, that of uncertainty the logits."""
     if not np.isfinite(scored.fused).any():
         return {}
+    wanted = {"scores": _scores}
+    if min(scored.counts) > 0:
+        curves = {"roc": _roc, "precision_recall": _precision_recall, "reliability": _reliability}
+        wanted = curves | wanted
+    if scored.logit is not None:
+        wanted["uncertainty"] = _uncertainty
     figures = {}
     with matplotlib.rc_context(_STYLE):
         for name, paint in wanted.items():
-            figure = Figure(figsize=(4.8, 3.5), layout="constrained")
-            FigureCanvasAgg(figure)
-            paint(figure, scored)
-            figures[name] = figure
+            figures[name] = Figure(figsize=(4.8, 3.5), layout="constrained")
+            paint(figures[name], scored)
     return figures
 
 
 def write_figures(folder: str | os.PathLike[str], scored: Scored) -> list[Path]:
-    """Write each figure on white in `folder`, as PNG and PDF; returns the paths.
+    """Writes each figure on white in `folder`, as PNG and PDF, and returns the paths.
 
     Those of former data that these do not allow are removed. Raises LensjaxError where they cannot
     be written.
@@ -128,7 +119,7 @@ def write_figures(folder: str | os.PathLike[str], scored: Scored) -> list[Path]:
 
 
 def as_svg(figure: Figure) -> str:
-    """An <svg> element for a page: no background, in the page's font, its ink the page's text."""
+    """Returns an <svg> element for a page, in the page's font and colour of text."""
     text = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with matplotlib.rc_context(_STYLE):
@@ -143,21 +134,12 @@ def as_svg(figure: Figure) -> str:
     return f"{head}>{body}".replace(INK, "currentColor").strip()
 
 
-def _curves(
-    axes: Axes, scored: Scored, legend: Literal["lower left", "lower right"]
-) -> Iterator[tuple[str, Array, dict[str, Any]]]:
-    """Name, probabilities and line style of each score, the ensemble's last, on top.
-
-    Exhausted, it places the legend, the ensemble first.
-    """
-    names = list(scored.probabilities)
-    for name in names[1:] + names[:1]:
-        first = name == names[0]
-        tone = MAIN if first else MEMBERS[(names.index(name) - 1) % len(MEMBERS)]
-        style = {"color": tone, "linewidth": 2.4 if first else 1.1, "alpha": 1 if first else 0.8}
-        yield name.replace("$", r"\$"), np.asarray(scored.probabilities[name]), style
-    handles, texts = axes.get_legend_handles_labels()
-    axes.legend(handles[-1:] + handles[:-1], texts[-1:] + texts[:-1], loc=legend)
+def _lines(scored: Scored) -> Iterator[tuple[str, Array, dict[str, Any]]]:
+    """Yields name, probabilities and line style of each score, the ensemble's first and on top."""
+    for index, (name, probabilities) in enumerate(scored.probabilities.items()):
+        tone = MEMBERS[(index - 1) % len(MEMBERS)] if index else MAIN
+        top = {"linewidth": 1.1, "alpha": 0.8} if index else {"linewidth": 2.4, "zorder": 3}
+        yield name.replace("$", r"\$"), np.asarray(probabilities), {"color": tone, **top}
 
 
 def _band(axes: Axes, place: Array, found: Array, of: Array, step: Literal["pre", "post"]) -> None:
@@ -173,34 +155,33 @@ def _roc(figure: Figure, scored: Scored) -> None:
     axes = figure.subplots()
     lenses, others = scored.counts
     floor = 0.5 / others
-    for name, probabilities, style in _curves(axes, scored, "lower right"):
+    for name, probabilities, style in _lines(scored):
+        area = metrics.values(probabilities, scored.classes)["auroc"]
         false_rate, true_rate = metrics.roc_curve(probabilities, scored.classes)
-        if false_rate.size:
-            area = metrics.values(probabilities, scored.classes)["auroc"]
-            false_rate = np.maximum(false_rate, floor)
-            if style["color"] == MAIN:
-                found = np.rint(true_rate * lenses)
-                _band(axes, false_rate, found, np.full(found.size, lenses), "post")
-            axes.plot(
-                false_rate,
-                true_rate,
-                drawstyle="steps-post",
-                label=f"{name}  {area:.4f}",
-                **style,
-            )
+        axes.plot(
+            np.maximum(false_rate, floor),
+            true_rate,
+            drawstyle="steps-post",
+            label=f"{name}  {area:.4f}",
+            **style,
+        )
+    false_rate, true_rate = metrics.roc_curve(scored.fused, scored.classes)
+    found = np.rint(true_rate * lenses)
+    _band(axes, np.maximum(false_rate, floor), found, np.full(found.size, lenses), "post")
+    axes.legend(loc="lower right")
     for count in (1, 10):
         if count < others:
-            axes.axvline(count / others, color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
-            axes.annotate(
+            axes.axvline(count / others, **DOTTED)
+            axes.text(
+                count / others,
+                1.02,
                 f" {count} false",
-                (count / others, 1.02),
-                xycoords=("data", "axes fraction"),
+                transform=axes.get_xaxis_transform(),
                 fontsize=8,
                 ha="center",
             )
-    axes.set_xscale("log")
-    axes.set(xlim=(floor, 1), ylim=(0, 1.02), xlabel="false-positive rate")
-    axes.set_ylabel("lenses found")
+    axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 1.02))
+    axes.set(xlabel="false-positive rate", ylabel="lenses found")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
@@ -208,20 +189,18 @@ def _roc(figure: Figure, scored: Scored) -> None:
 def _precision_recall(figure: Figure, scored: Scored) -> None:
     axes = figure.subplots()
     lenses, others = scored.counts
-    axes.axhline(lenses / (lenses + others), color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
-    for name, probabilities, style in _curves(axes, scored, "lower left"):
+    axes.axhline(lenses / (lenses + others), **DOTTED)
+    for name, probabilities, style in _lines(scored):
+        area = metrics.values(probabilities, scored.classes)["average_precision"]
         recall, precision = metrics.precision_recall_curve(probabilities, scored.classes)
-        if recall.size:
-            area = np.sum(np.diff(recall, prepend=0) * precision)
-            if style["color"] == MAIN:
-                found = np.rint(recall * lenses)[recall > 0]
-                listed = np.rint(found / precision[recall > 0])
-                _band(axes, recall[recall > 0], found, listed, "pre")
-            axes.plot(
-                recall, precision, drawstyle="steps-pre", label=f"{name}  {area:.4f}", **style
-            )
-    axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="lenses found (recall)")
-    axes.set_ylabel("purity (precision)")
+        axes.plot(recall, precision, drawstyle="steps-pre", label=f"{name}  {area:.4f}", **style)
+    recall, precision = metrics.precision_recall_curve(scored.fused, scored.classes)
+    recall, precision = recall[recall > 0], precision[recall > 0]
+    found = np.rint(recall * lenses)
+    _band(axes, recall, found, np.rint(found / precision), "pre")
+    axes.legend(loc="lower left")
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.02))
+    axes.set(xlabel="lenses found (recall)", ylabel="purity (precision)")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
 
@@ -232,7 +211,7 @@ def _reliability(figure: Figure, scored: Scored) -> None:
     filled = table.count > 0
     share, count = table.lens_fraction[filled], table.count[filled]
     low, high = metrics.share_interval(np.rint(share * count), count)
-    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.9, linestyle=(0, (2, 3)))
+    axes.plot([0, 1], [0, 1], **DOTTED)
     axes.errorbar(
         table.mean_probability[filled],
         share,
@@ -254,7 +233,7 @@ def _reliability(figure: Figure, scored: Scored) -> None:
 
 
 def _by_class(scored: Scored) -> Iterator[tuple[str, str, Array]]:
-    """Name, colour and rows of each class that has scored objects."""
+    """Yields name, colour and rows of each class that has scored objects."""
     scores, classes = scored.fused, scored.classes
     names = {0: ("not lenses", OTHER), -1: ("not labelled", INK), 1: ("lenses", LENS)}
     if scored.labels is None or (classes < 0).all():
@@ -268,15 +247,8 @@ def _by_class(scored: Scored) -> Iterator[tuple[str, str, Array]]:
 def _scores(figure: Figure, scored: Scored) -> None:
     axes = figure.subplots()
     for name, tone, rows in _by_class(scored):
-        axes.hist(
-            scored.fused[rows],
-            bins=np.linspace(0, 1, 41).tolist(),
-            color=tone,
-            alpha=0.5,
-            label=name,
-        )
-    axes.set_yscale("log")
-    axes.set(xlim=(0, 1), ylim=(0.7, None), xlabel="probability", ylabel="objects")
+        axes.hist(scored.fused[rows], bins=40, range=(0, 1), color=tone, alpha=0.5, label=name)
+    axes.set(xlim=(0, 1), yscale="log", ylim=(0.7, None), xlabel="probability", ylabel="objects")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.legend()
 
@@ -286,11 +258,9 @@ def _uncertainty(figure: Figure, scored: Scored) -> None:
     logit, spread = np.asarray(scored.logit, float), np.asarray(scored.logit_std, float)
     rng = np.random.default_rng(0)
     for name, tone, rows in _by_class(scored):
-        drawn = rows if rows.size <= POINTS else rng.choice(rows, POINTS, replace=False)
-        axes.scatter(
-            logit[drawn], spread[drawn], s=9, color=tone, alpha=0.55, linewidths=0, label=name,
-            rasterized=True,
-        )  # fmt: skip
+        drawn = rng.permutation(rows)[:POINTS]
+        style: Any = {"s": 9, "color": tone, "alpha": 0.55, "linewidths": 0, "rasterized": True}
+        axes.scatter(logit[drawn], spread[drawn], label=name, **style)
     axes.set(xlabel="logit of the ensemble", ylabel="standard deviation of the logit")
-    axes.set_ylim(bottom=0)
+    axes.set(ylim=(0, None))
     axes.legend()
