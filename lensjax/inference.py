@@ -42,14 +42,14 @@ from lensjax.ensemble.plan import (
     plan,
     unplanned,
 )
-from lensjax.ensemble.stack import Ensemble, filled, outline
+from lensjax.ensemble.stack import Ensemble, abstract_ensemble, with_weights
 from lensjax.ensemble.step import (
     Precision,
     Step,
     Weights,
+    abstract_weights,
     ensemble_step,
     one_by_one_step,
-    outline_weights,
     place_weights,
 )
 from lensjax.errors import LensjaxError, UsageError, refuse
@@ -298,8 +298,7 @@ def compile_step(
 ) -> CompiledStep:
     """Returns the step for these members and cutouts, compiled for as many at once as fit the
     memory. No weights are read yet: what memory compiling takes is free again for them."""
-    stacked = sharding.stacks_members(mesh)
-    ensemble = outline(members.infos, members.validations, stacked=stacked)
+    ensemble = abstract_ensemble(members.infos, members.validations)
     layout = pipeline.layout(source, ensemble.preprocessings, fit)
     planned = _plan(options, ensemble, layout, len(source), mesh)
     runtime.give_back_memory()
@@ -308,7 +307,7 @@ def compile_step(
 
 def load_weights(members: Members, step: CompiledStep, options: ScoringOptions) -> Weights:
     """Returns the weights of the members on the devices, read and placed group by group."""
-    ensemble = filled(
+    ensemble = with_weights(
         step.ensemble,
         members.infos,
         lambda name: checkpoint.read_weights(members.folders[name], members.infos[name]),
@@ -366,7 +365,7 @@ def _plan(
             print(f"batches of {batches[0]} cutouts, so that {mesh.size} devices can share them")
     if not options.batch_parallel:
         return unplanned(make(), batches[0])
-    abstract = outline_weights(ensemble, mesh, **_of_weights(options))
+    abstract = abstract_weights(ensemble, mesh, **_of_weights(options))
     budget = memory_budget(mesh, SHARE_OF_HOST)
     planned = plan(make, abstract, layout, mesh, batches, budget=budget)
     if options.batch_size == "auto" or planned.is_chunked:

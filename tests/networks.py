@@ -44,6 +44,6 @@ def _built(builds: Mapping[str, Callable[..., nnx.Module]]) -> Iterator[None]:
         for name, build in builds.items()
     }
     with mock.patch.dict(registry.ARCHITECTURES, built):
-        checkpoint._outline.cache_clear()  # kept by name
+        checkpoint._abstract_model.cache_clear()  # kept by name
         yield
-    checkpoint._outline.cache_clear()
+    checkpoint._abstract_model.cache_clear()

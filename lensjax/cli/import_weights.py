@@ -124,7 +124,7 @@ def _fitting(info: MemberInfo, tensors: StateDict) -> list[str]:
         preprocessing = dataclasses.replace(info.preprocessing, input_size=size)
         other = dataclasses.replace(info, architecture=name, preprocessing=preprocessing)
         with contextlib.suppress(UsageError):
-            if fits(other.outline(), tensors):
+            if fits(other.abstract_model(), tensors):
                 found.append(name)
     return found
 

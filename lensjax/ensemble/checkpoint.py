@@ -55,9 +55,9 @@ class MemberInfo:
         """Returns the network of this member, with weights newly drawn from `rngs`."""
         return registry.create(self.architecture, **self._settings(), rngs=rngs)
 
-    def outline(self) -> nnx.Module:
+    def abstract_model(self) -> nnx.Module:
         """Returns the network of this member with `ShapeDtypeStruct` in place of weights."""
-        return nnx.merge(*_outline(self.architecture, **self._settings()))
+        return nnx.merge(*_abstract_model(self.architecture, **self._settings()))
 
     def identity(self, validation: Validation | None) -> str:
         """Returns the SHA-256 of all that the member's scores depend on: its weights, what it sees
@@ -78,7 +78,7 @@ class MemberInfo:
 
 
 @functools.cache
-def _outline(architecture: str, **settings: Any) -> tuple[nnx.GraphDef, nnx.State]:
+def _abstract_model(architecture: str, **settings: Any) -> tuple[nnx.GraphDef, nnx.State]:
     """Returns a network without weights; kept, for tracing one takes a third of a second."""
     create = functools.partial(registry.create, architecture, **settings)
     return nnx.split(nnx.eval_shape(lambda: create(rngs=nnx.Rngs(0))))
@@ -162,7 +162,7 @@ def read_weights(folder: Path, info: MemberInfo) -> State:
         }
         if not arrays:
             raise FileNotFoundError("there are none")
-        compare(folder, state_of(info.outline()), arrays)
+        compare(folder, state_of(info.abstract_model()), arrays)
         # The largest first, so that little is held beside them while they are read.
         largest_first = sorted(arrays, key=lambda name: -arrays[name].size)
         state = {name: _read(arrays[name]) for name in largest_first}

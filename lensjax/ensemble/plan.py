@@ -29,18 +29,17 @@ BATCHES_ON_HOST = 5
 
 @dataclass(frozen=True)
 class Size:
-    """What a step takes at a time: cutouts, and samples and members of each architecture."""
+    """What a step takes at a time: cutouts, and samples of each member."""
 
     cutouts: int
     samples: int
-    members: int
 
 
 @dataclass(frozen=True)
 class InferencePlan:
     """A step, the Size that it was made for, and the bytes that it takes of those it may take.
 
-    `is_chunked`: whether samples or members are computed some at a time. Bytes are of each device,
+    `is_chunked`: whether samples are computed some at a time. Bytes are of each device,
     None where no compiler was asked.
     """
 
@@ -53,11 +52,7 @@ class InferencePlan:
 
     def __str__(self) -> str:
         size, needed, limit = self.size, self.step_bytes, self.memory_limit_bytes
-        chunks = (
-            f", {size.samples} samples and {size.members} members of an architecture at a time"
-            if self.is_chunked
-            else ""
-        )
+        chunks = f", {size.samples} samples at a time" if self.is_chunked else ""
         memory = f": {in_gib(needed)} of {in_gib(limit)}" if needed and limit else ""
         return f"{size.cutouts} cutouts{chunks}{memory}"
 
@@ -66,7 +61,6 @@ class InferencePlan:
         return {
             "batch_size": self.size.cutouts,
             "samples_at_once": self.size.samples,
-            "members_at_once": self.size.members,
             "step_bytes": self.step_bytes,
             "memory_limit_bytes": self.memory_limit_bytes,
         }
@@ -74,7 +68,7 @@ class InferencePlan:
 
 def unplanned(step: Step, cutouts: int) -> InferencePlan:
     """Returns the plan of a step that takes the members and their samples one by one."""
-    return InferencePlan(step, Size(cutouts, 1, 1), False, None, None, 0.0)
+    return InferencePlan(step, Size(cutouts, 1), False, None, None, 0.0)
 
 
 def plan(
@@ -94,43 +88,38 @@ def plan(
     smallest is left.
     """
     samples = weights.keys[0].shape[1]
-    members = max(keys.shape[0] for keys in weights.keys)
 
     @functools.cache
-    def step(samples_at_once: int, members_at_once: int) -> Step:
-        return make(samples_at_once=samples_at_once, members_at_once=members_at_once)
+    def step(samples_at_once: int) -> Step:
+        return make(samples_at_once=samples_at_once)
 
     @functools.cache
     def peak_bytes(size: Size) -> float:
         inputs = abstract_inputs(layout, size.cutouts, mesh)
-        found = footprint(step(size.samples, size.members), (weights, inputs), target)
+        found = footprint(step(size.samples), (weights, inputs), target)
         # While a step computes, the next batch arrives and its outputs need a place.
         return found.peak + bytes_per_device(inputs) + found.outputs if found else math.inf
 
     began = time.perf_counter()
-    size = choose(ladders(batches, samples, members), peak_bytes, budget)
-    size = size or Size(batches[0], 1, 1)
-    is_chunked = (size.samples, size.members) != (samples, members)
+    size = choose(ladders(batches, samples), peak_bytes, budget)
+    size = size or Size(batches[0], 1)
+    is_chunked = size.samples != samples
     needed, seconds = peak_bytes(size), time.perf_counter() - began
-    return InferencePlan(
-        step(size.samples, size.members), size, is_chunked, needed, budget, seconds
-    )
+    return InferencePlan(step(size.samples), size, is_chunked, needed, budget, seconds)
 
 
-def ladders(batches: Sequence[int], samples: int, members: int) -> list[list[Size]]:
+def ladders(batches: Sequence[int], samples: int) -> list[list[Size]]:
     """Returns the sizes to choose from, as `memory.choose` takes them.
 
-    A large batch with all samples and members together is best. Where not even a full one fits,
-    samples and then members are computed some at a time: that costs nothing as long as each part
-    keeps the device busy, which a smaller batch would not. Samples go first, because what precedes
-    all dropout stays out of their loop. Only then is the batch made smaller.
+    A large batch with all samples together is best. Where not even a full one fits, samples are
+    computed some at a time: that costs nothing as long as each part keeps the device busy, which a
+    smaller batch would not. Only then is the batch made smaller.
     """
     full = [batch for batch in batches if batch >= FULL_BATCH] or [batches[-1]]
     return [
-        [Size(batch, samples, members) for batch in full],
-        [Size(full[0], number, members) for number in _divisors(samples)],
-        [Size(full[0], 1, number) for number in _divisors(members)],
-        [Size(batch, 1, 1) for batch in batches if batch < full[0]],
+        [Size(batch, samples) for batch in full],
+        [Size(full[0], number) for number in _divisors(samples)],
+        [Size(batch, 1) for batch in batches if batch < full[0]],
     ]
 
 

@@ -38,7 +38,7 @@ class Ensemble:
     groups: tuple[MemberGroup, ...]
     preprocessings: tuple[Preprocessing, ...]
     states: tuple[nnx.State, ...]
-    """Per group, arrays with a leading member axis; in an outline their shapes and types."""
+    """Per group, arrays with a leading member axis; their shapes and types where abstract."""
     identities: np.ndarray
     """(member,) uint32 from the hash of each member's weights: its dropout masks depend on it and
     on the seed, not on the place or the company that the member has."""
@@ -47,43 +47,35 @@ class Ensemble:
     """Where the weights of the stacked fusion come from, in words."""
 
 
-def stack(members: Mapping[str, Member], *, stacked: bool = True) -> Ensemble:
+def stack(members: Mapping[str, Member]) -> Ensemble:
     """Returns the ensemble of `members`, by column name."""
     infos = {name: member.info for name, member in members.items()}
     validations = {name: member.validation for name, member in members.items()}
-    outlined = outline(infos, validations, stacked=stacked)
-    return filled(outlined, infos, lambda name: members[name].state)
+    return with_weights(
+        abstract_ensemble(infos, validations), infos, lambda name: members[name].state
+    )
 
 
-def outline(
-    infos: Mapping[str, MemberInfo],
-    validations: Mapping[str, Validation | None],
-    *,
-    stacked: bool = True,
+def abstract_ensemble(
+    infos: Mapping[str, MemberInfo], validations: Mapping[str, Validation | None]
 ) -> Ensemble:
     """Returns the ensemble of these members with `ShapeDtypeStruct` in place of their weights: all
-    that a step is compiled for.
-
-    Members of one structure are a group, to be stacked; else each is one of its own, in the same
-    order. See `sharding.stacks_members`.
-    """
+    that a step is compiled for."""
     preprocessings = tuple(dict.fromkeys(info.preprocessing for info in infos.values()))
     names_of_groups = _by_structure(infos)
-    if not stacked:
-        names_of_groups = [[name] for names in names_of_groups for name in names]
     groups, states = [], []
     for names in names_of_groups:
         info = infos[names[0]]
         shapes = {
             key: ShapeDtypeStruct((len(names), *leaf.shape), leaf.dtype)
-            for key, leaf in state_of(info.outline()).items()
+            for key, leaf in state_of(info.abstract_model()).items()
         }
         graph, state = nnx.split(nnx.eval_shape(functools.partial(_network, info), shapes))
         place = preprocessings.index(info.preprocessing)
         groups.append(MemberGroup(info.architecture, graph, len(names), place))
         states.append(state)
     ordered = [name for names in names_of_groups for name in names]
-    fusion_params, weights_origin = learn_weights(
+    fusion_params, weights_origin = fit_fusion_params(
         [infos[name] for name in ordered], [validations[name] for name in ordered]
     )
     hashes = [infos[name].weights_sha256.encode() for name in ordered]
@@ -98,20 +90,21 @@ def outline(
     )
 
 
-def filled(
-    outlined: Ensemble, infos: Mapping[str, MemberInfo], read: Callable[[str], State]
+def with_weights(
+    abstract: Ensemble, infos: Mapping[str, MemberInfo], read: Callable[[str], State]
 ) -> Ensemble:
-    """Returns an outline with the weights that `read` gives, of one group at a time."""
-    names, states = iter(outlined.names), []
-    for group in outlined.groups:
+    """Returns an abstract ensemble with the weights that `read` gives by name, of one group at a
+    time."""
+    names, states = iter(abstract.names), []
+    for group in abstract.groups:
         members = list(itertools.islice(names, group.members))
         # Copies of the dicts, which are emptied as their arrays are stacked.
         arrays = _on_an_axis([dict(read(name)) for name in members])
         states.append(nnx.state(_network(infos[members[0]], arrays)))
-    return replace(outlined, states=tuple(states))
+    return replace(abstract, states=tuple(states))
 
 
-def learn_weights(
+def fit_fusion_params(
     infos: Sequence[MemberInfo], validations: Sequence[Validation | None]
 ) -> tuple[FusionParams, str]:
     """Returns what the members' validation data say, and where the stacking weights come from."""
@@ -152,7 +145,7 @@ def _by_structure(infos: Mapping[str, MemberInfo]) -> list[list[str]]:
 def _network(info: MemberInfo, stacked: State) -> nnx.Module:
     """Returns the network of a group, its batch normalisation folded, with weights that have a
     leading member axis."""
-    model = info.outline()
+    model = info.abstract_model()
     # One mask a sample, shared by the batch: a score must not depend on the neighbours.
     model.set_attributes(nnx.Dropout, broadcast_dims=(0,), raise_if_not_found=False)
     network = nnx.merge(nnx.graphdef(model), nnx_state(model, stacked))

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from lensjax.models.head import Head
+from lensjax.models.network import Head, Network
 from lensjax.models.norm import ConvNorm
 from lensjax.models.vit import Block, run_blocks, stacked
 
@@ -36,7 +36,7 @@ class Stem(nnx.Module):
         return self.exit(images, train=train)
 
 
-class HybridTransformer(nnx.Module):
+class HybridTransformer(Network):
     """A transformer on the features of a small convolutional network.
 
     `stochastic_depth`: the share of images that skip the last block in training; blocks before it
@@ -60,26 +60,23 @@ class HybridTransformer(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         del input_size
+        self.block_dropout = block_dropout
         self.skipped = tuple(stochastic_depth * (number + 1) / depth for number in range(depth))
         self.stem = Stem(bands, width, rngs=rngs)
         self.blocks = stacked(partial(Block, width, heads, 4 * width, block_dropout), depth, rngs)
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
         self.head = Head(width, dropout, rngs=rngs)
 
-    def __call__(
+    def features(
         self, images: Array, *, rngs: nnx.Rngs | None = None, train: bool = False
     ) -> Array:
-        """Returns the logits (batch,) float32 of images (batch, S, S, band), of any size S.
-
-        `rngs` draws dropout masks and, in training, skipped blocks; None turns both off. `train`
-        takes the batch's own statistics and updates the running ones.
-        """
-        features = self.stem(images, train=train)
-        batch, grid, _, width = features.shape
-        code = jnp.asarray(sine_positions(grid, width)[None], features.dtype)
-        tokens = features.reshape(batch, grid**2, width) + code
-        tokens = run_blocks(self.blocks, tokens, rngs=rngs, train=train, skipped=self.skipped)
-        return self.head(self.norm(tokens).mean(1), rngs=rngs)
+        """Returns the features (batch, width) of images (batch, S, S, band), of any size S."""
+        grid_of_tokens = self.stem(images, train=train)
+        batch, grid, _, width = grid_of_tokens.shape
+        code = jnp.asarray(sine_positions(grid, width)[None], grid_of_tokens.dtype)
+        tokens = grid_of_tokens.reshape(batch, grid**2, width) + code
+        skipped = self.skipped if train else ()
+        return self.norm(run_blocks(self.blocks, tokens, rngs=rngs, skipped=skipped)).mean(1)
 
 
 def sine_positions(grid: int, width: int) -> np.ndarray:

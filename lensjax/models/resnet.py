@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
-from lensjax.models.head import Head
+from lensjax.models.network import Head, Network
 from lensjax.models.norm import ConvNorm
 
 
@@ -62,7 +62,7 @@ class Stage(nnx.Module):
         return images
 
 
-class ResNet(nnx.Module):
+class ResNet(Network):
     """A residual network with basic blocks: `depths` holds those of its four stages, of which the
     first has `width` channels and each next one twice as many."""
 
@@ -89,18 +89,14 @@ class ResNet(nnx.Module):
         )
         self.head = Head(widths[-1], dropout, rngs=rngs)
 
-    def __call__(
+    def features(
         self, images: Array, *, rngs: nnx.Rngs | None = None, train: bool = False
     ) -> Array:
-        """Returns the logits (batch,) float32 of images (batch, S, S, band).
-
-        `rngs` draws the dropout mask; None turns dropout off. `train` takes the batch's own
-        statistics and updates the running ones; without it the running ones are used and kept.
-        """
-        features = self.stem(images, train=train)
+        del rngs
+        images = self.stem(images, train=train)
         for stage in self.stages:
-            features = stage(features, train=train)
-        return self.head(features.mean(axis=(1, 2)), rngs=rngs)
+            images = stage(images, train=train)
+        return images.mean(axis=(1, 2))
 
 
 def _relu_of_sum(a: Array, b: Array) -> Array:

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from lensjax.errors import UsageError
 from lensjax.models import initial
-from lensjax.models.head import Head
+from lensjax.models.network import Head, Network
 from lensjax.models.product import Linear
 
 PATCH_SIZE = 16
@@ -102,7 +102,7 @@ class Block(nnx.Module):
         return kept + drop(self.contract(hidden))
 
 
-class VisionTransformer(nnx.Module):
+class VisionTransformer(Network):
     """A vision transformer on patches of 16x16 pixels."""
 
     DEPTHS = {"embedding": 0, "blocks": 1, "last": 2, "norm": 3, "head": 3}
@@ -119,6 +119,7 @@ class VisionTransformer(nnx.Module):
         block_dropout: float,
         rngs: nnx.Rngs,
     ) -> None:
+        self.block_dropout = block_dropout
         block = partial(Block, width, heads, 4 * width, block_dropout)
         self.embedding = Embedding(bands, input_size, width, rngs=rngs)
         self.blocks = stacked(block, depth - 1, rngs)
@@ -126,38 +127,36 @@ class VisionTransformer(nnx.Module):
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
         self.head = Head(width, dropout, rngs=rngs)
 
-    def __call__(
+    def features(
         self, images: Array, *, rngs: nnx.Rngs | None = None, train: bool = False
     ) -> Array:
-        """Returns the logits (batch,) float32 of images (batch, S, S, band).
+        """Returns the features (batch, width) of images (batch, S, S, band): the class token.
 
-        `rngs` draws the dropout masks; None turns dropout off. `train` changes no number: no layer
-        keeps statistics. Raises UsageError where 16 does not divide S. At another S than
-        the model's input size the position embedding is interpolated.
+        Raises UsageError where 16 does not divide S. At another S than the model's input size the
+        position embedding is interpolated.
         """
-        tokens = run_blocks(self.blocks, self.embedding(images), rngs=rngs, train=train)
-        class_token = self.last(tokens, rngs=rngs, outputs=1)
-        return self.head(self.norm(class_token)[:, 0], rngs=rngs)
+        del train  # no layer keeps statistics
+        tokens = run_blocks(self.blocks, self.embedding(images), rngs=rngs)
+        return self.norm(self.last(tokens, rngs=rngs, outputs=1))[:, 0]
 
 
 def run_blocks(
-    blocks: Block,
-    tokens: Array,
-    *,
-    rngs: nnx.Rngs | None,
-    train: bool = False,
-    skipped: Sequence[float] = (),
+    blocks: Block, tokens: Array, *, rngs: nnx.Rngs | None, skipped: Sequence[float] = ()
 ) -> Array:
     """Returns tokens (batch, token, width) after blocks with stacked parameters (block, ...).
 
-    `skipped`: in training, the share of images that skip each block; the others take so much more
-    of it that the mean is the same. Empty for none.
+    `skipped`: the share of images that skip each block, where `rngs` are given; the others take so
+    much more of it that the mean is the same. Empty for none.
     """
     graphdef, parameters = nnx.split(blocks)
     depth = blocks.attention.query.kernel.shape[0]
-    keys = None if rngs is None else jax.random.split(rngs.dropout(), depth)
+    rates = jnp.asarray(skipped, jnp.float32) if any(skipped) else None
+    is_random = rngs is not None and (blocks.dropout.rate or rates is not None)
+    keys = jax.random.split(rngs.dropout(), depth) if rngs is not None and is_random else None
 
-    def run(tokens: Array, block: tuple[nnx.State, Array | None, Array | None]) -> Array:
+    def run(
+        tokens: Array, block: tuple[nnx.State, Array | None, Array | None]
+    ) -> tuple[Array, None]:
         parameters, key, rate = block
         block_rngs = None if key is None else nnx.Rngs(dropout=key)
         after = nnx.merge(graphdef, parameters)(tokens, rngs=block_rngs)
@@ -165,18 +164,9 @@ def run_blocks(
             # Drawn after the masks, from the same stream: no key is used twice.
             taken = jax.random.bernoulli(block_rngs.dropout(), 1 - rate, (len(tokens), 1, 1))
             after = tokens + (after - tokens) * (taken / (1 - rate)).astype(tokens.dtype)
-        return checkpoint_name(after, "block")
+        return checkpoint_name(after, "block"), None
 
-    def run_number(index: int | Array, tokens: Array) -> Array:
-        return run(tokens, jax.tree.map(lambda leaf: leaf[index], (parameters, keys, None)))
-
-    if rngs is None or train or not blocks.dropout.rate:
-        rates = jnp.asarray(skipped, jnp.float32) if train and any(skipped) else None
-        return lax.scan(lambda *args: (run(*args), None), tokens, (parameters, keys, rates))[0]
-    # Samples for inference: the first block is out of the loop, because its attention precedes all
-    # dropout, and a `vmap` over keys computes it once. (This loop goes by number, since `scan`
-    # would copy the parameters of the others; its gradient would be slow.)
-    return lax.fori_loop(1, depth, run_number, run_number(0, tokens))
+    return lax.scan(run, tokens, (parameters, keys, rates))[0]
 
 
 def patch_grid(size: int) -> int:

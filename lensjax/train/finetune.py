@@ -31,7 +31,7 @@ def starts(folder: Path, info: MemberInfo, seeds: Sequence[int]) -> tuple[nnx.St
     states = {place: _fitted(folders[place], info) for place in {s % len(folders) for s in seeds}}
     rows = [states[seed % len(folders)] for seed in seeds]
     stacked = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
-    state = checkpoint.nnx_state(info.outline(), stacked)
+    state = checkpoint.nnx_state(info.abstract_model(), stacked)
     params, statistics = nnx.split_state(state, nnx.Param, nnx.BatchStat)
     return params, statistics
 
@@ -114,7 +114,7 @@ def _fitted(folder: Path, info: MemberInfo) -> State:
         if name in state and bands != held:
             state[name] = _first_kernel(state[name], held, bands)
     positions = "embedding.positions"
-    wanted = checkpoint.state_of(info.outline())
+    wanted = checkpoint.state_of(info.abstract_model())
     if positions in wanted:
         old, new = (round((len(s[positions]) - 1) ** 0.5) for s in (state, wanted))
         state[positions] = np.asarray(interpolate_position_embedding(state[positions], old, new))

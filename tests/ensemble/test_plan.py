@@ -25,66 +25,62 @@ from tests.ensemble.members import PREPROCESSING, blank_member, random_member
 
 MESH = sharding.mesh_of(jax.devices()[:1])
 POWERS = [2**power for power in range(13)]
-FIXED, BASE, DROPPED, UNDROPPED = 1000.0, 3.0, 2.0, 1.0
+FIXED, BASE, DROPPED = 1000.0, 4.0, 2.0
 
 
-def chosen(needs, budget, batches, *, samples: int, members: int) -> Size | None:
-    return choose(ladders(batches, samples, members), needs, budget)
+def chosen(needs, budget, batches, *, samples: int) -> Size | None:
+    return choose(ladders(batches, samples), needs, budget)
 
 
 def needs(size: Size) -> float:
-    """Bytes of members with layers before and after their first dropout."""
-    per_member = DROPPED * size.samples + UNDROPPED
-    return FIXED + size.cutouts * (BASE + size.members * per_member)
+    """Bytes of a member with layers before and after its first dropout."""
+    return FIXED + size.cutouts * (BASE + DROPPED * size.samples)
 
 
 @pytest.mark.parametrize(
     ("budget", "expected"),
     [
-        (1e9, Size(4096, 10, 4)),
-        (FIXED + 1024 * 87, Size(1024, 10, 4)),
-        (FIXED + 1024 * 87 - 1, Size(512, 10, 4)),
-        (FIXED + 64 * 87, Size(64, 10, 4)),
-        (FIXED + 64 * 87 - 1, Size(64, 5, 4)),
-        (FIXED + 64 * 15, Size(64, 1, 4)),
-        (FIXED + 64 * 15 - 1, Size(64, 1, 2)),
-        (FIXED + 64 * 6, Size(64, 1, 1)),
-        (FIXED + 64 * 6 - 1, Size(32, 1, 1)),
-        (FIXED + 6, Size(1, 1, 1)),
+        (1e9, Size(4096, 10)),
+        (FIXED + 1024 * 24, Size(1024, 10)),
+        (FIXED + 1024 * 24 - 1, Size(512, 10)),
+        (FIXED + 64 * 24, Size(64, 10)),
+        (FIXED + 64 * 24 - 1, Size(64, 5)),
+        (FIXED + 64 * 6, Size(64, 1)),
+        (FIXED + 64 * 6 - 1, Size(32, 1)),
+        (FIXED + 6, Size(1, 1)),
         (FIXED, None),
     ],
 )
-def test_samples_then_members_take_turns_before_the_batch_is_less_than_full(budget, expected):
-    assert chosen(needs, budget, POWERS, samples=10, members=4) == expected
+def test_samples_are_chunked_before_the_batch_is_less_than_full(budget, expected):
+    assert chosen(needs, budget, POWERS, samples=10) == expected
 
 
-@given(st.floats(1e3, 1e9), st.integers(1, 12), st.integers(1, 5))
-def test_the_choice_fits_where_anything_does_and_asks_seldom(budget, samples, members):
+@given(st.floats(1e3, 1e9), st.integers(1, 12))
+def test_the_choice_fits_where_anything_does_and_asks_seldom(budget, samples):
     asked = set()
 
     def noted(size: Size) -> float:
         asked.add(size)
         return needs(size)
 
-    found = chosen(noted, budget, POWERS, samples=samples, members=members)
-    assert needs(found) <= budget if found else needs(Size(1, 1, 1)) > budget
+    found = chosen(noted, budget, POWERS, samples=samples)
+    assert needs(found) <= budget if found else needs(Size(1, 1)) > budget
     assert len(asked) <= 12
     if found and found.cutouts > planning.FULL_BATCH:
         assert len(asked) <= 4
 
 
 def test_a_given_batch_is_kept():
-    assert chosen(needs, FIXED + 100 * 6, [100], samples=10, members=4) == Size(100, 1, 1)
-    assert chosen(needs, FIXED + 100 * 15, [100], samples=10, members=4) == Size(100, 1, 4)
-    assert chosen(needs, 1e9, [100], samples=10, members=4) == Size(100, 10, 4)
+    assert chosen(needs, FIXED + 100 * 6, [100], samples=10) == Size(100, 1)
+    assert chosen(needs, 1e9, [100], samples=10) == Size(100, 10)
 
 
 def test_a_need_that_is_not_linear_is_still_met():
     def steep(size: Size) -> float:
         return np.inf if size.cutouts > 700 else needs(size)
 
-    assert chosen(steep, 1e9, POWERS, samples=10, members=4) == Size(512, 10, 4)
-    assert chosen(lambda size: np.inf, 1e9, POWERS, samples=2, members=1) is None
+    assert chosen(steep, 1e9, POWERS, samples=10) == Size(512, 10)
+    assert chosen(lambda size: np.inf, 1e9, POWERS, samples=2) is None
 
 
 @functools.cache
@@ -135,32 +131,29 @@ def dropping(vit_tiny):
 
 
 @pytest.mark.slow
-def test_a_step_in_turns_gives_the_same_scores_from_less_memory(dropping):
+def test_a_chunked_step_gives_the_same_scores_from_less_memory(dropping):
     make, weights = dropping
     images = np.random.default_rng(0).normal(5.0, 2.0, (64, 32, 32, 2)).astype(np.float32)
     inputs = dataclasses.replace(layout(32).blank(64), images=(images,))
     at_once = plan(make, weights, layout(32), MESH, [64], budget=2**40)
-    assert at_once.size == Size(64, 2, 2) and not at_once.is_chunked
+    assert at_once.size == Size(64, 2) and not at_once.is_chunked
     expected = jax.device_get(at_once.step(weights, inputs))
-    needed = at_once.step_bytes
-    for samples, members in ((1, 2), (1, 1)):
-        # The next in the order of preference, as soon as one byte is missing.
-        planned = plan(make, weights, layout(32), MESH, [64], budget=int(needed) - 1)
-        assert planned.size == Size(64, samples, members) and planned.is_chunked
-        needed = planned.step_bytes
-        found = jax.device_get(planned.step(weights, inputs))
-        for name, values in expected._asdict().items():
-            largest = np.abs(values).max()
-            np.testing.assert_allclose(getattr(found, name), values, atol=2e-5 * largest, rtol=0)
+    # As soon as one byte is missing.
+    planned = plan(make, weights, layout(32), MESH, [64], budget=int(at_once.step_bytes) - 1)
+    assert planned.size == Size(64, 1) and planned.is_chunked
+    found = jax.device_get(planned.step(weights, inputs))
+    for name, values in expected._asdict().items():
+        largest = np.abs(values).max()
+        np.testing.assert_allclose(getattr(found, name), values, atol=2e-5 * largest, rtol=0)
 
 
 def test_the_step_of_a_plan_is_compiled(dropping):
     make, weights = dropping
     # Before there are any weights.
-    outlined = jax.tree.map(
+    abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), weights
     )
-    planned = plan(make, outlined, layout(32), MESH, [2], budget=2**40)
+    planned = plan(make, abstract, layout(32), MESH, [2], budget=2**40)
     on_devices = jax.sharding.NamedSharding(MESH, sharding.BY_CUTOUT)
     inputs = jax.device_put(layout(32).blank(2), on_devices)
     compiled = []
@@ -212,4 +205,4 @@ def test_a_plan_for_a_tpu(v5e, vit_tiny):
     mesh = sharding.mesh_of([v5e.device])
     make, weights = maker(stack({"a": blank_member(vit_tiny, preprocessing(32))}), mesh, 4)
     planned = plan(make, weights, layout(32), mesh, [64], budget=2**30, target=v5e)
-    assert planned.size == Size(64, 4, 1) and planned.step_bytes < 2**28
+    assert planned.size == Size(64, 4) and planned.step_bytes < 2**28

@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -90,16 +89,6 @@ def test_devices_exchange_nothing_but_logits(on_eight_devices):
 def test_weights_are_shared_where_the_axis_divides_them(on_eight_devices):
     resident = {shape: found["resident"] for shape, found in on_eight_devices.items()}
     assert resident == {"1 x 1": 4, "1 x 8": 4, "2 x 4": 2, "8 x 1": 4}
-
-
-def test_members_share_an_axis_on_a_tpu_and_where_there_is_one_to_spread_them_over():
-    def mesh(platform: str, members: int) -> SimpleNamespace:
-        devices = np.array([SimpleNamespace(platform=platform)] * members)
-        return SimpleNamespace(devices=devices, shape={sharding.MEMBER: members})
-
-    settings = [("cpu", 1), ("cpu", 2), ("gpu", 1), ("gpu", 2), ("tpu", 1)]
-    found = {each: sharding.stacks_members(mesh(*each)) for each in settings}
-    assert [each for each, stacked in found.items() if not stacked] == [("cpu", 1), ("gpu", 1)]
 
 
 def test_a_batch_is_rounded_up_to_what_devices_share():

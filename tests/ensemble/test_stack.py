@@ -6,8 +6,8 @@ import pytest
 
 from lensjax.ensemble import sharding
 from lensjax.ensemble.checkpoint import load_member, read_info, read_weights, save_member
-from lensjax.ensemble.stack import filled, outline, stack
-from lensjax.ensemble.step import outline_weights, place_weights
+from lensjax.ensemble.stack import abstract_ensemble, stack, with_weights
+from lensjax.ensemble.step import abstract_weights, place_weights
 from tests.ensemble.members import random_member
 
 MESH = sharding.mesh_of(jax.devices()[:1])
@@ -26,8 +26,8 @@ def folders(tmp_path_factory):
 
 def read_one_by_one(folders):
     infos = {name: read_info(folder) for name, folder in folders.items()}
-    outlined = outline(infos, dict.fromkeys(infos))
-    return filled(outlined, infos, lambda name: read_weights(folders[name], infos[name]))
+    abstract = abstract_ensemble(infos, dict.fromkeys(infos))
+    return with_weights(abstract, infos, lambda name: read_weights(folders[name], infos[name]))
 
 
 def test_weights_read_one_by_one_are_those_of_members_at_hand(folders):
@@ -54,9 +54,9 @@ def test_an_outline_has_the_form_of_the_weights(folders, precision):
     settings = SETTINGS | {"precision": precision}
     placed = place_weights(read_one_by_one(folders), **settings)
     infos = {name: read_info(folder) for name, folder in folders.items()}
-    outlined = outline_weights(outline(infos, dict.fromkeys(infos)), **settings)
+    abstract = abstract_weights(abstract_ensemble(infos, dict.fromkeys(infos)), **settings)
 
     def form(leaf):
         return leaf.shape, leaf.dtype, leaf.sharding
 
-    assert jax.tree.map(form, outlined) == jax.tree.map(form, placed)
+    assert jax.tree.map(form, abstract) == jax.tree.map(form, placed)

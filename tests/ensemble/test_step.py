@@ -1,6 +1,10 @@
 """The compiled step against members evaluated alone, one cutout and one sample at a time."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -13,7 +17,7 @@ from lensjax.data.preprocess import geometry
 from lensjax.ensemble import sharding
 from lensjax.ensemble.checkpoint import Member, nnx_state
 from lensjax.ensemble.stack import member_keys, stack
-from lensjax.ensemble.step import ensemble_step, one_by_one_step, place_weights
+from lensjax.ensemble.step import ensemble_step, map_members, one_by_one_step, place_weights
 from lensjax.models.registry import ARCHITECTURES
 from tests import networks
 from tests.ensemble.members import PREPROCESSING, blank_member, random_member
@@ -42,8 +46,8 @@ def rows(batch: Inputs, chosen: np.ndarray) -> Inputs:
     return jax.tree.map(lambda leaf: leaf[chosen], batch)
 
 
-def scores(members, batch, samples=SAMPLES, make=ensemble_step, fusion="mean_prob", **how):
-    ensemble = stack(members, **how)
+def scores(members, batch, samples=SAMPLES, make=ensemble_step, fusion="mean_prob"):
+    ensemble = stack(members)
     weights = place_weights(ensemble, MESH, seed=SEED, samples=samples, precision="float32")
     step = make(ensemble, MESH, samples=samples, fusion=fusion, precision="float32")
     return ensemble, step(weights, batch)
@@ -110,15 +114,18 @@ def test_walking_the_members_one_by_one_gives_the_same_scores(members):
         np.testing.assert_allclose(getattr(walked, name), values, atol=3e-5, err_msg=name)
 
 
-def test_members_that_share_no_axis_score_as_stacked_ones_do(members):
-    batch = inputs(4)
-    ensemble, stacked = scores(members, batch)
-    apart, found = scores(members, batch, stacked=False)
-    assert [group.members for group in ensemble.groups] == [2, 1]
-    assert [group.members for group in apart.groups] == [1, 1, 1]
-    assert apart.names == ensemble.names
-    for name, values in stacked._asdict().items():
-        np.testing.assert_allclose(getattr(found, name), values, atol=1e-5, err_msg=name)
+def test_members_on_a_tpu_are_a_vmap_of_the_same_numbers():
+    members = jnp.arange(12.0).reshape(3, 4)
+
+    def mapped(platform: str) -> Callable:
+        mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+        return lambda members: map_members(lambda row: jnp.sin(row).sum(), members, mesh)
+
+    def sines(platform: str) -> int:
+        return str(jax.make_jaxpr(mapped(platform))(members)).count("sin ")
+
+    assert (sines("tpu"), sines("cpu"), sines("cuda")) == (1, 3, 3)
+    np.testing.assert_allclose(mapped("tpu")(members), mapped("cpu")(members), rtol=1e-6)
 
 
 def test_one_sample_has_no_dropout(members):
@@ -156,7 +163,7 @@ def test_members_work_in_the_same_memory_on_a_cpu():
     def temporaries(count: int) -> int:
         with networks.real():
             members = {str(n): blank_member("resnet18") for n in range(count)}
-            ensemble = stack(members, stacked=False)
+            ensemble = stack(members)
         weights = place_weights(ensemble, MESH, seed=SEED, samples=1, precision="float32")
         step = ensemble_step(ensemble, MESH, samples=1, fusion="mean_prob", precision="float32")
         compiled = step.lower(weights, inputs(64)).compile()

@@ -78,7 +78,6 @@ def test_blocks_are_skipped_in_training_alone(images):
             skipping.blocks,
             images,
             rngs=nnx.Rngs(dropout=1),
-            train=True,
             skipped=skipping.skipped,
         )
 
@@ -91,9 +90,7 @@ def test_the_share_of_skipped_images_and_the_weight_of_the_others_are_as_stated(
     only_last = (0.0, 0.0, 0.25)
     tokens = jax.random.normal(jax.random.key(0), (4000, 1, 32))
     run = jax.jit(
-        lambda skipped: run_blocks(
-            model.blocks, tokens, rngs=nnx.Rngs(dropout=3), train=True, skipped=skipped
-        ),
+        lambda skipped: run_blocks(model.blocks, tokens, rngs=nnx.Rngs(dropout=3), skipped=skipped),
         static_argnums=0,
     )
     graph, state = nnx.split(model.blocks)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lensjax.models.head import Head
+from lensjax.models.network import Head
 from lensjax.models.resnet import Block, ResNet, Stage, max_pool
 from lensjax.models.torch_import import load_torch_weights
 from tests.models import drawn_weights

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from lensjax.data.on_device import View
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.ensemble import sharding
-from lensjax.models.head import Head
+from lensjax.models.network import Head
 from lensjax.models.norm import ConvNorm
 from lensjax.models.vit import VisionTransformer
 from lensjax.train.losses import binary_loss

@@ -43,7 +43,7 @@ def with_bands(info, *bands: str, size: int | None = None):
 
 def started(folder, info, *seeds: int) -> dict[str, np.ndarray]:
     params, statistics = starts(folder, info, seeds)
-    model = nnx.merge(nnx.graphdef(info.outline()), params, statistics)
+    model = nnx.merge(nnx.graphdef(info.abstract_model()), params, statistics)
     return {name: np.asarray(leaf) for name, leaf in checkpoint.state_of(model).items()}
 
 

@@ -99,7 +99,7 @@ def test_a_member_of_several_sizes_scores_as_it_was_validated(sides, tmp_path):
     """With the weights and the running statistics of its own size, the largest."""
     hyperparameters = dataclasses.replace(RECIPE, epochs=2.0, scales="8,16")
     (member,) = train_team(*sides, "resnet18", hyperparameters, (3,), tmp_path)
-    abstract = member.info.outline()
+    abstract = member.info.abstract_model()
     state = checkpoint.nnx_state(abstract, member.state)
     arrays = sides[1].arrays
     view = dataclasses.replace(sides[1].view, preprocessing=member.info.preprocessing)
