@@ -17,7 +17,7 @@ from lensjax.data.on_device import Canvas, Inputs, Layout, View
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.ensemble import sharding
 from lensjax.ensemble.checkpoint import Member, MemberInfo, state_of
-from lensjax.ensemble.stack import outline, stack
+from lensjax.ensemble.stack import abstract_ensemble, stack
 from lensjax.ensemble.step import Precision, ensemble_step, place_weights
 from lensjax.models.torch_import import load_torch_weights, tensor_shapes
 from lensjax.train.losses import binary_loss
@@ -31,10 +31,9 @@ def scoring(
     """Returns the ensemble step of infer.py on one device, all members and samples in one call."""
     mesh = sharding.mesh_of(jax.local_devices()[:1])
     infos = {name: _info(name, size) for name in members}
-    stacked = sharding.stacks_members(mesh)
-    abstract = outline(infos, dict.fromkeys(infos), stacked=stacked)
+    abstract = abstract_ensemble(infos, dict.fromkeys(infos))
     step = ensemble_step(abstract, mesh, samples=samples, fusion="stacked", precision=precision)
-    ensemble = stack({name: member(name, size) for name in members}, stacked=stacked)
+    ensemble = stack({name: member(name, size) for name in members})
     weights = place_weights(ensemble, mesh, seed=0, samples=samples, precision=precision)
     del ensemble
     runtime.give_back_memory()

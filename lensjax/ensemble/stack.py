@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array, ShapeDtypeStruct
 from jax.typing import ArrayLike
 
+from lensjax.data.on_device import aligned_zeros
 from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import calibration
 from lensjax.ensemble.checkpoint import Member, MemberInfo, State, Validation, nnx_state, state_of
@@ -159,5 +160,10 @@ def _on_an_axis(states: Sequence[State]) -> State:
     stacked = {}
     for key in list(states[0]):
         arrays = [np.asarray(state.pop(key)) for state in states]
-        stacked[key] = np.stack(arrays) if len(arrays) > 1 else arrays[0][np.newaxis]
+        if len(arrays) > 1:
+            # Where a CPU's device takes them without a copy.
+            room = aligned_zeros((len(arrays), *arrays[0].shape), arrays[0].dtype)
+            stacked[key] = np.stack(arrays, out=room)
+        else:
+            stacked[key] = arrays[0][np.newaxis]
     return stacked

@@ -1,12 +1,11 @@
 """The compiled ensemble step: prepared cutouts in, fused scores out, one dispatch a batch."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import Array, ShapeDtypeStruct, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -24,10 +23,10 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class Weights(NamedTuple):
-    """Everything that stays on the devices for the run: per group `states`, arrays with a leading
-    member axis, and `keys` (member, sample)."""
+    """Everything that stays on the devices for the run: per group the `states` of its parts, arrays
+    with a leading member axis (see `parts`), and the `keys` (member, sample)."""
 
-    states: tuple[Any, ...]
+    states: tuple[tuple[Any, ...], ...]
     keys: tuple[Array, ...]
     fusion_params: FusionParams
 
@@ -39,12 +38,10 @@ def place_weights(
     ensemble: Ensemble, mesh: Mesh, *, seed: int, samples: int, precision: Precision
 ) -> Weights:
     """Returns the weights of `ensemble` on the devices, in the precision of the computation."""
-
-    def rounded(leaf: Any) -> np.ndarray:
-        # On the host, so that no device ever holds more than its part.
-        return np.asarray(leaf).astype(jnp.dtype(precision), copy=False)
-
-    return _arranged(ensemble, mesh, seed, samples, rounded, jax.device_put)
+    # Rounded on the host, so that no device ever holds more than its part.
+    arrays = _arrays(ensemble, mesh, seed, samples, precision, ensemble.states)
+    places = _places(ensemble, mesh)
+    return jax.tree.map(lambda place, tree: jax.device_put(tree, place), places, arrays)
 
 
 def abstract_weights(
@@ -52,39 +49,88 @@ def abstract_weights(
 ) -> Weights:
     """Returns the shapes, types and shardings of what `place_weights` makes of `ensemble`, abstract
     or not."""
+    arrays = functools.partial(_arrays, ensemble, mesh, seed, samples, precision)
 
-    def rounded(leaf: Any) -> ShapeDtypeStruct:
-        return ShapeDtypeStruct(leaf.shape, jnp.dtype(precision))
+    def placed(place: NamedSharding, tree: Any) -> Any:
+        return jax.tree.map(
+            lambda leaf: ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree
+        )
 
-    def put(leaf: Any, place: NamedSharding) -> ShapeDtypeStruct:
-        return ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-    return _arranged(ensemble, mesh, seed, samples, rounded, put)
+    return jax.tree.map(placed, _places(ensemble, mesh), jax.eval_shape(arrays, ensemble.states))
 
 
-def _arranged(
+def _arrays(
     ensemble: Ensemble,
     mesh: Mesh,
     seed: int,
     samples: int,
-    rounded: Callable[[Any], Any],
-    put: Callable[[Any, NamedSharding], Any],
+    precision: Precision,
+    states: Sequence[Any],
 ) -> Weights:
-    """Returns what stays on the devices, the networks' arrays `rounded`, each `put` in place."""
-    states, keys, start = [], [], 0
-    for group, state in zip(ensemble.groups, ensemble.states, strict=True):
-        spec = sharding.weights_spec(group.members, mesh)
-        place = NamedSharding(mesh, spec)
-        states.append(jax.tree.map(lambda leaf, place=place: put(rounded(leaf), place), state))
+    """Returns the Weights of an ensemble whose groups have these `states`, of NumPy or traced."""
+
+    def of_part(state: Any, rows: slice) -> Any:
+        return jax.tree.map(lambda leaf: leaf[rows].astype(precision, copy=False), state)
+
+    keys, start = [], 0
+    for group in ensemble.groups:
         identities = ensemble.identities[start : start + group.members]
-        # With every axis named, as JAX 0.11 has it for keys: with another sharding than that of the
-        # abstract weights the step would be compiled anew.
-        by_axis = PartitionSpec(*spec, *[None] * (2 - len(spec)))
-        keys.append(put(member_keys(identities, seed, samples), NamedSharding(mesh, by_axis)))
+        keys.append(member_keys(identities, seed, samples))
         start += group.members
-    everywhere = NamedSharding(mesh, sharding.EVERYWHERE)
-    fusion_params = jax.tree.map(lambda leaf: put(leaf, everywhere), ensemble.fusion_params)
-    return Weights(tuple(states), tuple(keys), fusion_params)
+    return Weights(
+        tuple(
+            tuple(of_part(state, rows) for rows in parts(group.members, mesh))
+            for group, state in zip(ensemble.groups, states, strict=True)
+        ),
+        tuple(keys),
+        ensemble.fusion_params,
+    )
+
+
+def _places(ensemble: Ensemble, mesh: Mesh) -> Any:
+    """Returns where the Weights of an ensemble live, one sharding for the arrays of a group."""
+    specs = [sharding.weights_spec(group.members, mesh) for group in ensemble.groups]
+    # With every axis named, as JAX 0.11 has it for keys: with another sharding than that of the
+    # abstract weights the step would be compiled anew.
+    of_keys = [PartitionSpec(*spec, *[None] * (2 - len(spec))) for spec in specs]
+    specs_of_all = (tuple(specs), tuple(of_keys), sharding.EVERYWHERE)
+    return Weights(*jax.tree.map(functools.partial(NamedSharding, mesh), specs_of_all))
+
+
+def parts(members: int, mesh: Mesh) -> list[slice]:
+    """Returns which members of a group are computed together, as a `vmap`: all on a TPU and where
+    several devices share them, one after another elsewhere.
+
+    One member's batch fills a CPU or a GPU. With vmap a CPU would first copy out the weights of
+    each, and a GPU has no grouped convolution that adds the bias and applies the activation on the
+    way (measured on an H200: 0.78 of the time of stacked resnet18 at 224 pixels, a third of the
+    memory).
+    """
+    if mesh.devices.flat[0].platform == "tpu" or mesh.shape[sharding.MEMBER] > 1:
+        return [slice(0, members)]
+    return [slice(index, index + 1) for index in range(members)]
+
+
+def _map_members(
+    function: Callable[[Any, Array], Array], states: Sequence[Any], keys: Array
+) -> Array:
+    """Returns `function` of the state and the keys of each member of a group, on a leading axis."""
+    results, start = [], 0
+    for state in states:
+        count = jax.tree.leaves(state)[0].shape[0]
+        own_keys = keys[start : start + count]
+        if count == 1:
+            # Under vmap XLA would move the layer axis of a transformer to the front in every step.
+            results.append(function(*_member((state, own_keys), 0))[None])
+        else:
+            results.append(jax.vmap(function)(state, own_keys))
+        start += count
+    return jnp.concatenate(results)
+
+
+def _member(members: Any, index: int) -> Any:
+    """Returns one of stacked members, arrays (member, ...)."""
+    return jax.tree.map(lambda leaf: leaf[index], members)
 
 
 def ensemble_step(
@@ -106,13 +152,13 @@ def ensemble_step(
     def all_logits(states: tuple, keys: tuple[Array, ...], inputs: Inputs) -> tuple[Array, ...]:
         prepared = _prepare(inputs, precision)
         logits = []
-        for group, state, group_keys in zip(ensemble.groups, states, keys, strict=True):
+        for group, of_parts, group_keys in zip(ensemble.groups, states, keys, strict=True):
             with jax.named_scope(f"member/{group.architecture}"):
                 images = sharding.own_part(prepared[group.preprocessing], group.members, mesh)
                 of_member = functools.partial(
                     _member_logits, group, images, samples, samples_at_once
                 )
-                logits.append(map_members(of_member, (state, group_keys), mesh))
+                logits.append(_map_members(of_member, of_parts, group_keys))
         return tuple(logits)
 
     in_groups = tuple(sharding.weights_spec(group.members, mesh) for group in ensemble.groups)
@@ -142,17 +188,15 @@ def one_by_one_step(
     """
     options = _compiler_options(precision, mesh)
 
-    @functools.partial(jax.jit, static_argnums=0, compiler_options=options)
-    def one_pass(group: MemberGroup, state: Any, key: Array, inputs: Inputs) -> Array:
-        def logits(state: Any, key: Array, inputs: Inputs) -> Array:
+    @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=options)
+    def one_pass(group: MemberGroup, index: int, part: Any, key: Array, inputs: Inputs) -> Array:
+        def logits(part: Any, key: Array, inputs: Inputs) -> Array:
             images = _prepare(inputs, precision)[group.preprocessing]
-            return _member_logits(group, images, samples, None, (state, key[None]))[0]
+            return _member_logits(group, images, samples, None, _member(part, index), key[None])[0]
 
         in_specs = (sharding.EVERYWHERE, sharding.EVERYWHERE, sharding.BY_CUTOUT)
         on_mesh = sharding.shard_map(logits, mesh, in_specs, sharding.BY_CUTOUT)
-        return on_mesh(state, key, inputs)
-
-    member_of = jax.jit(_member)
+        return on_mesh(part, key, inputs)
 
     @jax.jit
     def fuse_all(logits: list[list[Array]], fusion_params: FusionParams) -> Scores:
@@ -160,10 +204,14 @@ def one_by_one_step(
 
     def step(weights: Weights, inputs: Inputs) -> Scores:
         logits = []
-        for group, state, keys in zip(ensemble.groups, weights.states, weights.keys, strict=True):
-            for index in range(group.members):
-                member, member_keys = member_of((state, keys), index)
-                logits.append([one_pass(group, member, key, inputs) for key in member_keys])
+        for group, states, keys in zip(ensemble.groups, weights.states, weights.keys, strict=True):
+            members = (
+                (state, index)
+                for state in states
+                for index in range(jax.tree.leaves(state)[0].shape[0])
+            )
+            for (state, index), own_keys in zip(members, keys, strict=True):
+                logits.append([one_pass(group, index, state, key, inputs) for key in own_keys])
         return fuse_all(logits, weights.fusion_params)
 
     return step
@@ -189,39 +237,19 @@ def _prepare(inputs: Inputs, precision: Precision) -> list[Array]:
         return [images.astype(precision) for images in on_device.prepare(inputs)]
 
 
-def map_members(function: Callable[[Any], Array], members: Any, mesh: Mesh) -> Array:
-    """Returns `function` of each of the `members`, trees of arrays (member, ...): its `vmap`.
-
-    A TPU computes it as such. One member's batch fills a CPU or a GPU: there the members follow one
-    another in the program. With vmap a CPU would first copy out the weights of each, and a GPU has
-    no grouped convolution that adds the bias and applies the activation on the way (measured on an
-    H200: 0.78 of the time for stacked resnet18 at 224 pixels, a third of the memory). Nor is one
-    member alone mapped: XLA would move its layer axis to the front in every step.
-    """
-    count = jax.tree.leaves(members)[0].shape[0]
-    if mesh.devices.flat[0].platform == "tpu" and count > 1:
-        return jax.vmap(function)(members)
-    return jnp.stack([function(_member(members, index)) for index in range(count)])
-
-
-def _member(members: Any, index: int | Array) -> Any:
-    """Returns one of stacked members, arrays (member, ...)."""
-    return jax.tree.map(lambda leaf: leaf[index], members)
-
-
 def _member_logits(
     group: MemberGroup,
     images: Array,
     samples: int,
     samples_at_once: int | None,
-    member: tuple[Any, Array],
+    state: Any,
+    keys: Array,
 ) -> Array:
     """Returns the logits (sample, batch) float32 of a member, its state and the keys of its
     samples; one sample has no dropout.
 
     Samples share the features where all dropout is in the head.
     """
-    state, keys = member
     network = nnx.merge(group.graph, state)
     if samples == 1:
         return network(images)[None]

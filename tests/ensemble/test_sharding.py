@@ -19,8 +19,9 @@ import json, re
 import jax, numpy as np
 from jax.sharding import NamedSharding
 from lensjax import runtime
-from lensjax.ensemble import sharding, step
+from lensjax.ensemble import sharding
 from lensjax.ensemble.stack import stack
+from lensjax.ensemble.step import ensemble_step, place_weights
 from tests import networks
 from tests.ensemble.members import random_member
 from tests.ensemble.test_step import inputs
@@ -50,7 +51,10 @@ for members, data in [(1, 1), (1, 8), (2, 4), (8, 1)]:
             for result in moved
             for shape in re.findall(r"\\[([\\d,]+)\\]", result)
         ],
-        "resident": jax.tree.leaves(weights.states[0])[0].addressable_shards[0].data.shape[0],
+        "resident": sum(
+            jax.tree.leaves(part)[0].addressable_shards[0].data.shape[0]
+            for part in weights.states[0]
+        ),
     }
 print(json.dumps(found))
 """

@@ -1,10 +1,8 @@
 """The compiled step against members evaluated alone, one cutout and one sample at a time."""
 
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,9 +13,10 @@ from lensjax.data.catalog import open_source
 from lensjax.data.on_device import Inputs, View, seen
 from lensjax.data.preprocess import geometry
 from lensjax.ensemble import sharding
+from lensjax.ensemble import step as step_module
 from lensjax.ensemble.checkpoint import Member, nnx_state
 from lensjax.ensemble.stack import member_keys, stack
-from lensjax.ensemble.step import ensemble_step, map_members, one_by_one_step, place_weights
+from lensjax.ensemble.step import ensemble_step, one_by_one_step, parts, place_weights
 from lensjax.models.registry import ARCHITECTURES
 from tests import networks
 from tests.ensemble.members import PREPROCESSING, blank_member, random_member
@@ -114,18 +113,25 @@ def test_walking_the_members_one_by_one_gives_the_same_scores(members):
         np.testing.assert_allclose(getattr(walked, name), values, atol=3e-5, err_msg=name)
 
 
-def test_members_on_a_tpu_are_a_vmap_of_the_same_numbers():
-    members = jnp.arange(12.0).reshape(3, 4)
+def test_members_that_are_mapped_together_score_as_one_after_another(members, monkeypatch):
+    batch = inputs(4)
+    _, apart = scores(members, batch)
+    monkeypatch.setattr(step_module, "parts", lambda members, mesh: [slice(0, members)])
+    _, together = scores(members, batch)
+    for name, values in apart._asdict().items():
+        np.testing.assert_allclose(getattr(together, name), values, atol=1e-5, err_msg=name)
 
-    def mapped(platform: str) -> Callable:
-        mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
-        return lambda members: map_members(lambda row: jnp.sin(row).sum(), members, mesh)
 
-    def sines(platform: str) -> int:
-        return str(jax.make_jaxpr(mapped(platform))(members)).count("sin ")
-
-    assert (sines("tpu"), sines("cpu"), sines("cuda")) == (1, 3, 3)
-    np.testing.assert_allclose(mapped("tpu")(members), mapped("cpu")(members), rtol=1e-6)
+@pytest.mark.parametrize(
+    ("platform", "shards", "expected"),
+    [("cpu", 1, 3), ("cpu", 2, 1), ("gpu", 1, 3), ("gpu", 2, 1), ("tpu", 1, 1)],
+)
+def test_members_are_mapped_together_where_that_is_fast(platform, shards, expected):
+    devices = np.array([SimpleNamespace(platform=platform)] * shards)
+    mesh = SimpleNamespace(devices=devices, shape={sharding.MEMBER: shards})
+    found = parts(3, mesh)
+    assert len(found) == expected
+    assert [row for rows in found for row in range(3)[rows]] == [0, 1, 2]
 
 
 def test_one_sample_has_no_dropout(members):
