@@ -228,7 +228,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, monkeyp
         lambda: results.write_json(Path(tmp_path) / "run.json", {}),
     )
     for writer in writers:
-        with pytest.raises(LensjaxError, match=r"no room left in .*MiB") as caught:
+        with pytest.raises(LensjaxError, match="no room left in") as caught:
             writer()
         assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

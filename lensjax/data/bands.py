@@ -80,6 +80,14 @@ def select(names: Names, wanted: Wanted) -> Selection:
     return Selection(bands, tuple(plane for plane in planes if plane is not None))
 
 
+def select_in(where: object, names: Names, wanted: Wanted) -> Selection:
+    """As `select`; the error says where the planes are."""
+    try:
+        return select(names, wanted)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+
+
 def short_name(name: str) -> str:
     """The band that a plane's name speaks of: `DES_G_BGSUB` gives `G`, `r.MP9601` gives `r`."""
     words = _without_image_words(name).split("_")

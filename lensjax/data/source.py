@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from astropy.table import Table
 
-from lensjax.data.bands import Wanted, select
+from lensjax.data.bands import Wanted, select_in
 from lensjax.data.formats.tables import KNOWN_COLUMNS, as_text, plain, spelled, standardise
 from lensjax.data.parts import WHOLE, Part, rows_of
 from lensjax.data.planes import (
@@ -129,6 +129,7 @@ def source_of(
     read: Callable[[int], Cutout],
     stack: Stack | None = None,
     files: Files = tuple,
+    bands_from: tuple[str, ...] = (),
 ) -> Source:
     """The source, its table completed by `id`, `ra` and `dec` and its known columns put first."""
     rows = len(table)
@@ -142,7 +143,17 @@ def source_of(
     known = [name for name in KNOWN_COLUMNS if name in table.colnames]
     carried = [name for name in table.colnames if name not in known]
     table = table[[*known, *carried]]
-    return Source(table, bands, description, threads, read, stack, files, given=rows)
+    return Source(
+        table,
+        bands,
+        description,
+        threads,
+        read,
+        stack,
+        files,
+        given=rows,
+        bands_from=bands_from,
+    )
 
 
 def describe(table: Table, bands: tuple[str, ...], example: Cutout) -> str:
@@ -276,10 +287,7 @@ def source_of_array(
     names = beside.bands or (None,) * channels
     if len(names) != channels:
         raise UsageError(f"{path}: {len(names)} bands are named for {channels} channels")
-    try:
-        bands, planes = select(names, wanted)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
+    bands, planes = select_in(path, names, wanted)
     all_planes = planes == tuple(range(channels))
 
     def read(rows: slice) -> np.ndarray:
@@ -363,5 +371,5 @@ def source_of_stack(
 
     example = Cutout(np.empty(stack.shape, np.float32), stack.pixel_scale)
     text = f"{kind}: {describe(table, bands, example)}"
-    source = source_of(table, bands, text, 0 if in_memory else ONE_A_CORE, read, stack, files)
-    return replace(source, bands_from=bands_from)
+    threads = 0 if in_memory else ONE_A_CORE
+    return source_of(table, bands, text, threads, read, stack, files, bands_from)

@@ -74,11 +74,6 @@ def parquet_metadata(path: Path) -> dict[str, str]:
     return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in metadata.items()}
 
 
-def give_back_memory() -> None:
-    """Hands to the system what Arrow keeps of tables that are no more."""
-    pa.default_memory_pool().release_unused()
-
-
 def write_parquet(file: IO[bytes], table: Table, metadata: Mapping[str, str]) -> None:
     """Writes a table as Parquet: gaps as nulls, vectors as lists, with the unit, description and
     UCD of each column."""
@@ -186,21 +181,13 @@ def _column(values: pa.ChunkedArray, name: str) -> Column:
     if pa.types.is_floating(values.type):
         return Column(values.fill_null(np.nan).to_numpy(), name=name)
     missing = values.is_null().to_numpy()
-    fill = _fill(values.type)
-    filled = values if fill is None else values.fill_null(fill)
+    if pa.types.is_integer(values.type):
+        values = values.fill_null(0)
+    elif pa.types.is_boolean(values.type):
+        values = values.fill_null(False)
     # Of texts an array of Python's: one of numpy's takes four bytes for each letter of the longest.
-    data = filled.to_numpy()
+    data = values.to_numpy()
     return MaskedColumn(data, mask=missing, name=name) if missing.any() else Column(data, name=name)
-
-
-def _fill(kind: pa.DataType) -> str | int | bool | None:
-    """Returns what stands in the place of a gap."""
-    if pa.types.is_boolean(kind):
-        return False
-    if pa.types.is_integer(kind):
-        return 0
-    texts = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return "" if texts or pa.types.is_string_view(kind) else None
 
 
 def _from_table(table: Table) -> pa.Table:

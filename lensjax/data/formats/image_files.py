@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from astropy.table import Table
 
-from lensjax.data.bands import Selection, Wanted, select
+from lensjax.data.bands import Selection, Wanted, select, select_in
 from lensjax.data.formats.fits import fits_form, fits_stack
 from lensjax.data.formats.pictures import FITS_SUFFIXES, has_suffix, read_planes, stem
 from lensjax.data.planes import COLOURS, Cutout, Names, Plane, Unreadable
@@ -79,8 +79,7 @@ def source_of_files(
     cutout = example.cutout
     seen = replace(cutout, pixel_scale=pixel_scale or cutout.pixel_scale)
     text = f"{kind}: {describe(table, bands, seen)}"
-    source = source_of(table, bands, text, threads, read, files=files)
-    return replace(source, bands_from=example.places)
+    return source_of(table, bands, text, threads, read, None, files, example.places)
 
 
 def _tried(count: int) -> Sequence[int]:
@@ -129,9 +128,10 @@ def _read_bands(path: str, wanted: Wanted, band_names: Names) -> Read:
     if "{band}" in path:
         if not band_names:
             raise Unreadable(f"no such file: {path}")
-        bands, files = _band_files(path, wanted, band_names)
+        chosen = select(band_names, wanted)
+        files = [path.replace("{band}", str(band_names[plane])) for plane in chosen.planes]
         planes = [_only_plane(file, wanted.most_values) for file in files]
-        return Read(bands, tuple(Path(file).name for file in files), join(planes))
+        return Read(chosen.bands, tuple(Path(file).name for file in files), join(planes))
     chosen = Selection((), ())
 
     def choose(names: Names) -> tuple[int, ...]:
@@ -141,12 +141,6 @@ def _read_bands(path: str, wanted: Wanted, band_names: Names) -> Read:
 
     planes = read_planes(path, choose, wanted.most_values)
     return Read(chosen.bands, tuple(plane.place for plane in planes), join(planes))
-
-
-def _band_files(path: str, wanted: Wanted, band_names: Names) -> tuple[tuple[str, ...], list[str]]:
-    """Returns the bands given out and the file of each."""
-    bands, planes = select(band_names, wanted)
-    return bands, [path.replace("{band}", str(band_names[plane])) for plane in planes]
 
 
 def _only_plane(path: str, most_values: int) -> Plane:
@@ -180,10 +174,8 @@ def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> S
         paths = [absolute.replace("{id}", name) for name in objects]
         table = Table({"id": objects, "path": paths})
         return source_of_files(table, kind, wanted, pixel_scale, band_names)
-    try:
-        bands, files = _band_files(template, wanted, band_names)
-    except UsageError as error:
-        raise UsageError(f"{kind}: {error}") from error
+    bands, planes = select_in(kind, band_names, wanted)
+    files = [template.replace("{band}", str(band_names[plane])) for plane in planes]
     if has_suffix(template, FITS_SUFFIXES) and len(fits_form(files[0])[0]) == 3:
         stacks, _, skies = zip(*(fits_stack(file) for file in files), strict=True)
         if len({stack.shape for stack in stacks}) > 1:

@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from astropy.table import Table
 
-from lensjax.data.bands import Wanted, select
+from lensjax.data.bands import Wanted, select_in
 from lensjax.data.formats.tables import plain, read_table, standardise
 from lensjax.data.identity import content_sha256
 from lensjax.data.planes import Cutout, Unreadable, place_of, without_blank
@@ -152,10 +152,7 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     count = len(index)
     shards = [shard_path(path, number) for number in range(-(-count // SHARD_ROWS))]
     data = _open_records(path, shards, count)
-    try:
-        bands, planes = select(names, wanted)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
+    bands, planes = select_in(path, names, wanted)
     reasons, form = _reasons(index), _forms(path, index, pixel_scale)
     records = _Records(data, form, reasons, len(names), planes)
     table = standardise(index, str(path))
@@ -174,8 +171,8 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     if is_one and kind in TYPES:
         stack = Stack(shape, np.dtype(kind), scale, records.many, not np.any(index[MASKED]))
     text = f"shards {path}: {describe(table, bands, Cutout(np.empty(shape, np.float32), scale))}"
-    source = source_of(table, bands, text, ONE_A_CORE, records.cutout, stack, lambda: files)
-    return replace(source, bands_from=tuple(place_of("channel", p, names[p]) for p in planes))
+    places = tuple(place_of("channel", plane, names[plane]) for plane in planes)
+    return source_of(table, bands, text, ONE_A_CORE, records.cutout, stack, lambda: files, places)
 
 
 @dataclass(frozen=True)

@@ -65,9 +65,7 @@ def read_rows(path: Path, part: Part = WHOLE) -> Rows:
         from lensjax.data.formats import arrow
 
         is_parquet = has_suffix(path, PARQUET_SUFFIXES)
-        rows = arrow.read_parquet(path, part) if is_parquet else arrow.read_csv(path, part)
-        arrow.give_back_memory()
-        return rows
+        return arrow.read_parquet(path, part) if is_parquet else arrow.read_csv(path, part)
     except UsageError:
         raise
     # Arbitrary bytes: astropy and Arrow have errors of their own, down to KeyError.
