@@ -32,8 +32,8 @@ class Program(NamedTuple):
 
 
 class Warm(NamedTuple):
-    """A program that has run twice: its process, the second outputs (so that a training step has to
-    show that it learns) and seconds, and as compilation what the first run took longer."""
+    """What is known of a program that has run twice: `outputs` are the second ones, so that a
+    training step has to show that it learns; compilation is what the first run took longer."""
 
     process: int
     batch: float
