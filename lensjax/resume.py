@@ -8,10 +8,9 @@ import os
 import re
 import shutil
 import time
-import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +33,15 @@ class _Part(NamedTuple):
     rows: range
     content: Path | Columns
 
+    def columns(self, wanted: range) -> Columns:
+        """Returns the columns of the `wanted` ones of its rows."""
+        chosen = slice(wanted.start - self.rows.start, wanted.stop - self.rows.start)
+        columns = self.content
+        if isinstance(columns, Path):
+            with np.load(columns, allow_pickle=False) as arrays:
+                columns = dict(arrays)
+        return {name: values[..., chosen] for name, values in columns.items()}
+
 
 class PartialRows:
     """The columns of those of `rows` that are done, saved in parts in a folder.
@@ -55,30 +63,28 @@ class PartialRows:
         self._unsaved: list[_Part] = []
         self._saved_at = time.monotonic()
         self._lock = _open_lock(folder / LOCK)
-        self._free = weakref.finalize(self, os.close, self._lock)
         try:
-            self._take(json.loads(json.dumps(settings)), resume)
+            self._take(settings, resume)
         except BaseException:
-            self._free()
+            self._lock.close()
             raise
         _unlock(self._lock, BEYOND_ALL_ROWS, 1)
 
-    def _take(self, settings: dict[str, Any], resume: bool) -> None:
+    def _take(self, settings: Mapping[str, Any], resume: bool) -> None:
         """Makes the folder one of these settings, and the rows those of this process."""
         others = ", ".join(differences(read_settings(self._folder / SETTINGS), settings))
         if others:
-            saved = sum(len(rows) for rows, _ in self._saved())
+            count = sum(len(part.rows) for part in self._saved())
             if not self._is_alone():
                 raise UsageError(
                     f"a run with {others} is at work in {self._folder}: give another output folder"
                 )
-            if saved and resume:
+            if count and resume:
                 raise UsageError(
-                    f"{self._folder} holds {saved} rows that were done with {others}: give another "
+                    f"{self._folder} holds {count} rows that were done with {others}: give another "
                     "output folder, or --no-resume to discard them"
                 )
-            for _, path in self._saved():
-                path.unlink()
+            self._discard(range(BEYOND_ALL_ROWS))
             write_settings(self._folder / SETTINGS, settings)
         if self.rows and not _locked(self._lock, self.rows.start, len(self.rows)):
             raise UsageError(
@@ -86,53 +92,49 @@ class PartialRows:
                 f"{self._folder}: wait until it has ended, or give another output folder"
             )
         if not resume:
-            self._discard()
+            self._discard(self.rows)
 
     def missing(self) -> list[range]:
         """Returns the rows that are still to be done, in order."""
-        gaps, reached = [], self.rows.start
-        for rows, _ in self._first_of_each():
-            gaps.append(range(reached, rows.start))
-            reached = rows.stop
-        gaps.append(range(reached, self.rows.stop))
-        return [gap for gap in gaps if gap]
+        done = [rows for rows, _ in self._first_of_each()]
+        starts = [self.rows.start, *(rows.stop for rows in done)]
+        stops = [*(rows.start for rows in done), self.rows.stop]
+        return [range(*gap) for gap in zip(starts, stops, strict=True) if gap[0] < gap[1]]
 
     def add(self, start: int, columns: Columns) -> None:
         """Takes the rows from `start` on; saves when the last save is long enough ago."""
-        rows = range(start, start + next(iter(columns.values())).shape[-1])
+        count = next(iter(columns.values())).shape[-1]
         if self._unsaved and self._unsaved[-1].rows.stop != start:
             self.save()
-        self._unsaved.append(_Part(rows, columns))
+        self._unsaved.append(_Part(range(start, start + count), columns))
         if time.monotonic() - self._saved_at > SAVE_INTERVAL_SECONDS:
             self.save()
 
     def save(self) -> None:
         """Writes the rows that are not on disk yet as one part."""
         if self._unsaved:
-            columns = _concatenate([_columns(part) for part in self._unsaved])
-            self._write(range(self._unsaved[0].rows.start, self._unsaved[-1].rows.stop), columns)
+            rows = range(self._unsaved[0].rows.start, self._unsaved[-1].rows.stop)
+            self._write(rows, _joined([part.columns(part.rows) for part in self._unsaved]))
         self._unsaved, self._saved_at = [], time.monotonic()
 
     def columns(self) -> Columns:
         """Returns one array per column, of all rows. None of them may be missing."""
-        return _concatenate(
-            [_taken(_columns(part), part.rows, rows) for rows, part in self._first_of_each()]
-        )
+        return _joined([part.columns(rows) for rows, part in self._first_of_each()])
 
     def remove(self) -> None:
         """Deletes the parts, also those of other rows: the results are written."""
         _locked(self._lock, BEYOND_ALL_ROWS, 1, wait=True)
         shutil.rmtree(self._folder, ignore_errors=True)
-        self._free()
+        self._lock.close()
 
     def close(self) -> None:
         """Lets others have the rows. A folder in which nothing was done is deleted."""
-        if not self._free.alive:
+        if self._lock.closed:
             return
         _locked(self._lock, BEYOND_ALL_ROWS, 1, wait=True)
-        if self.rows and next(self._saved(), None) is None and self._is_alone():
+        if self.rows and not self._saved() and self._is_alone():
             shutil.rmtree(self._folder, ignore_errors=True)
-        self._free()
+        self._lock.close()
 
     def _is_alone(self) -> bool:
         """Whether no other process is at any rows."""
@@ -141,42 +143,44 @@ class PartialRows:
             _unlock(self._lock, 0, BEYOND_ALL_ROWS)
         return alone
 
-    def _discard(self) -> None:
+    def _discard(self, rows: range) -> None:
         """Deletes what is there of these rows. What a part has of others is written anew first."""
-        for rows, path in list(self._saved()):
-            if rows.start >= self.rows.stop or rows.stop <= self.rows.start:
-                continue
-            before = range(rows.start, self.rows.start)
-            after = range(self.rows.stop, rows.stop)
-            for kept in filter(len, (before, after)):
-                self._write(kept, _taken(_columns(_Part(rows, path)), rows, kept))
-            path.unlink()
+        for part in self._saved():
+            if _overlap(part.rows, rows):
+                before = range(part.rows.start, rows.start)
+                after = range(rows.stop, part.rows.stop)
+                for kept in filter(len, (before, after)):
+                    self._write(kept, part.columns(kept))
+                self._file(part.rows).unlink()
 
     def _write(self, rows: range, columns: Columns) -> None:
-        path = self._folder / f"{rows.start:012d}-{rows.stop:012d}.npz"
-        with replacing(path) as file:
+        with replacing(self._file(rows)) as file:
             np.savez(file, allow_pickle=False, **columns)  # type: ignore[arg-type]
+
+    def _file(self, rows: range) -> Path:
+        return self._folder / f"{rows.start:012d}-{rows.stop:012d}.npz"
 
     def _first_of_each(self) -> Iterator[tuple[range, _Part]]:
         """Yields parts, in order, each with those of `rows` that no part before it has."""
         reached = self.rows.start
-        parts = [_Part(*saved) for saved in self._saved()] + self._unsaved
-        for part in sorted(parts, key=lambda part: part.rows.start):
-            new = range(max(reached, part.rows.start), min(part.rows.stop, self.rows.stop))
+        for part in sorted(self._saved() + self._unsaved, key=lambda part: part.rows.start):
+            new = _overlap(part.rows, range(reached, self.rows.stop))
             if new:
                 yield new, part
                 reached = new.stop
 
-    def _saved(self) -> Iterator[tuple[range, Path]]:
-        """Yields the rows of each part on disk, and where it is."""
+    def _saved(self) -> list[_Part]:
+        """Returns the parts on disk."""
+        parts = []
         for path in self._folder.glob("*.npz"):
-            start, stop = (int(number) for number in path.stem.split("-"))
-            yield range(start, stop), path
+            start, stop = map(int, path.stem.split("-"))
+            parts.append(_Part(range(start, stop), path))
+        return parts
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns words for each setting that is not what it was: `seed 0 (now 5)`."""
-    old, new = _flat(before), _flat(now)
+    old, new = _flat(before), _flat(json.loads(json.dumps(now)))
     return [
         f"{name} {_short(old.get(name))} (now {_short(new.get(name))})"
         for name in sorted(old.keys() | new.keys())
@@ -187,27 +191,23 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 def read_settings(path: Path) -> dict[str, Any]:
     """Returns the settings in a file, none where it is not there or is not whole."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def write_settings(path: Path, settings: Mapping[str, Any]) -> None:
     """Writes settings to a file that people can read."""
-    text = json.dumps(settings, indent=1).encode()
     with replacing(path) as file:
-        file.write(text)
+        file.write(json.dumps(settings, indent=1).encode())
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings in settings by names such as `members.resnet18`."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}.{inner}": item for inner, item in _flat(value).items()}
-        else:
-            flat[name] = value
+        inner = _flat(value) if isinstance(value, Mapping) else {}
+        flat |= {f"{name}.{key}": item for key, item in inner.items()} or {name: value}
     return flat
 
 
@@ -216,27 +216,27 @@ def _short(value: Any) -> str:
     return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1", str(value))
 
 
-def _open_lock(path: Path) -> int:
-    """Returns the descriptor of the lock file, its last byte locked by this process alone."""
+def _open_lock(path: Path) -> IO[bytes]:
+    """Returns the lock file, its last byte locked by this process alone."""
     while True:
         make_folder(path.parent)
         with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            _locked(descriptor, BEYOND_ALL_ROWS, 1, wait=True)
+            file = path.open("ab")
+            _locked(file, BEYOND_ALL_ROWS, 1, wait=True)
             # Whoever had it may have deleted the folder meanwhile, as a run does that has ended.
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), path.stat()):
-                    return descriptor
-            os.close(descriptor)
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    return file
+            file.close()
 
 
-def _locked(descriptor: int, start: int, count: int, *, wait: bool = False) -> bool:
+def _locked(file: IO[bytes], start: int, count: int, *, wait: bool = False) -> bool:
     """Locks bytes of a file for this process, and returns False where another one has them.
 
     A file system that knows no locks has everyone go on.
     """
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), count, start)
+        fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), count, start)
     except (BlockingIOError, PermissionError):
         return False
     except OSError:
@@ -244,23 +244,14 @@ def _locked(descriptor: int, start: int, count: int, *, wait: bool = False) -> b
     return True
 
 
-def _unlock(descriptor: int, start: int, count: int) -> None:
+def _unlock(file: IO[bytes], start: int, count: int) -> None:
     with contextlib.suppress(OSError):
-        fcntl.lockf(descriptor, fcntl.LOCK_UN, count, start)
+        fcntl.lockf(file, fcntl.LOCK_UN, count, start)
 
 
-def _columns(part: _Part) -> Columns:
-    if isinstance(part.content, dict):
-        return part.content
-    with np.load(part.content, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+def _overlap(rows: range, others: range) -> range:
+    return range(max(rows.start, others.start), min(rows.stop, others.stop))
 
 
-def _taken(columns: Columns, rows: range, wanted: range) -> Columns:
-    """Returns the columns of the `wanted` ones of `rows`."""
-    chosen = slice(wanted.start - rows.start, wanted.stop - rows.start)
-    return {name: values[..., chosen] for name, values in columns.items()}
-
-
-def _concatenate(parts: list[Columns]) -> Columns:
+def _joined(parts: list[Columns]) -> Columns:
     return {name: np.concatenate([part[name] for part in parts], -1) for name in parts[0]}
