@@ -4,7 +4,6 @@ import functools
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -20,9 +19,10 @@ from lensjax.ensemble.checkpoint import Member, MemberInfo, state_of
 from lensjax.ensemble.stack import abstract_ensemble, stack
 from lensjax.ensemble.step import Precision, ensemble_step, place_weights
 from lensjax.models.torch_import import load_torch_weights, tensor_shapes
+from lensjax.train.data import views_at
 from lensjax.train.losses import binary_loss
-from lensjax.train.scales import views_at
-from lensjax.train.step import Examples, Programs, ResolutionGroup, Setting, TrainState
+from lensjax.train.setup import initial_state
+from lensjax.train.step import ResolutionGroup, StepConfig, TrainBatch, train_step
 
 
 def scoring(
@@ -59,14 +59,13 @@ def training(name: str, size: int, batch: int) -> Program:
     given = inputs(workload.images(batch, size))
     loss = functools.partial(binary_loss, smoothing=0.0)
     optimizer = optax.adamw(1e-3, weight_decay=1e-2)
-    setting = Setting(graph, views_at(given.views[0], [size]), loss, optimizer)
     mesh = sharding.mesh_of(jax.local_devices()[:1])
-    step = Programs(setting, [ResolutionGroup((0,))], mesh)
-    moments = jax.vmap(optimizer.init)(params)
-    state = TrainState(params, (statistics,), moments, None, jnp.zeros(1, jnp.int32))
+    config = StepConfig(graph, views_at(given.views[0], [size]), loss, optimizer, mesh)
+    step = functools.partial(train_step, config, [ResolutionGroup((0,))])
+    state = initial_state(config, params, statistics)
     labels = np.arange(batch, dtype=np.float32) % 2
     ones = np.ones((1, batch), np.float32)
-    examples = Examples(given.images[0], given.brightness[0], labels, ones)
+    examples = TrainBatch(given.images[0], given.brightness[0], labels, ones)
     losses: list[float] = []
 
     def launch(_: int) -> jax.Array:

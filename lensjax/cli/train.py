@@ -25,16 +25,15 @@ from lensjax.data.source import Source
 from lensjax.ensemble import checkpoint, sharding
 from lensjax.errors import UsageError, refuse
 from lensjax.files import make_folder, standing_folders
-from lensjax.memory import find_target
-from lensjax.train import finetune, snapshots, team_plan
+from lensjax.memory import find_target, in_gib
+from lensjax.train import finetune, snapshots
 from lensjax.train.config import Hyperparameters
-from lensjax.train.dataset import Labelled, first_of_each_class, read_labelled, split
-from lensjax.train.loop import StepPrograms, train_team
+from lensjax.train.data import Labelled, first_of_each_class, read_labelled, split
+from lensjax.train.loop import train_members
 from lensjax.train.pictures import with_pictures
-from lensjax.train.plan import in_gb, outline_of
-from lensjax.train.step import Programs, TrainState
-from lensjax.train.stream import Sky, Stream, stream
-from lensjax.train.team import Team, Training, assemble, member_info, training_record
+from lensjax.train.plan import budget_bytes, plan_training, steps_per_second
+from lensjax.train.setup import TrainingData, member_info, set_up, training_record
+from lensjax.train.simulated import Simulated, Sky, simulated
 
 # As `--data`, what is no file, and as `--start-from` what is no folder.
 SIMULATED = "simulated"
@@ -112,7 +111,7 @@ def announcement(options: TrainConfig) -> str:
     """Returns one line: what a training without --data trains on, and how long it is."""
     sky = _sky_options(options)
     survey, batch = survey_of(sky), options.batch_size
-    own_size = _preparation(options, survey.bands, survey.size, survey.pixel_scale).input_size
+    own_size = _preprocessing(options, survey.bands, survey.size, survey.pixel_scale).input_size
     sizes = ", ".join(map(str, sorted(options.sizes()) or [own_size]))
     steps = max(1, round(options.epochs * (sky.count // batch)))
     return (
@@ -190,21 +189,27 @@ def train(options: TrainConfig) -> Iterator[Trained]:
         yield from _team(options, training, validation, architecture, counts)
 
 
-def _data(options: TrainConfig) -> tuple[Training, Labelled, str]:
+def _data(options: TrainConfig) -> tuple[TrainingData, Labelled, str]:
     """Returns what is trained on, what validates, and their numbers in words."""
     if options.data in (None, SIMULATED):
-        simulated, validation = _stream(options)
-        counts = f"{len(simulated)} simulated cutouts an epoch, {len(validation)} for validation"
-        return simulated, validation, counts
+        endless, validation = _simulated(options)
+        counts = f"{len(endless)} simulated cutouts an epoch, {len(validation)} for validation"
+        return endless, validation, counts
     source, preprocessing = _opened(options)
     if options.smoke:
         source = first_of_each_class(source, SMOKE_SKY.count // 2)
-    data = read_labelled(source, preprocessing, options.fit, options.output)
+    data = read_labelled(source, preprocessing, options.fit)
     origin = options.of_data() | {"data_sha256": content_sha256(source)}
     data = dataclasses.replace(data, origin=origin)
+    if data.threads:
+        print(
+            f"more cutouts than the memory holds: each batch reads its own from {options.data}; "
+            "fastest from shards, which infer.py --pack writes",
+            file=sys.stderr,
+        )
     training, validation = split(data, options.validation_fraction)
     if options.pictures:
-        training = with_pictures(training, options.seed, options.output)
+        training = with_pictures(training, options.seed)
     counts = f"{len(training)} cutouts, {len(validation)} for validation"
     counts += f", {len(source) - len(data)} left out (unreadable, blank or without a label)"
     if data.flagged:
@@ -212,7 +217,7 @@ def _data(options: TrainConfig) -> tuple[Training, Labelled, str]:
     return training, validation, counts
 
 
-def _stream(options: TrainConfig) -> tuple[Stream, Labelled]:
+def _simulated(options: TrainConfig) -> tuple[Simulated, Labelled]:
     """Returns the endless training set that `--sky` describes, and its validation set.
 
     Raises UsageError for options that do not go with it.
@@ -229,11 +234,11 @@ def _stream(options: TrainConfig) -> tuple[Stream, Labelled]:
     survey, stamps = survey_of(sky), sources_of(sky)
     if stamps is not None and sky.test_fraction:
         stamps, _ = stamps.split(sky.test_fraction, "test")  # as simulate.py does it
-    return stream(
+    return simulated(
         Sky(survey, sky.lens_fraction, sky.seed, stamps),
         sky.count,
         round(options.validation_fraction * sky.count),
-        _preparation(options, survey.bands, survey.size, survey.pixel_scale),
+        _preprocessing(options, survey.bands, survey.size, survey.pixel_scale),
     )
 
 
@@ -247,13 +252,17 @@ def _sky_options(options: TrainConfig) -> SimulateConfig:
 
 
 def _team(
-    options: TrainConfig, training: Training, validation: Labelled, architecture: str, counts: str
+    options: TrainConfig,
+    training: TrainingData,
+    validation: Labelled,
+    architecture: str,
+    counts: str,
 ) -> Iterator[Trained]:
     """Yields the members of an architecture, those that were there and those trained now.
 
     Raises UsageError where a folder holds a member that was trained otherwise.
     """
-    hyperparameters = _recipe(options)
+    hyperparameters = _hyperparameters(options)
     folder, missing = options.output / architecture, []
     wanted = range(options.seed, options.seed + options.members)
     for seed in wanted:
@@ -274,16 +283,10 @@ def _team(
         print(finetune.account(hyperparameters.start_from, info), file=sys.stderr)
     seeds = _seeds_of_run(folder / "runs", wanted, missing) if options.resume else missing
     run = folder / "runs" / "-".join(map(str, seeds))
-    mesh = sharding.mesh_of(jax.local_devices(), options.member_shards)
-    budget = team_plan.budget_bytes(options.memory_budget, mesh)
-
-    def programs_for(team: Team, state: TrainState) -> StepPrograms:
-        return _planned(options, team, state, training, budget, run)
-
-    members = train_team(
+    members = train_members(
         *(training, validation, architecture, hyperparameters, seeds, run),
-        mesh=mesh,
-        programs_for=programs_for,
+        mesh=sharding.mesh_of(jax.local_devices(), options.member_shards),
+        memory_budget=options.memory_budget,
         resume=options.resume,
         save_seconds=60 * options.save_minutes,
     )
@@ -314,38 +317,6 @@ def _seeds_of_run(runs: Path, wanted: Sequence[int], missing: list[int]) -> list
     return missing
 
 
-def _planned(
-    options: TrainConfig,
-    team: Team,
-    state: TrainState,
-    training: Training,
-    budget: int,
-    run: Path,
-) -> StepPrograms:
-    """Returns the programs that fit the budget; a run that goes on takes those that it had.
-
-    Says on standard error where a scale is not simply computed at once.
-    """
-    groups = team_plan.recorded_groups(run / "plan.json", options.memory_budget)
-    if options.resume and groups is not None and snapshots.seeds_under_way(run):
-        return {
-            scales: Programs(
-                team.setting, [g for g in groups if set(g.scales) <= set(scales)], team.mesh
-            )
-            for scales in team.scale_sets
-        }
-    planned = team_plan.plan_team(
-        team, state, training.canvas, batch=options.batch_size, budget=budget
-    )
-    for note in planned.notes():
-        print(f"{team.architecture}, {note}", file=sys.stderr)
-    make_folder(run)
-    results.write_json(
-        run / "plan.json", planned.record() | {"memory_budget": options.memory_budget}
-    )
-    return planned.programs()
-
-
 def make_plan(options: TrainConfig) -> str:
     """Returns the table of what a training step needs, and writes it to OUTPUT/plan.json.
 
@@ -357,36 +328,33 @@ def make_plan(options: TrainConfig) -> str:
     if others:
         raise UsageError("--plan takes one architecture at a time")
     canvas, view = _canvas(options)
-    hyperparameters = _recipe(options)
+    hyperparameters = _hyperparameters(options)
     budget = options.memory_budget
     if options.target and budget == "auto":
         raise UsageError("--target wants a --memory-budget such as 70GiB: the device is not here")
     target = find_target(options.target) if options.target else None
     devices = jax.local_devices()[:1] if target else jax.local_devices()
     mesh = sharding.mesh_of(devices, 1 if target else options.member_shards)
-    available = team_plan.budget_bytes(budget, mesh)
     info = checkpoint.MemberInfo(architecture, view.preprocessing, *hyperparameters.rates())
     seeds = range(options.seed, options.seed + options.members)
     labels = np.zeros(options.batch_size, np.float32)
-    team, state = assemble(info, view, labels, hyperparameters, seeds, mesh)
-    planned = team_plan.plan_team(
-        *(team, state, canvas),
-        batch=options.batch_size,
-        budget=available,
+    setup, state = set_up(info, view, labels, hyperparameters, seeds, mesh)
+    plan = plan_training(
+        *(setup, state, canvas),
+        batch_size=options.batch_size,
+        budget=budget_bytes(budget, mesh),
         target=target,
         compare=True,
     )
-    record, lines = planned.record() | {"memory_budget": budget}, [planned.table()]
+    record, lines = plan.record() | {"memory_budget": budget}, [plan.table()]
     if target is None:
-        outline = outline_of(team, state, canvas, options.batch_size)
-        programs = planned.programs()[team.scale_sets[-1]]
         state = jax.device_put(state, NamedSharding(mesh, sharding.BY_MEMBER))
-        record["steps_per_second"] = team_plan.speed(team, programs, state, outline)
+        record["steps_per_second"] = steps_per_second(plan, state, canvas)
         lines.append(f"{record['steps_per_second']:.3g} steps/s at the last set of scales")
         peak = (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
         if peak is not None:
             record["measured_peak_bytes"] = peak
-            lines.append(f"measured peak {in_gb(peak)}")
+            lines.append(f"measured peak {in_gib(peak)}")
     make_folder(options.output)
     results.write_json(options.output / "plan.json", record)
     return "\n".join([*lines, str(options.output / "plan.json")])
@@ -395,7 +363,7 @@ def make_plan(options: TrainConfig) -> str:
 def _canvas(options: TrainConfig) -> tuple[Canvas, View]:
     """Returns how cutouts travel to the device, and what the largest scale takes of them."""
     if options.data == SIMULATED:
-        training, _ = _stream(options)
+        training, _ = _simulated(options)
         return training.canvas, training.view
     if options.data is not None:
         source, preprocessing = _opened(options)
@@ -405,7 +373,7 @@ def _canvas(options: TrainConfig) -> tuple[Canvas, View]:
     if size is None:
         raise UsageError("--plan wants --data or --scales: how large are the cutouts?")
     bands = tuple((options.bands or "i,r,g").split(","))
-    preprocessing = _preparation(options, bands, size, options.pixel_scale)
+    preprocessing = _preprocessing(options, bands, size, options.pixel_scale)
     view = View(
         preprocessing, 0, tuple(range(len(bands))), geometry((size, size), None, preprocessing)
     )
@@ -418,10 +386,10 @@ def _opened(options: TrainConfig) -> tuple[Source, Preprocessing]:
     source = options.opened(options.data, None)
     cutout = _first_cutout(source)
     side = min(cutout.image.shape[:2])
-    return source, _preparation(options, source.bands, side, cutout.pixel_scale)
+    return source, _preprocessing(options, source.bands, side, cutout.pixel_scale)
 
 
-def _preparation(
+def _preprocessing(
     options: TrainConfig, bands: Sequence[str], side: int, pixel_scale: float | None
 ) -> Preprocessing:
     """Returns how networks see cutouts of `side` pixels of `pixel_scale` arcsec (None: not known),
@@ -447,7 +415,7 @@ def _of_start(options: TrainConfig, name: str) -> Any:
     return finetune.kept(options.start_from, checkpoint.parse_ensemble(options.arch), name)
 
 
-def _recipe(options: TrainConfig) -> Hyperparameters:
+def _hyperparameters(options: TrainConfig) -> Hyperparameters:
     """Returns the hyperparameters; dropout not given is that of the members to start from."""
     given = {f.name: getattr(options, f.name) for f in dataclasses.fields(Hyperparameters)}
     for rate in ("dropout", "block_dropout"):
@@ -457,7 +425,7 @@ def _recipe(options: TrainConfig) -> Hyperparameters:
 
 
 def _kept(
-    folder: Path, options: TrainConfig, record: dict[str, Any], training: Training
+    folder: Path, options: TrainConfig, record: dict[str, Any], training: TrainingData
 ) -> checkpoint.MemberInfo | None:
     """Returns the member in `folder`, None where there is none or it is to be trained anew."""
     there = standing_folders(folder.parent).get(folder.name)

@@ -117,14 +117,14 @@ def noisier(key: Array, image: Array, sigma: Array) -> Array:
     return image + sigma[None, None] * jax.random.normal(key, image.shape, image.dtype)
 
 
-def turns(keys: Array) -> Array:
+def flip_bits(keys: Array) -> Array:
     """Returns for each image (batch, 3) which of the eight symmetries of the square it shows."""
     return jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 0), shape=(3,)))(keys)
 
 
-def turned(images: Array, turns: Array) -> Array:
-    """Returns images (batch, S, S, band), each mirrored and transposed as its `turns` say."""
-    rows, columns, transposed = (turns[:, i, None, None, None] for i in range(3))
+def flipped(images: Array, flips: Array) -> Array:
+    """Returns images (batch, S, S, band), each mirrored and transposed as its `flips` say."""
+    rows, columns, transposed = (flips[:, i, None, None, None] for i in range(3))
     images = jnp.where(rows, images[:, ::-1], images)
     images = jnp.where(columns, images[:, :, ::-1], images)
     return jnp.where(transposed, images.swapaxes(1, 2), images)

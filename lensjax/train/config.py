@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from lensjax.ensemble.step import Precision
 from lensjax.errors import UsageError
 from lensjax.train.augment import Augmentation
-from lensjax.train.scales import Schedule
+from lensjax.train.schedule import Schedule
 
 
 @dataclass(frozen=True)

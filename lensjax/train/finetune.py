@@ -17,7 +17,7 @@ from lensjax.ensemble.checkpoint import MemberInfo, State, dotted, named_leaves
 from lensjax.errors import UsageError
 from lensjax.models.adapt import FIRST_KERNELS, to_bands
 from lensjax.models.vit import interpolate_position_embedding
-from lensjax.train.optimiser import NOTHING
+from lensjax.train.schedule import IDENTITY
 
 
 def starts(folder: Path, info: MemberInfo, seeds: Sequence[int]) -> tuple[nnx.State, nnx.State]:
@@ -148,7 +148,7 @@ def _place(band: str, held: Sequence[str]) -> int | None:
         return None
 
 
-def paced(
+def layerwise(
     depths: Mapping[str, int], decay: float, frozen: Sequence[str]
 ) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
     """Returns what is done to gradients before, and to updates after, an optimiser.
@@ -174,8 +174,8 @@ def paced(
 
         return _mapped(slowed, updates)
 
-    before = optax.stateless(hold) if frozen else NOTHING
-    return before, optax.chain(before, optax.stateless(pace) if decay != 1 else NOTHING)
+    before = optax.stateless(hold) if frozen else IDENTITY
+    return before, optax.chain(before, optax.stateless(pace) if decay != 1 else IDENTITY)
 
 
 def frozen_names(option: str | None, params: Any) -> list[str]:

@@ -6,63 +6,60 @@ has seen flux alone takes the stretch for structure.
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lensjax.data.brightness import LEVEL, measure, noise_unit
-from lensjax.train.dataset import Labelled, room
+from lensjax.train.data import Labelled
+
+MEASURED_TOGETHER = 256
 
 
 @dataclass(frozen=True)
-class Followed:
-    """Images (n, height, width, band) and then their pictures, in memory or on disk, float32 when
-    they are asked for."""
+class WithPictures:
+    """Images (n, height, width, band) and then a picture of each, float32. Pictures are made when
+    they are asked for, of settings drawn by `seed` and row; `level` and `noise` (n, band) are those
+    of the skies."""
 
     images: Any
-    pictures: np.ndarray
+    level: np.ndarray
+    noise: np.ndarray
+    seed: int
 
     dtype = np.dtype(np.float32)
 
-    def __len__(self) -> int:
-        return 2 * len(self.pictures)
-
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self), *self.pictures.shape[1:])
+        return (2 * len(self.level), *self.images.shape[1:])
 
-    def __getitem__(self, places: Any) -> np.ndarray:
-        places = np.arange(len(self))[places]
-        count, is_picture = len(self.pictures), places >= len(self.pictures)
-        chosen = np.empty((len(places), *self.shape[1:]), self.dtype)
-        chosen[~is_picture] = self.images[places[~is_picture]]
-        chosen[is_picture] = self.pictures[places[is_picture] - count]
-        return chosen
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        count = len(self.level)
+        found = self.images[rows % count].astype(self.dtype)
+        for place in np.flatnonzero(rows >= count):
+            row = rows[place] - count
+            rng = np.random.default_rng([self.seed, row])
+            found[place] = as_picture(found[place], self.level[row], self.noise[row], rng)
+        return found
 
 
-def with_pictures(data: Labelled, seed: int, folder: Path) -> Labelled:
-    """Returns `data` followed by a colour picture of each of its cutouts, its settings drawn. What
-    the memory does not hold lies in `folder`, as `read_labelled` has it."""
-    rng = np.random.default_rng(seed)
-    view, arrays, count = data.view, data.arrays, len(data)
-    images, brightness = arrays["images"], arrays["brightness"]
-    taken = count * data.canvas.nbytes
-    pictures = room(images.shape, np.dtype(np.uint8), folder, taken)
-    of_pictures, units = np.empty_like(brightness), np.asarray(noise_unit(brightness))
-    for row in range(count):
-        (image,) = images[row : row + 1]
-        pictures[row] = as_picture(image, brightness[row, :, LEVEL], units[row], rng)
-        of_pictures[row] = measure(pictures[row][None], *view.measured)[0]
-    added = {
-        "brightness": np.concatenate([brightness, of_pictures]),
-        "label": np.concatenate([arrays["label"]] * 2),
-    }
+def with_pictures(data: Labelled, seed: int) -> Labelled:
+    """Returns `data` followed by a colour picture of each of its cutouts, its settings drawn."""
+    brightness, count = data.arrays["brightness"], len(data)
+    noise = np.asarray(noise_unit(brightness))
+    images = WithPictures(data.arrays["images"], brightness[..., LEVEL], noise, seed)
+    parts = np.array_split(count + np.arange(count), -(-count // MEASURED_TOGETHER))
+    of_pictures = [measure(images[part], *data.view.measured) for part in parts]
     return dataclasses.replace(
         data,
-        arrays={"images": Followed(images, pictures)} | added,
-        id=np.concatenate([data.id, data.id]),
-        group=np.concatenate([data.group, data.group]),
+        arrays={
+            "images": images,
+            "brightness": np.concatenate([brightness, *of_pictures]),
+            "label": np.concatenate([data.labels] * 2),
+        },
+        id=np.concatenate([data.id] * 2),
+        group=np.concatenate([data.group] * 2),
+        threads=max(1, data.threads),
     )
 
 

@@ -17,7 +17,7 @@ from lensjax.data.catalog import open_source
 from lensjax.data.splits import held_back
 from lensjax.errors import LensjaxError
 from lensjax.train.config import Hyperparameters
-from lensjax.train.team import member_info
+from lensjax.train.setup import member_info
 from tests import networks
 from tests.cli.conftest import Ended
 
@@ -156,7 +156,7 @@ def test_another_input_size_is_the_same_sky_in_other_pixels(run, sky, tmp_path, 
         prepared.append(member_info(training, "light_transformer", Hyperparameters()).preprocessing)
         raise LensjaxError("far enough")
 
-    monkeypatch.setattr(train, "train_team", begin)
+    monkeypatch.setattr(train, "train_members", begin)
     for fit in scales:
         assert "far enough" in run(train.main, *command, "--fit", fit, "--output", tmp_path).error
     assert [preprocessing.input_size for preprocessing in prepared] == [16, 16]
@@ -231,7 +231,7 @@ def test_every_config_gets_as_far_as_training(run, small_demo, tmp_path, monkeyp
     def begin(*_, **__):
         raise LensjaxError("far enough")
 
-    for step in ("train_team", "stream"):
+    for step in ("train_members", "simulated"):
         monkeypatch.setattr(train, step, begin)
     _, ended = smoke(run, name, tmp_path / "out")
     assert ended.status == 1 and ended.error.endswith("error: far enough\n"), ended

@@ -17,9 +17,9 @@ from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
 from lensjax.errors import Interrupted, LensjaxError
 from lensjax.launch import INTERRUPTED
-from lensjax.train import stream
+from lensjax.train import simulated
+from lensjax.train.simulated import Simulated
 from lensjax.train.snapshots import Snapshot, Snapshots
-from lensjax.train.stream import Stream
 from tests.ensemble.members import random_member
 
 TINY = ("--arch", "light_transformer", "--batch-size", 8)
@@ -34,7 +34,7 @@ def begun(monkeypatch):
         found.append((training, validation, hyperparameters, folder))
         raise LensjaxError("far enough")
 
-    monkeypatch.setattr(train, "train_team", stop)
+    monkeypatch.setattr(train, "train_members", stop)
     return found
 
 
@@ -68,7 +68,7 @@ def test_smoke_leaves_the_members_that_are_there_alone(run, begun, cutouts, tmp_
 
 
 def test_without_data_it_trains_on_the_simulated_sky_and_says_so(run, begun, tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "MEASURED", 32)
+    monkeypatch.setattr(simulated, "MEASURED", 32)
     (tmp_path / "sky.yaml").write_text("count: 64\nsize: 24\n")
     command = ("--scales", "8,16", *TINY, "--epochs", 2, "--sky", tmp_path / "sky.yaml")
     ended = run(train.main, *command, "--validation-fraction", 0.5, "--output", tmp_path)
@@ -77,7 +77,7 @@ def test_without_data_it_trains_on_the_simulated_sky_and_says_so(run, begun, tmp
     for words in ("simulated", "decam", "g, r, i", "24x24", "at 8, 16 pixels", "16 steps of 8"):
         assert words in line
     ((training, validation, hyperparameters, _),) = begun
-    assert isinstance(training, Stream) and len(training) == 64 and len(validation) == 32
+    assert isinstance(training, Simulated) and len(training) == 64 and len(validation) == 32
     assert hyperparameters.sizes() == [8, 16]
 
 
@@ -198,7 +198,7 @@ def test_the_sky_is_seen_as_by_what_training_starts_from(run, start, tmp_path, m
         found.append(preprocessing)
         raise LensjaxError("far enough")
 
-    monkeypatch.setattr(train, "stream", stop)
+    monkeypatch.setattr(train, "simulated", stop)
     ended = run(train.main, *TINY, "--start-from", start, "--output", tmp_path)
     assert "far enough" in ended.error and "at 24 pixels" in ended.out, ended
     assert found == [Preprocessing.unnormalised(("g", "r", "i"), 24, 0.3, "log", 1.5)]
@@ -251,7 +251,7 @@ def test_a_stopped_run_of_other_members_is_named_and_goes_on(run, cutouts, tmp_p
             raise Interrupted("stopped")
         return [random_member(architecture, seed) for seed in seeds]
 
-    monkeypatch.setattr(train, "train_team", stopped)
+    monkeypatch.setattr(train, "train_members", stopped)
     command = ("--data", cutouts, *TINY, "--output", tmp_path, "--members")
     assert run(train.main, *command, 4).status == 3
     ended = run(train.main, *command, 2)

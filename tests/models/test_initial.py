@@ -10,7 +10,7 @@ from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble.checkpoint import MemberInfo, named_leaves
 from lensjax.models import initial
 from lensjax.models.vit import VisionTransformer
-from lensjax.train.team import initialise
+from lensjax.train.setup import initialise
 
 DEVIATION = 0.03
 # Cut at two deviations, the standard normal keeps this deviation.

@@ -15,9 +15,11 @@ from lensjax.ensemble import sharding
 from lensjax.models.network import Head
 from lensjax.models.norm import ConvNorm
 from lensjax.models.vit import VisionTransformer
+from lensjax.train.data import views_at
 from lensjax.train.losses import binary_loss
-from lensjax.train.scales import views_at
-from lensjax.train.step import Average, Setting, TrainState
+from lensjax.train.setup import initial_state
+from lensjax.train.state import TrainState
+from lensjax.train.step import StepConfig
 
 BATCH, SIZES, WEIGHT, MEMBERS = 4, (16, 32, 48), 0.7, 2
 MESH = sharding.mesh_of(jax.devices()[:1])
@@ -45,7 +47,7 @@ def transformer(rngs: nnx.Rngs) -> nnx.Module:
     )
 
 
-def setting_and_state(build, **more) -> tuple[Setting, TrainState]:
+def config_and_state(build, **more) -> tuple[StepConfig, TrainState]:
     """Returns two members with weights that are nowhere zero."""
 
     def draw(seed: int) -> tuple:
@@ -56,15 +58,13 @@ def setting_and_state(build, **more) -> tuple[Setting, TrainState]:
 
     (graph, *first), (_, *second) = draw(1), draw(2)
     params, statistics = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
-    setting = Setting(
+    config = StepConfig(
         graph,
         views_at(VIEW, SIZES),
         functools.partial(binary_loss, smoothing=0.1),
         optax.sgd(1.0),
+        MESH,
         **{"consistency_weight": WEIGHT, **more},
     )
-    optimizer = jax.vmap(setting.optimizer.init)(params)
-    of_scales = tuple(jax.tree.map(jnp.copy, statistics) for _ in setting.views)
-    average = Average(params, of_scales, jnp.zeros((MEMBERS, len(setting.views)), jnp.int32))
-    average = jax.tree.map(jnp.copy, average) if setting.average_decay else None
-    return setting, TrainState(params, of_scales, optimizer, average, jnp.array([3, 3]))
+    state = initial_state(config, params, statistics)
+    return config, state._replace(step=jnp.array([3, 3]))

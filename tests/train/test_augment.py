@@ -11,8 +11,8 @@ from lensjax.data.brightness import measure
 from lensjax.data.preprocess import Geometry
 from lensjax.train import augment
 from lensjax.train.augment import Augmentation, augmented
-from lensjax.train.step import Examples, Programs, ResolutionGroup
-from tests.train.small import MESH, Convolutional, setting_and_state
+from lensjax.train.step import ResolutionGroup, TrainBatch, train_step
+from tests.train.small import Convolutional, config_and_state
 
 NONE = Augmentation(0, 0, 0, 0, 0)
 LEVEL = np.array([5.0, -20.0], np.float32)
@@ -137,8 +137,8 @@ def test_the_brightness_of_a_changed_image_is_what_would_be_measured(augmentatio
 
 def test_the_eight_symmetries_are_all_shown():
     image = np.arange(9.0).reshape(1, 3, 3, 1)
-    drawn = augment.turns(keys(100))
-    shown = augment.turned(jnp.tile(image, (100, 1, 1, 1)), drawn)
+    drawn = augment.flip_bits(keys(100))
+    shown = augment.flipped(jnp.tile(image, (100, 1, 1, 1)), drawn)
     expected = {
         np.rot90(each, turn).tobytes()
         for each in (image[0, :, :, 0], image[0, :, :, 0].T)
@@ -153,14 +153,14 @@ def test_one_size_is_trained_with_it_as_several_are():
     rng = np.random.default_rng(0)
     images = rng.normal(0, 1, (4, 48, 48, 2)).astype(np.float32)
     label = np.array([0, 1, 0, 1.0], np.float32)
-    examples = Examples(images, measured(images), label, np.ones((2, 4)))
+    batch = TrainBatch(images, measured(images), label, np.ones((2, 4)))
     losses = {}
     for name, augmentation in {"none": NONE, "noise": only(augment_noise=0.5)}.items():
-        setting, state = setting_and_state(Convolutional, augmentation=augmentation)
+        config, begun = config_and_state(Convolutional, augmentation=augmentation)
         for groups in ((0,), (0, 1, 2)):
-            programs = Programs(setting, [ResolutionGroup(groups)], MESH)
             member_keys = jax.vmap(jax.random.key)(jnp.arange(2))
-            _, found = programs(jax.tree.map(jnp.copy, state), examples, member_keys)
+            state = jax.tree.map(jnp.copy, begun)
+            _, found = train_step(config, [ResolutionGroup(groups)], state, batch, member_keys)
             losses[name, len(groups)] = np.asarray(found)[:, 0]
     for name in ("none", "noise"):
         np.testing.assert_allclose(losses[name, 1], losses[name, 3], rtol=1e-5)

@@ -14,8 +14,8 @@ from lensjax.ensemble.checkpoint import Member, named_leaves
 from lensjax.errors import UsageError
 from lensjax.models import registry
 from lensjax.models.adapt import to_bands
-from lensjax.train.finetune import frozen_names, paced, starts
-from lensjax.train.optimiser import optimiser
+from lensjax.train.finetune import frozen_names, layerwise, starts
+from lensjax.train.schedule import adamw
 from tests.ensemble.members import random_member
 
 
@@ -118,7 +118,7 @@ def outlined(architecture: str):
 def steps(architecture: str, decay: float, frozen) -> dict[str, np.ndarray]:
     """Returns how far a step of one goes in each parameter."""
     depths, params = outlined(architecture)
-    before, after = paced(depths, decay, frozen)
+    before, after = layerwise(depths, decay, frozen)
     optimizer = optax.chain(before, after)
     ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), params)
     updates, _ = optimizer.update(ones, optimizer.init(ones), ones)
@@ -145,8 +145,8 @@ def test_each_layer_moves_less_than_the_next(architecture, layers):
 
 def test_frozen_weights_stay_and_do_not_count_in_the_clipping():
     depths, _ = outlined("resnet18")
-    before, after = paced(depths, 1.0, ["stem"])
-    optimizer = optimiser(
+    before, after = layerwise(depths, 1.0, ["stem"])
+    optimizer = adamw(
         learning_rate=0.1, weight_decay=0.5, steps=10, warmup=0.0, before=before, after=after
     )
     params = {"stem": {"kernel": jnp.ones(3)}, "stemmed": {"kernel": jnp.ones(3)}}

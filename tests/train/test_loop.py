@@ -12,12 +12,12 @@ from lensjax.data.on_device import View, seen
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.ensemble import checkpoint
 from lensjax.errors import LensjaxError, UsageError
-from lensjax.train import dataset, loop
+from lensjax.train import loop
 from lensjax.train.config import Hyperparameters
-from lensjax.train.dataset import Labelled, measure_normalisation, split
-from lensjax.train.loop import train_team
-from lensjax.train.step import TrainState
-from lensjax.train.team import weigh
+from lensjax.train.data import Labelled, split
+from lensjax.train.loop import train_members
+from lensjax.train.setup import example_weights
+from lensjax.train.state import TrainState
 
 # In one process, which makes once what the tests share.
 pytestmark = pytest.mark.xdist_group("trainer")
@@ -59,26 +59,12 @@ RECIPE = Hyperparameters(batch_size=16, epochs=8.5, learning_rate=3e-3)
 @pytest.fixture(scope="module")
 def team(sides, vit_tiny, tmp_path_factory):
     """Two members that were trained together."""
-    return train_team(*sides, vit_tiny, RECIPE, (3, 4), tmp_path_factory.mktemp("run"))
+    return train_members(*sides, vit_tiny, RECIPE, (3, 4), tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture
 def member(team):
     return team[0]
-
-
-def test_groups_stand_on_one_side(sides):
-    training, validation = sides
-    assert len(training) + len(validation) == 240
-    assert not set(training.group) & set(validation.group)
-    assert 0.2 < len(validation) / 240 < 0.4
-
-
-def test_a_side_without_a_class_is_refused():
-    data = blobs(40)
-    data.arrays["label"][:] = 1
-    with pytest.raises(UsageError, match="need lenses and non-lenses"):
-        split(data, 0.3)
 
 
 def test_training_learns(member):
@@ -98,7 +84,7 @@ def test_the_member_records_its_validation(member, sides):
 def test_a_member_of_several_sizes_scores_as_it_was_validated(sides, tmp_path):
     """With the weights and the running statistics of its own size, the largest."""
     hyperparameters = dataclasses.replace(RECIPE, epochs=2.0, scales="8,16")
-    (member,) = train_team(*sides, "resnet18", hyperparameters, (3,), tmp_path)
+    (member,) = train_members(*sides, "resnet18", hyperparameters, (3,), tmp_path)
     abstract = member.info.abstract_model()
     state = checkpoint.nnx_state(abstract, member.state)
     arrays = sides[1].arrays
@@ -111,8 +97,8 @@ def test_a_member_of_several_sizes_scores_as_it_was_validated(sides, tmp_path):
 @pytest.mark.slow
 def test_a_member_ends_as_it_would_alone(sides, vit_tiny, tmp_path):
     few_steps = dataclasses.replace(RECIPE, epochs=0.5)
-    _, together = train_team(*sides, vit_tiny, few_steps, (3, 4), tmp_path / "team")
-    (alone,) = train_team(*sides, vit_tiny, few_steps, (4,), tmp_path / "alone")
+    _, together = train_members(*sides, vit_tiny, few_steps, (3, 4), tmp_path / "team")
+    (alone,) = train_members(*sides, vit_tiny, few_steps, (4,), tmp_path / "alone")
     for name, leaf in together.state.items():
         # Adam makes whole steps also where the gradient is all rounding, as of a key's bias.
         tolerance = 1e-3 if name.endswith("key_value.bias") else 2e-5
@@ -129,7 +115,7 @@ def test_training_goes_on_from_given_weights_and_leaves_the_frozen_alone(
     hyperparameters = dataclasses.replace(
         RECIPE, epochs=0.5, start_from=str(tmp_path), freeze="embedding,blocks", layer_decay=0.8
     )
-    (again,) = train_team(*sides, vit_tiny, hyperparameters, (1,), tmp_path / "run")
+    (again,) = train_members(*sides, vit_tiny, hyperparameters, (1,), tmp_path / "run")
     for name, leaf in again.state.items():
         stays = np.array_equal(leaf, team[1].state[name])
         assert stays == name.startswith(("embedding.", "blocks.")), name
@@ -149,7 +135,7 @@ def test_a_balanced_loss_gives_both_classes_the_same_say():
 
 
 def assemble_weights(labels: np.ndarray, **hyperparameters) -> np.ndarray:
-    return weigh((3, 4), labels, Hyperparameters(**hyperparameters))
+    return example_weights((3, 4), labels, Hyperparameters(**hyperparameters))
 
 
 def test_members_of_other_seeds_are_others(team):
@@ -162,32 +148,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(sides, vit_tiny, tmp_path):
     broken = dict(training.arrays, images=np.full_like(training.arrays["images"], np.inf))
     training = dataclasses.replace(training, arrays=broken)
     with pytest.raises(LensjaxError, match=r"training loss is nan at step \d+, on 16 cutouts"):
-        train_team(training, validation, vit_tiny, RECIPE, (0,), tmp_path)
+        train_members(training, validation, vit_tiny, RECIPE, (0,), tmp_path)
 
 
 def test_too_little_data_is_refused(sides, vit_tiny, tmp_path):
     with pytest.raises(UsageError, match="do not fill a batch"):
-        train_team(*sides, vit_tiny, Hyperparameters(batch_size=512), (0,), tmp_path)
+        train_members(*sides, vit_tiny, Hyperparameters(batch_size=512), (0,), tmp_path)
 
 
-def test_normalisation_makes_pixels_standard():
-    data = blobs(64)
-    preprocessing = measure_normalisation(data)
-    pixels = data.arrays["images"].astype(np.float64)
-    np.testing.assert_allclose(preprocessing.mean, pixels.mean((0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(preprocessing.std, pixels.std((0, 1, 2)), rtol=1e-5)
-
-
-def test_the_last_batch_of_validation_is_cut(sides):
+def test_the_last_batch_of_validation_is_cut(sides, monkeypatch):
     _, validation = sides
     seen = []
 
-    def sums(params, statistics, examples):
-        seen.append(len(examples.images))
-        return jnp.asarray(examples.images).sum((1, 2, 3))[None]
+    def sums(config, scale, params, batch_stats, batch):
+        seen.append(len(batch.images))
+        return jnp.asarray(batch.images).sum((1, 2, 3))[None]
 
+    monkeypatch.setattr(loop, "validation_logits", sums)
     state = TrainState(None, None, None, None, None)
-    (found,) = loop.predict(sums, state, validation, 16)
+    (found,) = loop.predict(None, 0, state, validation, 16)
     np.testing.assert_allclose(found, validation.arrays["images"].sum((1, 2, 3)), rtol=1e-4)
     assert set(seen) == {16}
 
@@ -207,27 +186,7 @@ def test_patience_and_the_best_epoch_wait_for_the_members_own_size(
     hyperparameters = dataclasses.replace(
         RECIPE, epochs=6.0, scales="16,32", schedule="progressive", patience=1
     )
-    (member,) = train_team(*sides, vit_tiny, hyperparameters, (0,), tmp_path)
+    (member,) = train_members(*sides, vit_tiny, hyperparameters, (0,), tmp_path)
     rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
     assert [row.split(",")[1] for row in rows[::2]] == ["1", "2", "3", "4", "5"]
     np.testing.assert_allclose(member.validation["logit"], best * 0.9**3)
-
-
-def test_normalisation_is_that_of_the_training_part():
-    data = blobs(240)
-    held = split(data, 0.3)[1].group
-    data.arrays["images"][np.isin(data.group, held)] += 1000.0
-    training, validation = split(data, 0.3)
-    pixels = training.arrays["images"].astype(np.float64)
-    np.testing.assert_allclose(training.preprocessing.mean, pixels.mean((0, 1, 2)), rtol=1e-5)
-    assert validation.view == training.view
-
-
-def test_normalisation_does_not_depend_on_the_order_in_the_file(monkeypatch):
-    monkeypatch.setattr(dataset, "MEASURED", 200)
-    data = blobs(1000)
-    images = data.arrays["images"]
-    images[500:] += 10.0
-    measured = measure_normalisation(data)
-    # The share of bright ones among 200 drawn: 5 in 10, give or take 0.04.
-    assert abs(measured.mean[0] - images.mean()) < 1.5

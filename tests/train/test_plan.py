@@ -1,7 +1,6 @@
 """Plans fit their budget with the fewest groups, and say what they change."""
 
 import contextlib
-import dataclasses
 import io
 import json
 from pathlib import Path
@@ -16,11 +15,18 @@ from lensjax.data.on_device import Canvas
 from lensjax.errors import UsageError
 from lensjax.memory import Footprint
 from lensjax.train import plan as planning
-from lensjax.train.plan import Need, choose, plan_step
-from lensjax.train.step import Examples, ResolutionGroup
-from lensjax.train.team import Team
-from lensjax.train.team_plan import budget_bytes, recorded_groups
-from tests.train.small import BATCH, MESH, Convolutional, setting_and_state
+from lensjax.train.plan import (
+    GroupPlan,
+    StepPlan,
+    abstract_batch,
+    budget_bytes,
+    choose_groups,
+    plan_training,
+    recorded_groups,
+)
+from lensjax.train.setup import TrainSetup
+from lensjax.train.step import ResolutionGroup
+from tests.train.small import BATCH, MEMBERS, MESH, Convolutional, config_and_state
 
 # In one process, which makes once what the tests share.
 pytestmark = pytest.mark.xdist_group("plan")
@@ -28,24 +34,17 @@ pytestmark = pytest.mark.xdist_group("plan")
 SIZES = (1, 2, 3)
 
 
-@dataclasses.dataclass(frozen=True)
-class Named:
-    """Stands for compiled programs."""
-
-    groups: tuple[ResolutionGroup, ...]
-
-
-def additive(group: ResolutionGroup, sole: bool, batch: int) -> Need:
+def additive(group: ResolutionGroup, scale_count: int, batch_size: int) -> GroupPlan:
     """What a step would need if it took its parameters, 10, and 1 a pixel and cutout."""
-    del sole
+    del scale_count
     pixels = sum(SIZES[scale] ** 2 for scale in group.scales)
-    kept = batch * pixels / group.micro_batches * (0.5 if group.remat else 1.0)
-    return Need(Named((group,)), Footprint(10, 0, int(kept), 0), 0)
+    kept = batch_size * pixels / group.micro_batches * (0.5 if group.remat else 1.0)
+    return GroupPlan(group, Footprint(10, 0, int(kept), 0), 0)
 
 
-def chosen(budget: float, batch: int = 32, micro_batches: int = 1) -> list[ResolutionGroup]:
-    plain = [ResolutionGroup((scale,), micro_batches) for scale in range(3)]
-    return [need.group for need in choose(additive, plain, SIZES, batch, budget)]
+def chosen(budget: float, batch_size: int = 32, micro_batches: int = 1) -> list[ResolutionGroup]:
+    found = choose_groups(additive, (0, 1, 2), SIZES, micro_batches, batch_size, budget)
+    return [plan.group for plan in found]
 
 
 def test_neighbours_share_a_group_as_long_as_they_fit():
@@ -80,74 +79,50 @@ def test_what_cannot_fit_names_the_largest_batch_that_would():
 
 
 def test_budgets():
-    assert budget_bytes("3000000000", MESH) == budget_bytes("3GB", MESH) == 3 * 10**9
-    assert budget_bytes("1.5GiB", MESH) == 3 * 2**29 and budget_bytes("2k", MESH) == 2000
-    assert budget_bytes("auto", MESH) > 0
+    assert budget_bytes("3GB", MESH) == 3 * 10**9 and budget_bytes("auto", MESH) > 0
     with pytest.raises(UsageError, match="--memory-budget lots"):
         budget_bytes("lots", MESH)
 
 
-def outline(state) -> planning.Outline:
-    place = jax.sharding.NamedSharding(MESH, jax.sharding.PartitionSpec())
-
-    def abstract(leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-    images = np.zeros((BATCH, 48, 48, 2), np.float32)
-    label, weight = np.zeros(BATCH, np.float32), np.zeros((2, BATCH), np.float32)
-    examples = Examples(images, np.zeros((BATCH, 2, 4), np.float32), label, weight)
-    keys = jax.vmap(jax.random.key)(jnp.arange(2))
-    return planning.Outline(*jax.tree.map(abstract, (state, examples, keys)))
-
-
 def planned(
-    budget: float, target=None, batch: int = BATCH, scales: tuple[int, ...] = (0, 1, 2)
-) -> planning.Plan:
-    setting, state = setting_and_state(Convolutional)
-    of_batch = outline(state).of_batch(batch)
-    return plan_step(setting, scales, of_batch, MESH, budget=budget, target=target)
-
-
-@pytest.fixture(scope="module")
-def unlimited() -> planning.Plan:
-    return planned(1e12)
-
-
-def test_all_scales_are_taken_at_once_where_they_fit(unlimited):
-    assert unlimited.groups == (ResolutionGroup((0, 1, 2)),) and unlimited.alone == ()
-    assert unlimited.peak == unlimited.together.peak
+    budget: float, target=None, batch_size: int = BATCH, scales: tuple[int, ...] = (0, 1, 2), **more
+) -> StepPlan:
+    config, state = config_and_state(Convolutional)
+    keys = jax.vmap(jax.random.key)(jnp.arange(MEMBERS))
+    setup = TrainSetup("two", config, (scales,), 1, keys, np.ones((MEMBERS, 9)), 1, 1)
+    canvas = Canvas((48, 48, 2), "float32")
+    given = {"batch_size": batch_size, "budget": budget, "target": target, **more}
+    return plan_training(setup, state, canvas, **given).steps[scales]
 
 
 def test_scales_that_fit_together_are_not_compiled_alone(monkeypatch):
     asked = []
 
-    def needed(setting, group, *_):
+    def needed(setup, state, canvas, target, group, *_):
         asked.append(group)
-        return additive(group, True, BATCH)
+        return additive(group, 3, BATCH)
 
-    monkeypatch.setattr(planning, "need", needed)
-    planned(1e12)
-    assert asked == [ResolutionGroup((0, 1, 2))]
+    monkeypatch.setattr(planning, "plan_group", needed)
+    free = planned(1e12)
+    assert asked == [ResolutionGroup((0, 1, 2))] and free.alone == ()
+    assert free.groups == (free.together,) and free.peak == free.together.peak
     assert len(planned(10 + BATCH * 13).alone) == 3
 
 
 @pytest.mark.slow
-def test_groups_need_less_by_the_word_of_the_compiler(unlimited):
-    grouped = planned(unlimited.peak - 1)
-    assert len(grouped.groups) > 1 and grouped.peak < unlimited.peak
-    assert [scale for group in grouped.groups for scale in group.scales] == [0, 1, 2]
-    assert grouped.together.peak == unlimited.peak
-
-
-@pytest.mark.slow
-def test_an_h100_is_planned_for_without_one(h100):
+@pytest.mark.parametrize("device", ["here", "h100"])
+def test_groups_need_less_by_the_word_of_the_compiler(device, request):
     # Against the 4 MiB that a matrix product takes to work in, four cutouts are nothing.
-    free = planned(1e12, h100, batch=256, scales=(0, 2))
-    grouped = planned(free.peak - 1, h100, batch=256, scales=(0, 2))
-    assert (
-        grouped.groups == (ResolutionGroup((0,)), ResolutionGroup((2,)))
-        and grouped.peak < free.peak
+    more = (
+        {} if device == "here" else {"target": request.getfixturevalue("h100"), "batch_size": 256}
     )
+    free = planned(1e12, scales=(0, 2), **more)
+    grouped = planned(free.peak - 1, scales=(0, 2), **more)
+    assert [plan.group for plan in grouped.groups] == [
+        ResolutionGroup((0,)),
+        ResolutionGroup((2,)),
+    ]
+    assert grouped.peak < free.peak == grouped.together.peak
 
 
 @pytest.fixture(scope="module")
@@ -218,8 +193,6 @@ def test_what_cannot_be_planned_is_refused(tmp_path):
 
 
 def test_canvases_travel_in_their_own_type():
-    setting, state = setting_and_state(Convolutional)
-    team = Team("x", setting, MESH, ((0,),), 1, jnp.arange(2), np.ones((2, 4)), 1, 1)
-    found = planning.outline_of(team, state, Canvas((48, 48, 2), "uint8"), 4).examples
+    found = abstract_batch(2, Canvas((48, 48, 2), "uint8"), 4, MESH)
     assert found.images.shape == (4, 48, 48, 2) and found.images.dtype == jnp.uint8
     assert found.weight.shape == (2, 4)

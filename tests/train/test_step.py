@@ -10,15 +10,15 @@ from jax.flatten_util import ravel_pytree
 from lensjax.data.brightness import measure
 from lensjax.train import step as steps
 from lensjax.train.losses import consistency
-from lensjax.train.step import Examples, Programs, ResolutionGroup, TrainState
+from lensjax.train.state import TrainState
+from lensjax.train.step import ResolutionGroup, TrainBatch, train_step
 from tests.train.small import (
     BATCH,
     MEMBERS,
-    MESH,
     VIEW,
     WEIGHT,
     Convolutional,
-    setting_and_state,
+    config_and_state,
     transformer,
 )
 
@@ -27,20 +27,20 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def examples() -> Examples:
+def batch() -> TrainBatch:
     rng = np.random.default_rng(5)
     images = rng.normal(0, 1, (BATCH, 48, 48, 2)).astype(np.float32)
     weight = rng.poisson(1.0, (MEMBERS, BATCH)).astype(np.float32)
     brightness = measure(images, *VIEW.measured)
-    return Examples(images, brightness, (np.arange(BATCH) % 2).astype(np.float32), weight)
+    return TrainBatch(images, brightness, (np.arange(BATCH) % 2).astype(np.float32), weight)
 
 
 KEYS = jax.vmap(jax.random.key)(jnp.arange(MEMBERS))
 
 
-def stepped(setting, state, groups, examples, keys=KEYS, mesh=MESH):
+def stepped(config, state, groups, batch, keys=KEYS):
     copies = jax.tree.map(jnp.copy, state)  # a step gives its state away
-    return Programs(setting, groups, mesh)(copies, examples, keys)
+    return train_step(config, groups, copies, batch, keys)
 
 
 def gradient(before: TrainState, after: TrainState) -> np.ndarray:
@@ -69,35 +69,37 @@ GROUPINGS = {
         pytest.param(Convolutional, "rematerialised", WEIGHT, marks=pytest.mark.optimised),
     ],
 )
-def test_groups_give_the_gradient_of_the_whole_loss(build, grouping, weight, examples):
-    setting, state = setting_and_state(build, consistency_weight=weight)
-    whole, losses = stepped(setting, state, [ResolutionGroup((0, 1, 2))], examples)
-    grouped, found = stepped(setting, state, GROUPINGS[grouping], examples)
+def test_groups_give_the_gradient_of_the_whole_loss(build, grouping, weight, batch):
+    config, state = config_and_state(build, consistency_weight=weight)
+    whole, losses = stepped(config, state, [ResolutionGroup((0, 1, 2))], batch)
+    grouped, found = stepped(config, state, GROUPINGS[grouping], batch)
     assert_close(gradient(state, grouped), gradient(state, whole), 1e-5)
     np.testing.assert_allclose(found, losses, rtol=1e-5)
     for mine, theirs in zip(
-        jax.tree.leaves(grouped.statistics), jax.tree.leaves(whole.statistics), strict=True
+        jax.tree.leaves(grouped.batch_stats), jax.tree.leaves(whole.batch_stats), strict=True
     ):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_the_whole_loss_is_what_it_says(examples):
+def test_the_whole_loss_is_what_it_says(batch):
     """Against its definition, member by member, written out without groups."""
-    setting, state = setting_and_state(Convolutional)
-    after, losses = stepped(setting, state, [ResolutionGroup((0, 1, 2))], examples)
+    config, state = config_and_state(Convolutional)
+    after, losses = stepped(config, state, [ResolutionGroup((0, 1, 2))], batch)
     for member in range(MEMBERS):
         own = jax.tree.map(lambda leaf, member=member: leaf[member], state)
-        weight = examples.weight[member]
-        shown = steps.draw(setting, examples._replace(weight=weight), KEYS[member], own.step)
+        weight = batch.weight[member]
+        shown, key = steps.augment_batch(
+            config, batch._replace(weight=weight), KEYS[member], own.step
+        )
 
-        def loss(params, own=own, shown=shown, weight=weight):
+        def loss(params, own=own, shown=shown, key=key, weight=weight):
             passes = [
-                steps.logits_at(setting, scale, False, params, own.statistics[scale], shown)
+                steps.forward(config, scale, False, params, own.batch_stats[scale], shown, key)
                 for scale in range(3)
             ]
             logits, statistics = zip(*passes, strict=True)
             entropies = jnp.stack(
-                [(weight * setting.loss(each, examples.label)).mean() for each in logits]
+                [(weight * config.loss(each, batch.label)).mean() for each in logits]
             )
             tie = WEIGHT * consistency(jnp.stack(logits)).mean()
             return entropies.mean() + tie, (entropies, statistics)
@@ -106,51 +108,46 @@ def test_the_whole_loss_is_what_it_says(examples):
         moved = jax.tree.map(lambda a, b, m=member: a[m] - b[m], state.params, after.params)
         assert_close(ravel_pytree(moved)[0], ravel_pytree(expected)[0], 1e-5)
         np.testing.assert_allclose(losses[member], entropies, rtol=1e-5)
-        new = jax.tree.map(lambda leaf, m=member: leaf[m], after.statistics)
+        new = jax.tree.map(lambda leaf, m=member: leaf[m], after.batch_stats)
         assert_close(ravel_pytree(new)[0], ravel_pytree(statistics)[0], 1e-5)
 
 
-def test_micro_batches_add_up_without_batch_normalisation(examples):
-    setting, state = setting_and_state(transformer)
-    expected = stepped(setting, state, [ResolutionGroup((0, 1, 2))], examples, None)
-    found = stepped(
-        setting, state, [ResolutionGroup((0, 1)), ResolutionGroup((2,), 2)], examples, None
-    )
+def test_micro_batches_add_up_without_batch_normalisation(batch):
+    config, state = config_and_state(transformer)
+    expected = stepped(config, state, [ResolutionGroup((0, 1, 2))], batch, None)
+    found = stepped(config, state, [ResolutionGroup((0, 1)), ResolutionGroup((2,), 2)], batch, None)
     assert_close(gradient(state, found[0]), gradient(state, expected[0]), 1e-5)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
 
 
-def test_with_dropout_micro_batches_of_tied_groups_draw_the_same_in_both_passes(examples):
-    """The same parts one by one, as groups and as one: only so do the pulls fit the logits."""
-    setting, state = setting_and_state(Convolutional)
-    together, _ = stepped(setting, state, [ResolutionGroup((0, 1), 2)], examples)
-    apart, _ = stepped(
-        setting, state, [ResolutionGroup((0,), 2), ResolutionGroup((1,), 2)], examples
-    )
+def test_with_dropout_micro_batches_of_tied_groups_draw_the_same_in_both_passes(batch):
+    """The same parts, as two groups and as one: only so does the consistency fit the logits."""
+    config, state = config_and_state(Convolutional)
+    together, _ = stepped(config, state, [ResolutionGroup((0, 1), 2)], batch)
+    apart, _ = stepped(config, state, [ResolutionGroup((0,), 2), ResolutionGroup((1,), 2)], batch)
     assert_close(gradient(state, apart), gradient(state, together), 1e-5)
 
 
-def test_each_program_is_compiled_once(examples):
+def test_each_program_is_compiled_once(batch):
     compiled = []
 
     def on_compilation(event, _, **about):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(about["fun_name"])
 
-    setting, state = setting_and_state(Convolutional)
-    programs = Programs(setting, GROUPINGS["three"], MESH)
+    config, state = config_and_state(Convolutional)
     jax.clear_caches()
     monitoring.register_event_duration_secs_listener(on_compilation)
     try:
         for _ in range(3):
-            state, _ = programs(state, examples, KEYS)
+            state, _ = train_step(config, GROUPINGS["three"], state, batch, KEYS)
     finally:
         monitoring.unregister_event_duration_listener(on_compilation)
-    # Per group its logits and its gradient, then the pulls, the update, and one concatenation.
+    # Per group logits and gradient, then the consistency, the update, and one concatenation.
     assert len(compiled) <= 3 + 3 + 1 + 1 + 1, compiled
 
 
-def test_weights_and_statistics_are_averaged_alike(examples):
+def test_weights_and_statistics_are_averaged_alike(batch):
     """Against a loop in float64. The averages forget their start, that of a scale from its first
     step on, and one that is not trained stays."""
 
@@ -161,44 +158,44 @@ def test_weights_and_statistics_are_averaged_alike(examples):
         decay = min(0.4, (1 + steps) / (10 + steps))
         return [decay * a + (1 - decay) * b for a, b in zip(old, new, strict=True)]
 
-    setting, state = setting_and_state(Convolutional, average_decay=0.4)
-    weights, statistics = wide(state.average.params), [wide(s) for s in state.average.statistics]
+    config, state = config_and_state(Convolutional, average_decay=0.4)
+    weights, statistics = wide(state.average.params), [wide(s) for s in state.average.batch_stats]
     trained, state = [0, 0, 0], jax.tree.map(jnp.copy, state)
     for number, scales in ((3, (0, 1)), (4, (1,)), (5, (0, 1))):
-        state, _ = Programs(setting, [ResolutionGroup(scales)], MESH)(state, examples, KEYS)
+        state, _ = train_step(config, [ResolutionGroup(scales)], state, batch, KEYS)
         weights = joined(weights, wide(state.params), number)
         for scale in scales:
-            new = wide(state.statistics[scale])
+            new = wide(state.batch_stats[scale])
             statistics[scale] = joined(statistics[scale], new, trained[scale])
             trained[scale] += 1
     expected = [*weights, *(leaf for of_scale in statistics for leaf in of_scale)]
-    found = wide((state.average.params, state.average.statistics))
+    found = wide((state.average.params, state.average.batch_stats))
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
     assert trained == [2, 3, 0] == state.average.steps[1].tolist()
 
 
 @pytest.mark.parametrize("build", [Convolutional, transformer])
-def test_bfloat16_keeps_float32_parameters_and_nearly_the_gradient(build, examples):
-    setting, state = setting_and_state(build)
-    narrow, _ = setting_and_state(build, precision="bfloat16")
-    expected, _ = stepped(setting, state, [ResolutionGroup((0,))], examples)
-    found, _ = stepped(narrow, state, [ResolutionGroup((0,))], examples)
+def test_bfloat16_keeps_float32_parameters_and_nearly_the_gradient(build, batch):
+    config, state = config_and_state(build)
+    narrow, _ = config_and_state(build, precision="bfloat16")
+    expected, _ = stepped(config, state, [ResolutionGroup((0,))], batch)
+    found, _ = stepped(narrow, state, [ResolutionGroup((0,))], batch)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(found.params))
     mine, theirs = gradient(state, found), gradient(state, expected)
     assert np.linalg.norm(mine - theirs) < 0.1 * np.linalg.norm(theirs)
     assert np.abs(mine - theirs).max() > 0
 
 
-def test_a_member_gets_the_gradient_that_it_would_get_alone(examples):
-    setting, state = setting_and_state(Convolutional)
-    together, _ = stepped(setting, state, [ResolutionGroup((0,))], examples)
+def test_a_member_gets_the_gradient_that_it_would_get_alone(batch):
+    config, state = config_and_state(Convolutional)
+    together, _ = stepped(config, state, [ResolutionGroup((0,))], batch)
     sole = jax.tree.map(lambda leaf: leaf[1:], state)
     alone, _ = stepped(
-        setting,
+        config,
         sole,
         [ResolutionGroup((0,))],
-        examples._replace(weight=examples.weight[1:]),
+        batch._replace(weight=batch.weight[1:]),
         KEYS[1:],
     )
     expected = gradient(sole, jax.tree.map(lambda leaf: leaf[1:], together))

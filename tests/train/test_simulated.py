@@ -11,8 +11,8 @@ from lensjax.sky import render
 from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import DECAM
 from lensjax.train.config import Hyperparameters
-from lensjax.train.loop import train_team
-from lensjax.train.stream import Sky, Stream, stream
+from lensjax.train.loop import train_members
+from lensjax.train.simulated import Simulated, Sky, simulated
 
 # In one process, which makes once what the tests share.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stream")]
@@ -24,11 +24,11 @@ SEEN = Preprocessing.unnormalised(DECAM.bands, 24, DECAM.pixel_scale, "asinh", 2
 
 @pytest.fixture(scope="module")
 def sides():
-    return stream(SKY, COUNT, 40, SEEN)
+    return simulated(SKY, COUNT, 40, SEEN)
 
 
 @pytest.fixture(scope="module")
-def training(sides) -> Stream:
+def training(sides) -> Simulated:
     return sides[0]
 
 
@@ -38,7 +38,7 @@ def taken(batches, count: int) -> list[dict[str, np.ndarray]]:
 
 def test_the_first_epoch_is_the_simulated_sky(training):
     sky = render.simulate(SKY.survey, count=COUNT, lens_fraction=0.5, seed=3)
-    for batch in taken(training.batches(BATCH), COUNT // BATCH):
+    for batch in taken(iter(training.batches(BATCH)), COUNT // BATCH):
         rows = batch["row"]
         np.testing.assert_allclose(batch["images"], sky.images[rows], rtol=1e-4, atol=1e-2)
         np.testing.assert_array_equal(batch["label"], sky.truth["label"][rows])
@@ -47,7 +47,7 @@ def test_the_first_epoch_is_the_simulated_sky(training):
 
 def test_no_picture_returns(training):
     of_epoch = COUNT // BATCH
-    first, *_, again = taken(training.batches(BATCH), of_epoch + 1)
+    first, *_, again = taken(iter(training.batches(BATCH)), of_epoch + 1)
     np.testing.assert_array_equal(again["row"], first["row"])
     np.testing.assert_array_equal(again["label"], first["label"])
     noise = np.median(np.abs(first["images"]))
@@ -55,11 +55,11 @@ def test_no_picture_returns(training):
 
 
 def test_it_goes_on_where_it_was(training):
-    batches = training.batches(BATCH)
+    batches = iter(training.batches(BATCH))
     taken(batches, 2)
     state = batches.get_state()
     expected = taken(batches, 3)
-    again = training.batches(BATCH)
+    again = iter(training.batches(BATCH))
     again.set_state(state)
     for found, wanted in zip(taken(again, 3), expected, strict=True):
         for name, values in wanted.items():
@@ -68,10 +68,10 @@ def test_it_goes_on_where_it_was(training):
 
 def test_validation_is_fixed_and_of_another_sky(training, sides):
     _, validation = sides
-    _, again = stream(SKY, COUNT, 40, SEEN)
+    _, again = simulated(SKY, COUNT, 40, SEEN)
     np.testing.assert_array_equal(again.arrays["images"], validation.arrays["images"])
     assert len(validation) == 40 and validation.view == training.view
-    (batch,) = taken(training.batches(40), 1)
+    (batch,) = taken(iter(training.batches(40)), 1)
     assert not np.isin(validation.arrays["images"][:, 0, 0, 0], batch["images"]).any()
 
 
@@ -87,7 +87,7 @@ def test_no_source_is_in_both_training_and_validation(monkeypatch):
     monkeypatch.setattr(render, "simulate", noise)
     name = np.array([f"galaxy-{number}" for number in range(12)])
     stamps = Stamps(np.full((12, 2, 2), 0.25, np.float32), 0.1, name)
-    training, _ = stream(dataclasses.replace(SKY, stamps=stamps), COUNT, 20, SEEN)
+    training, _ = simulated(dataclasses.replace(SKY, stamps=stamps), COUNT, 20, SEEN)
     measured, validated = drawn
     assert set(training.sky.stamps.name) == measured
     assert not measured & validated and measured | validated == set(name)
@@ -96,7 +96,7 @@ def test_no_source_is_in_both_training_and_validation(monkeypatch):
 
 def test_a_member_is_trained_on_it_and_says_so(sides, tmp_path):
     hyperparameters = Hyperparameters(batch_size=BATCH, epochs=2.0)
-    (member,) = train_team(*sides, "light_transformer", hyperparameters, (0,), tmp_path)
+    (member,) = train_members(*sides, "light_transformer", hyperparameters, (0,), tmp_path)
     said = member.info.training["simulated"]
     assert said["name"] == "decam" and said["size"] == 24 and said["seed"] == 3
     assert np.isfinite(member.validation["logit"]).all()
@@ -104,10 +104,10 @@ def test_a_member_is_trained_on_it_and_says_so(sides, tmp_path):
 
 def test_an_input_size_is_the_same_sky_in_other_pixels():
     finer = dataclasses.replace(SEEN, input_size=48, pixel_scale=0.263 / 2)
-    training, _ = stream(SKY, COUNT, 40, finer)
+    training, _ = simulated(SKY, COUNT, 40, finer)
     assert training.view.geometry.action == "resampled" and not training.view.geometry.pads
 
 
 def test_a_sky_of_one_class_is_refused():
     with pytest.raises(UsageError, match="training data .50 cutouts. need lenses and non-lenses"):
-        stream(dataclasses.replace(SKY, lens_fraction=0.0), COUNT, 40, SEEN)
+        simulated(dataclasses.replace(SKY, lens_fraction=0.0), COUNT, 40, SEEN)

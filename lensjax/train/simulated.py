@@ -15,7 +15,7 @@ from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.sky import render
 from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import Survey
-from lensjax.train.dataset import MEASURED, Labelled, check_classes, measure_normalisation
+from lensjax.train.data import MEASURED, Labelled, check_classes, measure_normalisation
 
 # What is fixed, as the validation set, has a seed of its own, which no user is likely to give.
 FIXED_SEED = 1_000_000_000
@@ -23,7 +23,7 @@ FIXED_SEED = 1_000_000_000
 
 @dataclass(frozen=True)
 class Sky:
-    """What a stream shows: `stamps` are real galaxies as sources, or None; see
+    """What simulated data show: `stamps` are real galaxies as sources, or None; see
     `render.simulate`."""
 
     survey: Survey
@@ -32,7 +32,7 @@ class Sky:
     stamps: Stamps | None
 
     def fixed(self, view: View, count: int, seed: int) -> Labelled:
-        """Returns `count` cutouts that are none of the stream, in memory."""
+        """Returns `count` cutouts that no training shows, in memory."""
         drawn = render.simulate(
             self.survey,
             count=count,
@@ -49,7 +49,7 @@ class Sky:
 
 
 @dataclass(frozen=True)
-class Stream:
+class Simulated:
     """An endless training set, of which so many cutouts make an epoch: each epoch shows the kinds
     of pictures in the same order, but no picture ever returns."""
 
@@ -91,7 +91,7 @@ class Stream:
             | {"seed": self.sky.seed, "source_stamps": 0 if stamps is None else len(stamps.name)},
         }
 
-    def batches(self, batch_size: int) -> grain.DatasetIterator[dict[str, Any]]:
+    def batches(self, batch_size: int) -> grain.IterDataset[dict[str, Any]]:
         """Returns batches without end as `Labelled.batches` does, their images on the device, where
         they are being drawn while the host goes on."""
         keys = jax.random.split(jax.random.key(self.sky.seed))
@@ -120,15 +120,13 @@ class Stream:
             return {"images": images, "brightness": brightness, "label": labels[rows], "row": rows}
 
         numbers = grain.MapDataset.range(2**62).map(draw)
-        # The host measures a batch while the device trains with the one before.
-        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-        return iter(numbers.to_iter_dataset(ahead))
+        return numbers.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
 
 
-def stream(
+def simulated(
     sky: Sky, count: int, validation: int, preprocessing: Preprocessing
-) -> tuple[Stream, Labelled]:
-    """Returns a stream of `count` cutouts an epoch, and a fixed validation set of its kind, as
+) -> tuple[Simulated, Labelled]:
+    """Returns training data of `count` cutouts an epoch, and a fixed validation set of its kind, as
     networks see them: the normalisation is measured. No real galaxy is a source in both.
 
     Raises UsageError for what cannot be simulated, and where either lacks a class.
@@ -141,7 +139,7 @@ def stream(
     view = View(preprocessing, 0, tuple(range(len(survey.bands))), of_canvas)
     measured = sky.fixed(view, MEASURED, 2 * FIXED_SEED + sky.seed)
     view = dataclasses.replace(view, preprocessing=measure_normalisation(measured))
-    training = Stream(view, sky, render.plan(count, sky.lens_fraction, sky.seed))
+    training = Simulated(view, sky, render.plan(count, sky.lens_fraction, sky.seed))
     fixed = other.fixed(view, validation, FIXED_SEED + sky.seed)
     for name, data in (("training", training), ("validation", fixed)):
         check_classes(name, data.labels)

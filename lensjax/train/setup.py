@@ -1,4 +1,4 @@
-"""A team before its first step: members of one architecture, stacked, that train together."""
+"""What a training begins with: its static settings, and the state before the first step."""
 
 import dataclasses
 import functools
@@ -20,70 +20,70 @@ from lensjax.ensemble.checkpoint import MemberInfo
 from lensjax.errors import UsageError
 from lensjax.models import registry
 from lensjax.train.config import Hyperparameters
-from lensjax.train.dataset import Labelled
-from lensjax.train.finetune import frozen_names, paced, start_hashes, starts
+from lensjax.train.data import Labelled, views_at
+from lensjax.train.finetune import frozen_names, layerwise, start_hashes, starts
 from lensjax.train.losses import binary_loss
-from lensjax.train.optimiser import optimiser
-from lensjax.train.scales import scale_sets, views_at
-from lensjax.train.step import Average, Setting, TrainState
-from lensjax.train.stream import Stream
+from lensjax.train.schedule import adamw, scale_sets
+from lensjax.train.simulated import Simulated
+from lensjax.train.state import Average, TrainState
+from lensjax.train.step import StepConfig
 
-Training = Labelled | Stream
+TrainingData = Labelled | Simulated
 
 
-class Team(NamedTuple):
-    """What a team is trained with; nothing of it changes.
+class TrainSetup(NamedTuple):
+    """What the members of one architecture, stacked, are trained with; nothing of it changes.
 
-    `scale_sets`: the scales of a step, all that there are. Of each batch at least so many
-    `micro_batches`. `keys` (member,) draw augmentation and dropout. `weights` (member, cutout) is
-    what each training cutout counts.
+    `scale_sets`: the sets of scales that steps train at. `micro_batches`: of each batch, at least.
+    `keys` (member,) draw augmentation and dropout. `weights` (member, cutout) are those of the
+    training cutouts in the loss.
     """
 
     architecture: str
-    setting: Setting
-    mesh: Mesh
+    config: StepConfig
     scale_sets: tuple[tuple[int, ...], ...]
     micro_batches: int
     keys: Array
     weights: np.ndarray
     steps: int
-    steps_an_epoch: int
+    steps_per_epoch: int
 
 
-def assemble(
+def set_up(
     info: MemberInfo,
     view: View,
     labels: np.ndarray,
     hyperparameters: Hyperparameters,
     seeds: Sequence[int],
     mesh: Mesh,
-) -> tuple[Team, TrainState]:
-    """Returns the team of these seeds and its state before the first step.
+) -> tuple[TrainSetup, TrainState]:
+    """Returns the setup of members of these seeds and their state before the first step.
 
-    Raises UsageError where members, batches and parts of batches cannot be shared evenly.
+    Raises UsageError where members, batches and micro-batches cannot be shared evenly.
     """
     _check_shares(hyperparameters, len(seeds), mesh)
     roots = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
     fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-    graph, params, statistics = initialise(info, fold_in(roots, 0))
+    graph, params, batch_stats = initialise(info, fold_in(roots, 0))
     if hyperparameters.start_from is not None:
-        params, statistics = starts(Path(hyperparameters.start_from), info, seeds)
-    depths = registry.resolve(info.architecture).depths
-    before, after = paced(
-        depths, hyperparameters.layer_decay, frozen_names(hyperparameters.freeze, params)
-    )
+        params, batch_stats = starts(Path(hyperparameters.start_from), info, seeds)
     views = views_at(view, hyperparameters.sizes() or [view.preprocessing.input_size])
-    per_epoch = len(labels) // hyperparameters.batch_size
-    steps = max(1, round(hyperparameters.epochs * per_epoch))
-    setting = Setting(
-        graph,
-        views,
-        functools.partial(
+    steps_per_epoch = len(labels) // hyperparameters.batch_size
+    steps = max(1, round(hyperparameters.epochs * steps_per_epoch))
+    before, after = layerwise(
+        registry.resolve(info.architecture).depths,
+        hyperparameters.layer_decay,
+        frozen_names(hyperparameters.freeze, params),
+    )
+    config = StepConfig(
+        graph=graph,
+        views=views,
+        loss=functools.partial(
             binary_loss,
             smoothing=hyperparameters.label_smoothing,
             focusing=hyperparameters.focusing,
         ),
-        optimiser(
+        optimizer=adamw(
             learning_rate=hyperparameters.learning_rate,
             weight_decay=hyperparameters.weight_decay,
             steps=steps,
@@ -92,39 +92,44 @@ def assemble(
             before=before,
             after=after,
         ),
-        hyperparameters.consistency_weight,
-        hyperparameters.precision,
-        hyperparameters.average_decay,
-        hyperparameters.augmentation(),
+        mesh=mesh,
+        consistency_weight=hyperparameters.consistency_weight,
+        precision=hyperparameters.precision,
+        average_decay=hyperparameters.average_decay,
+        augmentation=hyperparameters.augmentation(),
     )
-    team = Team(
+    setup = TrainSetup(
         info.architecture,
-        setting,
-        mesh,
+        config,
         scale_sets(hyperparameters.schedule, len(views)),
         hyperparameters.micro_batches,
         jax.device_put(fold_in(roots, 1), NamedSharding(mesh, sharding.BY_MEMBER)),
-        weigh(seeds, labels, hyperparameters),
+        example_weights(seeds, labels, hyperparameters),
         steps,
-        per_epoch,
+        steps_per_epoch,
     )
+    return setup, initial_state(config, params, batch_stats)
+
+
+def initial_state(config: StepConfig, params: Any, batch_stats: Any) -> TrainState:
+    """Returns the state before the first step, from trees with the members in front."""
     # Copies: a state is given away, and no array can be given twice.
-    of_scales = tuple(jax.tree.map(jnp.copy, statistics) for _ in views)
-    average = Average(params, of_scales, jnp.zeros((len(seeds), len(views)), jnp.int32))
-    return team, TrainState(
-        params,
-        of_scales,
-        jax.jit(jax.vmap(setting.optimizer.init))(params),
-        jax.tree.map(jnp.copy, average) if hyperparameters.average_decay is not None else None,
-        jnp.zeros(len(seeds), jnp.int32),
-    )
+    of_scales = tuple(jax.tree.map(jnp.copy, batch_stats) for _ in config.views)
+    members, average = len(jax.tree.leaves(params)[0]), None
+    if config.average_decay is not None:
+        steps = jnp.zeros((members, len(config.views)), jnp.int32)
+        average = jax.tree.map(jnp.copy, Average(params, of_scales, steps))
+    opt_state = jax.jit(jax.vmap(config.optimizer.init))(params)
+    return TrainState(params, of_scales, opt_state, average, jnp.zeros(members, jnp.int32))
 
 
-def weigh(seeds: Sequence[int], labels: np.ndarray, hyperparameters: Hyperparameters) -> np.ndarray:
-    """Returns what each cutout counts for each member, (member, cutout) float32.
+def example_weights(
+    seeds: Sequence[int], labels: np.ndarray, hyperparameters: Hyperparameters
+) -> np.ndarray:
+    """Returns the weight of each cutout in the loss of each member, (member, cutout) float32.
 
-    Balanced, each class counts half of all. With bootstrap a cutout counts as often as it stands in
-    a resample: Poisson(1), which the count of draws with replacement tends to (Oza & Russell 2001,
+    Balanced, each class has half of all. With bootstrap a cutout counts as often as it stands in a
+    resample: Poisson(1), which the count of draws with replacement tends to (Oza & Russell 2001,
     "Online bagging and boosting").
     """
     count = len(labels)
@@ -138,7 +143,7 @@ def weigh(seeds: Sequence[int], labels: np.ndarray, hyperparameters: Hyperparame
 
 
 def _check_shares(hyperparameters: Hyperparameters, members: int, mesh: Mesh) -> None:
-    """Raises UsageError where members, batches and parts of batches cannot be shared evenly."""
+    """Raises UsageError where members, batches and micro-batches cannot be shared evenly."""
     shards, parts = mesh.shape[sharding.MEMBER], mesh.shape[sharding.DATA]
     batch_size = hyperparameters.batch_size
     if batch_size % hyperparameters.micro_batches:
@@ -159,15 +164,15 @@ def initialise(info: MemberInfo, keys: Array) -> tuple[nnx.GraphDef, nnx.State, 
     the `keys` (member,) in front."""
     drawn = [nnx.split(info.build(nnx.Rngs(key)), nnx.Param, nnx.BatchStat) for key in keys]
     # Stacked by NumPy, which has nothing to compile.
-    params, statistics = (
+    params, batch_stats = (
         jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *states)
         for states in zip(*(states for _, *states in drawn), strict=True)
     )
-    return drawn[0][0], params, statistics
+    return drawn[0][0], params, batch_stats
 
 
 def member_info(
-    training: Training, architecture: str, hyperparameters: Hyperparameters
+    training: TrainingData, architecture: str, hyperparameters: Hyperparameters
 ) -> MemberInfo:
     """Returns what is known of a member before it is trained."""
     return MemberInfo(
@@ -180,7 +185,7 @@ def member_info(
 
 
 def training_record(
-    hyperparameters: Hyperparameters, training: Training, architecture: str
+    hyperparameters: Hyperparameters, training: TrainingData, architecture: str
 ) -> dict[str, Any]:
     """Returns what `member.json` says of the training, all but the seed; the same record and the
     same seed mean the same member."""

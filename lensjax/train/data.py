@@ -1,0 +1,285 @@
+"""Labelled cutouts to train on, split so that no object stands in both training and validation.
+
+They are read once, to find those that can be read and to measure them. Their images stay in memory
+where that holds them; else each batch reads its own again, in the order of a global shuffle.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from grain.experimental import device_put
+from jax.sharding import Mesh, NamedSharding
+
+from lensjax import runtime
+from lensjax.data import pipeline
+from lensjax.data.brightness import LEVEL
+from lensjax.data.on_device import Canvas, View, seen
+from lensjax.data.planes import Unreadable, without_blank
+from lensjax.data.preprocess import Preprocessing, fill_masked, fit, geometry
+from lensjax.data.source import Picked, Source
+from lensjax.data.splits import held_back
+from lensjax.ensemble import sharding
+from lensjax.errors import LensjaxError, UsageError
+from lensjax.memory import host_bytes_left
+
+READING_BATCH = 256
+MEASURED = 1024
+
+# Of the memory that is left; the rest is for batches, the network and its gradient.
+SHARE_FOR_IMAGES = 0.5
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Cutouts as they travel to the device: `arrays` holds the images (n, height, width, band) that
+    `view` is taken of, their brightness (n, band, 4) and label (n,) float32; `id` and `group` (n,)
+    say which objects they are. `origin`: of which data they are, and how these were read.
+    `flagged`: how many of those read lack data in some band. `threads`: how many read batches
+    ahead, 0 where the images are in memory.
+    """
+
+    view: View
+    arrays: dict[str, Any]
+    id: np.ndarray
+    group: np.ndarray
+    origin: dict[str, Any] = field(default_factory=dict)
+    flagged: int = 0
+    threads: int = 0
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.view.preprocessing
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.arrays["label"]
+
+    @property
+    def canvas(self) -> Canvas:
+        images = self.arrays["images"]
+        return Canvas(images.shape[1:], images.dtype.name)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Returns what `member.json` says of the data."""
+        lenses = int(self.labels.sum())
+        counts = {"cutouts": len(self), "lenses": lenses, "first_id": str(self.id[0])}
+        return counts | self.origin
+
+    def batches(self, batch_size: int) -> grain.IterDataset[dict[str, Any]]:
+        """Returns batches without end, each of images, brightness, label, and `row` of these data.
+
+        Each epoch has another order, the same for all seeds: members that share batches see what
+        each would see alone. What remains of an epoch and fills no batch is left out. Raises
+        UsageError where there are fewer cutouts than a batch.
+        """
+        if len(self) < batch_size:
+            raise UsageError(
+                f"{len(self)} training cutouts do not fill a batch of {batch_size}; "
+                "lower --batch-size"
+            )
+        rows = grain.MapDataset.range(len(self)).seed(0).shuffle()
+        epochs = rows.batch(batch_size, drop_remainder=True).repeat()
+        batches = epochs.map(lambda rows: self._gather(rows) | {"row": rows})
+        return batches.to_iter_dataset(grain.ReadOptions(self.threads, self.threads))
+
+    def in_order(self, batch_size: int) -> grain.DatasetIterator[dict[str, Any]]:
+        """Returns an iterator over all cutouts; the last batch is filled up with some once more."""
+
+        def gather(start: int) -> dict[str, Any]:
+            rows = np.arange(start, min(start + batch_size, len(self)))
+            return self._gather(np.resize(rows, batch_size))
+
+        batches = grain.MapDataset.range(0, len(self), batch_size).map(gather)
+        return iter(batches.to_iter_dataset(grain.ReadOptions(self.threads, self.threads)))
+
+    def _gather(self, rows: np.ndarray) -> dict[str, Any]:
+        return {name: values[rows] for name, values in self.arrays.items()}
+
+    def take(self, rows: np.ndarray) -> "Labelled":
+        """Returns the chosen rows, by index or mask."""
+        images = self.arrays["images"]
+        arrays = {name: v[rows] for name, v in self.arrays.items() if name != "images"}
+        # The images of both sides of a split would take the memory twice.
+        whole = isinstance(images, Picked)
+        arrays["images"] = Picked(images.array, images.rows[rows]) if whole else images[rows]
+        return dataclasses.replace(self, arrays=arrays, id=self.id[rows], group=self.group[rows])
+
+
+@dataclass(frozen=True)
+class ImagesOnDisk:
+    """The images of a source as an array (row, height, width, band): read whenever they are asked
+    for, each as the pipeline has read it. `level` (row, band) is that of the skies."""
+
+    source: Source
+    preprocessing: Preprocessing
+    canvas: Canvas
+    how: str
+    level: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.source), *self.canvas.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.canvas.dtype)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        images = np.empty((len(rows), *self.canvas.shape), self.dtype)
+        for place, row in enumerate(rows):
+            try:
+                images[place] = self._image(int(row))
+            except Unreadable as error:
+                name = self.source.table["id"][row]
+                raise LensjaxError(f"cutout {name} could be read before: {error}") from error
+        return images
+
+    def _image(self, row: int) -> np.ndarray:
+        stack, bands = self.source.stack, self.preprocessing.bands
+        channels = [self.source.bands.index(band) for band in bands]
+        cutout, _ = without_blank(self.source[row], channels)
+        image = fill_masked(cutout.image)[..., channels]
+        if stack is not None and stack.shape[:2] == self.canvas.shape[:2]:
+            return image
+        made = geometry(image.shape[:2], cutout.pixel_scale, self.preprocessing, self.how)
+        return fit(image, made, self.level[row])
+
+
+def prefetched(
+    batches: grain.IterDataset[dict[str, Any]], weights: np.ndarray, mesh: Mesh
+) -> grain.DatasetIterator[tuple[dict[str, Any], Any]]:
+    """Returns an iterator over batches and their `weights` (member, batch), of (member, cutout), on
+    the devices: the next ones are read and sent while a step computes.
+
+    Its state is that of what has been taken from it.
+    """
+    by_cutout = NamedSharding(mesh, sharding.BY_CUTOUT)
+    both = NamedSharding(mesh, sharding.BY_MEMBER_AND_CUTOUT)
+    weighted = batches.map(lambda batch: (batch, weights[:, batch["row"]]))
+    places = by_cutout, both
+    return iter(device_put(weighted, places, cpu_buffer_size=1, device_buffer_size=1))
+
+
+def views_at(view: View, sizes: Sequence[int]) -> tuple[View, ...]:
+    """Returns what networks of these input sizes, ascending, take of the canvas of `view`.
+
+    All show the same part of the sky and share bands, stretch and normalisation; `seen` brings a
+    canvas to the size of a view, antialiased. Raises UsageError for sizes that are none.
+    """
+    if not sizes or any(size < 1 for size in sizes) or len(set(sizes)) < len(sizes):
+        raise UsageError(f"--scales wants different sizes of at least 1, not {list(sizes)}")
+    views = []
+    for size in sorted(sizes):
+        if size == view.preprocessing.input_size:
+            views.append(view)
+            continue
+        preprocessing = dataclasses.replace(view.preprocessing, input_size=size)
+        of_canvas = geometry(view.geometry.shape, None, preprocessing, "resize")
+        views.append(dataclasses.replace(view, preprocessing=preprocessing, geometry=of_canvas))
+    return tuple(views)
+
+
+def first_of_each_class(source: Source, count: int) -> Source:
+    """Returns the first `count` lenses and the first `count` others of a source, in their order."""
+    label = _labels(source)
+    rows = np.sort(np.concatenate([np.flatnonzero(label == one)[:count] for one in (0, 1)]))
+    if len(rows) == len(source):
+        return source
+    return dataclasses.replace(
+        source,
+        table=source.table[rows],
+        read=lambda row: source.read(int(rows[row])),
+        stack=None,
+    )
+
+
+def read_labelled(source: Source, preprocessing: Preprocessing, how: str) -> Labelled:
+    """Returns the readable cutouts of `source` that have a label, their pixels not normalised.
+
+    Objects without a `group` are groups of their own. Raises UsageError without labels.
+    """
+    label = _labels(source)
+    layout = pipeline.layout(source, (preprocessing,), how)
+    (view,), count, bands = layout.views, len(source), len(preprocessing.bands)
+    canvas = Canvas((*layout.canvases[0].shape[:2], bands), layout.canvases[0].dtype)
+    in_memory = count * canvas.nbytes <= SHARE_FOR_IMAGES * host_bytes_left()
+    images = np.empty((count if in_memory else 0, *canvas.shape), canvas.dtype)
+    brightness, rows = np.empty((count, bands, 4), np.float32), np.empty(count, np.int64)
+    filled = flagged = 0
+    with runtime.progress("reading", count, "cutouts") as advance:
+        for batch in pipeline.batches(source, (preprocessing,), how=how, batch_size=READING_BATCH):
+            kept = np.flatnonzero(batch.readable[: batch.count])
+            kept = kept[np.isin(label[batch.rows[kept]], (0.0, 1.0))]
+            new = slice(filled, filled + len(kept))
+            if in_memory:
+                images[new] = batch.inputs.images[0][kept][..., list(view.channels)]
+            brightness[new], rows[new] = batch.inputs.brightness[0][kept], batch.rows[kept]
+            flagged += sum(bool(batch.flags[place]) for place in kept)
+            filled = new.stop
+            advance(batch.count)
+    brightness, rows = brightness[:filled], rows[:filled]
+    found = Picked(images, np.arange(filled))
+    if not in_memory:
+        level = np.zeros((count, bands), np.float32)
+        level[rows] = brightness[..., LEVEL]
+        found = Picked(ImagesOnDisk(source, preprocessing, canvas, how, level), rows)
+    arrays = {"images": found, "brightness": brightness, "label": label[rows]}
+    ids = np.asarray(source.table["id"])[rows]
+    grouped = "group" in source.table.colnames
+    group = np.asarray(source.table["group"])[rows] if grouped else ids
+    view = dataclasses.replace(view, channels=tuple(range(bands)))
+    threads = 0 if in_memory else max(1, source.threads)
+    return Labelled(view, arrays, ids, group, flagged=flagged, threads=threads)
+
+
+def split(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
+    """Returns the training and the validation part, whole groups in either, both normalised by the
+    pixels of the training part.
+
+    Raises UsageError where a part lacks a class.
+    """
+    chosen = held_back(data.group, fraction, "validation")
+    training, validation = data.take(~chosen), data.take(chosen)
+    for name, part in (("training", training), ("validation", validation)):
+        check_classes(name, part.labels)
+    view = dataclasses.replace(data.view, preprocessing=measure_normalisation(training))
+    return dataclasses.replace(training, view=view), dataclasses.replace(validation, view=view)
+
+
+def check_classes(name: str, labels: np.ndarray) -> None:
+    """Raises UsageError where `labels` (n,) lack lenses or non-lenses."""
+    if len(np.unique(labels)) < 2:
+        raise UsageError(f"the {name} data ({len(labels)} cutouts) need lenses and non-lenses")
+
+
+def measure_normalisation(data: Labelled) -> Preprocessing:
+    """Returns the preprocessing of `data` with the mean and standard deviation, per band, of its
+    stretched pixels, over at most MEASURED cutouts, drawn by a fixed seed: what comes first in a
+    file may be of one kind."""
+    chosen = np.sort(np.random.default_rng(0).permutation(len(data))[:MEASURED])
+    bands = len(data.preprocessing.bands)
+    plain = data.preprocessing.normalised((0.0,) * bands, (1.0,) * bands)
+    view = dataclasses.replace(data.view, preprocessing=plain)
+    images, brightness = (data.arrays[name][chosen] for name in ("images", "brightness"))
+    stretched = np.asarray(jax.jit(seen, static_argnums=0)(view, images, brightness), np.float64)
+    mean, std = stretched.mean((0, 1, 2)), np.maximum(stretched.std((0, 1, 2)), 1e-6)
+    return plain.normalised(mean, std)
+
+
+def _labels(source: Source) -> np.ndarray:
+    """Returns the labels (n,) float32: 1 a lens, 0 none, anything else unknown."""
+    if "label" not in source.table.colnames:
+        raise UsageError(
+            "the training data carry no labels; give a catalogue with a `label` column, an .npz "
+            "with `label`, or class folders (lens/, nonlens/)"
+        )
+    return np.asarray(source.table["label"], np.float32)

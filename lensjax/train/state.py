@@ -1,0 +1,85 @@
+"""All of a training that changes: what a step changes, and the best epoch of each member.
+
+Members stand in front of every array.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+
+class Average(NamedTuple):
+    """Moving averages of the parameters and of each scale's batch statistics, and the steps
+    (scale,) that trained at each: before the first its statistics say nothing."""
+
+    params: Any
+    batch_stats: tuple[Any, ...]
+    steps: Array
+
+
+class TrainState(NamedTuple):
+    """All that a step changes. `average` is an `Average`, or None.
+
+    `batch_stats`: of batch normalisation, one tree a scale: a lens of 64 pixels has other channel
+    means than the same lens of 224, and a mean of both is that of neither.
+    """
+
+    params: Any
+    batch_stats: tuple[Any, ...]
+    opt_state: Any
+    average: Any
+    step: Array
+
+    @property
+    def weights(self) -> tuple[Any, tuple[Any, ...]]:
+        """What members take of a state: parameters and each scale's batch statistics, averaged
+        where there are averages."""
+        found = self if self.average is None else self.average
+        return found.params, found.batch_stats
+
+
+class BestEpoch(NamedTuple):
+    """The best epoch of each member by validation loss, on the host: `loss` and `stale_epochs`
+    since then (member,), `logits` (member, n) of the validation data, and the `weights`."""
+
+    loss: np.ndarray
+    stale_epochs: np.ndarray
+    logits: np.ndarray
+    weights: tuple[Any, tuple[Any, ...]]
+
+    @staticmethod
+    def none(state: TrainState, rows: int) -> "BestEpoch":
+        """Returns what is there before the first epoch has ended."""
+        members = len(state.step)
+        weights, logits = jax.tree.map(np.array, state.weights), np.zeros((members, rows))
+        return BestEpoch(np.full(members, np.inf), np.zeros(members, np.int64), logits, weights)
+
+    def updated(
+        self, loss: np.ndarray, logits: np.ndarray, state: TrainState, patience: float
+    ) -> "BestEpoch":
+        """Returns the best of this and of the epoch that has ended.
+
+        A member out of patience stays as it is: it ends as it would without its company.
+        """
+        better = (loss < self.loss) & (self.stale_epochs < patience)
+
+        def chosen(new: ArrayLike, old: np.ndarray) -> np.ndarray:
+            new = np.asarray(new)
+            return np.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+        return BestEpoch(
+            chosen(loss, self.loss),
+            np.where(better, 0, self.stale_epochs + 1),
+            chosen(logits, self.logits),
+            jax.tree.map(chosen, state.weights, self.weights) if better.any() else self.weights,
+        )
+
+
+class Run(NamedTuple):
+    """A run after some steps."""
+
+    state: TrainState
+    best: BestEpoch
