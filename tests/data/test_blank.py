@@ -33,8 +33,8 @@ def cutouts(dtype, empty) -> np.ndarray:
 FLAGS = ["", "no data in r", "no data in g, r", "", "", ""]
 
 
-def read(source, **options):
-    (batch,) = batches(source, VIEWS, how="auto", batch_size=7, **options)
+def read(source):
+    (batch,) = batches(source, VIEWS, how="auto", batch_size=7)
     return batch
 
 
@@ -47,23 +47,21 @@ WAYS = [
 
 @pytest.mark.parametrize(
     ("kind", "dtype", "empty", "reason"),
-    [(kind, *way) for kind in ("whole stack", "fitted") for way in WAYS]
-    + [("a process", "float32", np.nan, "no valid pixel")],
+    [(kind, *way) for kind in ("whole stack", "fitted") for way in WAYS],
 )
 def test_the_rule_is_the_same_on_every_way_in(tmp_path, kind, dtype, empty, reason):
     images = cutouts(dtype, empty)
     if kind == "whole stack":
         np.savez(tmp_path / "a.npz", images=images, bands=BANDS)
-        source, options = open_source(tmp_path / "a.npz", needed=BANDS, pixel_scale=0.2), {}
+        source = open_source(tmp_path / "a.npz", needed=BANDS, pixel_scale=0.2)
     else:
         for row, image in enumerate(images):
             np.save(tmp_path / f"{row}.npy", image)
         source = open_source(tmp_path, needed=BANDS, pixel_scale=0.2)
-        options = {"processes": 1} if kind == "a process" else {}
-    batch = read(source, **options)
+    batch = read(source)
     assert batch.readable.tolist() == [True] * 3 + [False] * 4
-    assert batch.reasons == [""] * 3 + [EQUAL.format(0), EQUAL.format(9), reason, ""]
-    assert batch.flags == [*FLAGS, ""]
+    assert batch.reasons.tolist() == [""] * 3 + [EQUAL.format(0), EQUAL.format(9), reason, ""]
+    assert batch.flags.tolist() == [*FLAGS, ""]
     assert batch.masked[:3].tolist() == [0, 256, 512]
     # Zero is what the members see there: level and noise of nothing.
     filled = [image for image in batch.inputs.images if image.shape[-1] >= 2][0][1:3]
@@ -92,8 +90,8 @@ def test_a_constant_picture_is_rejected_and_a_constant_band_flagged(tmp_path, su
         SAVED[suffix](tmp_path / f"{row}.{suffix}", image)
     batch = read(open_source(tmp_path, needed=BANDS, bands="g,r,i", pixel_scale=0.2))
     assert batch.readable.tolist() == [True] * 3 + [False] * 4
-    assert batch.reasons[3:6] == [EQUAL.format(value) for value in (0, 9, 0)]
-    assert batch.flags == [*FLAGS, ""]
+    assert batch.reasons[3:6].tolist() == [EQUAL.format(value) for value in (0, 9, 0)]
+    assert batch.flags.tolist() == [*FLAGS, ""]
 
 
 def test_a_missing_chunk_of_a_zarr_array_is_rejected(tmp_path):
@@ -104,7 +102,7 @@ def test_a_missing_chunk_of_a_zarr_array_is_rejected(tmp_path):
     (tmp_path / "a.zarr" / "images" / "c" / "1" / "0" / "0" / "0").unlink()
     batch = read(open_source(tmp_path / "a.zarr", needed=BANDS, bands="g,r,i", pixel_scale=0.2))
     assert batch.readable.tolist() == [True, True, False, False, True, True, False]
-    assert batch.reasons[2:4] == [EQUAL.format(0)] * 2
+    assert batch.reasons[2:4].tolist() == [EQUAL.format(0)] * 2
 
 
 def test_packed_blank_bands_are_flagged_and_keep_the_narrow_type(tmp_path):
@@ -112,7 +110,7 @@ def test_packed_blank_bands_are_flagged_and_keep_the_narrow_type(tmp_path):
     pack(open_source(tmp_path / "a.npz", needed=None, pixel_scale=0.2), tmp_path / "packed")
     source = open_source(tmp_path / "packed", needed=BANDS)
     assert source.stack is not None and source.stack.dtype == np.uint8
-    assert read(source).flags == [*FLAGS, ""]
+    assert read(source).flags.tolist() == [*FLAGS, ""]
 
 
 def test_a_band_that_no_member_sees_is_not_flagged(tmp_path):
@@ -120,7 +118,7 @@ def test_a_band_that_no_member_sees_is_not_flagged(tmp_path):
     np.savez(tmp_path / "a.npz", images=images, bands=BANDS)
     source = open_source(tmp_path / "a.npz", needed=BANDS, pixel_scale=0.2)
     (batch,) = batches(source, [preprocessing(16, bands=("g", "i"))], how="auto", batch_size=2)
-    assert batch.flags == ["", ""] and batch.readable.all()
+    assert batch.flags.tolist() == ["", ""] and batch.readable.all()
     (batch,) = batches(source, [preprocessing(16, bands=("r",))], how="auto", batch_size=2)
     assert batch.readable.tolist() == [True, False] and batch.reasons[1] == "no valid pixel"
 
