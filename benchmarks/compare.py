@@ -87,8 +87,8 @@ def measure(case: Case, rounds: int, seconds: float, tell: Callable[[str], None]
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())
         for runner in runners:
-            if "torch" in runner.row.program and find_spec("torch") is None:
-                runner.row.note = "needs torch: pip install '.[peers]'"
+            if "torch" in runner.row.program and find_spec("torchvision") is None:
+                runner.row.note = "needs torchvision: pip install '.[peers]'"
                 continue
             tell(f"{case.name}: compiling {runner.row.name}")
             stack.callback(runner.close)

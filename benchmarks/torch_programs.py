@@ -1,27 +1,43 @@
 """PyTorch as a benchmarked program: as older systems ran an ensemble, at its best, and reading."""
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from astropy.io import fits
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from benchmarks import workload
-from benchmarks.torch_networks import Network, ResNet18, VitB16
 from benchmarks.worker import Outputs, Program
+
+try:
+    from torchvision import models
+except RuntimeError:
+    # Its operators, which no network here uses, are of another build than torch, as beside a CPU's
+    # from PyTorch's own index.
+    for name in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{name}", "(Tensor a, Tensor b, float c) -> Tensor")
+    from torchvision import models
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 if DEVICE == "cuda":
     # TensorFloat-32, as JAX computes float32 on a GPU by default.
     torch.set_float32_matmul_precision("high")
+
+
+class Network(NamedTuple):
+    """A network's layers before the dropout, and after it."""
+
+    backbone: nn.Module
+    head: nn.Module
 
 
 def scoring(
@@ -38,33 +54,36 @@ def scoring(
     # The other attention is written for eager evaluation and cannot be fused with its neighbours.
     torch.backends.mha.set_fastpath_enabled(loop)
     dtype = getattr(torch, precision)
-    networks = [network(name, size).to(dtype) for name in members]
-    backbones = networks if loop else [torch.compile(each) for each in networks]
+    networks = [network(name, size) for name in members]
+    for each in networks:
+        nn.Sequential(*each).to(dtype)
+    backbones = [each.backbone if loop else torch.compile(each.backbone) for each in networks]
+    heads = [each.head for each in networks]
     images = workload.images(batch, size)
-    passes, heads = (min(samples, 2), 1) if loop else (1, samples)
+    passes, repeats = (min(samples, 2), 1) if loop else (1, samples)
 
-    def logits(each: Network, backbone: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+    def logits(backbone: Callable, head: Callable, given: Tensor) -> Tensor:
         features = backbone(given)
-        repeated = features.expand(heads, *features.shape)
-        return each.head(functional.dropout(repeated, workload.DROPOUT, samples > 1))[..., 0]
+        repeated = features.expand(repeats, *features.shape)
+        return head(functional.dropout(repeated, workload.DROPOUT, samples > 1))[..., 0]
 
     @torch.no_grad()
     def run(count: int) -> Outputs:
         for _ in range(count):
             given = on_device(images).to(dtype)
             every = [
-                torch.cat([logits(each, backbone, given) for _ in range(passes)])
-                for each, backbone in zip(networks, backbones, strict=True)
+                torch.cat([logits(backbone, head, given) for _ in range(passes)])
+                for backbone, head in zip(backbones, heads, strict=True)
             ]
             values = torch.stack(every).float().cpu().numpy()
         return mean_over_samples(values)
 
-    return Program(run, batch * passes * heads / samples, device_peak_bytes)
+    return Program(run, batch * passes * repeats / samples, device_peak_bytes)
 
 
 def training(name: str, size: int, batch: int) -> Program:
     """Returns training steps (forward, backward, AdamW) of one network."""
-    trained = network(name, size).train().requires_grad_(True)
+    trained = nn.Sequential(*network(name, size)).train().requires_grad_(True)
     optimizer = torch.optim.AdamW(trained.parameters(), 1e-3, weight_decay=1e-2)
     images = workload.images(batch, size)
     labels = torch.arange(batch, device=DEVICE) % 2
@@ -72,7 +91,7 @@ def training(name: str, size: int, batch: int) -> Program:
 
     def run(count: int) -> Outputs:
         for _ in range(count):
-            logits = trained.head(trained(on_device(images)))[:, 0]
+            logits = trained(on_device(images))[:, 0]
             loss = functional.binary_cross_entropy_with_logits(logits, labels.float())
             optimizer.zero_grad()
             loss.backward()
@@ -123,16 +142,17 @@ def mean_over_samples(logits: np.ndarray) -> Outputs:
 
 
 def network(name: str, size: int) -> Network:
-    """Returns the network of the member called `name` with the weights drawn for it."""
-    with torch.device("meta"):
-        is_resnet = workload.architecture_of(name) == "resnet18"
-        built: Network = ResNet18(workload.BANDS) if is_resnet else VitB16(workload.BANDS, size)
-    built.to_empty(device="cpu").eval()
+    """Returns torchvision's network of the member called `name` with the weights drawn for it."""
+    is_resnet = workload.architecture_of(name) == "resnet18"
+    vit = functools.partial(models.vit_b_16, image_size=size)
+    built = (models.resnet18 if is_resnet else vit)(num_classes=1).eval().requires_grad_(False)
     shapes = {key: tuple(t.shape) for key, t in built.state_dict().items() if t.shape}
     weights = workload.state_dict(name, shapes)
     built.load_state_dict({k: torch.from_numpy(w) for k, w in weights.items()}, strict=False)
-    built.requires_grad_(False).to(DEVICE)
-    return cast(Any, built).to(memory_format=torch.channels_last)
+    built.to(DEVICE, memory_format=torch.channels_last)
+    head = built.fc if is_resnet else built.heads
+    setattr(built, "fc" if is_resnet else "heads", nn.Identity())
+    return Network(built, head)
 
 
 def on_device(images: np.ndarray) -> Tensor:

@@ -67,7 +67,7 @@ def test_programs_take_part_until_they_fail(monkeypatch):
     assert len(found.rates) == 2 and found.batch == 8 and found.peak_bytes > 0 and found.agrees
     assert found.speedup == Ratio(1.0, 1.0, 1.0)
     assert "nothing_of_this_name" in broken.note and not broken.agrees
-    assert absent.note == "needs torch: pip install '.[peers]'" and absent.agrees
+    assert absent.note == "needs torchvision: pip install '.[peers]'" and absent.agrees
 
 
 def test_a_program_stands_still_while_it_is_not_asked():
