@@ -16,7 +16,7 @@ from lensjax.data.bands import Wanted
 from lensjax.data.catalog import open_source
 from lensjax.data.formats import shards
 from lensjax.data.preprocess import Preprocessing
-from lensjax.data.source import Beside, Values, source_of_array
+from lensjax.data.source import LazyColumn, StackMetadata, source_of_array
 from lensjax.data.splits import held_back
 from lensjax.errors import UsageError
 from lensjax.files import make_folder, replacing
@@ -169,11 +169,11 @@ def _write_stack(path: Path, survey: Survey, sky: Sky, rows: np.ndarray) -> None
 
 def _write_shards(folder: Path, survey: Survey, sky: Sky, rows: np.ndarray) -> None:
     columns = {
-        name: Values(values[rows].shape, partial(values.__getitem__, rows))
+        name: LazyColumn(values[rows].shape, partial(values.__getitem__, rows))
         for name, values in sky.truth.items()
     }
-    beside = Beside(columns, survey.bands, survey.pixel_scale)
-    source = source_of_array(sky.images[rows], folder, beside, Wanted(), in_memory=True)
+    metadata = StackMetadata(columns, survey.bands, survey.pixel_scale)
+    source = source_of_array(sky.images[rows], folder, metadata, Wanted(), in_memory=True)
     shards.pack(source, folder, resume=False)
 
 

@@ -17,11 +17,11 @@ from lensjax.data.bands import Wanted, parse
 from lensjax.data.formats import arrays, shards
 from lensjax.data.formats.image_files import (
     MOST_TRIES,
-    Read,
+    FileCutout,
     band_folder,
-    matches,
     open_template,
     source_of_files,
+    template_matches,
 )
 from lensjax.data.formats.pictures import FITS_SUFFIXES, IMAGE_SUFFIXES, has_suffix, stem
 from lensjax.data.formats.tables import (
@@ -29,11 +29,11 @@ from lensjax.data.formats.tables import (
     TABLE_SUFFIXES,
     UNKNOWN_LABEL,
     column_texts,
+    find_column,
     has_table,
     label_of,
     paths_below,
     read_rows,
-    spelled,
     standardise,
     texts,
 )
@@ -223,7 +223,7 @@ def _folder_label(file: str) -> int:
 
 def _open_catalogue(path: Path, wanted: Wanted, pixel_scale: float | None, part: Part) -> Source:
     raw, rows, count = read_rows(path, part)
-    name = spelled("path", raw.colnames)
+    name = find_column("path", raw.colnames)
     if name is None:
         raise UsageError(
             f"{path} has no column {' or '.join(SPELLINGS['path'])}; its columns are "
@@ -265,7 +265,7 @@ def _open_catalogue(path: Path, wanted: Wanted, pixel_scale: float | None, part:
 def _band_names(paths: Iterable[str]) -> Names:
     """The bands of the files that the first templates among the paths stand for."""
     templates = islice((path for path in paths if "{band}" in path), MOST_TRIES)
-    found = next(filter(None, map(matches, templates)), [])
+    found = next(filter(None, map(template_matches, templates)), [])
     return tuple(sorted({band for _, band in found}))
 
 
@@ -282,7 +282,7 @@ def _place_in_stack(path: str) -> _Place | None:
     return None if found is None or os.path.exists(path) else _Place(found[1], int(found[2]))
 
 
-def _of_stack(path: str, wanted: Wanted) -> Read | None:
+def _of_stack(path: str, wanted: Wanted) -> FileCutout | None:
     """The bands and the cutout that `FILE[ROW]` names; None for any other path.
 
     Raises `Unreadable`, and `UsageError` where the stack does not hold the wanted bands.
@@ -295,7 +295,7 @@ def _of_stack(path: str, wanted: Wanted) -> Read | None:
         raise type(stack)(str(stack))
     if place.row >= len(stack):
         raise Unreadable(f"there is no row {place.row} among the {len(stack)} of {place.stack}")
-    return Read(stack.bands, stack.bands_from, stack[place.row])
+    return FileCutout(stack.bands, stack.bands_from, stack[place.row])
 
 
 def _stack(file: str, wanted: Wanted) -> Source | Unreadable | UsageError:

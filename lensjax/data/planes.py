@@ -94,7 +94,7 @@ def is_pixel_scale(value: float) -> bool:
     return FINEST <= value <= COARSEST
 
 
-class Sky(NamedTuple):
+class Astrometry(NamedTuple):
     """Where a plane lies: pixel scale (arcsec, None: unknown), centre ra and dec (degrees)."""
 
     pixel_scale: float | None = None
@@ -108,7 +108,7 @@ class Plane:
     the file, in words."""
 
     pixels: np.ndarray
-    sky: Sky = Sky()
+    sky: Astrometry = Astrometry()
     place: str = ""
 
 

@@ -16,15 +16,15 @@ import numpy as np
 from astropy.table import Table
 
 from lensjax.data.bands import Wanted, select_in
-from lensjax.data.formats.tables import KNOWN_COLUMNS, as_text, plain, spelled, standardise
+from lensjax.data.formats.tables import KNOWN_COLUMNS, as_text, find_column, plain, standardise
 from lensjax.data.parts import WHOLE, Part, rows_of
 from lensjax.data.planes import (
     COARSEST,
     FINEST,
+    Astrometry,
     Cutout,
     Names,
     Plane,
-    Sky,
     Unreadable,
     is_pixel_scale,
     masked,
@@ -231,7 +231,7 @@ def pixel_scale_of(said: Any, where: str) -> float:
     )
 
 
-class Values(NamedTuple):
+class LazyColumn(NamedTuple):
     """An array beside the images: its shape, what reads it, and why it cannot be, "" where it
     can."""
 
@@ -240,11 +240,11 @@ class Values(NamedTuple):
     odd: str = ""
 
 
-class Beside(NamedTuple):
+class StackMetadata(NamedTuple):
     """What a file says beside its array of images: other arrays by name, of which those with a
     value a cutout are carried, the names of the channels, and the pixel scale (arcsec)."""
 
-    columns: Mapping[str, Values] = {}
+    columns: Mapping[str, LazyColumn] = {}
     bands: Names | None = None
     pixel_scale: float | None = None
 
@@ -252,7 +252,7 @@ class Beside(NamedTuple):
 def source_of_array(
     images: Any,
     path: Path,
-    beside: Beside,
+    metadata: StackMetadata,
     wanted: Wanted,
     *,
     in_memory: bool,
@@ -261,9 +261,9 @@ def source_of_array(
     """A source of one array: (N, H, W[, C]) or (N, C, H, W), the shorter axis being C.
 
     Two axes, or three of which the last is no longer than four, are one cutout. `images` has a
-    shape and a type and is sliced, as arrays in files are. What lies `beside` it is carried where
-    it has one value a cutout. The `files` hold it, where any do. Raises `UsageError` where this is
-    no stack, or an identifier, a place or a label has not one value a cutout.
+    shape and a type and is sliced, as arrays in files are. Columns of the `metadata` are carried
+    where they have one value a cutout. The `files` hold it, where any do. Raises `UsageError` where
+    this is no stack, or an identifier, a place or a label has not one value a cutout.
     """
     said = tuple(int(length) for length in images.shape)
     is_one = len(said) == 2 or (len(said) == 3 and said[-1] <= 4)
@@ -284,7 +284,7 @@ def source_of_array(
         )
     channels_last = shape[3] <= shape[1]
     count, *sides, channels = shape if channels_last else (shape[0], *shape[2:], shape[1])
-    names = beside.bands or (None,) * channels
+    names = metadata.bands or (None,) * channels
     if len(names) != channels:
         raise UsageError(f"{path}: {len(names)} bands are named for {channels} channels")
     bands, planes = select_in(path, names, wanted)
@@ -299,8 +299,8 @@ def source_of_array(
         part = part if channels_last else np.moveaxis(part, 1, 3)
         return part if all_planes else part[..., planes]
 
-    stack = Stack((sides[0], sides[1], len(planes)), images.dtype, beside.pixel_scale, read)
-    columns, left_out = _carried(beside.columns, count, path)
+    stack = Stack((sides[0], sides[1], len(planes)), images.dtype, metadata.pixel_scale, read)
+    columns, left_out = _carried(metadata.columns, count, path)
     kind = f"stack {path} read as ({'N, H, W, C' if channels_last else 'N, C, H, W'})"
     places = tuple(place_of("channel", plane, names[plane]) for plane in planes)
     source = source_of_stack(
@@ -313,7 +313,7 @@ def source_of_array(
 
 
 def _carried(
-    columns: Mapping[str, Values], count: int, path: Path
+    columns: Mapping[str, LazyColumn], count: int, path: Path
 ) -> tuple[dict[str, Any], list[str]]:
     """The arrays with one value for each of `count` cutouts; and words on each of the others.
 
@@ -333,7 +333,7 @@ def _carried(
                 raise UsageError(f"{path}: `{name}` {short(error)}; leave it out") from error
             carried[name] = found if values.shape else np.reshape(found, 1)
             continue
-        if any(spelled(known, [name]) for known in KNOWN_COLUMNS):
+        if any(find_column(known, [name]) for known in KNOWN_COLUMNS):
             raise UsageError(
                 f"{path}: `{name}` {wrong}: give one value for each cutout, or leave it out"
             )
@@ -363,7 +363,7 @@ def source_of_stack(
     if "path" in table.colnames:
         table.rename_column("path", "path_input")
     table["path"] = rows_of_file(path, count)
-    sky = Sky(stack.pixel_scale)
+    sky = Astrometry(stack.pixel_scale)
 
     def read(row: int) -> Cutout:
         (image,) = stack.read(slice(row, row + 1))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lensjax.data.planes import Plane, Sky, Unreadable
+from lensjax.data.planes import Astrometry, Plane, Unreadable
 from lensjax.data.preprocess import (
     Preprocessing,
     fill_masked,
@@ -206,10 +206,10 @@ def test_what_cannot_be_fitted(how, cutout_scale, scale, error):
 
 
 def test_bands_of_different_grids_are_joined_on_the_finest():
-    fine = Plane(gaussian(61, 0.1, 1.0)[..., 0], Sky(0.1, 10.0, -3.0))
+    fine = Plane(gaussian(61, 0.1, 1.0)[..., 0], Astrometry(0.1, 10.0, -3.0))
     coarse_pixels = gaussian(21, 0.3, 1.0)[..., 0]
     coarse_pixels[0, :] = np.nan
-    cutout = join([Plane(coarse_pixels, Sky(0.3, 11.0, -4.0)), fine])
+    cutout = join([Plane(coarse_pixels, Astrometry(0.3, 11.0, -4.0)), fine])
     assert cutout.pixel_scale == 0.1 and (cutout.ra, cutout.dec) == (11.0, -4.0)
     assert cutout.image.shape == (61, 61, 2)
     np.testing.assert_array_equal(cutout.image[..., 1], fine.pixels)

@@ -18,14 +18,14 @@ import numpy as np
 from numpy.lib.format import MAGIC_PREFIX
 
 from lensjax.data.bands import Wanted
-from lensjax.data.formats.fits import fits_form, fits_stack
+from lensjax.data.formats.fits import fits_shape, fits_stack
 from lensjax.data.formats.pictures import has_suffix
 from lensjax.data.formats.tables import PARQUET_SUFFIXES, as_text, read_table
 from lensjax.data.source import (
-    Beside,
+    LazyColumn,
     Picked,
     Source,
-    Values,
+    StackMetadata,
     files_below,
     pixel_scale_of,
     source_of_array,
@@ -66,19 +66,19 @@ def open_numpy(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     images = arrays.pop(IMAGES)
     if images.odd:
         raise UsageError(f"{path}: `images` {images.odd}; {_HOW_TO_SAVE}")
-    beside = _beside(path, arrays, (), pixel_scale)
+    metadata = _metadata(path, arrays, (), pixel_scale)
     files = partial(files_below, path)
-    return source_of_array(images.read(), path, beside, wanted, in_memory=in_memory, files=files)
+    return source_of_array(images.read(), path, metadata, wanted, in_memory=in_memory, files=files)
 
 
-def _npy(path: Path) -> Values:
+def _npy(path: Path) -> LazyColumn:
     with open(path, "rb") as file:
         if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
             raise UsageError(f"{path} cannot be read: it is no .npy file; {_HOW_TO_SAVE}")
     return _unpickled(lambda: np.lib.format.open_memmap(path, mode="r"))
 
 
-def _npz(path: Path) -> dict[str, Values]:
+def _npz(path: Path) -> dict[str, LazyColumn]:
     """Returns the arrays of an `.npz` by name. Raises `UsageError` where it is none, or too
     large."""
     if not zipfile.is_zipfile(path):
@@ -94,30 +94,30 @@ def _npz(path: Path) -> dict[str, Values]:
         return {name: _unpickled(partial(file.__getitem__, name)) for name in file.files}
 
 
-def _unpickled(read: Callable[[], Any]) -> Values:
+def _unpickled(read: Callable[[], Any]) -> LazyColumn:
     """Returns an array in memory, or that it is pickled."""
     try:
         array = np.asanyarray(read())
     except ValueError as error:
         if "allow_pickle" not in str(error) and "objects" not in str(error):
             raise
-        return Values((), tuple, _PICKLED)
-    return Values(array.shape, lambda: array)
+        return LazyColumn((), tuple, _PICKLED)
+    return LazyColumn(array.shape, lambda: array)
 
 
 def open_fits(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     """Returns the first image of a FITS file, as a stack."""
     images, names, sky = fits_stack(path)
     bands = names if images.ndim == 4 and any(names) else None
-    beside = Beside(bands=bands, pixel_scale=pixel_scale or sky.pixel_scale)
+    metadata = StackMetadata(bands=bands, pixel_scale=pixel_scale or sky.pixel_scale)
     files = partial(files_below, path)
-    return source_of_array(images, path, beside, wanted, in_memory=False, files=files)
+    return source_of_array(images, path, metadata, wanted, in_memory=False, files=files)
 
 
 def is_fits_stack(path: Path, wanted: Wanted) -> bool:
     """Returns True for a FITS image that is many cutouts: four axes, or three where one band is
     wanted and the file does not call its planes bands."""
-    shape, names = fits_form(path)
+    shape, names = fits_shape(path)
     one_band = len(wanted.order or wanted.needed or ()) == 1
     return len(shape) == 4 or (len(shape) == 3 and one_band and not any(names))
 
@@ -137,20 +137,22 @@ def open_hdf5(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
         named = {name: item for name, item in named.items() if isinstance(item, h5py.Dataset)}
         images, others = _images_of(path, named)
         columns = {name: _dataset(item) for name, item in others.items()}
-        beside = _beside(path, columns, (file.attrs, images.attrs), pixel_scale)
+        metadata = _metadata(path, columns, (file.attrs, images.attrs), pixel_scale)
     files = partial(files_below, path)
-    return source_of_array(images, path, beside, wanted, in_memory=False, files=files)
+    return source_of_array(images, path, metadata, wanted, in_memory=False, files=files)
 
 
-def _dataset(dataset: Any) -> Values:
+def _dataset(dataset: Any) -> LazyColumn:
     """Returns a dataset of an HDF5 file, its texts as texts."""
     import h5py
 
     if h5py.check_string_dtype(dataset.dtype) is not None:
         # h5py's own texts may end in an error.
-        return Values(dataset.shape, lambda: dataset.asstr(errors="replace")[()])
+        return LazyColumn(dataset.shape, lambda: dataset.asstr(errors="replace")[()])
     is_plain = dataset.dtype.kind in "biuf" and dataset.shape is not None
-    return Values(dataset.shape or (), lambda: dataset[()], "" if is_plain else _odd_type(dataset))
+    return LazyColumn(
+        dataset.shape or (), lambda: dataset[()], "" if is_plain else _odd_type(dataset)
+    )
 
 
 def open_zarr(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
@@ -172,10 +174,10 @@ def open_zarr(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
                 "read for one cutout: write it in smaller ones"
             )
         columns = {name: _zarr_array(item) for name, item in others.items()}
-        beside = _beside(store, columns, (opened.attrs, images.attrs), pixel_scale)
+        metadata = _metadata(store, columns, (opened.attrs, images.attrs), pixel_scale)
     of_store = partial(files_below, store)
     if catalogue is None:
-        return source_of_array(images, store, beside, wanted, in_memory=False, files=of_store)
+        return source_of_array(images, store, metadata, wanted, in_memory=False, files=of_store)
     table = read_table(catalogue)
     rows = np.asarray(table[ZARR_ROW])
     if rows.dtype.kind not in "iu" or len(rows) == 0:
@@ -185,21 +187,21 @@ def open_zarr(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
             f"{catalogue}: {ZARR_ROW} goes from {rows.min()} to {rows.max()}, but {store} holds "
             f"{images.shape[0]} images"
         )
-    columns = {n: Values(table[n].shape, partial(table.__getitem__, n)) for n in table.colnames}
+    columns = {n: LazyColumn(table[n].shape, partial(table.__getitem__, n)) for n in table.colnames}
     return source_of_array(
         Picked(images, rows),
         store,
-        beside._replace(columns=columns),
+        metadata._replace(columns=columns),
         wanted,
         in_memory=False,
         files=lambda: itertools.chain([str(catalogue)], of_store()),
     )
 
 
-def _zarr_array(array: Any) -> Values:
+def _zarr_array(array: Any) -> LazyColumn:
     """Returns an array of a Zarr group, its texts as texts."""
     kind = array.dtype.kind
-    return Values(
+    return LazyColumn(
         array.shape,
         lambda: np.asarray(array[...]).astype(str if kind == "T" else array.dtype),
         "" if kind in "biufUST" else _odd_type(array),
@@ -293,12 +295,12 @@ def _odd_type(array: Any) -> str:
     return f"is of the type {one_line(array.dtype, 60)}"
 
 
-def _beside(
+def _metadata(
     path: Path,
-    arrays: Mapping[str, Values],
+    arrays: Mapping[str, LazyColumn],
     attributes: Sequence[Mapping[str, Any]],
     pixel_scale: float | None,
-) -> Beside:
+) -> StackMetadata:
     """Returns what the arrays beside the images and the attributes of a file say; the
     `pixel_scale` that a user gave stands above it."""
     names = (BANDS, PIXEL_SCALE)
@@ -308,7 +310,7 @@ def _beside(
         pixel_scale = pixel_scale_of(said[PIXEL_SCALE], f"{path}: {PIXEL_SCALE}")
     bands = _bands(said[BANDS]) if BANDS in said else None
     columns = {n: values for n, values in arrays.items() if n not in names or values.odd}
-    return Beside(columns, bands, pixel_scale)
+    return StackMetadata(columns, bands, pixel_scale)
 
 
 def _bands(said: Any) -> tuple[str, ...]:

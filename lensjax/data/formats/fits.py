@@ -17,10 +17,10 @@ from astropy.io import fits
 from lensjax.data.formats.reader_warnings import silenced
 from lensjax.data.planes import (
     MAX_VALUES,
+    Astrometry,
     Choose,
     Names,
     Plane,
-    Sky,
     Unreadable,
     bytes_at_most,
     channels_last,
@@ -96,7 +96,7 @@ def fits_planes(path: str | Path, choose: Choose, most_values: int = MAX_VALUES)
             return _planes_of_cube(images[0].hdu, choose)
         images = [found for found in images if len(found.shape) == 2]
         return [
-            Plane(masked(_pixels(hdu)), _sky(hdu), place_of("image", index, name))
+            Plane(masked(_pixels(hdu)), _astrometry(hdu), place_of("image", index, name))
             for index in choose(tuple(found.name for found in images))
             for name, _, hdu in (images[index],)
         ]
@@ -105,7 +105,7 @@ def fits_planes(path: str | Path, choose: Choose, most_values: int = MAX_VALUES)
 def _planes_of_cube(hdu: fits.ImageHDU, choose: Choose) -> list[Plane]:
     names = _names_of_planes(hdu)
     chosen = choose(names)
-    cube, sky = channels_last(_pixels(hdu)), _sky(hdu)
+    cube, sky = channels_last(_pixels(hdu)), _astrometry(hdu)
     return [
         Plane(masked(cube[..., index]), sky, place_of("plane", index, names[index]))
         for index in chosen
@@ -113,7 +113,7 @@ def _planes_of_cube(hdu: fits.ImageHDU, choose: Choose) -> list[Plane]:
 
 
 @silenced()
-def fits_form(path: str | Path) -> tuple[tuple[int, ...], Names]:
+def fits_shape(path: str | Path) -> tuple[tuple[int, ...], Names]:
     """Returns the shape of the first image of a FITS file, axes of one left out, and the names of
     its planes; () and () where none is found."""
     try:
@@ -126,7 +126,7 @@ def fits_form(path: str | Path) -> tuple[tuple[int, ...], Names]:
 
 
 @silenced()
-def fits_stack(path: str | Path) -> tuple[np.ndarray, Names, Sky]:
+def fits_stack(path: str | Path) -> tuple[np.ndarray, Names, Astrometry]:
     """Returns the first image of a FITS file of any size and number of axes, the names of its
     planes, and where it lies.
 
@@ -139,7 +139,7 @@ def fits_stack(path: str | Path) -> tuple[np.ndarray, Names, Sky]:
             image = next(_images(hdus), None)
             if image is None:
                 raise Unreadable("the FITS file holds no image")
-            return _pixels(image.hdu), _names_of_planes(image.hdu), _sky(image.hdu)
+            return _pixels(image.hdu), _names_of_planes(image.hdu), _astrometry(image.hdu)
     except Unreadable as error:
         raise UsageError(f"{path}: {error}") from error
     except Exception as error:
@@ -219,7 +219,7 @@ def _is_companion(name: str | None) -> bool:
     return words[-1] != "sub" and not _COMPANIONS.isdisjoint((words[0], words[-1]))
 
 
-def _sky(hdu: fits.ImageHDU) -> Sky:
+def _astrometry(hdu: fits.ImageHDU) -> Astrometry:
     """Returns pixel scale and centre by the header's world coordinates; unknown where it has none,
     or what cannot be."""
     place = hdu.fileinfo()
@@ -227,14 +227,14 @@ def _sky(hdu: fits.ImageHDU) -> Sky:
     text = place["file"].read(place["datLoc"] - place["hdrLoc"]).decode("latin1")
     cards = (text[at : at + 80] for at in range(0, len(text), 80))
     height, width = hdu.shape[-2:]
-    return _sky_of_cards("".join(filter(_WCS_KEYWORD.match, cards)), height, width)
+    return _astrometry_of_cards("".join(filter(_WCS_KEYWORD.match, cards)), height, width)
 
 
 # The bands of one object mostly lie on one grid, read one after the other by the same thread.
 @lru_cache(maxsize=64)
-def _sky_of_cards(cards: str, height: int, width: int) -> Sky:
+def _astrometry_of_cards(cards: str, height: int, width: int) -> Astrometry:
     if "CTYPE" not in cards:
-        return Sky()
+        return Astrometry()
     from astropy.wcs import WCS, Wcsprm  # a quarter of a second to import
 
     centre = (width - 1) / 2, (height - 1) / 2
@@ -250,7 +250,7 @@ def _sky_of_cards(cards: str, height: int, width: int) -> Sky:
             ra, dec = float(position.ra.deg), float(position.dec.deg)
         area = abs(np.linalg.det(np.diag(wcs.get_cdelt()) @ wcs.get_pc()))
     except Exception:
-        return Sky()
+        return Astrometry()
     scale = float(np.sqrt(area) * 3600.0)
     on_sky = 0 <= ra <= 360 and -90 <= dec <= 90
-    return Sky(scale if is_pixel_scale(scale) else None, *((ra, dec) if on_sky else ()))
+    return Astrometry(scale if is_pixel_scale(scale) else None, *((ra, dec) if on_sky else ()))

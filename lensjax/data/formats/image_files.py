@@ -14,7 +14,7 @@ import numpy as np
 from astropy.table import Table
 
 from lensjax.data.bands import Selection, Wanted, select, select_in
-from lensjax.data.formats.fits import fits_form, fits_stack
+from lensjax.data.formats.fits import fits_shape, fits_stack
 from lensjax.data.formats.pictures import FITS_SUFFIXES, has_suffix, read_planes, stem
 from lensjax.data.planes import COLOURS, Cutout, Names, Plane, Unreadable
 from lensjax.data.preprocess import join
@@ -30,7 +30,7 @@ MOST_TRIES = 10_000
 _BAND_FILE = re.compile(r"(u|g|r|i|z|y|j|h|ks?|vis|b|v|w[1-4]|f\d{3,4}[a-z]{1,2}\d?)", re.I)
 
 
-class Read(NamedTuple):
+class FileCutout(NamedTuple):
     """A cutout, its bands, and where in its files each of these was found, in words."""
 
     bands: tuple[str, ...]
@@ -44,7 +44,7 @@ def source_of_files(
     wanted: Wanted,
     pixel_scale: float | None,
     band_names: Names = (),
-    of_stack: Callable[[str, Wanted], Read | None] = lambda path, wanted: None,
+    of_stack: Callable[[str, Wanted], FileCutout | None] = lambda path, wanted: None,
 ) -> Source:
     """Returns a source of image files, a row each with its absolute `path`.
 
@@ -55,7 +55,7 @@ def source_of_files(
     tried = _tried(len(paths)) if wanted.needed else range(len(paths))
     probed = (str(paths[row]) for row in tried)
 
-    def read_path(path: str, wanted: Wanted) -> Read:
+    def read_path(path: str, wanted: Wanted) -> FileCutout:
         return of_stack(path, wanted) or _read_bands(path, wanted, band_names)
 
     example, threads = _probe(probed, kind, lambda path: read_path(path, wanted))
@@ -87,14 +87,16 @@ def _tried(count: int) -> Sequence[int]:
     return [*range(min(PROBES, count)), *range(PROBES, count, count // MOST_TRIES + 1)]
 
 
-def _probe(paths: Iterable[str], kind: str, read: Callable[[str], Read]) -> tuple[Read | None, int]:
+def _probe(
+    paths: Iterable[str], kind: str, read: Callable[[str], FileCutout]
+) -> tuple[FileCutout | None, int]:
     """Returns the first file that has the bands that most of the first readable files hold, and how
     many threads it takes to keep a processor busy while others wait for the disk.
 
     Decoding holds the interpreter: where files do not have to be waited for, a second thread would
     only take it from the first. Raises `UsageError` where none of them holds the wanted bands.
     """
-    found: list[Read] = []
+    found: list[FileCutout] = []
     refused: list[UsageError] = []
     shares = []
     for path in paths:
@@ -118,7 +120,7 @@ def _probe(paths: Iterable[str], kind: str, read: Callable[[str], Read]) -> tupl
     return next(each for each in found if each.bands == most), threads
 
 
-def _read_bands(path: str, wanted: Wanted, band_names: Names) -> Read:
+def _read_bands(path: str, wanted: Wanted, band_names: Names) -> FileCutout:
     """Returns the cutout of one file, or of one file a band, and which bands it has from where.
 
     Raises `Unreadable`, and `UsageError` where a readable file does not hold the wanted bands.
@@ -131,7 +133,7 @@ def _read_bands(path: str, wanted: Wanted, band_names: Names) -> Read:
         chosen = select(band_names, wanted)
         files = [path.replace("{band}", str(band_names[plane])) for plane in chosen.planes]
         planes = [_only_plane(file, wanted.most_values) for file in files]
-        return Read(chosen.bands, tuple(Path(file).name for file in files), join(planes))
+        return FileCutout(chosen.bands, tuple(Path(file).name for file in files), join(planes))
     chosen = Selection((), ())
 
     def choose(names: Names) -> tuple[int, ...]:
@@ -140,7 +142,7 @@ def _read_bands(path: str, wanted: Wanted, band_names: Names) -> Read:
         return chosen.planes
 
     planes = read_planes(path, choose, wanted.most_values)
-    return Read(chosen.bands, tuple(plane.place for plane in planes), join(planes))
+    return FileCutout(chosen.bands, tuple(plane.place for plane in planes), join(planes))
 
 
 def _only_plane(path: str, most_values: int) -> Plane:
@@ -164,7 +166,9 @@ def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> S
     """
     if template.count("{band}") != 1 or template.count("{id}") > 1:
         raise UsageError(f"--data {template}: a template has {{band}} once and {{id}} at most once")
-    found = matches(template, "|".join(map(re.escape, _said(wanted)))) or matches(template)
+    found = template_matches(
+        template, "|".join(map(re.escape, _declared_bands(wanted)))
+    ) or template_matches(template)
     if not found:
         raise UsageError(f"--data {template}: no file is of this form")
     band_names = tuple(sorted({band for _, band in found}))
@@ -176,7 +180,7 @@ def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> S
         return source_of_files(table, kind, wanted, pixel_scale, band_names)
     bands, planes = select_in(kind, band_names, wanted)
     files = [template.replace("{band}", str(band_names[plane])) for plane in planes]
-    if has_suffix(template, FITS_SUFFIXES) and len(fits_form(files[0])[0]) == 3:
+    if has_suffix(template, FITS_SUFFIXES) and len(fits_shape(files[0])[0]) == 3:
         stacks, _, skies = zip(*(fits_stack(file) for file in files), strict=True)
         if len({stack.shape for stack in stacks}) > 1:
             shapes = ", ".join(f"{b} {s.shape}" for b, s in zip(bands, stacks, strict=True))
@@ -196,14 +200,14 @@ def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> S
     return source_of_files(table, kind, wanted, pixel_scale, band_names)
 
 
-def _said(wanted: Wanted) -> tuple[str, ...]:
+def _declared_bands(wanted: Wanted) -> tuple[str, ...]:
     """Returns what the data are said to call the bands, else what the members call them."""
     called = dict(wanted.called)
     needed = wanted.needed or tuple(called)
     return (*wanted.order, *(called.get(band, band) for band in needed))
 
 
-def matches(template: str, band: str = "") -> list[tuple[str, str]]:
+def template_matches(template: str, band: str = "") -> list[tuple[str, str]]:
     """Returns the pairs of id and band of all files of the template's form, sorted.
 
     `band`: a regular expression for the bands, any text without one.
@@ -221,7 +225,7 @@ def band_folder(path: Path, files: list[str], wanted: Wanted) -> str | None:
     """Returns the template of a folder of files named by bands (`g.fits`, `r.fits`), else None."""
     stems = [stem(file) for file in files]
     suffixes = {file[len(name) :] for file, name in zip(files, stems, strict=True)}
-    said = _said(wanted)
+    said = _declared_bands(wanted)
     if len(files) < 2 or len(suffixes) > 1 or len(set(stems)) < len(stems):
         return None
     if not all(name in said or _BAND_FILE.fullmatch(name) for name in stems):

@@ -122,7 +122,7 @@ def standardise(table: Table, source: str) -> Table:
     """
     result = table.copy(copy_data=False)
     for known in SPELLINGS:
-        name = spelled(known, result.colnames)
+        name = find_column(known, result.colnames)
         if name is not None and name != known:
             result.rename_column(name, known)
     for name in ("ra", "dec"):
@@ -133,7 +133,7 @@ def standardise(table: Table, source: str) -> Table:
     return result
 
 
-def spelled(known: str, columns: Sequence[str]) -> str | None:
+def find_column(known: str, columns: Sequence[str]) -> str | None:
     """Returns the first of the columns that has one of the names of a known one; the same case
     comes before any other."""
     for spelling in SPELLINGS[known]:

@@ -17,7 +17,7 @@ from lensjax.data.catalog import open_source
 from lensjax.data.formats import arrays
 from lensjax.data.pipeline import batches
 from lensjax.data.planes import Unreadable
-from lensjax.data.source import Beside, Values, source_of_array
+from lensjax.data.source import LazyColumn, StackMetadata, source_of_array
 from lensjax.errors import UsageError
 from tests.data.wanted import preprocessing
 
@@ -154,18 +154,18 @@ def test_the_format_can_be_said(tmp_path, hdf5):
 # --- what lies beside the images ---
 
 
-def saved(path, form, images=IMAGES, **beside):
+def saved(path, form, images=IMAGES, **metadata):
     """A stack with arrays beside its images."""
     if form == "npz":
-        np.savez(path, images=images, **beside)
+        np.savez(path, images=images, **metadata)
     elif form == "h5":
         with h5py.File(path, "w") as file:
             file["images"] = images
-            for name, values in beside.items():
+            for name, values in metadata.items():
                 file[name] = values
     else:
         group = zarr.open_group(path, mode="w")
-        for name, values in {"images": images, **beside}.items():
+        for name, values in {"images": images, **metadata}.items():
             group.create_array(name, data=np.asarray(values))
     return path
 
@@ -346,6 +346,6 @@ def test_damaged_values_beside_the_images_are_one_clear_line():
     def damaged():
         raise OSError("actual len exceeds EOA")
 
-    beside = Beside({"flux": Values((7,), damaged)})
+    metadata = StackMetadata({"flux": LazyColumn((7,), damaged)})
     with pytest.raises(UsageError, match="`flux` cannot be decoded: actual len exceeds EOA"):
-        source_of_array(IMAGES, Path("a.h5"), beside, parse(None, None), in_memory=True)
+        source_of_array(IMAGES, Path("a.h5"), metadata, parse(None, None), in_memory=True)
