@@ -6,7 +6,7 @@ validation and inference: geometry, stretch, normalisation.
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import jax
@@ -80,10 +80,10 @@ class Layout:
     views: tuple[View, ...]
 
     def blank(self, batch_size: int) -> Inputs:
-        """A batch of zeros."""
+        """Returns a batch of zeros."""
         bands = [len(view.channels) for view in self.views]
         return Inputs(
-            tuple(aligned_zeros((batch_size, *c.shape), c.dtype) for c in self.canvases),
+            tuple(np.zeros((batch_size, *c.shape), c.dtype) for c in self.canvases),
             tuple(np.zeros((batch_size, count, 4), np.float32) for count in bands),
             self.views,
         )
@@ -97,54 +97,28 @@ def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     return room[start : start + nbytes].view(dtype).reshape(shape)
 
 
-def aligned(array: np.ndarray) -> np.ndarray:
-    """A copy that begins there, which a CPU's device takes without another one."""
-    room = aligned_zeros(array.shape, array.dtype)
-    room[...] = array
-    return room
-
-
 def prepare(inputs: Inputs) -> list[Array]:
-    """Per view, images (batch, S, S, band) float32 as `seen` makes them; views that differ in mean
-    and standard deviation alone share the rest."""
-    commons = [_common(view) for view in inputs.views]
-    # Of equal cutouts the brightness is equal.
-    measured = dict(zip(commons, inputs.brightness, strict=True))
-    found = {
-        common: seen(common, inputs.images[common.canvas], brightness)
-        for common, brightness in measured.items()
-    }
-    pairs = zip(commons, inputs.views, strict=True)
-    return [_normalised(found[common], view.preprocessing) for common, view in pairs]
-
-
-def _common(view: View) -> View:
-    """The view with a mean of zero and a standard deviation of one."""
-    bands = len(view.preprocessing.bands)
-    return replace(view, preprocessing=view.preprocessing.normalised([0.0] * bands, [1.0] * bands))
+    """Returns per view what its network sees, (batch, S, S, band) float32."""
+    pairs = zip(inputs.views, inputs.brightness, strict=True)
+    return [seen(view, inputs.images[view.canvas], brightness) for view, brightness in pairs]
 
 
 def seen(view: View, images: ArrayLike, brightness: ArrayLike) -> Array:
-    """What a network sees, (batch, S, S, band) float32, of the images of a canvas and their
+    """Returns what a network sees, (batch, S, S, band) float32, of the images of a canvas and their
     brightness (batch, band, 4): (stretched - mean) / std per band."""
     preprocessing = view.preprocessing
     images = on_grid(view, images, brightness)
-    return _normalised(
-        stretched(preprocessing, images, brightness, view.geometry.noise), preprocessing
+    images = stretched(preprocessing, images, brightness, view.geometry.noise)
+    mean, std = (
+        jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
+        for values in (preprocessing.mean, preprocessing.std)
     )
-
-
-def _normalised(x: Array, preprocessing: Preprocessing) -> Array:
-    mean = jnp.asarray(preprocessing.mean, jnp.float32).reshape(1, 1, 1, -1)
-    std = jnp.asarray(preprocessing.std, jnp.float32).reshape(1, 1, 1, -1)
-    return (x - mean) / std
+    return (images - mean) / std
 
 
 def on_grid(view: View, images: ArrayLike, brightness: ArrayLike) -> Array:
-    """The images of a canvas on the grid of a view, (batch, S, S, band) float32.
-
-    As `preprocess.fit` does it, to rounding.
-    """
+    """Returns the images of a canvas on the grid of a view, (batch, S, S, band) float32, as
+    `preprocess.fit` does it, to rounding."""
     images, geometry = jnp.asarray(images), view.geometry
     if view.channels != tuple(range(images.shape[-1])):
         images = images[..., np.array(view.channels)]

@@ -168,7 +168,7 @@ def test_a_damaged_record_is_rejected_and_no_other(tmp_path):
     pixels, reasons = zip(
         *((b.inputs.images[0][: b.count], b.reasons) for b in batches), strict=True
     )
-    assert [row for row, reason in enumerate(sum(reasons, [])) if reason] == [5]
+    assert [row for row, reason in enumerate(np.concatenate(reasons)) if reason] == [5]
     assert "the shard is damaged" in reasons[1][1]
     images[5] = 0
     np.testing.assert_array_equal(np.concatenate(pixels), images)
