@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from numpy.typing import DTypeLike
 
 from lensjax.data.brightness import LEVEL, stretched
-from lensjax.data.preprocess import Geometry, Preprocessing, dense_weights
+from lensjax.data.preprocess import Geometry, Preprocessing
 
 # Arrays that begin at a multiple of so many bytes are taken by a CPU's device without a copy.
 _ALIGNMENT = 64
@@ -130,7 +130,7 @@ def on_grid(view: View, images: ArrayLike, brightness: ArrayLike) -> Array:
     else:
         # All of float32: the units for matrices would round to fewer bits.
         product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-        by_row, by_column = dense_weights(geometry)
+        by_row, by_column = geometry.weights
         sky = product("sw,bhwc->bhsc", by_column, product("sh,bhwc->bswc", by_row, images))
     if not geometry.pads:
         return sky

@@ -116,7 +116,7 @@ class Geometry:
     def bounds(self) -> tuple[slice, slice]:
         """The new rows and columns that hold sky; the others hold the background level."""
         if self.ratio == 1.0:
-            height, width = (centred(length, self.size)[1] for length in self.shape)
+            height, width = (_centred(self.size, length) for length in self.shape)
         else:
             height, width = (_covered(length, self.size, self.ratio) for length in self.shape)
         return height, width
@@ -125,7 +125,7 @@ class Geometry:
     def shown(self) -> tuple[slice, slice]:
         """The old rows and columns that the new pixels show."""
         if self.ratio == 1.0:
-            height, width = (centred(length, self.size)[0] for length in self.shape)
+            height, width = (_centred(length, self.size) for length in self.shape)
         else:
             reach = self.size * self.ratio / 2
             height, width = (
@@ -135,11 +135,21 @@ class Geometry:
         return height, width
 
     @cached_property
+    def weights(self) -> tuple[np.ndarray, np.ndarray]:
+        """Two matrices float32, (row within `bounds`, height) and (column within `bounds`, width):
+        rows times image times columns transposed is the sky on the new grid."""
+        rows, columns = (
+            _weights(length, self.size, self.ratio).toarray()[bounds]
+            for length, bounds in zip(self.shape, self.bounds, strict=True)
+        )
+        return rows, columns
+
+    @cached_property
     def noise(self) -> float:
         """The noise of new pixels over that of old ones, where these are independent."""
         if self.ratio == 1.0:
             return 1.0
-        down, across = (np.sqrt(np.square(w).sum(1)).mean() for w in dense_weights(self))
+        down, across = (np.sqrt(np.square(weights).sum(1)).mean() for weights in self.weights)
         return float(down * across)
 
     @property
@@ -246,15 +256,19 @@ def doubts(
 
 
 def fit(image: np.ndarray, geometry: Geometry, background: np.ndarray) -> np.ndarray:
-    """(S, S, band) float32: an image (height, width, band) without NaN on the grid of a geometry.
+    """Returns an image (height, width, band) without NaN on the grid of a geometry: (S, S, band).
 
     Pixel values are surface brightness: a uniform sky keeps its value. Shrinking averages over
     the pixels that become one. Off the image there is `background` (band,).
     """
-    size = geometry.size
+    shape = geometry.size, geometry.size
     if geometry.ratio != 1.0:
-        return resample(image, geometry.ratio, (size, size), background)
-    return _crop(image, size, background) if geometry.shape != (size, size) else image
+        return resample(image, geometry.ratio, shape, background)
+    if geometry.shape == shape:
+        return image
+    result = np.tile(background.astype(image.dtype), (*shape, 1))
+    result[geometry.bounds] = image[geometry.shown]
+    return result
 
 
 def join(planes: list[Plane]) -> Cutout:
@@ -326,7 +340,7 @@ def fill_masked(image: np.ndarray) -> np.ndarray:
 def resample(
     image: np.ndarray, ratio: float, shape: tuple[int, int], outside: np.ndarray | float
 ) -> np.ndarray:
-    """(shape[0], shape[1], band) float32: the image about its centre on another grid.
+    """Returns the image about its centre on another grid: (shape[0], shape[1], band) float32.
 
     `ratio` is the new pixel's side over the old one's; `outside` the value of pixels whose
     centre lies off the image, (band,) or one number. Linear interpolation, by a triangle as wide
@@ -334,75 +348,46 @@ def resample(
     `jax.image.scale_and_translate` with antialiasing.
     """
     height, width, bands = image.shape
-    first_row, rows = _weights(height, shape[0], ratio)
-    first_column, columns = _weights(width, shape[1], ratio)
-    # Only the part that the new grid sees: a huge cutout costs no more than a small one.
-    seen = image[first_row:, first_column:][: rows.shape[1], : columns.shape[1]]
     # Sparse products, since a new pixel sees few old ones, and since a BLAS that starts threads of
     # its own in each of the reading threads slows all of them down.
-    by_rows = (rows @ seen.reshape(rows.shape[1], -1)).reshape(shape[0], -1, bands)
-    swapped = by_rows.transpose(1, 0, 2).reshape(columns.shape[1], -1)
-    result = (columns @ swapped).reshape(shape[1], shape[0], bands).transpose(1, 0, 2)
+    by_row, by_column = (_weights(*of, ratio) for of in zip((height, width), shape, strict=True))
+    rows = (by_row @ image.reshape(height, -1)).reshape(shape[0], width, bands)
+    columns = by_column @ rows.swapaxes(0, 1).reshape(width, -1)
+    sky = columns.reshape(shape[1], shape[0], bands).swapaxes(0, 1)
     covered = _covered(height, shape[0], ratio), _covered(width, shape[1], ratio)
-    full = np.broadcast_to(np.asarray(outside, np.float32), (*shape, bands)).copy()
-    full[covered] = result[covered]
-    return full
-
-
-def _crop(image: np.ndarray, size: int, background: np.ndarray) -> np.ndarray:
-    """(size, size, band): the centre of the image, padded with the background level."""
-    result = np.broadcast_to(background.reshape(1, 1, -1), (size, size, image.shape[2])).copy()
-    (rows, to_rows), (columns, to_columns) = (centred(n, size) for n in image.shape[:2])
-    result[to_rows, to_columns] = image[rows, columns]
+    result = np.empty((*shape, bands), np.float32)
+    result[...] = outside
+    result[covered] = sky[covered]
     return result
 
 
-def centred(length: int, size: int) -> tuple[slice, slice]:
-    """The part of an axis to take and where to put it, both about the centre."""
+def _centred(length: int, size: int) -> slice:
+    """Returns the part, about the centre, of an axis that `size` pixels hold."""
     common = min(length, size)
-    start, place = (length - common) // 2, (size - common) // 2
-    return slice(start, start + common), slice(place, place + common)
+    start = (length - common) // 2
+    return slice(start, start + common)
 
 
 def _centres(length: int, size: int, ratio: float) -> np.ndarray:
-    """Where the centres of `size` new pixels lie on an axis of `length` old pixels."""
+    """Returns where the centres of `size` new pixels lie on an axis of `length` old pixels."""
     return (np.arange(size) - (size - 1) / 2) * ratio + (length - 1) / 2
 
 
 def _covered(length: int, size: int, ratio: float) -> slice:
-    """The new pixels whose centre lies on the old axis."""
+    """Returns the new pixels whose centre lies on the old axis."""
     centres = _centres(length, size, ratio)
-    bounds = np.flatnonzero((centres >= -0.5) & (centres <= length - 0.5))
-    return slice(int(bounds[0]), int(bounds[-1]) + 1) if bounds.size else slice(0, 0)
+    inside = np.flatnonzero((centres >= -0.5) & (centres <= length - 0.5))
+    return slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, 0)
 
 
 # A matrix takes at most a few hundred KiB; data sets have few different sizes.
 @lru_cache(maxsize=64)
-def _weights(length: int, size: int, ratio: float) -> tuple[int, sparse.csr_array]:
-    """First old pixel seen, and the weights (size, seen) float32 of old pixels in each new one.
+def _weights(length: int, size: int, ratio: float) -> sparse.csr_array:
+    """Returns the weights (size, length) float32 of old pixels in each new one.
 
     A row sums to one; where the centre of the new pixel lies off the old axis it means nothing.
     """
-    centres = _centres(length, size, ratio)
-    reach = max(ratio, 1.0)
-    first = max(0, math.floor(centres[0] - reach))
-    last = min(length - 1, math.ceil(centres[-1] + reach))
-    pixels = np.arange(first, last + 1)
-    distance = np.abs(centres[:, np.newaxis] - pixels[np.newaxis, :]) / reach
-    weights = np.maximum(0.0, 1.0 - distance)
+    distance = np.abs(_centres(length, size, ratio)[:, np.newaxis] - np.arange(length))
+    weights = np.maximum(0.0, 1.0 - distance / max(ratio, 1.0))
     total = weights.sum(axis=1, keepdims=True)
-    return first, sparse.csr_array((weights / np.maximum(total, 1e-12)).astype(np.float32))
-
-
-def dense_weights(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """The weights of `resample` as two matrices, (row inside, height) and (column inside, width).
-
-    Rows times image times columns transposed is what the grid holds inside.
-    """
-    made = []
-    for length, bounds in zip(geometry.shape, geometry.bounds, strict=True):
-        first, weights = _weights(length, geometry.size, geometry.ratio)
-        whole = np.zeros((geometry.size, length), np.float32)
-        whole[:, first : first + weights.shape[1]] = weights.toarray()
-        made.append(whole[bounds])
-    return made[0], made[1]
+    return sparse.csr_array((weights / np.maximum(total, 1e-12)).astype(np.float32))
