@@ -179,13 +179,10 @@ def open_zarr(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     if catalogue is None:
         return source_of_array(images, store, metadata, wanted, in_memory=False, files=of_store)
     table = read_table(catalogue)
-    rows = np.asarray(table[ZARR_ROW])
-    if rows.dtype.kind not in "iu" or len(rows) == 0:
-        raise UsageError(f"{catalogue}: {ZARR_ROW} must hold the numbers of images")
-    if rows.min() < 0 or rows.max() >= images.shape[0]:
+    rows, count = np.asarray(table[ZARR_ROW]), images.shape[0]
+    if rows.dtype.kind not in "iu" or not len(rows) or not 0 <= rows.min() <= rows.max() < count:
         raise UsageError(
-            f"{catalogue}: {ZARR_ROW} goes from {rows.min()} to {rows.max()}, but {store} holds "
-            f"{images.shape[0]} images"
+            f"{catalogue}: {ZARR_ROW} must hold numbers of images, from 0 to {count - 1} of {store}"
         )
     columns = {n: LazyColumn(table[n].shape, partial(table.__getitem__, n)) for n in table.colnames}
     return source_of_array(

@@ -120,7 +120,7 @@ def test_zarr_with_its_catalogue(store, given):
 def test_zarr_that_does_not_fit_its_catalogue_is_refused(store):
     folder = store.parent
     sidecar(folder / "survey.parquet", [0, 7])
-    with pytest.raises(UsageError, match="goes from 0 to 7, but .* holds 7 images"):
+    with pytest.raises(UsageError, match="must hold numbers of images, from 0 to 6 of"):
         open_source(store, needed=GRI)
     for name in ("a", "b"):
         sidecar(folder / f"{name}.parquet", [0])
