@@ -63,7 +63,7 @@ def score(
 
     The scores of a batch are fetched when the next one is on the devices and under way. `workers`
     are processes that read. `profile` is where to write a trace of some batches. Raises Interrupted
-    where the process is told to end: what is scored is kept.
+    where the process is asked to stop: what is scored is kept.
     """
     missing, total = sum(map(len, parts.missing())), len(parts.rows)
     scorer = _Scorer(plan.step, weights, mesh, plan.size.cutouts)

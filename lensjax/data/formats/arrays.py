@@ -311,6 +311,6 @@ def _metadata(
 
 
 def _bands(said: Any) -> tuple[str, ...]:
-    """Returns the names of the bands: one each, or all in one text, apart by commas or blanks."""
+    """Returns the names of the bands: one each, or all in one text."""
     names = [as_text(name).strip() for name in np.asarray(said).reshape(-1).tolist()]
     return tuple(re.split(r"[,\s]+", names[0])) if len(names) == 1 else tuple(names)
