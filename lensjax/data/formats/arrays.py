@@ -58,9 +58,8 @@ def open_numpy(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     An `.npz` holds `images` and may hold the names of the `bands`, the `pixel_scale`, and arrays
     with a value an image, which are carried.
     """
-    in_memory = not has_suffix(path, (".npy",))
     with _reading(path, "NumPy arrays"):
-        arrays = _npz(path) if in_memory else {IMAGES: _npy(path)}
+        arrays = {IMAGES: _npy(path)} if has_suffix(path, (".npy",)) else _npz(path)
     if IMAGES not in arrays:
         raise UsageError(f"{path} holds no array `images`, but {', '.join(arrays) or 'nothing'}")
     images = arrays.pop(IMAGES)
@@ -68,7 +67,7 @@ def open_numpy(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
         raise UsageError(f"{path}: `images` {images.odd}; {_HOW_TO_SAVE}")
     metadata = _metadata(path, arrays, (), pixel_scale)
     files = partial(files_below, path)
-    return source_of_array(images.read(), path, metadata, wanted, in_memory=in_memory, files=files)
+    return source_of_array(images.read(), path, metadata, wanted, files=files)
 
 
 def _npy(path: Path) -> LazyColumn:
@@ -111,7 +110,7 @@ def open_fits(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     bands = names if images.ndim == 4 and any(names) else None
     metadata = StackMetadata(bands=bands, pixel_scale=pixel_scale or sky.pixel_scale)
     files = partial(files_below, path)
-    return source_of_array(images, path, metadata, wanted, in_memory=False, files=files)
+    return source_of_array(images, path, metadata, wanted, files=files)
 
 
 def is_fits_stack(path: Path, wanted: Wanted) -> bool:
@@ -139,7 +138,7 @@ def open_hdf5(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
         columns = {name: _dataset(item) for name, item in others.items()}
         metadata = _metadata(path, columns, (file.attrs, images.attrs), pixel_scale)
     files = partial(files_below, path)
-    return source_of_array(images, path, metadata, wanted, in_memory=False, files=files)
+    return source_of_array(images, path, metadata, wanted, files=files)
 
 
 def _dataset(dataset: Any) -> LazyColumn:
@@ -177,7 +176,7 @@ def open_zarr(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
         metadata = _metadata(store, columns, (opened.attrs, images.attrs), pixel_scale)
     of_store = partial(files_below, store)
     if catalogue is None:
-        return source_of_array(images, store, metadata, wanted, in_memory=False, files=of_store)
+        return source_of_array(images, store, metadata, wanted, files=of_store)
     table = read_table(catalogue)
     rows, count = np.asarray(table[ZARR_ROW]), images.shape[0]
     if rows.dtype.kind not in "iu" or not len(rows) or not 0 <= rows.min() <= rows.max() < count:
@@ -190,7 +189,6 @@ def open_zarr(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
         store,
         metadata._replace(columns=columns),
         wanted,
-        in_memory=False,
         files=lambda: itertools.chain([str(catalogue)], of_store()),
     )
 

@@ -348,4 +348,4 @@ def test_damaged_values_beside_the_images_are_one_clear_line():
 
     metadata = StackMetadata({"flux": LazyColumn((7,), damaged)})
     with pytest.raises(UsageError, match="`flux` cannot be decoded: actual len exceeds EOA"):
-        source_of_array(IMAGES, Path("a.h5"), metadata, parse(None, None), in_memory=True)
+        source_of_array(IMAGES, Path("a.h5"), metadata, parse(None, None))
