@@ -72,7 +72,7 @@ def v5e() -> Target:
 
 
 # Whole runs, whose time is compilation: what is compiled is the affair of other tests.
-COMPILED_IN_HASTE = {"cli", "train"}
+COMPILED_IN_HASTE = {"cli", "sky", "train"}
 
 
 @pytest.hookimpl(wrapper=True)

@@ -20,7 +20,8 @@ from lensjax.data.source import LazyColumn, StackMetadata, source_of_array
 from lensjax.data.splits import held_back
 from lensjax.errors import UsageError
 from lensjax.files import make_folder, replacing
-from lensjax.sky.render import Sky, simulate
+from lensjax.sky.scenes import KINDS
+from lensjax.sky.simulation import Simulation, simulate
 from lensjax.sky.stamps import HUBBLE, Stamps, hubble_stamps, read_stamps
 from lensjax.sky.survey import SURVEYS, Survey
 
@@ -32,7 +33,7 @@ class SimulateConfig:
     output: Path | None = None
     """Folder for the cutouts, truth.csv, preview.png."""
     survey: str = "decam"
-    """Whose bands, seeing and depth: decam, hsc, euclid."""
+    """Whose bands, seeing and depth: decam, hsc, euclid; or ground, any of them in each cutout."""
     size: int | None = None
     """Pixels across (None: the survey's own)."""
     count: int = 8000
@@ -54,7 +55,17 @@ class SimulateConfig:
     einstein_radius: float | None = None
     """Smallest, arcsec (None: the survey's own)."""
     arc_snr: float | None = None
-    """Smallest S/N of arcs (None: the survey's own)."""
+    """Smallest S/N of arcs above sky and lens galaxy (None: the survey's own)."""
+    strictness: float | None = None
+    """How plainly arc and counter-image must be seen, 0 not at all (None: the survey's own, 1)."""
+    shares: str | None = None
+    """Shares of the kinds of non-lenses, as `ordinary=0.5,spiral=0.2` (None: the survey's own)."""
+    artefact_fraction: float | None = None
+    """Share of cutouts with an artefact (None: the survey's own)."""
+    seeing: float | None = None
+    """FWHM of the backgrounds, arcsec, all bands alike (None: the survey's own)."""
+    noise_free: bool = False
+    """Leave noise out; truth.csv says what noise belongs to each cutout."""
     pack: bool = False
     """Write folders of ArrayRecord shards, train and test, not .npz."""
     seed: int = 0
@@ -76,7 +87,7 @@ def simulate_survey(options: SimulateConfig) -> str:
     """
     if options.output is None:
         raise UsageError("--output is missing: name a folder for the simulated sky")
-    survey = survey_of(options)
+    survey, backgrounds = _backgrounds(options, survey_of(options))
     make_folder(options.output)
     stamps = sources_of(options)
     with runtime.progress("simulating", options.count, "cutouts") as advance:
@@ -85,7 +96,7 @@ def simulate_survey(options: SimulateConfig) -> str:
             count=options.count,
             lens_fraction=options.lens_fraction,
             seed=options.seed,
-            backgrounds=_backgrounds(options, survey),
+            backgrounds=backgrounds,
             sources=stamps,
             source_rows=stamps
             and partial(stamps.of_own_side, fraction=options.test_fraction, purpose="test"),
@@ -93,7 +104,7 @@ def simulate_survey(options: SimulateConfig) -> str:
         )
     test = held_back(sky.truth["group"], options.test_fraction, "test")
     if stamps is not None:
-        sky = Sky(sky.images, sky.truth | {"group": _joined(sky.truth)})
+        sky = Simulation(sky.images, sky.truth | {"group": _joined(sky.truth)})
     for name, rows in (("train", ~test), ("test", test)):
         if options.pack:
             _write_shards(options.output / name, survey, sky, rows)
@@ -113,13 +124,32 @@ def survey_of(options: SimulateConfig) -> Survey:
     if options.survey not in SURVEYS:
         raise UsageError(f"--survey {options.survey} is not known: choose {', '.join(SURVEYS)}")
     survey = SURVEYS[options.survey]
-    radius, snr = options.einstein_radius, options.arc_snr
-    return dataclasses.replace(
-        survey,
-        size=options.size or survey.size,
-        smallest_einstein_radius=radius or survey.smallest_einstein_radius,
-        smallest_arc_signal_to_noise=snr or survey.smallest_arc_signal_to_noise,
-    )
+    if options.seeing is not None:
+        seeing = (options.seeing,) * len(survey.bands)
+        survey = dataclasses.replace(survey, seeing=seeing, seeing_range=0.0, seeing_scatter=0.0)
+    if options.shares is not None:
+        survey = dataclasses.replace(survey, shares=_shares(options.shares))
+    names = ("size", "einstein_radius", "arc_snr", "strictness", "artefact_fraction")
+    given = {name: getattr(options, name) for name in names}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(survey, noise=not options.noise_free, **changes)
+
+
+def _shares(text: str) -> tuple[tuple[str, float], ...]:
+    """Returns the kinds and their shares in a text such as `ordinary=0.5,spiral=0.2`."""
+    shares = []
+    for pair in text.split(","):
+        kind, _, share = pair.strip().partition("=")
+        try:
+            shares.append((kind, float(share)))
+        except ValueError as error:
+            raise UsageError(f"--shares {pair!r}: write kind=share, comma separated") from error
+        if kind not in KINDS or kind == "lens" or not shares[-1][1] >= 0:
+            known = ", ".join(name for name in KINDS if name != "lens")
+            raise UsageError(f"--shares {pair!r}: a kind is one of {known}, a share not negative")
+    if not sum(share for _, share in shares) > 0:
+        raise UsageError(f"--shares {text!r}: all shares are zero")
+    return tuple(shares)
 
 
 def sources_of(options: SimulateConfig) -> Stamps | None:
@@ -141,43 +171,49 @@ def _joined(truth: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.array([shown.get(own, str(own)) for own in group])
 
 
-def _backgrounds(options: SimulateConfig, survey: Survey) -> np.ndarray | None:
-    """Returns the real cutouts (n, size, size, band) on the survey's grid, None without any."""
+def _backgrounds(options: SimulateConfig, survey: Survey) -> tuple[Survey, np.ndarray | None]:
+    """Returns the real cutouts (n, size, size, band), None without any, and the survey on their
+    grid. Where the survey has no pixel scale of its own they keep theirs."""
     if options.backgrounds is None:
-        return None
+        return survey, None
     source = open_source(
         options.backgrounds,
         needed=survey.bands,
         bands=options.bands,
         pixel_scale=options.pixel_scale,
     )
+    if survey.pixel_scale_range:
+        scale = options.pixel_scale or (source.stack and source.stack.pixel_scale)
+        if not scale:
+            raise UsageError(f"--survey {survey.name} needs --pixel-scale of the backgrounds")
+        survey = dataclasses.replace(survey, pixel_scale=scale, pixel_scale_range=0.0)
     plain = Preprocessing.unnormalised(survey.bands, survey.size, survey.pixel_scale, "none", 1.0)
     read = pipeline.batches(source, (plain,), how="auto", batch_size=64)
     prepare = jax.jit(on_device.prepare)
     images = np.concatenate([np.asarray(prepare(b.inputs)[0])[b.readable] for b in read])
     if not len(images):
         raise UsageError(f"--backgrounds {options.backgrounds}: none of the cutouts can be read")
-    return images
+    return survey, images
 
 
-def _write_stack(path: Path, survey: Survey, sky: Sky, rows: np.ndarray) -> None:
+def _write_stack(path: Path, survey: Survey, sky: Simulation, rows: np.ndarray) -> None:
     arrays = {name: values[rows] for name, values in sky.truth.items()}
     arrays |= {"bands": np.array(survey.bands), "pixel_scale": np.array(survey.pixel_scale)}
     with replacing(path) as file:
         np.savez(file, allow_pickle=False, images=sky.images[rows], **arrays)
 
 
-def _write_shards(folder: Path, survey: Survey, sky: Sky, rows: np.ndarray) -> None:
+def _write_shards(folder: Path, survey: Survey, sky: Simulation, rows: np.ndarray) -> None:
     columns = {
         name: LazyColumn(values[rows].shape, partial(values.__getitem__, rows))
         for name, values in sky.truth.items()
     }
     metadata = StackMetadata(columns, survey.bands, survey.pixel_scale)
-    source = source_of_array(sky.images[rows], folder, metadata, Wanted())
+    source = source_of_array(sky.images[rows], folder, metadata, Wanted(), in_memory=True)
     shards.pack(source, folder, resume=False)
 
 
-def _write_truth(path: Path, sky: Sky, test: np.ndarray) -> None:
+def _write_truth(path: Path, sky: Simulation, test: np.ndarray) -> None:
     from lensjax.data.formats import arrow
 
     columns = sky.truth | {"split": np.where(test, "test", "train")}
@@ -185,7 +221,7 @@ def _write_truth(path: Path, sky: Sky, test: np.ndarray) -> None:
         arrow.write_csv(file, Table(columns))
 
 
-def _write_preview(path: Path, survey: Survey, sky: Sky, columns: int = 12) -> None:
+def _write_preview(path: Path, survey: Survey, sky: Simulation, columns: int = 12) -> None:
     """Writes a picture with a row of examples for lenses and for each kind of look-alike."""
     from PIL import Image
 

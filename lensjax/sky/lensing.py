@@ -1,18 +1,50 @@
-"""Deflection of light by an elliptical galaxy, and the light of galaxies, as pure functions.
+"""Deflection of light by elliptical galaxies, and the light of galaxies, as pure functions.
 
 Angles are in arcsec. Parameters follow lenstronomy's conventions (Birrer & Amara 2018): an
 ellipticity (e1, e2) has modulus (1 - q) / (1 + q) and phase twice the position angle of the
 major axis; theta_E is the Einstein radius of the galaxy averaged as sqrt(q) times that along the
-major axis. Every function takes scalars for one object and a grid of any shape, works in the
+major axis. Every function of one object takes scalars and a grid of any shape, works in the
 precision it is given, and has finite gradients everywhere, the centre and the round case included.
 """
 
-from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 Scalar = jax.Array | float
+
+SERIES_TERMS = 16  # of the deflection: exact to 1e-5 of theta_E for axis ratios from 0.35
+
+
+class Galaxies(NamedTuple):
+    """Sersic profiles, one a slot: total flux (slot, band), the rest (slot,)."""
+
+    flux: jax.Array
+    x: jax.Array
+    y: jax.Array
+    axis_ratio: jax.Array
+    angle: jax.Array
+    radius: jax.Array
+    n_sersic: jax.Array
+
+
+class Mass(NamedTuple):
+    """An elliptical power law at the origin, external shear, and round perturbers (perturber,).
+
+    theta_E is 0 where there is no lens; `slope` is that of the density, 2 for isothermal.
+    """
+
+    theta_E: jax.Array
+    slope: jax.Array
+    axis_ratio: jax.Array
+    angle: jax.Array
+    gamma1: jax.Array
+    gamma2: jax.Array
+    perturber_theta_E: jax.Array
+    perturber_x: jax.Array
+    perturber_y: jax.Array
 
 
 def axis_ratio_and_angle(e1: Scalar, e2: Scalar) -> tuple[jax.Array, jax.Array]:
@@ -22,8 +54,8 @@ def axis_ratio_and_angle(e1: Scalar, e2: Scalar) -> tuple[jax.Array, jax.Array]:
     the angle and all gradients exist.
     """
     nearly_zero = jnp.finfo(jnp.result_type(e1, float)).eps ** 0.7
-    round_object = e1**2 + e2**2 < nearly_zero**2
-    e1 = jnp.where(round_object, e1 + nearly_zero, e1)
+    is_round = e1**2 + e2**2 < nearly_zero**2
+    e1 = jnp.where(is_round, e1 + nearly_zero, e1)
     modulus = jnp.minimum(jnp.sqrt(e1**2 + e2**2), 0.9999)
     return (1 - modulus) / (1 + modulus), jnp.arctan2(e2, e1) / 2
 
@@ -43,39 +75,44 @@ def aligned(
     return cosine * x + sine * y, cosine * y - sine * x
 
 
-def _over(
-    function: Callable, odd_series: tuple[float, float], u: jax.Array, e: jax.Array
-) -> jax.Array:
-    """Returns function(e u) / e, by its series u + a e^2 u^3 + b e^4 u^5 where e u is small."""
-    small = jnp.abs(e * u) < 0.02
-    squared = (e * u) ** 2
-    series = u * (1 + squared * (odd_series[0] + squared * odd_series[1]))
-    safe_e = jnp.where(small, jnp.ones_like(e), e)
-    return jnp.where(small, series, function(jnp.where(small, 0.0, e * u)) / safe_e)
-
-
-def sie_deflection(
+def epl_deflection(
     x: jax.Array,
     y: jax.Array,
     theta_E: Scalar,
+    gamma: Scalar,
     e1: Scalar,
     e2: Scalar,
     center_x: Scalar,
     center_y: Scalar,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the deflection (alpha_x, alpha_y) in arcsec of a singular isothermal ellipsoid.
+    """Returns the deflection (alpha_x, alpha_y) in arcsec of an elliptical power law.
 
-    The convergence is theta_E / (2 sqrt(q x^2 + y^2 / q)) in the frame of the major axis; the
-    deflection in closed form is that of Kormann, Schneider & Bartelmann (1994).
+    The density falls as r^-gamma. Tessore & Metcalf (2015), eq. 13 and 29: in the frame of the
+    major axis, with R e^(i phi) = q x + i y, f = (1 - q) / (1 + q) and t = gamma - 1,
+    alpha = 2 b / (1 + q) (b / R)^(t - 1) sum_n a_n (-f)^n e^(i (2n + 1) phi).
     """
     axis_ratio, angle = axis_ratio_and_angle(e1, e2)
     along, across = aligned(x, y, center_x, center_y, angle)
     tiny = jnp.finfo(jnp.result_type(x, float)).tiny ** 0.25
     radius = jnp.sqrt((axis_ratio * along) ** 2 + across**2 + tiny)
-    flattening = jnp.sqrt(1 - axis_ratio**2)
-    strength = theta_E * jnp.sqrt(axis_ratio)
-    alpha_along = strength * _over(jnp.arctan, (-1 / 3, 1 / 5), along / radius, flattening)
-    alpha_across = strength * _over(jnp.arctanh, (1 / 3, 1 / 5), across / radius, flattening)
+    cosine, sine = axis_ratio * along / radius, across / radius
+    flattening = (1 - axis_ratio) / (1 + axis_ratio)
+    real = -flattening * (cosine**2 - sine**2)
+    imaginary = -flattening * 2 * cosine * sine
+    exponent = gamma - 1
+    factors = [(2 * n - 2 + exponent) / (2 * n + 2 - exponent) for n in range(1, SERIES_TERMS)]
+    # The series by Horner's rule, in real and imaginary part.
+    sum_real, sum_imaginary = jnp.ones_like(radius), jnp.zeros_like(radius)
+    for factor in reversed(factors):
+        sum_real, sum_imaginary = (
+            1 + factor * (real * sum_real - imaginary * sum_imaginary),
+            factor * (real * sum_imaginary + imaginary * sum_real),
+        )
+    scale = jnp.sqrt(axis_ratio) * theta_E
+    ratio = jnp.log(jnp.maximum(scale, tiny)) - jnp.log(radius)
+    strength = 2 * scale / (1 + axis_ratio) * jnp.exp((exponent - 1) * ratio)
+    alpha_along = strength * (cosine * sum_real - sine * sum_imaginary)
+    alpha_across = strength * (cosine * sum_imaginary + sine * sum_real)
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     return cosine * alpha_along - sine * alpha_across, sine * alpha_along + cosine * alpha_across
 
@@ -85,6 +122,20 @@ def shear_deflection(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the deflection in arcsec of an external shear about the origin."""
     return gamma1 * x + gamma2 * y, gamma2 * x - gamma1 * y
+
+
+def trace(x: jax.Array, y: jax.Array, mass: Mass) -> tuple[jax.Array, jax.Array]:
+    """Returns where in the source plane the ray through each point of the image comes from."""
+    e1, e2 = ellipticity(mass.axis_ratio, mass.angle)
+    alpha_x, alpha_y = epl_deflection(x, y, mass.theta_E, mass.slope, e1, e2, 0.0, 0.0)
+    shear_x, shear_y = shear_deflection(x, y, mass.gamma1, mass.gamma2)
+    x_source, y_source = x - alpha_x - shear_x, y - alpha_y - shear_y
+    for which in range(mass.perturber_theta_E.shape[0]):
+        dx, dy = x - mass.perturber_x[which], y - mass.perturber_y[which]
+        # An isothermal sphere deflects by theta_E everywhere; its centre is rounded off.
+        strength = mass.perturber_theta_E[which] * jax.lax.rsqrt(dx**2 + dy**2 + 1e-4)
+        x_source, y_source = x_source - strength * dx, y_source - strength * dy
+    return x_source, y_source
 
 
 def sersic_b(n_sersic: Scalar) -> Scalar:
@@ -102,7 +153,7 @@ def sersic(
     e2: Scalar,
     center_x: Scalar,
     center_y: Scalar,
-    softening: float = 0.0,
+    softening: Scalar = 0.0,
 ) -> jax.Array:
     """Returns the surface brightness of an elliptical Sersic profile (Sersic 1968).
 
@@ -119,6 +170,16 @@ def sersic(
     return amp * jnp.exp(-sersic_b(n_sersic) * (scaled - 1))
 
 
+def log_gamma(z: Scalar) -> jax.Array:
+    """Returns ln Gamma(z) to 1e-5 for z > 0.5, by Stirling's series two steps further on.
+
+    It compiles in a tenth of the time of `jax.lax.lgamma`.
+    """
+    w = z + 2
+    series = (w - 0.5) * jnp.log(w) - w + 0.5 * jnp.log(2 * jnp.pi) + 1 / (12 * w)
+    return series - 1 / (360 * w**3) - jnp.log(z * (z + 1))
+
+
 def sersic_amplitude(R_sersic: Scalar, n_sersic: Scalar) -> jax.Array:
     """Returns the `amp` (arcsec^-2) that gives a Sersic profile unit flux.
 
@@ -130,6 +191,18 @@ def sersic_amplitude(R_sersic: Scalar, n_sersic: Scalar) -> jax.Array:
         + 2 * jnp.log(R_sersic)
         + b
         - 2 * n_sersic * jnp.log(b)
-        + jax.lax.lgamma(2 * n_sersic)
+        + log_gamma(2 * n_sersic)
     )
     return jnp.exp(-log_flux)
+
+
+def sersic_light(
+    x: jax.Array, y: jax.Array, galaxies: Galaxies, softening: Scalar = 0.0
+) -> jax.Array:
+    """Returns the summed brightness (band, *grid) of all slots, flux per square arcsec."""
+    e1, e2 = ellipticity(galaxies.axis_ratio, galaxies.angle)
+    amplitude = sersic_amplitude(galaxies.radius, galaxies.n_sersic)
+    shapes = (amplitude, galaxies.radius, galaxies.n_sersic, e1, e2, galaxies.x, galaxies.y)
+    one = partial(sersic, x, y, softening=softening)
+    profiles = jax.vmap(lambda *shape: one(*shape))(*shapes)
+    return jnp.einsum("sb,syx->byx", galaxies.flux, profiles)

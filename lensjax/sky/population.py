@@ -1,10 +1,7 @@
-"""Draws of lens systems from published populations, each number with its source.
+"""Published populations of galaxies, each number with its source.
 
 Where no paper is named a number was chosen, by eye, for pictures like those of real surveys.
 Lengths are in arcsec, velocities in km/s, magnitudes in the AB system.
-
-Rejection does not compile, so a system is picked, not rejected: `CANDIDATES` systems are drawn
-at once and one of those that a search would call a lens is kept.
 """
 
 from functools import lru_cache
@@ -13,27 +10,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtri
 
 from lensjax.sky.lensing import Scalar
-from lensjax.sky.survey import Survey
+from lensjax.sky.survey import Observation, Survey
 
 SPEED_OF_LIGHT = 299792.458
 ARCSEC_PER_RADIAN = 206264.806
-CANDIDATES = 192
-CANDIDATE_UNIFORMS = 18
 
 # Choi, Park & Vogeley (2007), velocity dispersion function of early types:
 # dn/dsigma ~ (sigma / sigma*)^alpha exp(-(sigma / sigma*)^beta) / sigma.
 VDF_SIGMA, VDF_ALPHA, VDF_BETA = 161.0, 2.32, 2.67
-
-# Largest Einstein radius that is kept, as a fraction of half the cutout. Chosen.
-LARGEST_OVER_HALF_WIDTH = 0.5
-# Brighter than its faintest deflector by this many magnitudes a survey has few (chosen).
-MAGNITUDE_RANGE = 3.6
-# Searches train on more large Einstein radii than nature has (Canameras et al. 2020 on as many as
-# small ones): a candidate's chance to be kept goes as this power of its Einstein radius (chosen).
-EINSTEIN_RADIUS_WEIGHT = 4.0
 
 # Spectra of a quiescent and a star-forming galaxy: AB magnitude against rest wavelength (nm),
 # relative to 620 nm. Round numbers, chosen so that an elliptical follows the g-r and r-i of red
@@ -51,30 +37,6 @@ STAR_FORMING = (
     4.5, 2.2, 0.75, 0.62, 0.60, 0.62, 0.58, 0.30, 0.16,
     0.12, 0.0, -0.08, -0.12, -0.18, -0.25, -0.30, -0.20,
 )  # fmt: skip
-
-
-class System(NamedTuple):
-    """One deflector and the galaxy behind it; scalars but for the magnitudes (band,)."""
-
-    velocity_dispersion: jax.Array
-    lens_redshift: jax.Array
-    source_redshift: jax.Array
-    einstein_radius: jax.Array
-    axis_ratio: jax.Array
-    angle: jax.Array
-    mass_axis_ratio: jax.Array
-    mass_angle: jax.Array
-    gamma1: jax.Array
-    gamma2: jax.Array
-    lens_magnitudes: jax.Array
-    lens_radius: jax.Array
-    lens_n_sersic: jax.Array
-    source_magnitudes: jax.Array
-    source_radius: jax.Array
-    source_x: jax.Array
-    source_y: jax.Array
-    magnification: jax.Array
-    signal_to_noise: jax.Array
 
 
 class Table(NamedTuple):
@@ -192,7 +154,7 @@ def distance_modulus(redshift: jax.Array) -> jax.Array:
     return lookup(tables().distance_modulus, redshift)
 
 
-def spectrum(young: Scalar, redshift: jax.Array, wavelengths: tuple[float, ...]) -> jax.Array:
+def spectrum(young: Scalar, redshift: Scalar, wavelengths: tuple[float, ...]) -> jax.Array:
     """Returns AB magnitudes (band,) relative to rest 620 nm of a mix of the two spectra.
 
     `young` is the share of the light at 620 nm that comes from the star-forming one.
@@ -204,16 +166,16 @@ def spectrum(young: Scalar, redshift: jax.Array, wavelengths: tuple[float, ...])
 
 
 def apparent(
-    selection_magnitude: jax.Array, young: Scalar, redshift: jax.Array, survey: Survey
+    selection_magnitude: Scalar, young: Scalar, redshift: Scalar, survey: Survey
 ) -> jax.Array:
     """Returns magnitudes (band,) of a galaxy that has the first in the selection band."""
     colours = spectrum(young, redshift, survey.wavelengths)
     return selection_magnitude + colours - colours[survey.selection_index]
 
 
-def flux(magnitudes: jax.Array, survey: Survey) -> jax.Array:
-    """Returns fluxes (band,) in the units of the survey."""
-    return 10 ** (-0.4 * (magnitudes - jnp.asarray(survey.zero_points)))
+def flux(magnitudes: jax.Array, observation: Observation) -> jax.Array:
+    """Returns fluxes (band,) in the units of the observation."""
+    return 10 ** (-0.4 * (magnitudes - observation.zero_points))
 
 
 def lens_absolute_magnitude(dispersion: jax.Array) -> jax.Array:
@@ -243,129 +205,13 @@ def source_radius(absolute_magnitude: jax.Array, redshift: jax.Array) -> jax.Arr
 
 
 def number_count_magnitude(
-    uniform: jax.Array, bright: float, faint: float, slope: float = 0.3
+    uniform: jax.Array, bright: Scalar, faint: Scalar, slope: float = 0.3
 ) -> jax.Array:
     """Returns magnitudes between two limits whose counts rise as 10^(slope m) (slope chosen)."""
     rise = 10 ** (slope * (faint - bright)) - 1
     return bright + jnp.log10(1 + uniform * rise) / slope
 
 
-def arc_signal_to_noise(
-    arcs: jax.Array,
-    magnification: jax.Array,
-    radius: jax.Array,
-    einstein: jax.Array,
-    survey: Survey,
-) -> jax.Array:
-    """Returns a forecast of the S/N of arcs of flux `arcs` (band,) in the best band.
-
-    An arc is taken as a Gaussian stroke: as wide as the source and the seeing, as long as the
-    source magnified but no longer than the ring.
-    """
-    seeing = jnp.asarray(survey.seeing) / 2.3548
-    width = jnp.sqrt(seeing**2 + (0.5 * radius) ** 2)
-    length = jnp.minimum(1.5 * magnification * radius, 2 * jnp.pi * einstein)
-    pixels = (4 * jnp.pi * width**2 + 2 * jnp.sqrt(jnp.pi) * width * length) / survey.pixel_scale**2
-    return jnp.max(arcs / (jnp.asarray(survey.sky_sigma) * jnp.sqrt(pixels)))
-
-
-def candidate(uniform: jax.Array, survey: Survey) -> System:
-    """Returns one system, its deflector drawn by lensing cross-section, not yet selected.
-
-    `uniform` (CANDIDATE_UNIFORMS,) are the random numbers between 0 and 1 that it is made of.
-    """
-    uniform = jnp.clip(uniform, 1e-6, 1 - 1e-6)
-    dispersion = velocity_dispersion(uniform[0])
-    lens_z = lookup(tables().lens_redshift, uniform[1])
-    source_z = source_redshift(uniform[2], lens_z)
-    einstein = einstein_radius(dispersion, lens_z, source_z)
-
-    luminosity = lens_absolute_magnitude(dispersion) + 0.3 * ndtri(uniform[3])
-    # Three per cent young stars at most: about the scatter of the red sequence (chosen).
-    colours = spectrum(0.03 * uniform[4] ** 2, lens_z, survey.wavelengths)
-    dimming = distance_modulus(lens_z) - 2.5 * jnp.log10(1 + lens_z)
-    # Scatter of ln(size) at the bright end: Shen et al. (2003).
-    size = early_type_radius(luminosity, lens_z) * jnp.exp(0.25 * ndtri(uniform[5]))
-    light_ratio = axis_ratio(uniform[6], dispersion)
-    angle = jnp.pi * uniform[7]
-
-    # Limits chosen: brighter sources are rare, fainter ones stay unseen however magnified.
-    magnitude = number_count_magnitude(uniform[12], 20.5, 25.0)
-    # Two fifths old light at most: nearly all lensed arcs are blue.
-    source_magnitudes = apparent(magnitude, 1 - 0.4 * uniform[13] ** 2, source_z, survey)
-    # A flat spectrum carries the observed magnitude to the ultraviolet.
-    ultraviolet = magnitude - distance_modulus(source_z) + 2.5 * jnp.log10(1 + source_z)
-    # Scatter of ln(size) between 0.45 and 0.75: Shibuya et al. (2015).
-    kiloparsec = source_radius(ultraviolet, source_z) * jnp.exp(0.5 * ndtri(uniform[14]))
-    # Half a pixel at least: a smaller source would fall between the rays that are traced.
-    radius = jnp.clip(arcsec(kiloparsec, source_z), 0.5 * survey.pixel_scale, 0.8)
-
-    # Uniform over the disc in which an isothermal sphere makes two images, less its rim, where
-    # the second is too faint to tell.
-    offset = 0.8 * einstein * jnp.sqrt(uniform[15])
-    direction = 2 * jnp.pi * uniform[16]
-    # 2 theta_E / beta for a point behind a sphere; a finite source and an ellipse cap it.
-    softened = jnp.sqrt(offset**2 + (0.8 * radius) ** 2 + (0.1 * einstein) ** 2)
-    magnification = 2 * einstein / softened
-    arcs = magnification * flux(source_magnitudes, survey)
-    return System(
-        velocity_dispersion=dispersion,
-        lens_redshift=lens_z,
-        source_redshift=source_z,
-        einstein_radius=einstein,
-        axis_ratio=light_ratio,
-        angle=angle,
-        # Mass is about as flat as light and aligned with it (Koopmans et al. 2006); the scatter
-        # is chosen.
-        mass_axis_ratio=jnp.clip(light_ratio + 0.1 * ndtri(uniform[8]), 0.35, 0.99),
-        mass_angle=angle + 0.15 * ndtri(uniform[9]),
-        # Two Gaussian components of 0.04 make a mean shear of 0.05, within the few per cent that
-        # Keeton, Kochanek & Seljak (1997) expect of a lens's surroundings.
-        gamma1=0.04 * ndtri(uniform[10]),
-        gamma2=0.04 * ndtri(uniform[11]),
-        lens_magnitudes=luminosity - lens_z + dimming + colours,
-        lens_radius=arcsec(size, lens_z),
-        lens_n_sersic=jnp.clip(4 * jnp.exp(0.25 * ndtri(uniform[17])), 2.5, 6.0),
-        source_magnitudes=source_magnitudes,
-        source_radius=radius,
-        source_x=offset * jnp.cos(direction),
-        source_y=offset * jnp.sin(direction),
-        magnification=magnification,
-        signal_to_noise=arc_signal_to_noise(arcs, magnification, radius, einstein, survey),
-    )
-
-
-def einstein_radius_limits(survey: Survey) -> tuple[float, float]:
-    """Returns the smallest and the largest Einstein radius that a search of the survey keeps."""
-    return survey.smallest_einstein_radius, LARGEST_OVER_HALF_WIDTH * survey.half_width
-
-
-def accepted(system: System, survey: Survey) -> jax.Array:
-    """Returns whether a search would look for the system, however faint its arcs (bool scalar)."""
-    smallest, largest = einstein_radius_limits(survey)
-    magnitude = system.lens_magnitudes[survey.selection_index]
-    return (
-        (system.einstein_radius > smallest)
-        & (system.einstein_radius < largest)
-        & (magnitude < survey.selection_limit)
-        & (magnitude > survey.selection_limit - MAGNITUDE_RANGE)
-        & (system.magnification > 2)
-    )
-
-
-def draw_system(key: jax.Array, survey: Survey) -> System:
-    """Returns one lens system that a search of the survey would keep.
-
-    It is the best of CANDIDATES draws: where none of them passes, one that does not is returned.
-    That is rare: none of 2,900 systems for the presets, 1 in 100 with radii from 1.5 arcsec only.
-    """
-    uniform = jax.random.uniform(key, (CANDIDATES, CANDIDATE_UNIFORMS + 1), minval=1e-6)
-    many = jax.vmap(lambda own: candidate(own, survey))(uniform[:, :-1])
-    keep = jax.vmap(lambda system: accepted(system, survey))(many)
-    bright = many.signal_to_noise > survey.smallest_arc_signal_to_noise
-    # Where no candidate has bright arcs one with fainter ones is taken: its source is brightened.
-    tier = jnp.where(keep & bright, 1.0, jnp.where(keep, 1e-6, 1e-12))
-    # The least of exponential noise over weight is a draw in proportion to the weight.
-    weight = tier * many.einstein_radius**EINSTEIN_RADIUS_WEIGHT
-    chosen = jnp.argmin(-jnp.log(uniform[:, -1]) / weight)
-    return jax.tree.map(lambda values: values[chosen], many)
+def between(uniform: Scalar, low: Scalar, high: Scalar) -> jax.Array:
+    """Returns `uniform`, from 0 to 1, stretched to reach from `low` to `high`."""
+    return low + (high - low) * jnp.asarray(uniform)

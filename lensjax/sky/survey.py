@@ -1,30 +1,68 @@
-"""What a survey does to the sky: bands, pixels, seeing, depth."""
+"""What a survey does to the sky: bands, pixels, seeing, depth.
+
+A `Survey` says in which ranges these lie; an `Observation` is how one cutout was taken. For a
+single survey the ranges are narrow; for `ground` they hold all that are taken from the ground.
+"""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 Bands = tuple[float, ...]
+
+# Share of each kind of non-lens, see `scenes.KINDS`. Chosen: what fools networks comes most often.
+LOOK_ALIKES = (
+    ("unlensed", 0.24),
+    ("satellites", 0.20),
+    ("spiral", 0.14),
+    ("ring", 0.10),
+    ("merger", 0.10),
+    ("edge_on", 0.06),
+    ("star", 0.04),
+    ("red", 0.12),
+)
+# As a search of all galaxies meets them (chosen): ordinary ones first, then the look-alikes.
+AS_SEARCHED = (
+    ("ordinary", 0.26),
+    ("red", 0.12),
+    ("group", 0.07),
+    ("star", 0.05),
+    ("edge_on", 0.04),
+    ("unlensed", 0.12),
+    ("satellites", 0.10),
+    ("spiral", 0.12),
+    ("ring", 0.06),
+    ("merger", 0.06),
+)
 
 
 @dataclass(frozen=True)
 class Survey:
     """One imaging survey; a tuple holds one number a band, in the order of `bands`.
 
-    wavelengths:     pivot wavelength, nm
-    pixel_scale:     arcsec per pixel
-    size:            pixels along a side of a cutout
-    zero_points:     AB magnitude of one unit of flux
-    seeing:          median FWHM of the PSF, arcsec
-    seeing_scatter:  scatter of ln(FWHM) from cutout to cutout
-    sky_sigma:       standard deviation of the empty sky in a pixel, flux units
-    sky_scatter:     scatter of ln(sky_sigma) from cutout to cutout
-    noise_width:     sigma (pixels) of the Gaussian that correlates the noise of a coadd
-    gains:           electrons per unit of flux over the whole exposure
-    selection_band:  band in which central galaxies are selected
+    A `*_range` is the largest change of the natural logarithm from cutout to cutout that bands
+    share, a `*_scatter` the largest that each band has alone; both are uniform.
+
+    wavelengths:    pivot wavelength, nm
+    pixel_scale:    arcsec per pixel, in the middle of its range
+    size:           pixels along a side of a cutout
+    zero_points:    AB magnitude of one unit of flux; scatter in magnitudes
+    seeing:         FWHM of the PSF, arcsec
+    moffat_beta:    lowest and highest exponent of the PSF's wings
+    sky_sigma:      standard deviation of the empty sky in a pixel, flux units
+    noise_width:    sigma (pixels) of the Gaussian that correlates the noise of a coadd
+    gains:          electrons per unit of flux over the whole exposure
+    selection_band: band in which central galaxies are selected
     selection_limit: faintest magnitude of a central galaxy in that band
-    smallest_einstein_radius: of the lenses that are kept, arcsec
-    smallest_arc_signal_to_noise: of their arcs, summed over pixels in the best band
+    einstein_radius: smallest of the lenses, arcsec
+    arc_snr:        smallest S/N of their arcs, see `visibility`; the largest is ten times that
+    strictness:     how plainly arcs must be seen, see `visibility.margin`; 0 for not at all
+    shares:         share of each kind of non-lens
+    artefact_fraction: share of all cutouts, lenses too, with an artefact
+    noise:          False leaves noise out, to be added later by `render.add_noise`
     """
 
     name: str
@@ -34,25 +72,76 @@ class Survey:
     size: int
     zero_points: Bands
     seeing: Bands
-    seeing_scatter: float
     sky_sigma: Bands
-    sky_scatter: float
     noise_width: Bands
     gains: Bands
     selection_band: str
     selection_limit: float
-    smallest_einstein_radius: float
-    smallest_arc_signal_to_noise: float
-
-    @property
-    def half_width(self) -> float:
-        """Half the side of a cutout, arcsec."""
-        return self.size * self.pixel_scale / 2
+    einstein_radius: float
+    arc_snr: float = 30.0
+    strictness: float = 1.0
+    pixel_scale_range: float = 0.0
+    seeing_range: float = 0.12
+    seeing_scatter: float = 0.12
+    moffat_beta: tuple[float, float] = (3.0, 3.0)
+    sky_range: float = 0.25
+    sky_scatter: float = 0.0
+    noise_width_range: float = 0.0
+    zero_point_scatter: float = 0.0
+    shares: tuple[tuple[str, float], ...] = LOOK_ALIKES
+    artefact_fraction: float = 0.0
+    noise: bool = True
 
     @property
     def selection_index(self) -> int:
         """Index of the selection band."""
         return self.bands.index(self.selection_band)
+
+
+class Observation(NamedTuple):
+    """How one cutout was taken: scalars, or one number a band (band,)."""
+
+    pixel_scale: jax.Array
+    fwhm: jax.Array
+    moffat_beta: jax.Array
+    zero_points: jax.Array
+    sky_sigma: jax.Array
+    noise_width: jax.Array
+    gains: jax.Array
+    magnitude_limit: jax.Array
+
+
+def observation_uniforms(survey: Survey) -> int:
+    """Returns how many random numbers an observation is made of."""
+    return 5 + 3 * len(survey.bands)
+
+
+def observe(uniform: jax.Array, survey: Survey) -> Observation:
+    """Returns the observation that `uniform` (observation_uniforms,), from 0 to 1, makes."""
+    signed = 2 * uniform - 1
+    shared, own = signed[:4], signed[5:].reshape(3, len(survey.bands))
+    pixel_scale = survey.pixel_scale * jnp.exp(survey.pixel_scale_range * shared[0])
+    seeing = survey.seeing_range * shared[1] + survey.seeing_scatter * own[0]
+    depth = survey.sky_range * shared[2] + survey.sky_scatter * own[1]
+    low, high = survey.moffat_beta
+    # The same sky on larger pixels has more noise in each, and with it more electrons.
+    area = (pixel_scale / survey.pixel_scale) ** 2
+    return Observation(
+        pixel_scale=pixel_scale,
+        fwhm=jnp.asarray(survey.seeing) * jnp.exp(seeing),
+        moffat_beta=1 / (1 / low + (1 / high - 1 / low) * uniform[4]),
+        zero_points=jnp.asarray(survey.zero_points) + survey.zero_point_scatter * own[2],
+        sky_sigma=jnp.asarray(survey.sky_sigma) * jnp.exp(depth) * jnp.sqrt(area),
+        noise_width=jnp.asarray(survey.noise_width) * jnp.exp(survey.noise_width_range * shared[3]),
+        gains=jnp.asarray(survey.gains) * jnp.exp(-2 * depth),
+        # Half as many magnitudes deeper as the survey is (chosen).
+        magnitude_limit=survey.selection_limit - 0.5 * 1.0857 * jnp.mean(depth),
+    )
+
+
+def half_width(observation: Observation, survey: Survey) -> jax.Array:
+    """Returns half the side of a cutout, arcsec."""
+    return survey.size * observation.pixel_scale / 2
 
 
 def point_source_sky_sigma(
@@ -83,15 +172,12 @@ DECAM = Survey(
     size=64,
     zero_points=(30.0, 30.0, 30.0),
     seeing=(1.11, 0.95, 0.88),
-    seeing_scatter=0.08,
     sky_sigma=(2.8, 4.1, 6.9),
-    sky_scatter=0.15,
     noise_width=(0.49, 0.49, 0.49),
     gains=(6.0, 7.0, 7.0),
     selection_band="i",
     selection_limit=20.6,
-    smallest_einstein_radius=1.05,
-    smallest_arc_signal_to_noise=30.0,
+    einstein_radius=1.05,
 )
 
 # Hyper Suprime-Cam Subaru Strategic Program, Wide layer, PDR3 (Aihara et al. 2022): seeing, and
@@ -105,17 +191,14 @@ HSC = Survey(
     size=96,
     zero_points=(27.0, 27.0, 27.0),
     seeing=(0.79, 0.75, 0.61),
-    seeing_scatter=0.10,
     sky_sigma=point_source_sky_sigma(
         (26.5, 26.5, 26.2), 5, (27.0, 27.0, 27.0), (0.79 / 0.168, 0.75 / 0.168, 0.61 / 0.168)
     ),
-    sky_scatter=0.15,
     noise_width=(0.45, 0.45, 0.45),
     gains=(4000.0, 4000.0, 7000.0),
     selection_band="i",
     selection_limit=21.5,
-    smallest_einstein_radius=0.73,
-    smallest_arc_signal_to_noise=30.0,
+    einstein_radius=0.73,
 )
 
 # Euclid Quick Release Q1, NISP resampled to the VIS grid. FWHM: 0.16 arcsec in VIS, 0.49 in NISP
@@ -129,15 +212,47 @@ EUCLID = Survey(
     size=100,
     zero_points=(24.6, 29.8, 30.0, 29.9),
     seeing=(0.16, 0.49, 0.49, 0.50),
-    seeing_scatter=0.02,
+    seeing_range=0.03,
+    seeing_scatter=0.03,
     sky_sigma=(0.0035, 0.60, 0.59, 0.60),
-    sky_scatter=0.10,
     noise_width=(0.45, 1.05, 1.05, 1.05),
     gains=(1900.0, 2.0, 2.0, 2.0),
     selection_band="VIS",
     selection_limit=21.5,
-    smallest_einstein_radius=0.5,
-    smallest_arc_signal_to_noise=30.0,
+    einstein_radius=0.5,
 )
 
-SURVEYS = {survey.name: survey for survey in (DECAM, HSC, EUCLID)}
+# Any survey from the ground in g, r, i: DES, HSC, KiDS, CFHTLS, Legacy Surveys, Rubin. Pixels of
+# 0.16 to 0.30 arcsec, seeing of 0.5 to 1.4, five-sigma depth for point sources in r of 23.6 to
+# 26.8, half a magnitude more or less in each band, noise of single pixels or smoothed by
+# resampling, colours off by a sixth of a magnitude. Gain: about that of DECAM at its depth.
+GROUND = Survey(
+    name="ground",
+    bands=("g", "r", "i"),
+    wavelengths=(478.0, 632.0, 776.0),
+    pixel_scale=0.219,
+    pixel_scale_range=0.314,
+    size=64,
+    zero_points=(30.0, 30.0, 30.0),
+    zero_point_scatter=0.17,
+    seeing=(0.86, 0.84, 0.82),
+    seeing_range=0.37,
+    seeing_scatter=0.12,
+    moffat_beta=(2.3, 5.0),
+    sky_sigma=point_source_sky_sigma(
+        (25.5, 25.2, 24.7), 5, (30.0, 30.0, 30.0), (0.84 / 0.219, 0.84 / 0.219, 0.84 / 0.219)
+    ),
+    sky_range=1.3,
+    sky_scatter=0.3,
+    noise_width=(0.45, 0.45, 0.45),
+    noise_width_range=0.6,
+    gains=(15.0, 15.0, 15.0),
+    selection_band="i",
+    selection_limit=21.0,
+    einstein_radius=0.6,
+    arc_snr=15.0,
+    shares=AS_SEARCHED,
+    artefact_fraction=0.06,
+)
+
+SURVEYS = {survey.name: survey for survey in (DECAM, HSC, EUCLID, GROUND)}

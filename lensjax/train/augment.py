@@ -22,15 +22,15 @@ class Augmentation:
     """How much cutouts are changed in training, at most; 0 leaves a change out."""
 
     augment_shift: float = 0.04
-    """Largest shift of a cutout, as a fraction of its side."""
+    """Share of its side by which a cutout is moved, at most."""
     augment_seeing: float = 0.8
-    """Largest sigma of the blur, in pixels of the data."""
+    """Sigma of the blur in the data's pixels, at most."""
     augment_flux: float = 0.2
-    """Largest dimming of a cutout, in magnitudes."""
+    """Magnitudes that a cutout becomes fainter, at most."""
     augment_colour: float = 0.1
-    """Largest dimming of each band by itself, in magnitudes."""
+    """Magnitudes that each band does so alone, at most."""
     augment_noise: float = 0.5
-    """Largest added noise, in units of the cutout's own."""
+    """Noise that is added, in units of its own, at most."""
 
 
 def augmented(

@@ -1,4 +1,4 @@
-"""Logs the metrics of each epoch to metrics.csv and TensorBoard."""
+"""What a training run writes down at the end of an epoch: metrics.csv and TensorBoard's events."""
 
 import csv
 import io

@@ -12,7 +12,9 @@ import numpy as np
 from lensjax.data.brightness import measure
 from lensjax.data.on_device import Canvas, View
 from lensjax.data.preprocess import Preprocessing, geometry
-from lensjax.sky import render
+from lensjax.sky.render import draw_chunk
+from lensjax.sky.scenes import LENS
+from lensjax.sky.simulation import Assignment, assign, simulate
 from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import Survey
 from lensjax.train.data import MEASURED, Labelled, check_classes, measure_normalisation
@@ -24,7 +26,7 @@ FIXED_SEED = 1_000_000_000
 @dataclass(frozen=True)
 class Sky:
     """What simulated data show: `stamps` are real galaxies as sources, or None; see
-    `render.simulate`."""
+    `simulation.simulate`."""
 
     survey: Survey
     lens_fraction: float
@@ -33,7 +35,7 @@ class Sky:
 
     def fixed(self, view: View, count: int, seed: int) -> Labelled:
         """Returns `count` cutouts that no training shows, in memory."""
-        drawn = render.simulate(
+        drawn = simulate(
             self.survey,
             count=count,
             lens_fraction=self.lens_fraction,
@@ -55,10 +57,10 @@ class Simulated:
 
     view: View
     sky: Sky
-    plan: render.Plan
+    assignment: Assignment
 
     def __len__(self) -> int:
-        return len(self.plan.kind)
+        return len(self.assignment.kind)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -67,7 +69,7 @@ class Simulated:
     @property
     def labels(self) -> np.ndarray:
         """(n,) float32, of an epoch."""
-        return (self.plan.kind == render.LENS).astype(np.float32)
+        return (self.assignment.kind == LENS).astype(np.float32)
 
     @property
     def id(self) -> np.ndarray:
@@ -104,11 +106,11 @@ class Simulated:
             rows = np.arange(place * batch_size, (place + 1) * batch_size)
             # As 32 bits: the numbers of four thousand million pictures.
             first = np.uint32(epoch * len(self) % 2**32)
-            group = self.plan.group[rows].astype(np.uint32) + first
-            images, _ = render.draw_chunk(
+            group = self.assignment.group[rows].astype(np.uint32) + first
+            images, _ = draw_chunk(
                 rows.astype(np.uint32) + first,
                 group,
-                self.plan.kind[rows].astype(np.int32),
+                self.assignment.kind[rows].astype(np.int32),
                 None,
                 keys,
                 stamps,
@@ -139,7 +141,7 @@ def simulated(
     view = View(preprocessing, 0, tuple(range(len(survey.bands))), of_canvas)
     measured = sky.fixed(view, MEASURED, 2 * FIXED_SEED + sky.seed)
     view = dataclasses.replace(view, preprocessing=measure_normalisation(measured))
-    training = Simulated(view, sky, render.plan(count, sky.lens_fraction, sky.seed))
+    training = Simulated(view, sky, assign(survey, count, sky.lens_fraction, sky.seed))
     fixed = other.fixed(view, validation, FIXED_SEED + sky.seed)
     for name, data in (("training", training), ("validation", fixed)):
         check_classes(name, data.labels)

@@ -1,0 +1,72 @@
+"""Whether a person would see that a galaxy is a lens."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lensjax.sky.survey import Survey
+
+# Light of the lens galaxy hides arcs fainter than this share of it, however little noise there is.
+CONTRAST = 0.3
+COUNTER_IMAGE_SNR = 5.0
+RESOLVED = 1.8
+LONG_ARC = 4.0
+
+
+class Visibility(NamedTuple):
+    """How well the images of a source are seen in the band that shows them best; scalars.
+
+    arc_snr:     S/N of all images, summed over pixels, above sky, photons and the light in front
+    counter_snr: the same of those on the other side of the lens than the brighter ones
+    arc_extent:  length of the brighter ones along the circle about the lens, in units of the PSF
+    """
+
+    arc_snr: jax.Array
+    counter_snr: jax.Array
+    arc_extent: jax.Array
+
+
+def visibility(
+    arcs: jax.Array,
+    front: jax.Array,
+    sky_sigma: jax.Array,
+    gains: jax.Array,
+    fwhm: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+) -> Visibility:
+    """Returns how well `arcs` are seen upon the light in `front` of them, both (band, y, x) flux.
+
+    sky_sigma, gains (electrons per flux) and fwhm (arcsec) are (band,); x and y (y, x) arcsec from
+    the lens.
+    """
+    front = jnp.maximum(front, 0.0)
+    sky_variance, gains = (sky_sigma**2)[:, None, None], gains[:, None, None]
+    squared = arcs**2 / (sky_variance + (front + arcs) / gains + (CONTRAST * front) ** 2)
+    total = jnp.sum(squared, axis=(1, 2))
+    best = jnp.argmax(total)
+    weight, total = squared[best], total[best] + 1e-12
+    radius = jnp.sqrt(x**2 + y**2 + 1e-6)
+    cosine, sine = x / radius, y / radius
+    ahead = jnp.sum(weight * cosine) * cosine + jnp.sum(weight * sine) * sine > 0
+    weight = jnp.where(ahead, weight, 0.0)
+    main = jnp.sum(weight) + 1e-12
+    # Directions that scatter by sigma (radians) have a mean vector of length exp(-sigma^2 / 2).
+    length = jnp.hypot(jnp.sum(weight * cosine), jnp.sum(weight * sine)) / main
+    scatter = jnp.sqrt(-2 * jnp.log(jnp.clip(length, 1e-3, 1 - 1e-6)))
+    # The weight is a square, so that an image of the PSF's size is narrower by sqrt(2).
+    extent = jnp.sqrt(2.0) * scatter * jnp.sum(weight * radius) / main / (fwhm[best] / 2.3548)
+    return Visibility(jnp.sqrt(total), jnp.sqrt(jnp.maximum(total - main, 0.0)), extent)
+
+
+def margin(seen: Visibility, survey: Survey) -> jax.Array:
+    """Returns by which factor (scalar) a lens is plainer than the survey's strictness asks.
+
+    The arc must be longer than the PSF, and there must be a counter-image, or else a long arc.
+    """
+    if survey.strictness == 0:
+        return jnp.ones_like(seen.arc_snr)
+    is_resolved = seen.arc_extent / (1 + (RESOLVED - 1) * survey.strictness)
+    has_counter_image = seen.counter_snr / (COUNTER_IMAGE_SNR * survey.strictness)
+    return jnp.minimum(is_resolved, jnp.maximum(has_counter_image, seen.arc_extent / LONG_ARC))
