@@ -65,20 +65,6 @@ class Metrics:
 NAMES = tuple(name for name, kind in Metrics.__annotations__.items() if kind is Interval)
 
 
-@dataclass(frozen=True)
-class Reliability:
-    """A reliability diagram: per bin, what was promised and what came true.
-
-    `edges` is (bins + 1,); `count`, `mean_probability` and `lens_fraction` are (bins,), the last
-    two NaN in an empty bin.
-    """
-
-    edges: Array
-    count: Array
-    mean_probability: Array
-    lens_fraction: Array
-
-
 def evaluate(
     probabilities: ArrayLike, labels: ArrayLike, *, bootstrap: int = 1000, seed: int = 0
 ) -> Metrics:
@@ -136,18 +122,15 @@ def caveats(probabilities: ArrayLike, labels: ArrayLike | None) -> list[str]:
     ]
 
 
-def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS) -> Reliability:
-    """Returns counts, mean probability and fraction of lenses in bins of equal width."""
+def reliability(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Array, Array, Array]:
+    """Returns a reliability diagram: count, mean probability and fraction of lenses (BINS,) in bins
+    of equal width; the last two are NaN in an empty bin."""
     scores, lens, _, _ = _known(probabilities, labels)
-    index = _bin_of(scores, bins)
-    count = np.bincount(index, minlength=bins)
+    index = _bin_of(scores)
+    count = np.bincount(index, minlength=BINS)
     divisor = np.where(count, count, np.nan)
-    return Reliability(
-        np.linspace(0, 1, bins + 1),
-        count,
-        np.bincount(index, scores, bins) / divisor,
-        np.bincount(index, lens, bins) / divisor,
-    )
+    promised, lenses = (np.bincount(index, values, BINS) for values in (scores, lens))
+    return count, promised / divisor, lenses / divisor
 
 
 def roc_curve(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
@@ -155,25 +138,25 @@ def roc_curve(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Array, Array
 
     Empty unless both classes are there.
     """
-    from sklearn import metrics  # takes half a second to import, and only figures need it
-
     scores, lens, _, _ = _known(probabilities, labels)
     if not 0 < lens.sum() < lens.size:
         return np.empty(0), np.empty(0)
+    from sklearn import metrics  # takes half a second to import, and only figures need it
+
     false_rate, true_rate, _ = metrics.roc_curve(lens, scores)
     return false_rate, true_rate
 
 
 def precision_recall_curve(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Array, Array]:
     """Returns recall and precision at each distinct score, best first, empty as in `roc_curve`."""
-    from sklearn import metrics
-
     scores, lens, _, _ = _known(probabilities, labels)
     if not 0 < lens.sum() < lens.size:
         return np.empty(0), np.empty(0)
-    precision, recall, _ = metrics.precision_recall_curve(lens, scores, drop_intermediate=True)
-    # the last point (0, 1) is a convention: no score stands behind it
-    return recall[-2::-1], precision[-2::-1]
+    from sklearn import metrics
+
+    curve = metrics.precision_recall_curve(lens, scores, drop_intermediate=True)
+    # The last point (0, 1) is a convention: no score stands behind it.
+    return curve[1][-2::-1], curve[0][-2::-1]
 
 
 def share_interval(found: ArrayLike, of: ArrayLike) -> tuple[Array, Array]:
@@ -237,8 +220,8 @@ def _known(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Array, Array, i
     return scores[use], classes[use] == 1, int((classes < 0).sum()), int((~scored).sum())
 
 
-def _bin_of(scores: Array, bins: int) -> Array:
-    return np.digitize(scores, np.linspace(0, 1, bins + 1)[1:-1])
+def _bin_of(scores: Array) -> Array:
+    return np.digitize(scores, np.linspace(0, 1, BINS + 1)[1:-1])
 
 
 class _Ranked:
@@ -255,7 +238,7 @@ class _Ranked:
         self._lenses_above = np.append(np.searchsorted(lenses, others, "left"), lenses.size)
         probability = -np.append(lenses, others)
         truth = np.repeat([1.0, 0.0], self._sizes)
-        self._bin = _bin_of(probability, BINS)
+        self._bin = _bin_of(probability)
         self._gap = probability - truth
         # Kept one rounding step of their own type away from 0 and 1 for the logarithm.
         tiny = np.finfo(scores.dtype).eps

@@ -8,20 +8,48 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table, meta
 from numpy.typing import NDArray
 
-from lensjax.columns import CARRIED, COLUMNS, OF_MEMBERS, Meaning
 from lensjax.data.formats import fits_table
 from lensjax.data.formats.tables import filled, plain
 from lensjax.files import gathering, replacing
 from lensjax.predictions import Predictions, Scores, write_predictions
+
+
+class Meaning(NamedTuple):
+    """What a column means: unit and UCD (the IVOA's word for a quantity), empty where there is
+    none, as for log-odds and nats, and description."""
+
+    unit: str
+    ucd: str
+    description: str
+
+
+COLUMNS = {
+    "rank": Meaning("", "stat.rank", "place in the list, 1 is the best"),
+    "id": Meaning("", "meta.id;meta.main", "identifier of the cutout"),
+    "ra": Meaning("deg", "pos.eq.ra;meta.main", "right ascension, where known"),
+    "dec": Meaning("deg", "pos.eq.dec;meta.main", "declination, where known"),
+    "probability": Meaning("", "stat.probability", "fused score of all members, from 0 to 1"),
+    "logit": Meaning("", "", "the same as log-odds, ln(p / (1 - p))"),
+    "logit_std": Meaning("", "stat.stdev", "spread of log-odds over members and dropout"),
+    "total_entropy": Meaning("", "", "uncertainty whether it is a lens, in nats"),
+    "aleatoric_entropy": Meaning("", "", "the part that members agree on, in nats"),
+    "mutual_information": Meaning("", "", "the part on which they disagree, in nats"),
+    "flag": Meaning("", "meta.code.qual", "what is missing in the cutout, empty where nothing is"),
+}
+OF_MEMBERS = Meaning("", "stat.probability", "score of one member alone, from 0 to 1")
+CARRIED = {
+    "path": Meaning("", "meta.ref;meta.file", "file of the cutout, and its place in it"),
+    "label": Meaning("", "meta.code.class", "1 a lens, 0 none, -1 not known"),
+}
 
 OF_CUTOUTS = ("id", "ra", "dec")
 OF_ENSEMBLE = tuple(name for name in Scores._fields if name in COLUMNS)
@@ -43,8 +71,8 @@ Array = NDArray[Any]
 
 
 def clear(folder: str | os.PathLike[str]) -> None:
-    """Delete what scoring and evaluating have left in a folder: the results of a run take the place
-    of another's as a whole. No other file is touched."""
+    """Deletes what scoring and evaluating have left in a folder, and no other file: the results of
+    a run take the place of another's as a whole."""
     for name in OUTPUTS:
         (Path(folder) / name).unlink(missing_ok=True)
 
@@ -52,7 +80,7 @@ def clear(folder: str | os.PathLike[str]) -> None:
 def write_outputs(
     folder: str | os.PathLike[str], candidates: Table, catalogue: Table, predictions: Predictions
 ) -> None:
-    """Write the predictions, the rejects and the ranked `candidates`; what fails stops no other.
+    """Writes the predictions, the rejects and the ranked `candidates`; what fails stops no other.
 
     `catalogue` has the rows of the `predictions`, in input order.
     """
@@ -63,12 +91,12 @@ def write_outputs(
 
 
 def candidate_table(catalogue: Table, predictions: Predictions) -> Table:
-    """The readable rows, best first: rank, id, position, scores, `flag`, members, then carried
-    columns.
+    """Returns the readable rows, best first: rank, id, position, scores, `flag`, members, then
+    carried columns.
 
     Carried columns whose names differ from ours at most in case get the suffix `_input`. Texts come
     as str, columns with gaps as MaskedColumn, a position that is not known as a gap. What a column
-    means (see `lensjax.columns`) stands in its unit, its description and the `ucd` of its meta.
+    means stands in its unit, its description and the `ucd` of its meta.
     """
     rows = predictions.ranking()
     table = Table({"rank": np.arange(1, rows.size + 1)})
@@ -98,7 +126,7 @@ def candidate_table(catalogue: Table, predictions: Predictions) -> Table:
 
 
 def notes(candidates: Table) -> list[str]:
-    """What a user must know of the files that hold the candidates, a line a fact."""
+    """Returns what a user must know of the files that hold the candidates, a line a fact."""
     columns, kept = candidates.colnames, fits_table.names(candidates.colnames)
     said = []
     if len(kept) < len(columns):
@@ -116,7 +144,7 @@ def notes(candidates: Table) -> list[str]:
 
 
 def write_candidates(folder: str | os.PathLike[str], table: Table) -> None:
-    """Write candidates.parquet, candidates.csv and candidates.fits, all holding the same rows.
+    """Writes candidates.parquet, candidates.csv and candidates.fits, all holding the same rows.
 
     Gaps are nulls in Parquet, empty fields in CSV (as NaN is), TNULL, NaN or blank in FITS, whose
     texts are UTF-8. A column of vectors is a list in Parquet, a vector in FITS, and a JSON array in
@@ -134,19 +162,17 @@ def write_candidates(folder: str | os.PathLike[str], table: Table) -> None:
 def write_rejects(
     folder: str | os.PathLike[str], catalogue: Table, predictions: Predictions
 ) -> None:
-    """Write rejects.csv: `path,id,reason` of each unreadable row; the header alone without any."""
+    """Writes rejects.csv: `path,id,reason` of each unreadable row; the header alone without any."""
     rows = np.flatnonzero(~predictions.readable)
-    has_paths = "path" in catalogue.colnames
-    paths = filled(catalogue["path"][rows]) if has_paths else np.full(rows.size, "")
-    columns = paths, filled(catalogue["id"][rows]), predictions.reason[rows]
-    lines = [_csv_line(line) for line in zip(*columns, strict=True)]
-    content = b"".join([_csv_line(("path", "id", "reason")), *lines])
-    with replacing(Path(folder) / "rejects.csv") as file:
-        file.write(content)
+    rejects = Table({"path": np.full(rows.size, ""), "id": filled(catalogue["id"][rows])})
+    if "path" in catalogue.colnames:
+        rejects["path"] = filled(catalogue["path"][rows])
+    rejects["reason"] = plain(Column(predictions.reason[rows]))
+    _write_csv(Path(folder) / "rejects.csv", rejects)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON, in which NaN and infinities are null."""
+    """Writes strict JSON, in which NaN and infinities are null."""
     text = json.dumps(to_json(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with replacing(path) as file:
         file.write(text.encode())
@@ -177,30 +203,22 @@ def _write_csv(path: Path, table: Table) -> None:
     flat = table.copy(copy_data=False)
     for name in table.colnames:
         if table[name].ndim > 1:
-            flat[name] = _json_rows(table[name])
+            rows = np.ma.asarray(table[name]).tolist()
+            flat[name] = [json.dumps(to_json(row)) for row in rows]
+    header = io.StringIO(newline="")
+    csv.writer(header, lineterminator="\r\n").writerow(table.colnames)  # quotes \r, as it does \n
     with replacing(path) as file:
-        file.write(_csv_line(table.colnames))
+        file.write(header.getvalue().removesuffix("\r\n").encode("utf-8", "replace") + b"\n")
         arrow.write_csv(file, flat, header=False)
 
 
 def _write_fits(path: Path, table: Table) -> None:
     with replacing(path) as file:
-        hdu = fits_table.hdu(table, "CANDIDATES")
-        fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(file)
-
-
-def _json_rows(column: Column) -> list[str]:
-    return [json.dumps(to_json(row)) for row in np.ma.asarray(column).tolist()]
-
-
-def _csv_line(values: Sequence[Any]) -> bytes:
-    line = io.StringIO(newline="")
-    csv.writer(line, lineterminator="\r\n").writerow(values)  # so that a \r is quoted, as a \n is
-    return line.getvalue().removesuffix("\r\n").encode("utf-8", "replace") + b"\n"
+        fits.HDUList([fits.PrimaryHDU(), fits_table.hdu(table, "CANDIDATES")]).writeto(file)
 
 
 def to_json(value: Any) -> Any:
-    """The value in the types of JSON, numbers that JSON lacks as None."""
+    """Returns the value in the types of JSON, numbers that JSON lacks as None."""
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic):

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensjax import results
-from lensjax.columns import CARRIED, COLUMNS, OF_MEMBERS
 from lensjax.data.formats import fits_table
 from lensjax.errors import LensjaxError
 from lensjax.predictions import Predictions, read_probabilities
+from lensjax.results import CARRIED, COLUMNS, OF_MEMBERS
 from tests.scored import scored
 
 
@@ -380,7 +380,9 @@ def test_names_that_are_no_utf8_are_written_in_every_form(tmp_path: Path) -> Non
     write(tmp_path, job)
     assert sorted(from_parquet(tmp_path)["id"]) == ["caf\ufffd0", "caf\ufffd1"]
     assert sorted(from_fits(tmp_path)["path"]) == ["caf\ufffd.fits"] * 2
-    assert (tmp_path / "rejects.csv").read_text().splitlines()[1].startswith("caf\ufffd.fits,caf")
+    assert (
+        (tmp_path / "rejects.csv").read_text().splitlines()[1].startswith('"caf\ufffd.fits","caf')
+    )
     assert read_probabilities(tmp_path)[0]["id"][0] == "caf\ufffd0"
 
 

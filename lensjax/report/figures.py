@@ -207,13 +207,13 @@ def _precision_recall(figure: Figure, scored: Scored) -> None:
 
 def _reliability(figure: Figure, scored: Scored) -> None:
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
-    table = metrics.reliability(scored.fused, scored.classes)
-    filled = table.count > 0
-    share, count = table.lens_fraction[filled], table.count[filled]
+    table = np.stack(metrics.reliability(scored.fused, scored.classes))
+    filled = table[0] > 0
+    count, promised, share = table[:, filled]
     low, high = metrics.share_interval(np.rint(share * count), count)
     axes.plot([0, 1], [0, 1], **DOTTED)
     axes.errorbar(
-        table.mean_probability[filled],
+        promised,
         share,
         yerr=[share - low, high - share],
         color=MAIN,
@@ -225,8 +225,9 @@ def _reliability(figure: Figure, scored: Scored) -> None:
     )
     axes.legend(loc="upper left")
     axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="fraction of lenses")
-    middles, width = (table.edges[1:] + table.edges[:-1]) / 2, table.edges[1]
-    counts.bar(middles[filled], count, width=0.86 * width, color=MAIN, alpha=0.55, log=True)
+    middles = (np.arange(metrics.BINS) + 0.5) / metrics.BINS
+    width = 0.86 / metrics.BINS
+    counts.bar(middles[filled], count, width=width, color=MAIN, alpha=0.55, log=True)
     counts.set(xlabel="probability", ylabel="objects", ylim=(0.7, None))
     counts.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     counts.grid(axis="x", visible=False)

@@ -16,12 +16,11 @@ from jinja2 import Environment, FileSystemLoader
 from numpy.typing import NDArray
 from PIL import Image
 
-from lensjax.columns import CARRIED, COLUMNS
 from lensjax.files import replacing
 from lensjax.metrics import Metrics
 from lensjax.report.figures import Scored, as_svg, draw
 from lensjax.report.pictures import as_bytes, score_text
-from lensjax.results import to_json
+from lensjax.results import CARRIED, COLUMNS, to_json
 
 Array = NDArray[Any]
 

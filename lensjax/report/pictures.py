@@ -2,7 +2,6 @@
 
 import os
 import re
-from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -31,6 +30,7 @@ PEAK_LEVEL = 60.0  # the same of the peak before it is compressed, where the sky
 BALANCE = 0.75  # 0 leaves the fluxes of the bands as they are, 1 makes the central galaxy grey
 
 SIDE = 176  # pixels of a cutout in the mosaic
+MOST_CHARACTERS = 90  # that could fit under it
 BACKGROUND, PANEL, INK, DIM = "#0b0d12", "#151922", "#e8ebf2", "#8b93a7"
 CONFIDENT, DOUBTFUL = (94, 214, 176), (122, 132, 156)
 
@@ -179,18 +179,13 @@ def _tile(sheet: Image.Image, place: tuple[int, int, int, int], picture: Array, 
 
 
 def _shortened(text: str, width: float, font: Any) -> str:
-    """The text on one line of at most `width` pixels, its middle left out where it is longer."""
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    # by halves: a text may have thousands of characters
-    lengths = range(3, len(text) + 1)
-    keep = 2 + bisect_right(lengths, width, key=lambda k: font.getlength(_middle_out(text, k)))
-    return _middle_out(text, keep)
-
-
-def _middle_out(text: str, keep: int) -> str:
-    return f"{text[: keep // 2]}…{text[len(text) - (keep - keep // 2) + 1 :]}"
+    """Returns the text on one line of at most `width` pixels, its middle left out where needed."""
+    shown = text = " ".join(text.split())
+    keep = min(len(text), MOST_CHARACTERS)
+    while font.getlength(shown) > width:
+        keep -= 1
+        shown = f"{text[: keep // 2]}…{text[len(text) - (keep - keep // 2) + 1 :]}"
+    return shown
 
 
 @cache

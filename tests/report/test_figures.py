@@ -105,12 +105,9 @@ def test_curves_of_the_ensemble_have_their_intervals(drawn: dict) -> None:
     expected = stats.binomtest(11, listed).proportion_ci(0.95)
     assert np.isclose(at, expected.low).any() and np.isclose(at, expected.high).any()
 
-    table = metrics.reliability(data.fused, data.classes)
+    count, _, share = metrics.reliability(data.fused, data.classes)
     (container,) = drawn["reliability"].axes[0].containers
-    filled = table.count > 0
-    low, high = metrics.share_interval(
-        (table.lens_fraction * table.count)[filled], table.count[filled]
-    )
+    low, high = metrics.share_interval((share * count)[count > 0], count[count > 0])
     bars = np.array(container.lines[2][0].get_segments())[:, :, 1]
     np.testing.assert_allclose(bars, np.stack([low, high], axis=1), atol=1e-12)
 
