@@ -9,7 +9,7 @@ import math
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -219,11 +219,10 @@ def is_zarr_catalogue(path: Path) -> bool:
 
     if not has_suffix(path, PARQUET_SUFFIXES):
         return False
-    try:
-        return ZARR_ROW in pyarrow.parquet.read_schema(path).names
     # What is wrong with the file is said when it is read.
-    except (OSError, ValueError):
-        return False
+    with suppress(OSError, ValueError):
+        return ZARR_ROW in pyarrow.parquet.read_schema(path).names
+    return False
 
 
 def _zarr_and_catalogue(path: Path) -> tuple[Path, Path | None]:

@@ -7,6 +7,7 @@ import mmap
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -116,13 +117,11 @@ def _planes_of_cube(hdu: fits.ImageHDU, choose: Choose) -> list[Plane]:
 def fits_shape(path: str | Path) -> tuple[tuple[int, ...], Names]:
     """Returns the shape of the first image of a FITS file, axes of one left out, and the names of
     its planes; () and () where none is found."""
-    try:
-        with open_fits(path, memmap=True) as hdus:
-            image = next(_images(hdus))
-            return image.shape, _names_of_planes(image.hdu)
     # What is wrong with the file is said when it is read.
-    except Exception:
-        return (), ()
+    with suppress(Exception), open_fits(path, memmap=True) as hdus:
+        image = next(_images(hdus))
+        return image.shape, _names_of_planes(image.hdu)
+    return (), ()
 
 
 @silenced()

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +100,13 @@ def paths_below(folder: Path, files: Iterable[str]) -> Iterable[str]:
 @silenced()
 def has_table(path: Path) -> bool:
     """Returns True where a FITS file holds a table and no image before it."""
-    try:
-        with open_fits(path, memmap=True) as hdus:
-            for hdu in hdus:
-                if isinstance(hdu, fits.BinTableHDU | fits.TableHDU):
-                    return True
-                if len(hdu.shape) > 0:
-                    return False
     # A broken file is no table; what is wrong with it is said by the reader of images.
-    except Exception:
-        return False
+    with suppress(Exception), open_fits(path, memmap=True) as hdus:
+        for hdu in hdus:
+            if isinstance(hdu, fits.BinTableHDU | fits.TableHDU):
+                return True
+            if len(hdu.shape) > 0:
+                return False
     return False
 
 

@@ -1,8 +1,6 @@
 """What libraries remark about odd files is silent while these are read, and only then."""
 
 import logging
-import subprocess
-import sys
 import threading
 import warnings
 
@@ -80,13 +78,3 @@ def test_silences_that_overlap_leave_nothing_behind():
     assert warnings.filters == before
     caught.__exit__(None, None, None)
     assert warnings.filters == before
-
-
-def test_to_import_the_readers_silences_nothing():
-    code = (
-        "import warnings, lensjax.data.catalog;"
-        " from lensjax.data.formats.reader_warnings import _CATEGORIES;"
-        " print([each for each in warnings.filters if each[2] in _CATEGORIES])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
