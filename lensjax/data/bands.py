@@ -1,4 +1,4 @@
-"""Which plane of the data is which band of the members, by name."""
+"""Matches the planes of the data to the bands of the members, by name."""
 
 import re
 from collections.abc import Sequence
@@ -40,7 +40,8 @@ class Selection(NamedTuple):
 
 
 def parse(needed: Sequence[str] | None, bands: str | None) -> Wanted:
-    """What `--bands` says: `i,r,g` is an order, `g=VIS_BGSUB,r=NIR_Y` what the data call them.
+    """Returns what `--bands` says: `i,r,g` is an order, `g=VIS_BGSUB,r=NIR_Y` what the data call
+    them.
 
     Raises `UsageError` for an empty or repeated band and for a mixture of the two forms.
     """
@@ -61,7 +62,7 @@ def parse(needed: Sequence[str] | None, bands: str | None) -> Wanted:
 
 @lru_cache(maxsize=256)
 def select(names: Names, wanted: Wanted) -> Selection:
-    """The wanted bands among planes of these names.
+    """Returns the wanted bands among planes of these names.
 
     Names are compared as they are, then without regard to case, then without the words that
     surveys add (`DES_G_BGSUB` is g, `NIR_Y` is Y). Planes without names are taken in order: as
@@ -89,14 +90,16 @@ def select_in(where: object, names: Names, wanted: Wanted) -> Selection:
 
 
 def short_name(name: str) -> str:
-    """The band that a plane's name speaks of: `DES_G_BGSUB` gives `G`, `r.MP9601` gives `r`."""
+    """Returns the band that a plane's name speaks of: `DES_G_BGSUB` gives `G`, `r.MP9601` gives
+    `r`."""
     words = _without_image_words(name).split("_")
     # Filters are numbered and described behind the letter, surveys named before it.
     return words[0] if words[0].lower() in _LETTERS else words[-1]
 
 
 def _offered(names: Names, wanted: Wanted) -> Names:
-    """The band that each plane of the data is, or the data's own name where that must do."""
+    """Returns the band that each plane of the data is, or the data's own name where that must
+    do."""
     if wanted.called:
         return names
     if wanted.order:
@@ -123,14 +126,15 @@ def _offered(names: Names, wanted: Wanted) -> Names:
 
 
 def _short_names(names: Names) -> Names:
-    """The bands that the names speak of; the names as they are where two would be one band."""
+    """Returns the bands that the names speak of; the names as they are where two would be one
+    band."""
     short = tuple(name and short_name(name) for name in names)
     folded = [name.casefold() for name in short if name]
     return short if len(set(folded)) == len(folded) else names
 
 
 def _find(band: str, names: Names) -> int | None:
-    """The number of the plane called `band`; None where there is none."""
+    """Returns the number of the plane called `band`; None where there is none."""
     readings = (
         lambda name: name == band,
         lambda name: name.casefold() == band.casefold(),

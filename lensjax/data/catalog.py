@@ -1,4 +1,4 @@
-"""Opens what a user calls data: recognises its kind, and hands it to the reader of that kind."""
+"""Opens the data that a user names: recognises their format and calls its reader."""
 
 import os
 import re
@@ -94,11 +94,12 @@ def open_source(
     max_values: int = MAX_VALUES,
     part: Part = WHOLE,
 ) -> Source:
-    """The cutouts at `data`: a folder, a catalogue, a stack, shards, or a `{band}` template.
+    """Returns the cutouts at `data`: a folder, a catalogue, a stack, shards, or a `{band}`
+    template.
 
     `needed`: the bands to give out, in this order; None for all that the data hold. `bands`: what
     the user says the data hold (`i,r,g`, or `g=VIS_BGSUB,r=NIR_Y`). `pixel_scale` in arcsec per
-    pixel stands above what FITS headers say. `form` stands above what is recognised. `max_values`:
+    pixel overrides the FITS headers, `form` the recognised format. `max_values`:
     of a cutout in a file of its own (pixels times bands); a larger one is not decoded. `part`: of
     the rows; of a catalogue the others are not kept.
 
@@ -128,7 +129,7 @@ def open_source(
 
 
 def recognise(path: Path, wanted: Wanted) -> Format:
-    """The kind of data in a file or folder. Raises `UsageError` where no kind is known."""
+    """Returns the kind of data in a file or folder. Raises `UsageError` where no kind is known."""
     if path.is_dir():
         if arrays.is_zarr(path):
             return "zarr"
@@ -216,7 +217,8 @@ def _scan(folder: Path, below: str = "", above: frozenset[str] = frozenset()) ->
 
 
 def _folder_label(file: str) -> int:
-    """The label that the innermost folder with a class name gives to a file, -1 for none."""
+    """Returns the label that the innermost folder with a class name gives to a file, -1 for
+    none."""
     labels = (label_of(folder) for folder in reversed(file.split("/")[:-1]))
     return next((label for label in labels if label is not None), UNKNOWN_LABEL)
 
@@ -263,7 +265,7 @@ def _open_catalogue(path: Path, wanted: Wanted, pixel_scale: float | None, part:
 
 
 def _band_names(paths: Iterable[str]) -> Names:
-    """The bands of the files that the first templates among the paths stand for."""
+    """Returns the bands of the files that the first templates among the paths stand for."""
     templates = islice((path for path in paths if "{band}" in path), MOST_TRIES)
     found = next(filter(None, map(template_matches, templates)), [])
     return tuple(sorted({band for _, band in found}))
@@ -277,13 +279,14 @@ class _Place(NamedTuple):
 
 
 def _place_in_stack(path: str) -> _Place | None:
-    """The place that `FILE[ROW]` names; None for any other path and where there is such a file."""
+    """Returns the place that `FILE[ROW]` names; None for any other path and where there is such a
+    file."""
     found = _IN_STACK.fullmatch(path) if path.endswith("]") else None
     return None if found is None or os.path.exists(path) else _Place(found[1], int(found[2]))
 
 
 def _of_stack(path: str, wanted: Wanted) -> FileCutout | None:
-    """The bands and the cutout that `FILE[ROW]` names; None for any other path.
+    """Returns the bands and the cutout that `FILE[ROW]` names; None for any other path.
 
     Raises `Unreadable`, and `UsageError` where the stack does not hold the wanted bands.
     """
@@ -299,7 +302,7 @@ def _of_stack(path: str, wanted: Wanted) -> FileCutout | None:
 
 
 def _stack(file: str, wanted: Wanted) -> Source | Unreadable | UsageError:
-    """The cutouts of a stack, opened once by a process, or why there are none."""
+    """Returns the cutouts of a stack, opened once by a process, or why there are none."""
     try:
         changed = 0 if "{band}" in file else os.stat(file).st_mtime_ns
     except (OSError, ValueError):  # ValueError: a name that no file can have

@@ -1,5 +1,5 @@
-"""Whether data are the same as before, by their content: a run goes on from what another has done
-only where they are."""
+"""Tells by their content whether data are the same as before: only then can a run continue what
+another has begun."""
 
 import hashlib
 import os
@@ -22,11 +22,11 @@ SAMPLE_BYTES, PIECE_BYTES = 2**26, 2**20
 def content_sha256(source: Source) -> str:
     """Returns a hash of the files of `source`, the same for each part of the data.
 
-    A catalogue is its content. Other files that can be read whole in a second or two are theirs and
-    their names below the folder that holds all, wherever it lies and whenever they were written. Of
-    more or larger ones the size and the time of the last change count, of a few large ones also a
-    sample of the content: times can lie. A missing file is missing. What is in memory alone is its
-    pixels.
+    A catalogue is its content. Other files that can be read whole in a second or two count by their
+    content and their names below the folder that holds all, wherever it lies and whenever they were
+    written. Of more or larger ones the size and the time of the last change count, of a few large
+    ones also a sample of the content: times can lie. A missing file is missing. What is in memory
+    alone is its pixels.
     """
     digest = hashlib.sha256()
     for piece in _pieces(source.listed_in, None) if source.listed_in else ():

@@ -1,4 +1,4 @@
-"""What the compiled step makes of a batch of cutouts before a network sees them.
+"""The preprocessing of a batch of cutouts in the compiled step.
 
 Cutouts travel as they are where all of them have one size, else fitted by the host; in the type
 of their files where that is narrower than float32. The rest is done here, once for training,
@@ -51,8 +51,8 @@ class View:
 
     @property
     def measured(self) -> tuple[Geometry, tuple[int, ...], str]:
-        """How the brightness of its images is measured, as `brightness.measure` takes it: for all
-        stretches alike, but for zscale."""
+        """Returns how the brightness of its images is measured, as `brightness.measure` takes it:
+        for all stretches alike, but for zscale."""
         is_zscale = self.preprocessing.stretch == "zscale"
         return self.geometry, self.channels, "zscale" if is_zscale else "percentile"
 
@@ -90,7 +90,7 @@ class Layout:
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """Zeros that begin at a multiple of `_ALIGNMENT` bytes."""
+    """Returns zeros that begin at a multiple of `_ALIGNMENT` bytes."""
     nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     room = np.zeros(nbytes + _ALIGNMENT, np.uint8)
     start = -room.ctypes.data % _ALIGNMENT

@@ -19,7 +19,8 @@ class Rows(NamedTuple):
 
 
 def rows_of(part: Part, count: int, together: int = 1) -> range:
-    """The rows of a part of `count` rows; each so many of them, from the first, stay together."""
+    """Returns the rows of a part of `count` rows; each so many of them, from the first, stay
+    together."""
     number, of = part
     groups = -(-count // together)
     first, end = (together * (groups * at // of) for at in (number - 1, number))

@@ -67,7 +67,7 @@ class Batch:
 
     @property
     def count(self) -> int:
-        """How many rows are no padding. They come first."""
+        """Returns how many rows are no padding. They come first."""
         return int(np.count_nonzero(self.rows >= 0))
 
     @classmethod

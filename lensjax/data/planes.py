@@ -54,13 +54,13 @@ class Cutout:
 
     @cached_property
     def masked(self) -> int:
-        """How many values are masked."""
+        """Returns how many values are masked."""
         return int(np.count_nonzero(np.isnan(self.image)))
 
     @cached_property
     def blank(self) -> dict[int, float]:
-        """The bands that show nothing, by number: all their valid pixels have one value, which is
-        given, or there is none (NaN)."""
+        """Returns the bands that show nothing, by number: all their valid pixels have one value,
+        which is given, or there is none (NaN)."""
         height, width, bands = self.image.shape
         corner, middle = self.image[0, 0], self.image[height // 2, width // 2]
         # Of nearly all cutouts these two differ. NaN is neither less nor more.
@@ -73,7 +73,7 @@ class Cutout:
 
 
 def without_blank(cutout: Cutout, used: Sequence[int]) -> tuple[Cutout, tuple[int, ...]]:
-    """The cutout with those of the bands `used` masked that are blank, and which these are.
+    """Returns the cutout with those of the bands `used` masked that are blank, and which these are.
 
     Raises `Unreadable` where all of them are.
     """
@@ -90,7 +90,7 @@ def without_blank(cutout: Cutout, used: Sequence[int]) -> tuple[Cutout, tuple[in
 
 
 def is_pixel_scale(value: float) -> bool:
-    """Whether this may be the side of a pixel, in arcsec."""
+    """Returns whether this may be the side of a pixel, in arcsec."""
     return FINEST <= value <= COARSEST
 
 
@@ -120,7 +120,7 @@ Choose = Callable[[Names], Sequence[int]]
 
 
 def place_of(kind: str, index: int, name: str | None) -> str:
-    """Where in a file a plane is, in words: `channel 2 (green)`, counted from one."""
+    """Returns where in a file a plane is, in words: `channel 2 (green)`, counted from one."""
     return f"{kind} {index + 1}" + (f" ({name})" if name else "")
 
 
@@ -219,13 +219,13 @@ def check_file(path: str | Path) -> None:
 
 
 def short(error: Exception) -> str:
-    """One line of at most 160 characters that says what went wrong."""
+    """Returns one line of at most 160 characters that says what went wrong."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"cannot be decoded: {one_line(text or type(error).__name__)}"[:160]
 
 
 def bytes_at_most(most_values: int) -> int:
-    """What a file of a cutout may take: float32, and headers."""
+    """Returns what a file of a cutout may take: float32, and headers."""
     return 4 * most_values + 2**20
 
 

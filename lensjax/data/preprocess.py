@@ -75,12 +75,13 @@ class Preprocessing:
         stretch: str,
         softening: float,
     ) -> "Preprocessing":
-        """A preprocessing whose mean is zero and whose standard deviation is one in every band."""
+        """Returns a preprocessing whose mean is zero and whose standard deviation is one in every
+        band."""
         zeros, ones = (0.0,) * len(bands), (1.0,) * len(bands)
         return cls(tuple(bands), input_size, pixel_scale, stretch, softening, zeros, ones)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON has them: a dict of strings, numbers and lists."""
+        """Returns the fields as JSON has them: a dict of strings, numbers and lists."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -88,7 +89,8 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
-        """The preprocessing that `to_json` wrote. Raises `UsageError` for other fields than its."""
+        """Returns the preprocessing that `to_json` wrote. Raises `UsageError` for other fields than
+        its."""
         names = {field.name for field in fields(cls)}
         if set(values) != names:
             odd = ", ".join(sorted(set(values) ^ names))
@@ -114,7 +116,7 @@ class Geometry:
 
     @cached_property
     def bounds(self) -> tuple[slice, slice]:
-        """The new rows and columns that hold sky; the others hold the background level."""
+        """Returns the new rows and columns that hold sky; the others hold the background level."""
         if self.ratio == 1.0:
             height, width = (_centred(self.size, length) for length in self.shape)
         else:
@@ -123,7 +125,7 @@ class Geometry:
 
     @cached_property
     def shown(self) -> tuple[slice, slice]:
-        """The old rows and columns that the new pixels show."""
+        """Returns the old rows and columns that the new pixels show."""
         if self.ratio == 1.0:
             height, width = (_centred(length, self.size) for length in self.shape)
         else:
@@ -136,8 +138,8 @@ class Geometry:
 
     @cached_property
     def weights(self) -> tuple[np.ndarray, np.ndarray]:
-        """Two matrices float32, (row within `bounds`, height) and (column within `bounds`, width):
-        rows times image times columns transposed is the sky on the new grid."""
+        """Returns two matrices float32, (row within `bounds`, height) and (column within `bounds`,
+        width): rows times image times columns transposed is the sky on the new grid."""
         rows, columns = (
             _weights(length, self.size, self.ratio).toarray()[bounds]
             for length, bounds in zip(self.shape, self.bounds, strict=True)
@@ -146,7 +148,7 @@ class Geometry:
 
     @cached_property
     def noise(self) -> float:
-        """The noise of new pixels over that of old ones, where these are independent."""
+        """Returns the noise of new pixels over that of old ones, where these are independent."""
         if self.ratio == 1.0:
             return 1.0
         down, across = (np.sqrt(np.square(weights).sum(1)).mean() for weights in self.weights)
@@ -154,7 +156,7 @@ class Geometry:
 
     @property
     def pads(self) -> bool:
-        """Whether some of the new pixels hold no sky."""
+        """Returns whether some of the new pixels hold no sky."""
         return self.bounds != (slice(0, self.size), slice(0, self.size))
 
 
@@ -170,7 +172,8 @@ def geometry(
     preprocessing: Preprocessing,
     how: str = "auto",
 ) -> Geometry:
-    """How cutouts of this shape and pixel scale (arcsec, None: unknown) come to a member's grid.
+    """Returns how cutouts of this shape and pixel scale (arcsec, None: unknown) come to a member's
+    grid.
 
     `resample` brings them to the member's pixel scale, `resize` their shorter side to S pixels,
     `crop` leaves the pixels as they are and cuts or pads; `auto` resamples where both pixel
@@ -217,8 +220,9 @@ def geometry(
 
 
 def fields_of_view(field: np.ndarray) -> dict[str, int]:
-    """How many cutouts show about as much sky as a member sees, half of it or less, twice or more,
-    or nobody knows how much, by their `field` (n,) of view over the member's, NaN where unknown."""
+    """Returns how many cutouts show about as much sky as a member sees, half of it or less, twice
+    or more, or nobody knows how much, by their `field` (n,) of view over the member's, NaN where
+    unknown."""
     doublings = np.log2(field)
     return {
         "alike": int((np.abs(doublings) < DOUBTFUL_FIELD).sum()),
@@ -231,7 +235,7 @@ def fields_of_view(field: np.ndarray) -> dict[str, int]:
 def doubts(
     field: np.ndarray, action: np.ndarray, preprocessings: Sequence[Preprocessing], how: str
 ) -> list[str]:
-    """What a user is to be told of how cutouts were fitted, in lines, by their `field` (n,) of view
+    """Returns lines about how cutouts were fitted, by their `field` (n,) of view
     over a member's and the `action` (n,) on each."""
     counts, told = fields_of_view(field), []
     doubtful = counts["half or less"] + counts["twice or more"]
@@ -272,7 +276,7 @@ def fit(image: np.ndarray, geometry: Geometry, background: np.ndarray) -> np.nda
 
 
 def join(planes: list[Plane]) -> Cutout:
-    """One cutout of planes of the same sky; where their grids differ, all on the finest.
+    """Returns one cutout of planes of the same sky; where their grids differ, all on the finest.
 
     Raises `Unreadable` where sizes differ and the pixel scales are not known, or where all bands
     are blank.
@@ -285,7 +289,7 @@ def join(planes: list[Plane]) -> Cutout:
 
 
 def _aligned(planes: list[Plane]) -> Cutout:
-    """The planes on one grid. Raises `Unreadable` where none is known."""
+    """Returns the planes on one grid. Raises `Unreadable` where none is known."""
     scales = [plane.sky.pixel_scale for plane in planes]
     shapes = [plane.pixels.shape for plane in planes]
     known = [scale for scale in scales if scale is not None]

@@ -56,7 +56,7 @@ class Stack:
     whole: bool = False
 
     def after(self, first: int) -> "Stack":
-        """The same without the cutouts before the `first`."""
+        """Returns the same without the cutouts before the `first`."""
         read = self.read
         return replace(self, read=lambda rows: read(slice(first + rows.start, first + rows.stop)))
 
@@ -65,10 +65,10 @@ class Stack:
 class Source:
     """Cutouts by row number.
 
-    `table`: a row a cutout, in the order given, with `id, ra, dec` (degrees, NaN where unknown),
-    `path`, `label` (1 lens, 0 none, -1 unknown) and `group` where known, then the columns that
-    the input carried. `bands`: those of the cutouts' channels, in order, and `bands_from`: where
-    each was found, in words, () where no cutout can be read. `description`: one line.
+    `table`: one row per cutout, in the order given, with `id, ra, dec` (degrees, NaN where
+    unknown), `path`, `label` (1 lens, 0 none, -1 unknown) and `group` where known, then the columns
+    that the input carried. `bands`: those of the cutouts' channels, in order, and `bands_from`:
+    where each was found, in words, () where no cutout can be read. `description`: one line.
     `threads`: how many read ahead; 0 where reading is a matter of slicing an array in memory.
     `stack`: the same cutouts many at a time, where all are of one form; None where that is not
     known. `files`: gives the paths of all that table and cutouts are read from, some of which may
@@ -94,7 +94,7 @@ class Source:
 
     @property
     def rows(self) -> range:
-        """Which rows of the data these are."""
+        """Returns which rows of the data these are."""
         return range(self.first_row, self.first_row + len(self))
 
     @property
@@ -108,7 +108,7 @@ class Source:
         return self.read(int(row))
 
     def part(self, part: Part) -> "Source":
-        """The cutouts of one part of all rows."""
+        """Returns the cutouts of one part of all rows."""
         if part == WHOLE:
             return self
         rows, read, stack = rows_of(part, len(self)), self.read, self.stack
@@ -131,7 +131,8 @@ def source_of(
     files: Files = tuple,
     bands_from: tuple[str, ...] = (),
 ) -> Source:
-    """The source, its table completed by `id`, `ra` and `dec` and its known columns put first."""
+    """Returns the source, its table completed by `id`, `ra` and `dec` and its known columns put
+    first."""
     rows = len(table)
     defaults = {"id": np.arange(rows), "ra": np.full(rows, np.nan), "dec": np.full(rows, np.nan)}
     for name, values in defaults.items():
@@ -174,7 +175,7 @@ def describe(table: Table, bands: tuple[str, ...], example: Cutout) -> str:
 
 
 def _repeated(ids: np.ndarray) -> int:
-    """How many of the identifiers others before them have as well."""
+    """Returns how many of the identifiers others before them have as well."""
     if ids.dtype.kind in "iu":  # as objects of Python they would take ten times the memory
         ids = np.sort(ids)
         return int(np.count_nonzero(ids[1:] == ids[:-1]))
@@ -192,7 +193,7 @@ def files_below(path: Path) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Picked:
-    """Rows of an array in memory or on disk, in any order, read when they are asked for."""
+    """Rows of an array in memory or on disk, in any order, read when they are needed."""
 
     array: Any
     rows: np.ndarray
@@ -216,7 +217,8 @@ class Picked:
 
 
 def pixel_scale_of(said: Any, where: str) -> float:
-    """The pixel scale (arcsec) that is said somewhere. Raises `UsageError` where it is none."""
+    """Returns the pixel scale (arcsec) that is said somewhere. Raises `UsageError` where it is
+    none."""
     values = list(dict.fromkeys(np.asarray(said).reshape(-1).tolist()))
     try:
         (scale,) = map(float, values)
@@ -242,7 +244,7 @@ class LazyColumn(NamedTuple):
 
 class StackMetadata(NamedTuple):
     """What a file says beside its array of images: other arrays by name, of which those with a
-    value a cutout are carried, the names of the channels, and the pixel scale (arcsec)."""
+    value per cutout are carried, the names of the channels, and the pixel scale (arcsec)."""
 
     columns: Mapping[str, LazyColumn] = {}
     bands: Names | None = None
@@ -258,12 +260,12 @@ def source_of_array(
     in_memory: bool,
     files: Files = tuple,
 ) -> Source:
-    """A source of one array: (N, H, W[, C]) or (N, C, H, W), the shorter axis being C.
+    """Returns a source of one array: (N, H, W[, C]) or (N, C, H, W), the shorter axis being C.
 
     Two axes, or three of which the last is no longer than four, are one cutout. `images` has a
     shape and a type and is sliced, as arrays in files are. Columns of the `metadata` are carried
-    where they have one value a cutout. The `files` hold it, where any do. Raises `UsageError` where
-    this is no stack, or an identifier, a place or a label has not one value a cutout.
+    where they have one value per cutout. The `files` hold it, where any do. Raises `UsageError`
+    where this is no stack, or an identifier, a place or a label does not have one value per cutout.
     """
     said = tuple(int(length) for length in images.shape)
     is_one = len(said) == 2 or (len(said) == 3 and said[-1] <= 4)
@@ -315,7 +317,8 @@ def source_of_array(
 def _carried(
     columns: Mapping[str, LazyColumn], count: int, path: Path
 ) -> tuple[dict[str, Any], list[str]]:
-    """The arrays with one value for each of `count` cutouts; and words on each of the others.
+    """Returns the arrays with one value for each of `count` cutouts; and words on each of the
+    others.
 
     Raises `UsageError` where one of the others is of a known name, or one is damaged.
     """
@@ -342,7 +345,8 @@ def _carried(
 
 
 def rows_of_file(path: str | Path, count: int) -> np.ndarray:
-    """What the cutouts of a stack are called in catalogues: `FILE[ROW]`, wherever they lie."""
+    """Returns what the cutouts of a stack are called in catalogues: `FILE[ROW]`, wherever they
+    lie."""
     file = Path(path).absolute()
     return np.array([f"{file}[{row}]" for row in range(count)], object)
 
@@ -358,7 +362,7 @@ def source_of_stack(
     in_memory: bool,
     files: Files,
 ) -> Source:
-    """A source of a stack of `count` cutouts, which the `files` hold."""
+    """Returns a source of a stack of `count` cutouts, which the `files` hold."""
     table = standardise(Table(dict(columns)), path)
     if "path" in table.colnames:
         table.rename_column("path", "path_input")

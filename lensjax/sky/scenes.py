@@ -176,12 +176,12 @@ def _arc_light(uniform: jax.Array, lens: Lens) -> jax.Array:
 
 
 def lens(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
-    """A galaxy and the arcs, ring or images that it makes of the one behind it."""
+    """Returns a galaxy and the arcs, ring or images that it makes of the one behind it."""
     return _centre(sky, galaxies=lens.galaxies, source=lens.source, mass=lens.mass)
 
 
 def unlensed(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
-    """The same galaxy with one blue galaxy beside it, as bright as the arcs, not lensed."""
+    """Returns the same galaxy with one blue galaxy beside it, as bright as the arcs, not lensed."""
     distance = lens.system.einstein_radius * between(uniform[0], 0.8, 2.0)
     direction = 2 * jnp.pi * uniform[1]
     beside = source_galaxy(
@@ -195,12 +195,12 @@ def unlensed(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
 
 
 def red(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
-    """The same galaxy alone."""
+    """Returns the same galaxy alone."""
     return _centre(sky, galaxies=lens.galaxies)
 
 
 def satellites(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
-    """The same galaxy among two to four small blue ones, about where arcs would lie.
+    """Returns the same galaxy among two to four small blue ones, about where arcs would lie.
 
     Some point at the centre, most anywhere: arcs would lie across.
     """
@@ -221,7 +221,7 @@ def satellites(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
 
 
 def group(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
-    """The same galaxy among four more red ones, as in the middle of a group or cluster."""
+    """Returns the same galaxy among four more red ones, as in the middle of a group or cluster."""
     own = uniform[:24].reshape(6, 4)
     reach = half_width(sky.observation, sky.survey)
     return _centre(
@@ -276,7 +276,7 @@ def _nearby(uniform: jax.Array, bright: float, faint: float) -> tuple[jax.Array,
 
 
 def spiral(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
-    """A red bulge in a blue disc with two to four logarithmic arms, or a bar of light."""
+    """Returns a red bulge in a blue disc with two to four logarithmic arms, or a bar of light."""
     magnitude, redshift = _nearby(uniform, 17.0, 21.0)
     bulge_share = between(uniform[2], 0.1, 0.5)
     bulge = sky.galaxy_flux(magnitude, 0.03 * uniform[9], redshift)
@@ -299,7 +299,8 @@ def spiral(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
 
 
 def ring(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
-    """A red galaxy inside a blue ring, inclined and uneven, as collisions and bars make them."""
+    """Returns a red galaxy inside a blue ring, inclined and uneven, as collisions and bars make
+    them."""
     radius = lens.system.einstein_radius * between(uniform[0], 1.1, 2.2)
     inclined = between(uniform[1], 0.35, 0.95)
     angle = jnp.pi * uniform[2]
@@ -321,7 +322,7 @@ def ring(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
 
 
 def merger(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
-    """Two nuclei and the tails that the tide has drawn out of them."""
+    """Returns two nuclei and the tails that the tide has drawn out of them."""
     apart = between(uniform[0], 0.8, 2.5)
     direction = 2 * jnp.pi * uniform[1]
     x, y = apart * jnp.cos(direction), apart * jnp.sin(direction)
@@ -352,7 +353,7 @@ def merger(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
 
 
 def edge_on(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
-    """A thin disc seen from its side, with a red bulge."""
+    """Returns a thin disc seen from its side, with a red bulge."""
     magnitude, redshift = _nearby(uniform, 17.8, 21.5)
     disc = sky.galaxy_flux(magnitude, between(uniform[2], 0.1, 0.8), redshift)
     bulge = sky.galaxy_flux(magnitude, 0.03, redshift)
@@ -373,7 +374,7 @@ def edge_on(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
 
 
 def star(uniform: jax.Array, lens: Lens, sky: Sky) -> Centre:
-    """A star; a bright one has diffraction spikes."""
+    """Returns a star; a bright one has diffraction spikes."""
     magnitude = between(uniform[0], 15.0, sky.observation.magnitude_limit)
     return _centre(sky, star_flux=sky.star_flux(magnitude, uniform[1]))
 

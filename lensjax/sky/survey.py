@@ -41,7 +41,7 @@ AS_SEARCHED = (
 
 @dataclass(frozen=True)
 class Survey:
-    """One imaging survey; a tuple holds one number a band, in the order of `bands`.
+    """One imaging survey; a tuple holds one number per band, in the order of `bands`.
 
     A `*_range` is the largest change of the natural logarithm from cutout to cutout that bands
     share, a `*_scatter` the largest that each band has alone; both are uniform.
@@ -94,12 +94,12 @@ class Survey:
 
     @property
     def selection_index(self) -> int:
-        """Index of the selection band."""
+        """Returns the index of the selection band."""
         return self.bands.index(self.selection_band)
 
 
 class Observation(NamedTuple):
-    """How one cutout was taken: scalars, or one number a band (band,)."""
+    """How one cutout was taken: scalars, or one number per band (band,)."""
 
     pixel_scale: jax.Array
     fwhm: jax.Array
