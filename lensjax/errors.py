@@ -1,4 +1,4 @@
-"""What a user is told when something cannot go on: one line, and an exit status."""
+"""What a user sees when something cannot go on: one line, and an exit status."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ class UsageError(LensjaxError):
 
 
 class Interrupted(LensjaxError):
-    """A run that was told to end (SIGTERM, Ctrl-C) and has kept what it had done."""
+    """A run that was asked to stop (SIGTERM, Ctrl-C) and has kept what it had done."""
 
     status = 3
 

@@ -69,21 +69,22 @@ class ScoringOptions:
     """How scores are computed."""
 
     batch_size: int | Literal["auto"] = FULL_BATCH
-    """Cutouts a step; auto, for accelerators: as many as fit the memory."""
+    """Cutouts per step; auto, for accelerators: as many as fit into the memory."""
     mc_samples: int = 10
     """Monte Carlo dropout samples; 1: dropout off."""
     fusion: Fusion = "stacked"
-    """How members become one score."""
+    """How the members' scores are combined."""
     precision: Precision = "float32"
     """Precision of the networks' arithmetic."""
     batch_parallel: bool = True
-    """All members and samples in one step, not one by one."""
+    """Run all members and samples in one step, not one by one."""
     member_shards: int = 1
-    """Share the weights among so many devices; the others share the cutouts."""
+    """Distribute the weights over this many devices; the others share the cutouts."""
     seed: int = 0
     """Seed of the dropout masks."""
     workers: int | Literal["auto"] = "auto"
-    """Processes that read files; 0: threads; auto: one a core for many files and an accelerator."""
+    """Processes that read files; 0: threads; auto: one per core if there are many files and an
+    accelerator."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""
@@ -117,15 +118,15 @@ class InferenceConfig(DataOptions, ScoringOptions):
     output: Path = Path("results")
     """Folder of the results."""
     resume: bool = True
-    """Go on where a killed run of the same settings stopped."""
+    """Continue an interrupted run with the same settings."""
     part: str | None = None
-    """Score the K-th of N parts of the rows, given as K/N; without it all parts become one."""
+    """Score the K-th of N parts of the rows, given as K/N; without it all parts are merged."""
     top: int = 48
     """Candidates in the mosaic and the report."""
     profile: Path | None = None
     """Folder for a profiler trace of some batches."""
     benchmark: bool = False
-    """Time the step beside members and samples one by one, some batches of each."""
+    """Compare the speed of the compiled step with members and samples run one by one."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""

@@ -30,7 +30,7 @@ def run_script(command: str) -> NoReturn:
 def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Returns the exit status of `main`; prints what went wrong.
 
-    0; 1 where it failed, or nobody reads what it prints; 2 for wrong use; 3 where it was told to
+    0; 1 where it failed, or nobody reads what it prints; 2 for wrong use; 3 where it was asked to
     end and kept its state; 130 for Ctrl-C where there was none to keep.
     """
     status = 0
@@ -53,7 +53,7 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
 
 
 def _said(error: Exception) -> tuple[str, int]:
-    """Returns what a user is told of an error, and the exit status."""
+    """Returns the message for an error, and the exit status."""
     if isinstance(error, Interrupted):
         return str(error), error.status
     if isinstance(error, LensjaxError):

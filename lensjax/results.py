@@ -1,6 +1,6 @@
 """What a run leaves behind: the ranked catalogue, the scores by input row, the rejects, the record.
 
-Every file appears whole or not at all: it is written beside its place and then moved there.
+Every file appears whole or not at all: it is written to a temporary name and then moved into place.
 """
 
 import csv

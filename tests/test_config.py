@@ -13,7 +13,7 @@ from lensjax.errors import UsageError
 @dataclass(frozen=True)
 class Options:
     batch_size: int = 128
-    """Cutouts a step."""
+    """Cutouts per step."""
     ensemble: str = "resnet18"
     """Members."""
     fusion: Literal["stacked", "mean_prob"] = "stacked"

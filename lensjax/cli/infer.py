@@ -21,11 +21,11 @@ class InferConfig(InferenceConfig):
     """Options of scripts/infer.py."""
 
     pack: Path | None = None
-    """Write the cutouts to ArrayRecord shards in this folder, and stop."""
+    """Write the cutouts to ArrayRecord shards in this folder and stop."""
     pack_as: Encoding = "raw"
-    """Pixels as they are, or whole numbers as PNG."""
+    """Store pixels as they are, or integers as PNG."""
     smoke: bool = False
-    """Try within a minute or two that all runs, with members of a small demonstration."""
+    """Check within a minute or two that everything runs, with a small demonstration."""
 
 
 def main(argv: Sequence[str]) -> None:

@@ -209,7 +209,7 @@ def _write_shards(folder: Path, survey: Survey, sky: Simulation, rows: np.ndarra
         for name, values in sky.truth.items()
     }
     metadata = StackMetadata(columns, survey.bands, survey.pixel_scale)
-    source = source_of_array(sky.images[rows], folder, metadata, Wanted(), in_memory=True)
+    source = source_of_array(sky.images[rows], folder, metadata, Wanted())
     shards.pack(source, folder, resume=False)
 
 

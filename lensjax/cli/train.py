@@ -52,8 +52,8 @@ class TrainConfig(Hyperparameters, DataOptions):
     members: int = 1
     """Members of each architecture, trained together."""
     data: str | None = None
-    """Labelled cutouts, as --data of infer.py takes them; or `simulated`: lenses without end (None:
-    simulated)."""
+    """Labelled cutouts, as --data of infer.py takes them, or `simulated` for an endless stream of
+    simulated lenses (None: simulated)."""
     sky: Path | None = None
     """YAML file of simulate.py's options, for simulated data: count is an epoch's."""
     stretch: Stretch | None = None
@@ -63,23 +63,23 @@ class TrainConfig(Hyperparameters, DataOptions):
     pictures: bool = False
     """Train on an 8-bit colour picture of each cutout as well."""
     validation_fraction: float = 0.15
-    """Share of the groups held back."""
+    """Fraction of the groups held back for validation."""
     output: Path = Path("checkpoints")
     """Folder of the members."""
     seed: int = 0
-    """Seed of the first member; the next has the next."""
+    """Seed of the first member; each further member adds 1."""
     resume: bool = True
-    """Keep members that are there; go on where a killed run was."""
+    """Keep finished members and continue an interrupted run."""
     member_shards: int = 1
-    """Share the members among so many devices; the others share the cutouts."""
+    """Distribute the members over this many devices; the others share the cutouts."""
     memory_budget: str = "auto"
     """Memory of a step on each device: bytes, 16GiB, or auto."""
     plan: bool = False
-    """Print what a step needs, write OUTPUT/plan.json, and stop."""
+    """Print how much memory a step needs, write OUTPUT/plan.json and stop."""
     target: Literal["h100", "v5e"] | None = None
-    """Plan for this device, which need not be there."""
+    """Plan for this device, which need not be present."""
     save_minutes: float = 10.0
-    """Minutes after which the state of the run is written again."""
+    """Minutes between two saves of the state of the run."""
     smoke: bool = False
     """Try within a minute or two that all runs: few steps on the first cutouts of --data, or on
     small simulated ones; members go to the cache folder unless --output is given."""

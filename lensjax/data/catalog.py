@@ -59,13 +59,13 @@ class DataOptions:
     bands: str | None = None
     """Bands that the files hold: i,r,g or g=EXTENSION,...."""
     pixel_scale: float | None = None
-    """Arcsec/pixel, where the files do not say."""
+    """Arcsec per pixel, if the files do not say."""
     format: Format = "auto"
-    """Kind of the data, where it is not recognised."""
+    """Format of the data, if it is not recognised."""
     max_values: int = MAX_VALUES
     """Pixels times bands of the largest cutout in a file."""
     fit: Fit = "auto"
-    """How cutouts of another size are brought to the input size."""
+    """How cutouts of another size are fitted to the input size."""
 
     def of_data(self) -> dict[str, Any]:
         """Returns these options alone, by name: what is made of the data depends on each."""

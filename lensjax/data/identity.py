@@ -5,7 +5,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
 
@@ -32,13 +32,10 @@ def content_sha256(source: Source) -> str:
     for piece in _pieces(source.listed_in, None) if source.listed_in else ():
         digest.update(piece)
     files = iter(source.files())
-    first: dict[str, None] = {}
-    while len(first) <= MOST_READ_FILES and (file := next(files, None)) is not None:
-        first[file] = None
-    are_few = len(first) <= MOST_READ_FILES
-    common = os.path.commonpath(first) if first else ""
-    sizes = [stat.st_size for stat in map(_stat, first) if stat is not None]
-    whole = are_few and sum(sizes) <= MOST_READ_BYTES
+    first = list(dict.fromkeys(islice(files, MOST_READ_FILES + 1)))
+    are_few, common = len(first) <= MOST_READ_FILES, os.path.commonpath(first) if first else ""
+    total = sum(stat.st_size for stat in map(_stat, first) if stat is not None)
+    whole = are_few and total <= MOST_READ_BYTES
     for file in chain(first, files):
         digest.update(file.removeprefix(common).encode(errors="surrogateescape"))
         stat = _stat(file)
@@ -49,7 +46,7 @@ def content_sha256(source: Source) -> str:
         if not whole:
             digest.update(b" of %d" % stat.st_mtime_ns)
         if are_few:
-            share = None if whole else SAMPLE_BYTES * stat.st_size // sum(sizes)
+            share = None if whole else SAMPLE_BYTES * stat.st_size // total
             for piece in _pieces(file, share):
                 digest.update(piece)
     if not first:

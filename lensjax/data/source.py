@@ -69,7 +69,7 @@ class Source:
     unknown), `path`, `label` (1 lens, 0 none, -1 unknown) and `group` where known, then the columns
     that the input carried. `bands`: those of the cutouts' channels, in order, and `bands_from`:
     where each was found, in words, () where no cutout can be read. `description`: one line.
-    `threads`: how many read ahead; 0 where reading is a matter of slicing an array in memory.
+    `threads`: how many read ahead.
     `stack`: the same cutouts many at a time, where all are of one form; None where that is not
     known. `files`: gives the paths of all that table and cutouts are read from, some of which may
     be missing. `first_row`: which row of the data is row 0 here, where these are a part of them
@@ -168,18 +168,12 @@ def describe(table: Table, bands: tuple[str, ...], example: Cutout) -> str:
         label = np.asarray(table["label"])
         words.append(f"{(label == 1).sum()} lenses and {(label == 0).sum()} others by label")
     if "id" in table.colnames:
-        repeated = _repeated(np.asarray(table["id"]))
-        if repeated:
-            words.append(f"{repeated} rows repeat the id of another")
+        ids = np.asarray(table["id"])
+        # A set of numbers as objects of Python would take ten times their memory.
+        own = np.unique(ids) if ids.dtype.kind in "iu" else set(ids.tolist())
+        if len(own) < len(ids):
+            words.append(f"{len(ids) - len(own)} rows repeat the id of another")
     return ", ".join(words)
-
-
-def _repeated(ids: np.ndarray) -> int:
-    """Returns how many of the identifiers others before them have as well."""
-    if ids.dtype.kind in "iu":  # as objects of Python they would take ten times the memory
-        ids = np.sort(ids)
-        return int(np.count_nonzero(ids[1:] == ids[:-1]))
-    return len(ids) - len(set(ids.tolist()))
 
 
 def files_below(path: Path) -> Iterator[str]:
@@ -256,8 +250,6 @@ def source_of_array(
     path: Path,
     metadata: StackMetadata,
     wanted: Wanted,
-    *,
-    in_memory: bool,
     files: Files = tuple,
 ) -> Source:
     """Returns a source of one array: (N, H, W[, C]) or (N, C, H, W), the shorter axis being C.
@@ -305,13 +297,9 @@ def source_of_array(
     columns, left_out = _carried(metadata.columns, count, path)
     kind = f"stack {path} read as ({'N, H, W, C' if channels_last else 'N, C, H, W'})"
     places = tuple(place_of("channel", plane, names[plane]) for plane in planes)
-    source = source_of_stack(
-        kind, str(path), count, columns, bands, places, stack, in_memory, files
-    )
-    if not left_out:
-        return source
-    others = f"{source.description}; left out: {'; '.join(left_out)}"
-    return replace(source, description=others)
+    source = source_of_stack(kind, str(path), count, columns, bands, places, stack, files)
+    others = f"; left out: {'; '.join(left_out)}" if left_out else ""
+    return replace(source, description=source.description + others)
 
 
 def _carried(
@@ -323,24 +311,23 @@ def _carried(
     Raises `UsageError` where one of the others is of a known name, or one is damaged.
     """
     carried, left_out = {}, []
-    for name, values in columns.items():
-        size = " x ".join(map(str, values.shape)) or "1"
-        wrong = values.odd
-        if not wrong and (values.shape or (1,)) != (count,):
-            wrong = f"has {size} values for {count} cutouts"
-        if not wrong:
-            try:
-                found = values.read()
-            # Arbitrary bytes: the libraries have errors of their own.
-            except Exception as error:
-                raise UsageError(f"{path}: `{name}` {short(error)}; leave it out") from error
-            carried[name] = found if values.shape else np.reshape(found, 1)
-            continue
-        if any(find_column(known, [name]) for known in KNOWN_COLUMNS):
+    for name, column in columns.items():
+        shape, wrong = column.shape or (1,), column.odd
+        if not wrong and shape != (count,):
+            wrong = f"has {' x '.join(map(str, shape))} values for {count} cutouts"
+        if wrong and any(find_column(known, [name]) for known in KNOWN_COLUMNS):
             raise UsageError(
                 f"{path}: `{name}` {wrong}: give one value for each cutout, or leave it out"
             )
-        left_out.append(f"`{name}` {wrong}")
+        if wrong:
+            left_out.append(f"`{name}` {wrong}")
+            continue
+        try:
+            found = column.read()
+        # Arbitrary bytes: the libraries have errors of their own.
+        except Exception as error:
+            raise UsageError(f"{path}: `{name}` {short(error)}; leave it out") from error
+        carried[name] = found if column.shape else np.reshape(found, 1)
     return carried, sorted(left_out)
 
 
@@ -359,7 +346,6 @@ def source_of_stack(
     bands: tuple[str, ...],
     bands_from: tuple[str, ...],
     stack: Stack,
-    in_memory: bool,
     files: Files,
 ) -> Source:
     """Returns a source of a stack of `count` cutouts, which the `files` hold."""
@@ -375,5 +361,4 @@ def source_of_stack(
 
     example = Cutout(np.empty(stack.shape, np.float32), stack.pixel_scale)
     text = f"{kind}: {describe(table, bands, example)}"
-    threads = 0 if in_memory else ONE_A_CORE
-    return source_of(table, bands, text, threads, read, stack, files, bands_from)
+    return source_of(table, bands, text, ONE_A_CORE, read, stack, files, bands_from)

@@ -44,7 +44,7 @@ class Stacking(NamedTuple):
 def stacking(logits: np.ndarray, labels: np.ndarray) -> Stacking:
     """Returns the Stacking of calibrated log-odds (member, n) that fits the labels (n,) best.
 
-    How members count beside each other is a logistic regression on logits of unit spread with
+    The weights of the members come from a logistic regression on logits of unit spread with
     non-negative coefficients and a ridge towards equal ones (Wolpert 1992 for stacking, Breiman
     1996 for the non-negative coefficients), over the members that `useful_members` names; the
     others have no share. What their weighted mean says of the odds is Platt's calibration of it:
@@ -64,9 +64,9 @@ def stacking(logits: np.ndarray, labels: np.ndarray) -> Stacking:
 
 
 def useful_members(logits: np.ndarray, labels: np.ndarray) -> list[int]:
-    """Returns the members, best first, that the stacked score should hear.
+    """Returns the members, best first, that the stacked score should use.
 
-    A member that is as good as the best, to two standard errors of the loss, is always heard:
+    A member that is as good as the best, to two standard errors of the loss, is always used:
     averaging peers helps. One that is worse has to lower the cross-validated loss of the stack by
     two standard errors: otherwise its noise would cost the ranking more than it brings.
     """

@@ -1,4 +1,4 @@
-"""Members on disk: `DIR/<architecture>/<member>/`, an Orbax checkpoint beside `member.json`."""
+"""Members on disk: `DIR/<architecture>/<member>/`, an Orbax checkpoint and `member.json`."""
 
 import dataclasses
 import functools

@@ -62,6 +62,8 @@ class InferencePlan:
             "batch_size": self.size.cutouts,
             "samples_at_once": self.size.samples,
             "step_bytes": self.step_bytes,
+            # Members one by one are compiled as they are first called.
+            "compile_seconds": self.compile_seconds or None,
             "memory_limit_bytes": self.memory_limit_bytes,
         }
 

@@ -1,4 +1,4 @@
-"""How many cutouts a second steps score, side by side."""
+"""Compares how many cutouts per second different steps score."""
 
 import time
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ ROUNDS = 3
 def side_by_side(
     steps: Mapping[str, Step], weights: Weights, inputs: Inputs, mesh: Mesh
 ) -> dict[str, float]:
-    """Returns the cutouts a second of each of the `steps`, from the median of its turns.
+    """Returns the cutouts a second of each of the `steps`, from the median of its runs.
 
-    They take turns, so that what slows the machine for a while slows all of them; a first turn,
+    They alternate, so that what slows the machine for a while slows all of them; a first run,
     in which they are compiled, does not count.
     """
     placed = jax.device_put(inputs, NamedSharding(mesh, sharding.BY_CUTOUT))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -33,12 +33,11 @@ Result = TypeVar("Result")
 class Timing:
     """How fast the scoring was.
 
-    `images_per_second` leaves out the batch that compiled, `waiting_share` is of the same time, in
-    which the run waited for cutouts to be read: the devices, a batch behind, waited less.
+    `images_per_second` leaves out the first batch, `waiting_share` is of the same time, in which
+    the run waited for cutouts to be read: the devices, a batch behind, waited less.
     `seconds_to_first_batch` counts from the start of the program to its scores.
     """
 
-    compile_seconds: float | None
     images_per_second: float | None
     waiting_share: float | None
     seconds_to_first_batch: float | None
@@ -64,28 +63,28 @@ def score(
 
     The scores of a batch are fetched when the next one is on the devices and under way. `workers`
     are processes that read. `profile` is where to write a trace of some batches. Raises Interrupted
-    where the process is told to end: what is scored is kept.
+    where the process is asked to stop: what is scored is kept.
     """
     missing, total = sum(map(len, parts.missing())), len(parts.rows)
     scorer = _Scorer(plan.step, weights, mesh, plan.size.cutouts)
     waits: list[float] = []
     ends: list[float] = []
     counts: list[int] = []
-    batches = trace.waits(
-        "load", _batches(parts, source, ensemble, plan.size.cutouts, how, workers), waits
-    )
+    to_first = None
+    batches = _batches(parts, source, ensemble, plan.size.cutouts, how, workers)
+    launched = runtime.one_ahead(scorer.launch, trace.waits("load", batches, waits))
     with (
         runtime.asked_to_stop() as asked_to_stop,
         runtime.progress("scoring", missing, "cutouts") as advance,
     ):
         try:
-            for launched in trace.traced(runtime.one_ahead(scorer.launch, batches), profile):
+            for batch, started in trace.traced(launched, profile):
                 with trace.stage("fetch"):
-                    scores = scorer.fetch(launched)
+                    scores = scorer.fetch(batch, started)
                 with trace.stage("keep"):
-                    batch = launched.batch
                     predictions = _predictions(ensemble.names, batch, scores)
                     parts.add(source.first_row + int(batch.rows[0]), predictions.columns())
+                to_first = to_first or runtime.seconds_since_start()
                 ends.append(time.perf_counter())
                 counts.append(batch.count)
                 advance(batch.count)
@@ -102,13 +101,11 @@ def score(
                 f"stopped after {total - left} of {total} rows; the same command goes on there"
             )
     steady = ends[-1] - ends[0] if counts[1:] else None
-    since_first = time.perf_counter() - ends[0] if ends else 0.0
     return Timing(
-        compile_seconds=plan.compile_seconds + scorer.first_launch_seconds if counts else None,
         images_per_second=sum(counts[1:]) / steady if steady else None,
         # When the first batch ends, the second has arrived.
         waiting_share=sum(waits[2:]) / steady if steady else None,
-        seconds_to_first_batch=runtime.seconds_since_start() - since_first if ends else None,
+        seconds_to_first_batch=to_first,
         scored_before=total - missing,
         cutouts_at_once=scorer.at_once,
     )
@@ -134,45 +131,29 @@ def _batches(
         )
 
 
-class _Launched(NamedTuple):
-    """A batch and its scores under way, `at_once` cutouts in each of `scores`; none, where the
-    memory did not suffice to start them."""
-
-    batch: pipeline.Batch
-    at_once: int
-    scores: list[Scores] | None
-
-
 class _Scorer:
     """The step, on as many cutouts at once as the devices turn out to have memory for."""
 
     def __init__(self, step: Step, weights: Weights, mesh: Mesh, at_once: int) -> None:
         self._step, self._weights, self._mesh = step, weights, mesh
         self.at_once = at_once
-        self.first_launch_seconds = 0.0
 
-    def launch(self, batch: pipeline.Batch) -> _Launched:
-        """Returns a batch with its scores under way."""
-        began = time.perf_counter()
-        with trace.stage("launch"):
-            scores = _unless_out_of_memory(lambda: self._start(batch.inputs))
-        self.first_launch_seconds = self.first_launch_seconds or time.perf_counter() - began
-        return _Launched(batch, self.at_once, scores)
+    @trace.is_stage("launch")
+    def launch(self, batch: pipeline.Batch) -> tuple[pipeline.Batch, list[Scores] | None]:
+        """Returns a batch and its scores under way; none, where the memory does not suffice."""
+        return batch, _unless_out_of_memory(lambda: self._start(batch.inputs))
 
-    def fetch(self, launched: _Launched) -> Scores:
+    def fetch(self, batch: pipeline.Batch, started: list[Scores] | None) -> Scores:
         """Returns the scores of a batch on the host. Where the memory does not suffice, the batch
-        is scored again with half as many cutouts at once, and so are those that follow.
+        is scored again, alone, and then with half as many cutouts at once, as those that follow.
 
         Raises LensjaxError where it does not even suffice for one cutout a device.
         """
-        batch, at_once, started = launched
-        parts = started and _unless_out_of_memory(lambda: jax.device_get(started))
-        while not parts:
-            # A batch that was under way already when the number was halved is not to halve it.
-            if at_once == self.at_once:
-                self._halve()
-            at_once = self.at_once
+        parts = _unless_out_of_memory(lambda: jax.device_get(started))
+        while parts is None:
             parts = _unless_out_of_memory(lambda: jax.device_get(self._start(batch.inputs)))
+            if parts is None:
+                self._halve()
         return Scores(*(np.concatenate(leaves, axis=-1) for leaves in zip(*parts, strict=True)))
 
     def _start(self, inputs: Inputs) -> list[Scores]:

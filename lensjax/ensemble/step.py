@@ -218,9 +218,9 @@ def one_by_one_step(
 
 
 def _compiler_options(precision: Precision, mesh: Mesh) -> dict[str, str]:
-    """Returns what the compiler is told of a step for the devices of `mesh`.
+    """Returns the compiler options of a step for the devices of `mesh`.
 
-    On a CPU it would order operations so that many could run beside each other, each with memory of
+    On a CPU it would order operations so that many could run at the same time, each with memory of
     its own. But each fills all cores with its batch: in the order that takes the least memory four
     resnet18 need 65 MiB instead of 224 (128 cutouts of 64 pixels), and no more time.
     """

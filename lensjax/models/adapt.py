@@ -1,4 +1,4 @@
-"""What becomes of the first layer of a trained network where the images have other bands."""
+"""Adapts the first layer of a trained network to images with other bands."""
 
 import numpy as np
 

@@ -40,7 +40,7 @@ def uniform(deviation: float) -> Initializer:
 
 
 def _initialiser(draw: Draw) -> Initializer:
-    """Returns an initialiser whose numbers hang on its key alone, traced or not."""
+    """Returns an initialiser whose numbers depend on its key alone, traced or not."""
 
     def initial(
         key: Array, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None

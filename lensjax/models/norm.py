@@ -1,7 +1,7 @@
 """Convolution and batch normalisation (Ioffe & Szegedy 2015): one thing once they are trained.
 
 Training passes over the images as seldom as it can, since that is what normalisation costs on a
-CPU. Automatic differentiation keeps the centred images beside the images and walks through both
+CPU. Automatic differentiation keeps the centred images as well as the images and walks through both
 several times; the gradient written out walks through images and cotangent once for the sums and
 once for the result.
 """

@@ -26,7 +26,7 @@ class Stem(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Two 3x3 convolutions beside a shortcut, (N, H, W, inputs) -> (N, Ho, Wo, outputs)."""
+    """Two 3x3 convolutions with a shortcut, (N, H, W, inputs) -> (N, Ho, Wo, outputs)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, rngs: nnx.Rngs) -> None:
         self.first = ConvNorm(inputs, outputs, 3, stride=stride, rngs=rngs)

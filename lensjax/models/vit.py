@@ -2,7 +2,7 @@
 
 The layers are torchvision's, with any number of bands and one logit. All blocks but the last are
 one block with stacked parameters, run by `lax.scan`: they compile once, whatever the depth. The
-last block computes what the logit hangs on, the class token, and nothing else.
+last block computes what the logit depends on, the class token, and nothing else.
 """
 
 from collections.abc import Sequence
@@ -231,7 +231,7 @@ def _attend(query: Array, key: Array, value: Array) -> Array:
 
 @jax.custom_vjp
 def _attend_fused(query: Array, key: Array, value: Array) -> Array:
-    """Returns what `_attend` does, by cuDNN; where gradients are asked for, by pairs.
+    """Returns what `_attend` does, by cuDNN; where gradients are needed, by pairs.
 
     JAX refuses cuDNN's gradient for odd numbers of tokens, and a square of patches with the class
     token mostly is one.

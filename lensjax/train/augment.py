@@ -22,15 +22,15 @@ class Augmentation:
     """How much cutouts are changed in training, at most; 0 leaves a change out."""
 
     augment_shift: float = 0.04
-    """Share of its side by which a cutout is moved, at most."""
+    """Largest shift of a cutout, as a fraction of its side."""
     augment_seeing: float = 0.8
-    """Sigma of the blur in the data's pixels, at most."""
+    """Largest sigma of the blur, in pixels of the data."""
     augment_flux: float = 0.2
-    """Magnitudes that a cutout becomes fainter, at most."""
+    """Largest dimming of a cutout, in magnitudes."""
     augment_colour: float = 0.1
-    """Magnitudes that each band does so alone, at most."""
+    """Largest dimming of each band by itself, in magnitudes."""
     augment_noise: float = 0.5
-    """Noise that is added, in units of its own, at most."""
+    """Largest added noise, in units of the cutout's own."""
 
 
 def augmented(

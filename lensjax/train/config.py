@@ -14,21 +14,21 @@ class Hyperparameters(Augmentation):
     """How a member is trained; durations in epochs of the training data."""
 
     batch_size: int = 32
-    """Cutouts a step."""
+    """Cutouts per step."""
     epochs: float = 20.0
     """Passes over the training data; may be a fraction."""
     learning_rate: float = 1e-3
     """Peak of the learning rate."""
     warmup: float = 0.1
-    """Share of the steps in which the learning rate rises."""
+    """Fraction of the steps in which the learning rate rises."""
     weight_decay: float = 0.05
     """Decoupled weight decay of the kernels."""
     label_smoothing: float = 0.0
-    """Share of the labels spread over both classes."""
+    """Fraction of each label that is spread over both classes."""
     focusing: float = 0.0
     """Gamma of the focal loss, 0 for none: sure cutouts count less."""
     balanced: bool = False
-    """Lenses count as much as all others together."""
+    """Give lenses and non-lenses the same total weight."""
     dropout: float | None = None
     """Dropout rate before the last layer (None: of the members to start from, else 0.2)."""
     block_dropout: float | None = None
@@ -40,21 +40,21 @@ class Hyperparameters(Augmentation):
     """Input sizes in pixels, comma separated; the largest is the member's own (None: of the members
     to start from, else the cutouts' size)."""
     schedule: Schedule = "joint"
-    """All scales in every step, or one: each its share of the steps (also: --progressive), or
-    drawn."""
+    """All scales in every step, one scale after the other (also: --progressive), or one chosen at
+    random in each step."""
     consistency_weight: float = 0.0
     """Weight of the divergence between the scales' predictions in the joint loss."""
     average_decay: float | None = None
-    """Decay of the moving average of weights and running statistics, which is then what is kept."""
+    """Decay of the moving average of weights and running statistics, which is then saved."""
     bootstrap: bool = False
-    """Each member weighs the cutouts by a bootstrap of its own."""
+    """Each member weighs the cutouts by its own bootstrap resample."""
     micro_batches: int = 1
     """Parts of a batch, computed one after the other, whose gradients are added."""
     start_from: str | None = None
     """Folder of members to start from, or `demo` for the demonstration's; their input size, pixel
     scale, stretch and dropout are kept too where no option says otherwise."""
     freeze: str | None = None
-    """Weights that stay as they are, by the beginning of their name: stem,stages.0."""
+    """Weights to freeze, by the beginning of their names: stem,stages.0."""
     layer_decay: float = 1.0
     """Factor of the learning rate from each layer to the one before it."""
     precision: Precision = "float32"

@@ -75,7 +75,7 @@ class Labelled:
         return counts | self.origin
 
     def batches(self, batch_size: int) -> grain.IterDataset[dict[str, Any]]:
-        """Returns batches without end, each of images, brightness, label, and `row` of these data.
+        """Returns endless batches, each of images, brightness, label, and `row` of these data.
 
         Each epoch has another order, the same for all seeds: members that share batches see what
         each would see alone. What remains of an epoch and fills no batch is left out. Raises

@@ -1,4 +1,4 @@
-"""Training that does not begin from nothing: whose weights, and how far each layer may go."""
+"""Fine-tuning: the weights that training starts from, and the learning rates of the layers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +44,7 @@ def start_hashes(folder: str | None, architecture: str) -> list[str]:
     return [checkpoint.read_info(member).weights_sha256 for member in found]
 
 
-# What networks keep of the members that they start from, and how it is told otherwise.
+# What networks keep of the members that they start from, and the options that override it.
 KEPT = {
     "input_size": "--scales",
     "pixel_scale": "--fit resize",
@@ -81,7 +81,7 @@ def account(folder: str, info: MemberInfo) -> str:
     members = checkpoint.find_members(Path(folder), info.architecture).values()
     held = checkpoint.read_info(next(iter(members)))
     same = {name: _said(held, name) == _said(info, name) for name in KEPT}
-    # Neither a pixel scale that is not known nor dropout that is none is worth a word.
+    # Neither a pixel scale that is not known nor dropout that is none is worth mentioning.
     keeps = [f"{_words(n)} {_said(info, n)}" for n in KEPT if same[n] and _said(info, n)]
     new = [
         f"{_words(name)} {_said(info, name)} instead of {_said(held, name)}"

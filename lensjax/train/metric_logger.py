@@ -1,4 +1,4 @@
-"""What a training run writes down at the end of an epoch: metrics.csv and TensorBoard's events."""
+"""Logs the metrics of each epoch to metrics.csv and TensorBoard."""
 
 import csv
 import io

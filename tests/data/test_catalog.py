@@ -363,7 +363,6 @@ def test_stacks_of_either_order(tmp_path, shape, axes, form):
     source = open_source(path, needed=GRI)
     expected = stack if shape[-1] == 3 else np.moveaxis(stack, 1, 3)
     assert len(source) == 4 and axes in source.description
-    assert (source.threads == 0) == (form == "npz")
     np.testing.assert_array_equal(source[2].image, expected[2])
     reordered = open_source(path, needed=("i", "g"), bands="i,r,g")
     np.testing.assert_array_equal(reordered[1].image, expected[1][..., [0, 2]])

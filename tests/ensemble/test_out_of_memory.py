@@ -70,8 +70,8 @@ def test_a_batch_in_hand_is_scored_again_in_halves(scored, most, left, fails_at)
     np.testing.assert_array_equal(columns["member_logits"], expected[None])
     halvings = (BATCH // left).bit_length() - 1
     if halvings:
-        # The first batch fails at each size, the second, under way by then, at the first one.
-        failed = {"launch": halvings + 1, "fetch": 2**halvings}[fails_at]
+        # The first batch fails again alone and at each size, the second, under way by then, once.
+        failed = {"launch": halvings + 2, "fetch": 2**halvings + 1}[fails_at]
         assert len([size for size in step.sizes if size > most]) == failed
     assert set(step.sizes[-2 * BATCH // left :]) == {left}
 

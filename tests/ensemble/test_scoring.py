@@ -123,7 +123,7 @@ def test_the_share_of_waiting_is_told(tmp_path, monkeypatch):
 
 def test_members_one_by_one_move_nothing_implicitly_either(run):
     _, compiled = run(one_by_one_step)
-    assert compiled == ["jit(apart)", "jit(one_pass)", "jit(fuse_all)"]
+    assert list(dict.fromkeys(compiled)) == ["jit(unstack)", "jit(one_pass)", "jit(fuse_all)"]
 
 
 def test_a_trace_holds_the_stages_of_steady_batches(run, tmp_path):

@@ -58,9 +58,8 @@ def open_numpy(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     An `.npz` holds `images` and may hold the names of the `bands`, the `pixel_scale`, and arrays
     with a value an image, which are carried.
     """
-    in_memory = not has_suffix(path, (".npy",))
     with _reading(path, "NumPy arrays"):
-        arrays = _npz(path) if in_memory else {IMAGES: _npy(path)}
+        arrays = {IMAGES: _npy(path)} if has_suffix(path, (".npy",)) else _npz(path)
     if IMAGES not in arrays:
         raise UsageError(f"{path} holds no array `images`, but {', '.join(arrays) or 'nothing'}")
     images = arrays.pop(IMAGES)
@@ -68,7 +67,7 @@ def open_numpy(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
         raise UsageError(f"{path}: `images` {images.odd}; {_HOW_TO_SAVE}")
     metadata = _metadata(path, arrays, (), pixel_scale)
     files = partial(files_below, path)
-    return source_of_array(images.read(), path, metadata, wanted, in_memory=in_memory, files=files)
+    return source_of_array(images.read(), path, metadata, wanted, files=files)
 
 
 def _npy(path: Path) -> LazyColumn:
@@ -111,7 +110,7 @@ def open_fits(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     bands = names if images.ndim == 4 and any(names) else None
     metadata = StackMetadata(bands=bands, pixel_scale=pixel_scale or sky.pixel_scale)
     files = partial(files_below, path)
-    return source_of_array(images, path, metadata, wanted, in_memory=False, files=files)
+    return source_of_array(images, path, metadata, wanted, files=files)
 
 
 def is_fits_stack(path: Path, wanted: Wanted) -> bool:
@@ -139,7 +138,7 @@ def open_hdf5(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
         columns = {name: _dataset(item) for name, item in others.items()}
         metadata = _metadata(path, columns, (file.attrs, images.attrs), pixel_scale)
     files = partial(files_below, path)
-    return source_of_array(images, path, metadata, wanted, in_memory=False, files=files)
+    return source_of_array(images, path, metadata, wanted, files=files)
 
 
 def _dataset(dataset: Any) -> LazyColumn:
@@ -177,15 +176,12 @@ def open_zarr(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
         metadata = _metadata(store, columns, (opened.attrs, images.attrs), pixel_scale)
     of_store = partial(files_below, store)
     if catalogue is None:
-        return source_of_array(images, store, metadata, wanted, in_memory=False, files=of_store)
+        return source_of_array(images, store, metadata, wanted, files=of_store)
     table = read_table(catalogue)
-    rows = np.asarray(table[ZARR_ROW])
-    if rows.dtype.kind not in "iu" or len(rows) == 0:
-        raise UsageError(f"{catalogue}: {ZARR_ROW} must hold the numbers of images")
-    if rows.min() < 0 or rows.max() >= images.shape[0]:
+    rows, count = np.asarray(table[ZARR_ROW]), images.shape[0]
+    if rows.dtype.kind not in "iu" or not len(rows) or not 0 <= rows.min() <= rows.max() < count:
         raise UsageError(
-            f"{catalogue}: {ZARR_ROW} goes from {rows.min()} to {rows.max()}, but {store} holds "
-            f"{images.shape[0]} images"
+            f"{catalogue}: {ZARR_ROW} must hold numbers of images, from 0 to {count - 1} of {store}"
         )
     columns = {n: LazyColumn(table[n].shape, partial(table.__getitem__, n)) for n in table.colnames}
     return source_of_array(
@@ -193,7 +189,6 @@ def open_zarr(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
         store,
         metadata._replace(columns=columns),
         wanted,
-        in_memory=False,
         files=lambda: itertools.chain([str(catalogue)], of_store()),
     )
 
@@ -313,6 +308,6 @@ def _metadata(
 
 
 def _bands(said: Any) -> tuple[str, ...]:
-    """Returns the names of the bands: one each, or all in one text, apart by commas or blanks."""
+    """Returns the names of the bands: one each, or all in one text."""
     names = [as_text(name).strip() for name in np.asarray(said).reshape(-1).tolist()]
     return tuple(re.split(r"[,\s]+", names[0])) if len(names) == 1 else tuple(names)

@@ -29,9 +29,9 @@ _LONGEST_LINE = 2**20
 def read_csv(path: Path, part: Part = WHOLE) -> Rows:
     """Returns the rows of a CSV file that a part takes.
 
-    Values are apart by commas, semicolons, tabs or bars, whichever the column names are; lines that
-    begin with # before these are comments. A column becomes numbers only where each of its values
-    is written back the same (identifiers) or is a decimal number; `007` stays text.
+    Values are separated by commas, semicolons, tabs or bars, as the column names are; lines before
+    these that begin with # are comments. A column becomes numbers only where each of its values is
+    written back the same (identifiers) or is a decimal number; `007` stays text.
     """
     text = pa.csv.read_csv(path, **_form(path))
     _check_quotes(path, text)

@@ -194,7 +194,7 @@ def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> S
         count, of_bands = len(stacks[0]), tuple(files)
         places = tuple(Path(file).name for file in files)
         return source_of_stack(
-            kind, template, count, {}, bands, places, stack, in_memory=False, files=lambda: of_bands
+            kind, template, count, {}, bands, places, stack, files=lambda: of_bands
         )
     table = Table({"id": [Path(template).parent.name or "cutout"], "path": [absolute]})
     return source_of_files(table, kind, wanted, pixel_scale, band_names)

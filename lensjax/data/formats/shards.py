@@ -23,8 +23,7 @@ from astropy.table import Table
 from lensjax.data.bands import Wanted, select_in
 from lensjax.data.formats.tables import plain, read_table, standardise
 from lensjax.data.identity import content_sha256
-from lensjax.data.planes import Cutout, Unreadable, place_of, without_blank
-from lensjax.data.preprocess import fill_masked
+from lensjax.data.planes import Cutout, Unreadable, place_of
 from lensjax.data.source import (
     ONE_A_CORE,
     Source,
@@ -153,7 +152,8 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     shards = [shard_path(path, number) for number in range(-(-count // SHARD_ROWS))]
     data = _open_records(path, shards, count)
     bands, planes = select_in(path, names, wanted)
-    reasons, form = _reasons(index), _forms(path, index, pixel_scale)
+    reasons = np.ma.filled(np.ma.asarray(index[REASON]), "").astype(str)
+    form = _forms(path, index, pixel_scale)
     records = _Records(data, form, reasons, len(names), planes)
     table = standardise(index, str(path))
     table.remove_columns(list(OF_CUTOUT))
@@ -175,56 +175,6 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     return source_of(table, bands, text, ONE_A_CORE, records.cutout, stack, lambda: files, places)
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Labelled cutouts that grain reads in any order: one of its random-access sources.
-
-    Example `i` is `{"images": (height, width, band), "label": float32, "row": i}`, its pixels not
-    normalised, without NaN, and in the type of the records. `rows`: (n,) which rows of the `source`
-    they are.
-    """
-
-    source: Source
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        """Returns an example. Raises LensjaxError where its record is damaged."""
-        row, stack = int(self.rows[i]), self.source.stack
-        assert stack is not None
-        try:
-            cutout, _ = without_blank(self.source[row], range(stack.shape[2]))
-        except Unreadable as error:
-            raise LensjaxError(f"{self.source.table['path'][row]}: {error}") from error
-        return {
-            "images": fill_masked(cutout.image).astype(stack.dtype),
-            "label": np.float32(self.source.table["label"][row]),
-            "row": i,
-        }
-
-    @property
-    def table(self) -> Table:
-        """Returns id, label, group and whatever else is known, a row an example."""
-        return self.source.table[self.rows]
-
-
-def examples(source: Source, folder: Path) -> Examples:
-    """Returns the cutouts of shards that have a label and could be read when they were packed.
-
-    `source`: as `open_shards` has opened the `folder`, or a part of it. Raises UsageError where the
-    cutouts have no labels, or are not all of one size, type and pixel scale.
-    """
-    if source.stack is None:
-        raise UsageError(f"{folder}: its cutouts differ in size, type or pixel scale, or are PNG")
-    if "label" not in source.table.colnames:
-        raise UsageError(f"{folder}: its cutouts have no labels")
-    readable = _reasons(_read_index(folder)[0])[source.rows.start : source.rows.stop] == ""
-    known = np.isin(np.asarray(source.table["label"]), (0, 1))
-    return Examples(source, np.flatnonzero(readable & known))
-
-
 def _read_index(path: Path) -> tuple[Table, tuple[str | None, ...]]:
     """Returns the index of a folder of shards and the names of the bands in its records."""
     from lensjax.data.formats import arrow
@@ -242,9 +192,6 @@ def _open_records(
     path: Path, shards: Sequence[Path], count: int
 ) -> grain.sources.ArrayRecordDataSource:
     """Returns the records of the shards. Raises `UsageError` where they are not `count`."""
-    absent = [shard.name for shard in shards if not shard.is_file()]
-    if absent:
-        raise UsageError(f"{path} lacks {', '.join(absent)}: pack the cutouts again")
     try:
         records = grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
     # The library has errors of its own, and of the operating system.
@@ -266,11 +213,6 @@ def _forms(path: Path, index: Table, pixel_scale: float | None) -> dict[str, np.
     for scale in np.unique(form[SCALE][~np.isnan(form[SCALE])]).tolist():
         pixel_scale_of(scale, f"{path / INDEX}: {SCALE}")
     return form
-
-
-def _reasons(index: Table) -> np.ndarray:
-    """Returns why each cutout could not be packed, "" where it was."""
-    return np.ma.filled(np.ma.asarray(index[REASON]), "").astype(str)
 
 
 def _packed(

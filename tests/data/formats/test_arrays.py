@@ -120,7 +120,7 @@ def test_zarr_with_its_catalogue(store, given):
 def test_zarr_that_does_not_fit_its_catalogue_is_refused(store):
     folder = store.parent
     sidecar(folder / "survey.parquet", [0, 7])
-    with pytest.raises(UsageError, match="goes from 0 to 7, but .* holds 7 images"):
+    with pytest.raises(UsageError, match="must hold numbers of images, from 0 to 6 of"):
         open_source(store, needed=GRI)
     for name in ("a", "b"):
         sidecar(folder / f"{name}.parquet", [0])
@@ -348,4 +348,4 @@ def test_damaged_values_beside_the_images_are_one_clear_line():
 
     metadata = StackMetadata({"flux": LazyColumn((7,), damaged)})
     with pytest.raises(UsageError, match="`flux` cannot be decoded: actual len exceeds EOA"):
-        source_of_array(IMAGES, Path("a.h5"), metadata, parse(None, None), in_memory=True)
+        source_of_array(IMAGES, Path("a.h5"), metadata, parse(None, None))

@@ -1,6 +1,5 @@
 """Shards hold what the files held, whatever killed the packing, and say what is damaged."""
 
-import grain
 import numpy as np
 import pytest
 from PIL import Image
@@ -148,7 +147,7 @@ def test_damage_is_said(tmp_path):
     with pytest.raises(UsageError, match="an index of 10 cutouts, and 12 of them in shards"):
         open_source(folder, needed=GRI)
     last.unlink()
-    with pytest.raises(UsageError, match="lacks shard-00002"):
+    with pytest.raises(UsageError, match="cannot be read: .*shard-00002"):
         open_source(folder, needed=GRI)
     last.write_bytes(whole)
     assert len(open_source(folder, needed=GRI)) == 10
@@ -203,42 +202,3 @@ def test_parts_packed_apart_become_one(tmp_path):
     assert len(done) == 6
     packed = open_source(tmp_path / "packed", needed=GRI)
     np.testing.assert_array_equal(list(packed.stack.read(slice(0, 10))), images)
-
-
-def test_grain_reads_labelled_cutouts_in_any_order_and_goes_on(tmp_path):
-    images = np.random.default_rng(0).normal(size=(10, 8, 8, 3)).astype(np.float32)
-    images[4], images[6, 2, 3, 1] = np.nan, np.nan
-    label = np.array([0, 1, -1, 1, 0, 1, 0, 1, 0, 1])
-    np.savez(tmp_path / "stack.npz", images=images, label=label, id=np.arange(10) + 50)
-    shards.pack(open_source(tmp_path / "stack.npz", needed=GRI), tmp_path / "packed")
-    opened = open_source(tmp_path / "packed", needed=("i", "g"))
-    examples = shards.examples(opened, tmp_path / "packed")
-    assert examples.table["id"].tolist() == [50, 51, 53, 55, 56, 57, 58, 59]
-
-    def batches():
-        order = grain.MapDataset.source(examples).seed(1).shuffle().repeat()
-        return iter(order.to_iter_dataset(grain.ReadOptions(2, 4)).batch(4))
-
-    iterator = batches()
-    first, state, second = next(iterator), iterator.get_state(), next(iterator)
-    rows = np.concatenate([first["row"], second["row"]])
-    assert sorted(rows) == list(range(8)) and rows.tolist() != sorted(rows)
-    found = np.concatenate([first["images"], second["images"]])
-    labels = np.concatenate([first["label"], second["label"]])
-    masked = rows == 4
-    assert np.isfinite(found).all() and masked.sum() == 1
-    np.testing.assert_array_equal(labels, examples.table["label"][rows])
-    np.testing.assert_array_equal(found[~masked], images[examples.rows[rows]][..., [2, 0]][~masked])
-    resumed = batches()
-    resumed.set_state(state)
-    np.testing.assert_array_equal(next(resumed)["images"], second["images"])
-
-
-def test_cutouts_of_several_forms_or_without_labels_are_no_examples(pictures, tmp_path):
-    shards.pack(open_source(pictures, needed=None), tmp_path / "packed")
-    with pytest.raises(UsageError, match="differ in size"):
-        shards.examples(open_source(tmp_path / "packed", needed=GRI), tmp_path / "packed")
-    stacked(tmp_path, np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype(np.float32))
-    shards.pack(open_source(tmp_path / "stack.npz", needed=None), tmp_path / "plain")
-    with pytest.raises(UsageError, match="no labels"):
-        shards.examples(open_source(tmp_path / "plain", needed=GRI), tmp_path / "plain")
