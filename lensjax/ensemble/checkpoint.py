@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ import tensorstore as ts
 from flax import nnx
 
 from lensjax.data.on_device import aligned_zeros
-from lensjax.data.preprocess import Preprocessing
-from lensjax.ensemble.member_json import complaints
+from lensjax.data.preprocess import STRETCHES, Preprocessing
 from lensjax.errors import LensjaxError, UsageError, one_line
 from lensjax.files import replacing_folder, standing_folders
 from lensjax.models import registry
@@ -292,7 +291,9 @@ def read_info(folder: Path) -> MemberInfo:
         raise LensjaxError(f"{path} cannot be read ({one_line(error, 200)})") from error
     if isinstance(content, dict) and "preparation" in content:  # as version 0.1 wrote it
         content["preprocessing"] = content.pop("preparation")
-    wrong = complaints(content)
+    if not isinstance(content, dict):
+        raise LensjaxError(f"{path}: it holds {content!r:.60}, must hold an object")
+    wrong = _complaints(content, FIELDS) or _wrong_lengths(content["preprocessing"])
     if wrong:
         raise LensjaxError(f"{path}: {'; '.join(wrong)}")
     return MemberInfo(
@@ -302,6 +303,77 @@ def read_info(folder: Path) -> MemberInfo:
 
 def _to_json(info: MemberInfo) -> dict[str, Any]:
     return dataclasses.asdict(info) | {"preprocessing": info.preprocessing.to_json()}
+
+
+def _is_number(value: Any) -> bool:
+    """Returns whether a value is a number, and one that float32 holds."""
+    is_one = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_one and abs(value) <= float(np.finfo(np.float32).max)
+
+
+def _are(is_so: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Returns whether something is a list, not empty, of what is so."""
+    return lambda values: isinstance(values, list) and bool(values) and all(map(is_so, values))
+
+
+_RATE = ("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1)
+_NUMBER = ("a number", _is_number)
+_OBJECT = ("an object", lambda v: isinstance(v, dict))
+
+# What member.json may say: in words and as a test, or the fields of an object. It can be edited by
+# hand, and one number that is none would make all scores alike without a word.
+FIELDS: Mapping[str, Any] = {
+    "architecture": (
+        "one of " + ", ".join(registry.ARCHITECTURES),
+        lambda v: isinstance(v, str) and v in registry.ARCHITECTURES,
+    ),
+    "preprocessing": {
+        "bands": ("a list of names", _are(lambda v: isinstance(v, str) and v != "")),
+        "input_size": ("a whole number above 0", lambda v: type(v) is int and v > 0),
+        "pixel_scale": (
+            "a number above 0, or null",
+            lambda v: v is None or (_is_number(v) and v > 0),
+        ),
+        "stretch": ("one of " + ", ".join(STRETCHES), lambda v: v in STRETCHES),
+        "softening": ("a number above 0", lambda v: _is_number(v) and v > 0),
+        "mean": ("a list of numbers", _are(_is_number)),
+        "std": ("a list of numbers above 0", _are(lambda v: _is_number(v) and v > 0)),
+    },
+    "dropout": _RATE,
+    "block_dropout": _RATE,
+    "weights_sha256": ("text", lambda v: isinstance(v, str)),
+    "calibration": {
+        "slope": _NUMBER,
+        "intercept": _NUMBER,
+        "brier": ("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1),
+    },
+    **dict.fromkeys(("metrics", "training", "versions"), _OBJECT),
+}
+OPTIONAL = {"block_dropout", "metrics", "training", "versions"}
+
+
+def _complaints(values: Mapping[str, Any], fields: Mapping[str, Any], path: str = "") -> list[str]:
+    """Returns what is wrong with values that must have these fields and no others, a line each:
+    `dropout is 1.0, must be a number from 0 to below 1`."""
+    found = [f"{path}{name} is missing" for name in fields.keys() - OPTIONAL - values.keys()]
+    found += [f"{path}{name} is unknown" for name in values.keys() - fields.keys()]
+    for name in fields.keys() & values.keys():
+        inner = fields[name] if isinstance(fields[name], dict) else None
+        wanted, is_so = fields[name] if inner is None else _OBJECT
+        if not is_so(values[name]):
+            found.append(f"{path}{name} is {values[name]!r:.60}, must be {wanted}")
+        elif inner is not None:
+            found += _complaints(values[name], inner, f"{name}.")
+    return sorted(found)
+
+
+def _wrong_lengths(preprocessing: Mapping[str, Any]) -> list[str]:
+    bands = len(preprocessing["bands"])
+    return [
+        f"preprocessing.{name} has {len(preprocessing[name])} numbers, must have {bands}, a band"
+        for name in ("mean", "std")
+        if len(preprocessing[name]) != bands
+    ]
 
 
 def read_validation(folder: Path) -> Validation | None:

@@ -19,36 +19,20 @@ from lensjax.errors import LensjaxError, UsageError, one_line
 
 StateDict = dict[str, np.ndarray]
 
-
-# Types of numbers: what safetensors calls them, and the storages of PyTorch.
-SAFETENSORS_TYPES: dict[str, np.dtype] = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
-STORAGES: dict[str, np.dtype] = {
-    f"torch.{name}Storage": SAFETENSORS_TYPES[short]
-    for name, short in {
-        "Double": "F64",
-        "Float": "F32",
-        "Half": "F16",
-        "BFloat16": "BF16",
-        "Long": "I64",
-        "Int": "I32",
-        "Short": "I16",
-        "Char": "I8",
-        "Byte": "U8",
-        "Bool": "BOOL",
-    }.items()
-}
-
+# Types of numbers: what safetensors and PyTorch call them.
+_TYPES = (
+    ("F64", "Double", np.float64),
+    ("F32", "Float", np.float32),
+    ("F16", "Half", np.float16),
+    ("BF16", "BFloat16", ml_dtypes.bfloat16),
+    ("I64", "Long", np.int64),
+    ("I32", "Int", np.int32),
+    ("I16", "Short", np.int16),
+    ("I8", "Char", np.int8),
+    ("U8", "Byte", np.uint8),
+    ("BOOL", "Bool", np.bool_),
+)
+SAFETENSORS_TYPES = {name: np.dtype(kind) for name, _, kind in _TYPES}
 
 # What people keep a state under, averaged weights first: these are what training programs test.
 WRAPPINGS = (
@@ -82,20 +66,15 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
                 "weights_only=True), 'weights.safetensors')"
             )
         with zipfile.ZipFile(path) as archive:
-            return _tensors(_Archive(archive, os.path.getsize(path)).load())
+            tensors = _unwrapped(_Archive(archive, os.path.getsize(path)).load())
+        if not tensors or not all(isinstance(name, str) for name in tensors):
+            raise _Unacceptable("it holds no dictionary of tensors: save model.state_dict()")
+        return tensors
     except _Unacceptable as refusal:
         raise LensjaxError(f"cannot read {path}: {refusal}") from None
     except (
-        safetensors.SafetensorError,
-        zipfile.BadZipFile,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        NotImplementedError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
+        *(safetensors.SafetensorError, zipfile.BadZipFile, OSError, RuntimeError),
+        *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
     ) as error:
         reason = one_line(error)
         raise LensjaxError(f"cannot read {path}: the file is damaged ({reason})") from error
@@ -113,15 +92,6 @@ def _read_safetensors(path: str) -> StateDict:
         )
         for name, tensor in tensors.items()
     }
-
-
-def _tensors(loaded: Any) -> StateDict:
-    if not isinstance(loaded, dict):
-        raise _Unacceptable("it holds no dictionary of tensors: save model.state_dict()")
-    tensors = _unwrapped(loaded)
-    if not tensors or not all(isinstance(name, str) for name in tensors):
-        raise _Unacceptable("it holds no tensors under names: save model.state_dict()")
-    return tensors
 
 
 def _unwrapped(loaded: Any, deepest: int = 3) -> StateDict:
@@ -151,19 +121,25 @@ def _tensor(
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
 
 
-def _parameter(tensor: np.ndarray, *_: Any) -> np.ndarray:
-    return tensor
-
-
-def _dictionary() -> dict[Any, Any]:
-    return {}
-
-
+# What names in the file stand for here; nothing is looked up anywhere else. The functions are all
+# that is called.
 CALLS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _dictionary,
+    "collections.OrderedDict": lambda: {},
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
 }
+STORAGES = {f"torch.{name}Storage": np.dtype(kind) for _, name, kind in _TYPES}
+
+# Opcodes that put a new value on the stack, and those that put their argument there.
+NEW: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+}
+LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
 
 
 class _Archive:
@@ -207,17 +183,13 @@ class _Archive:
         marks: list[int] = []
         memo: dict[int, Any] = {}
 
-        def since_mark() -> list[Any]:
-            start = marks.pop()
-            items = stack[start:]
-            del stack[start:]
+        def take(count: int) -> list[Any]:
+            """Takes the last values off the stack."""
+            if count > len(stack):
+                raise _Unacceptable("it ends too early")
+            items = stack[len(stack) - count :]
+            del stack[len(stack) - count :]
             return items
-
-        def set_items(items: list[Any]) -> None:
-            keys, values = items[::2], items[1::2]
-            if not isinstance(stack[-1], dict) or not all(type(key) in (str, int) for key in keys):
-                raise _Unacceptable("a dictionary in it has keys other than names and numbers")
-            stack[-1].update(zip(keys, values, strict=True))
 
         argument: Any
         for opcode, argument, _ in pickletools.genops(pickled):
@@ -226,13 +198,16 @@ class _Archive:
                     pass
                 case "STOP":
                     return stack.pop()
+                case name if name in NEW:
+                    stack.append(NEW[name]())
+                case name if name in LITERALS:
+                    stack.append(argument)
                 case "GLOBAL":
                     stack.append(_meaning(argument.replace(" ", ".")))
                 case "STACK_GLOBAL":
-                    name, module = stack.pop(), stack.pop()
-                    stack.append(_meaning(f"{module}.{name}"))
+                    stack.append(_meaning("{}.{}".format(*take(2))))
                 case "REDUCE":
-                    arguments, call = stack.pop(), stack.pop()
+                    call, arguments = take(2)
                     if not any(call is known for known in CALLS.values()):
                         raise _Unacceptable("it calls something that makes no tensor")
                     stack.append(call(*arguments))
@@ -251,47 +226,29 @@ class _Archive:
                     stack.append(memo[argument])
                 case "MARK":
                     marks.append(len(stack))
-                case "NONE" | "NEWTRUE" | "NEWFALSE":
-                    stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
-                case (
-                    "BININT"
-                    | "BININT1"
-                    | "BININT2"
-                    | "LONG1"
-                    | "BINFLOAT"
-                    | "BINUNICODE"
-                    | "SHORT_BINUNICODE"
-                ):
-                    stack.append(argument)
-                case "EMPTY_DICT":
-                    stack.append({})
-                case "EMPTY_LIST":
-                    stack.append([])
-                case "EMPTY_TUPLE":
-                    stack.append(())
                 case "TUPLE":
-                    stack.append(tuple(since_mark()))
-                case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                    items = [stack.pop() for _ in range(int(opcode.name[-1]))]
-                    stack.append(tuple(reversed(items)))
-                case "APPEND":
-                    item = stack.pop()
-                    stack[-1].append(item)
-                case "APPENDS":
-                    items = since_mark()
+                    stack.append(tuple(take(len(stack) - marks.pop())))
+                case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
+                    stack.append(tuple(take(int(name[-1]))))
+                case "APPEND" | "APPENDS" as name:
+                    items = take(1 if name == "APPEND" else len(stack) - marks.pop())
                     stack[-1].extend(items)
-                case "SETITEM":
-                    value, key = stack.pop(), stack.pop()
-                    set_items([key, value])
-                case "SETITEMS":
-                    set_items(since_mark())
+                case "SETITEM" | "SETITEMS" as name:
+                    items = take(2 if name == "SETITEM" else len(stack) - marks.pop())
+                    _set_items(stack[-1], items)
                 case other:
                     raise _Unacceptable(f"it uses {other}, which no dictionary of tensors needs")
         raise _Unacceptable("it ends too early")
 
 
+def _set_items(target: Any, items: list[Any]) -> None:
+    keys, values = items[::2], items[1::2]
+    if not isinstance(target, dict) or not all(type(key) in (str, int) for key in keys):
+        raise _Unacceptable("a dictionary in it has keys other than names and numbers")
+    target.update(zip(keys, values, strict=True))
+
+
 def _meaning(name: str) -> Any:
-    """Returns what a name in the file stands for here. Nothing is looked up anywhere else."""
     if name in CALLS:
         return CALLS[name]
     if name in STORAGES:

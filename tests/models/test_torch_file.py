@@ -213,7 +213,7 @@ def test_what_is_no_such_file_is_refused(tmp_path):
     compressed = save(tmp_path / "c.pth", {"w": tensor(WEIGHTS)}, zipfile.ZIP_DEFLATED)
     refused(compressed, "none that torch.save wrote")
     refused(save(tmp_path / "list.pth", [tensor(WEIGHTS)]), "save model.state_dict")
-    refused(save(tmp_path / "bare.pth", {"epoch": 3}), "no tensors")
+    refused(save(tmp_path / "bare.pth", {"epoch": 3}), "no dictionary of tensors")
     refused(save(tmp_path / "keys.pth", {(1, 2): tensor(WEIGHTS)}), "keys other than")
     legacy = tmp_path / "legacy.pth"
     legacy.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2))
