@@ -10,7 +10,6 @@ from flax import nnx
 from jax import Array, ShapeDtypeStruct, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lensjax import XLA_IS_KNOWN
 from lensjax.data import on_device
 from lensjax.data.on_device import Inputs
 from lensjax.ensemble import sharding
@@ -226,7 +225,7 @@ def _compiler_options(precision: Precision, mesh: Mesh) -> dict[str, str]:
     """
     platform = mesh.devices.flat[0].platform
     options = product.compiler_options(precision, platform)
-    if platform == "cpu" and XLA_IS_KNOWN:
+    if platform == "cpu" and options:
         options["xla_cpu_scheduler_type"] = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
     return options
 

@@ -1,7 +1,7 @@
 """Convolution of NHWC images that stays fast on small images and under `vmap`.
 
 Three things are slow if XLA is left alone, and are put right here (a fourth, its choice of library
-on the CPU, in the package's `__init__`):
+on the CPU, is told to it in `product.compiler_options`):
 
 - On the CPU, convolutions with a very small output leave the fast path, and so do the weight
   gradients of 1x1 kernels. There they are written as patches times a matrix.
