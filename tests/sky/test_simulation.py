@@ -88,6 +88,7 @@ def test_a_noise_free_sky_is_the_same_without_noise(sky):
     np.testing.assert_allclose(bare.truth["arc_snr"], sky.truth["arc_snr"], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_arcs_on_backgrounds_and_untouched_twins():
     survey = replace(DECAM, name="small", size=24)
     rng = np.random.default_rng(0)
