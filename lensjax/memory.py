@@ -173,9 +173,23 @@ def memory_limit_bytes(device: jax.Device) -> int:
 
 
 def host_bytes_left() -> int:
-    """Returns the bytes that machine and container leave to this process: what is free, and what
-    holds files that can be read again."""
-    return int(min(psutil.virtual_memory().available, _control_group_bytes_left()))
+    """Returns the bytes that machine, container and `ulimit` leave to this process: what is free,
+    and what holds files that can be read again."""
+    available = psutil.virtual_memory().available
+    return int(min(available, _control_group_bytes_left(), _process_limit_bytes_left()))
+
+
+def _process_limit_bytes_left() -> float:
+    """Returns what the limits on this process's own memory leave, infinity without any."""
+    if not hasattr(psutil, "RLIMIT_DATA"):  # another system than Linux
+        return math.inf
+    process = psutil.Process()
+    used, left = process.memory_info(), [math.inf]
+    for limit, taken in ((psutil.RLIMIT_AS, used.vms), (psutil.RLIMIT_DATA, used.data)):
+        most, _ = process.rlimit(limit)
+        if most != psutil.RLIM_INFINITY:
+            left.append(max(most - taken, 0))
+    return min(left)
 
 
 def _control_group_bytes_left() -> float:

@@ -111,20 +111,12 @@ def batches(
     """
     threads = source.threads if threads is None else threads
     rows = range(len(source)) if rows is None else rows
-    form = _unfitted(source, preprocessings, how)
-    if form is not None and source.stack is not None:
-        read = _reads_stack(source, source.stack, form)
-    else:
-        form = _fitted(source, preprocessings)
-        read = _reads_cutouts(source, preprocessings, how, form)
+    read = reader(source, preprocessings, how)
 
     def parts(size: int) -> grain.MapDataset[Batch]:
         @trace.is_stage("read")
         def part(first: int) -> Batch:
-            batch = Batch.empty(form, size)
-            if first < rows.stop:
-                read(batch, range(first, min(first + size, rows.stop)))
-            return batch
+            return read(range(first, min(first + size, rows.stop)), size)
 
         # Parts of padding fill up the last batch.
         stop = rows.start + -(-len(rows) // batch_size) * batch_size
@@ -137,6 +129,26 @@ def batches(
     ahead = max(threads, BATCHES_AHEAD * batch_size // size) if threads else 0
     dataset = parts(size).to_iter_dataset(grain.ReadOptions(threads, ahead))
     return iter(dataset.batch(batch_size // size, batch_fn=_concatenated))
+
+
+def reader(
+    source: Source, preprocessings: Sequence[Preprocessing], how: str
+) -> Callable[[range, int], Batch]:
+    """Returns the function that reads some rows, as `batches` does, into a batch of a size."""
+    form = _unfitted(source, preprocessings, how)
+    if form is not None and source.stack is not None:
+        read = _reads_stack(source, source.stack, form)
+    else:
+        form = _fitted(source, preprocessings)
+        read = _reads_cutouts(source, preprocessings, how, form)
+
+    def batch_of(rows: range, size: int) -> Batch:
+        batch = Batch.empty(form, size)
+        if rows:
+            read(batch, rows)
+        return batch
+
+    return batch_of
 
 
 def _concatenated(parts: Sequence[Batch]) -> Batch:
@@ -201,30 +213,6 @@ def _forms(source: Source) -> Iterator[tuple[tuple[int, int], float | None]]:
             cutout = source[row]
             height, width = cutout.image.shape[:2]
             yield (height, width), cutout.pixel_scale
-
-
-def shuffled(
-    arrays: dict[str, np.ndarray], batch_size: int, seed: int
-) -> grain.DatasetIterator[dict[str, np.ndarray]]:
-    """Batches of rows of the arrays, without end, each epoch in another order drawn by the seed.
-
-    An epoch's remainder that fills no batch is left out. The iterator's `get_state` and
-    `set_state` save and restore its place. Raises `UsageError` where the arrays differ in length
-    or have fewer rows than a batch.
-    """
-    lengths = {name: len(values) for name, values in arrays.items()}
-    if len(set(lengths.values())) != 1:
-        raise UsageError(f"arrays to train on differ in length: {lengths}")
-    rows = next(iter(lengths.values()))
-    if rows < batch_size:
-        raise UsageError(f"{rows} cutouts do not fill a batch of {batch_size}: take a smaller one")
-
-    def gather(chosen: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: values[chosen] for name, values in arrays.items()}
-
-    order = grain.MapDataset.range(rows).seed(seed).shuffle()
-    epochs = order.batch(batch_size, drop_remainder=True).repeat().map(gather)
-    return iter(epochs.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
 # --- stacks, fitted by the step ---

@@ -5,7 +5,7 @@ where that holds them; else each batch reads its own again, in the order of a gl
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 
 from lensjax import runtime
 from lensjax.data import pipeline
-from lensjax.data.brightness import LEVEL
 from lensjax.data.on_device import Canvas, View, seen
-from lensjax.data.planes import Unreadable, without_blank
-from lensjax.data.preprocess import Preprocessing, fill_masked, fit, geometry
+from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.data.source import Picked, Source
 from lensjax.data.splits import held_back
 from lensjax.ensemble import sharding
@@ -117,13 +115,12 @@ class Labelled:
 @dataclass(frozen=True)
 class ImagesOnDisk:
     """The images of a source as an array (row, height, width, band): read whenever they are asked
-    for, each as the pipeline has read it. `level` (row, band) is that of the skies."""
+    for, by `pipeline.reader`."""
 
     source: Source
-    preprocessing: Preprocessing
+    read: Callable[[range, int], pipeline.Batch]
+    view: View
     canvas: Canvas
-    how: str
-    level: np.ndarray
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -135,23 +132,13 @@ class ImagesOnDisk:
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         images = np.empty((len(rows), *self.canvas.shape), self.dtype)
-        for place, row in enumerate(rows):
-            try:
-                images[place] = self._image(int(row))
-            except Unreadable as error:
-                name = self.source.table["id"][row]
-                raise LensjaxError(f"cutout {name} could be read before: {error}") from error
+        for place, row in enumerate(rows.tolist()):
+            batch = self.read(range(row, row + 1), 1)
+            if not batch.readable[0]:
+                name, reason = self.source.table["id"][row], batch.reasons[0]
+                raise LensjaxError(f"cutout {name} could be read before: {reason}")
+            images[place] = batch.inputs.images[0][0][..., list(self.view.channels)]
         return images
-
-    def _image(self, row: int) -> np.ndarray:
-        stack, bands = self.source.stack, self.preprocessing.bands
-        channels = [self.source.bands.index(band) for band in bands]
-        cutout, _ = without_blank(self.source[row], channels)
-        image = fill_masked(cutout.image)[..., channels]
-        if stack is not None and stack.shape[:2] == self.canvas.shape[:2]:
-            return image
-        made = geometry(image.shape[:2], cutout.pixel_scale, self.preprocessing, self.how)
-        return fit(image, made, self.level[row])
 
 
 def prefetched(
@@ -229,9 +216,8 @@ def read_labelled(source: Source, preprocessing: Preprocessing, how: str) -> Lab
     brightness, rows = brightness[:filled], rows[:filled]
     found = Picked(images, np.arange(filled))
     if not in_memory:
-        level = np.zeros((count, bands), np.float32)
-        level[rows] = brightness[..., LEVEL]
-        found = Picked(ImagesOnDisk(source, preprocessing, canvas, how, level), rows)
+        read = pipeline.reader(source, (preprocessing,), how)
+        found = Picked(ImagesOnDisk(source, read, view, canvas), rows)
     arrays = {"images": found, "brightness": brightness, "label": label[rows]}
     ids = np.asarray(source.table["id"])[rows]
     grouped = "group" in source.table.colnames

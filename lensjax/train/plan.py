@@ -81,93 +81,106 @@ class GroupPlan:
     def peak(self) -> float:
         return math.inf if self.footprint is None else self.footprint.peak + self.resident
 
-
-@dataclass(frozen=True)
-class StepPlan:
-    """The groups of a step, and the figures that they were chosen by.
-
-    `together`: all scales in one program. `alone`: each scale in one of its own, empty where it
-    was not asked.
-    """
-
-    groups: tuple[GroupPlan, ...]
-    together: GroupPlan
-    alone: tuple[GroupPlan, ...]
-
     @property
-    def peak(self) -> float:
-        """Returns the bytes of the largest group: one is gone before the next begins."""
-        return max(group.peak for group in self.groups)
+    def argument_bytes(self) -> float:
+        return math.inf if self.footprint is None else self.footprint.arguments
+
+    def parts(self) -> list[str]:
+        """Returns the columns of a table, in GiB."""
+        found = self.footprint
+        of_program = (
+            (found.arguments, found.outputs, found.temporaries) if found else [math.inf] * 3
+        )
+        return [f"{part / 2**30:.3f}" for part in (*of_program, self.resident, self.peak)]
+
+    def record(self, sizes: list[int]) -> dict[str, Any]:
+        """Returns what plan.json says of a group of these input sizes."""
+        found = self.footprint
+        return dataclasses.asdict(self.group) | {
+            "sizes": sizes,
+            "arguments_bytes": found and found.arguments,
+            "outputs_bytes": found and found.outputs,
+            "temporaries_bytes": found and found.temporaries,
+            "resident_bytes": self.resident,
+            "peak_bytes": found and self.peak,
+        }
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The plans of all kinds of steps of a training; `budget` in bytes on each device."""
+    """The groups of each kind of step, and the figures that they were chosen by.
+
+    `together`: for each kind, all its scales in one program. `alone`: each scale in one of its own,
+    where that was asked. `budget` in bytes on each device.
+    """
 
     setup: TrainSetup
     batch_size: int
     device: str
     budget: int
-    steps: Mapping[Scales, StepPlan]
+    steps: Mapping[Scales, Sequence[GroupPlan]]
+    together: Sequence[GroupPlan]
+    alone: Sequence[GroupPlan]
     compile_seconds: float
 
     @property
     def groups(self) -> Groups:
-        return {scales: [each.group for each in plan.groups] for scales, plan in self.steps.items()}
+        return {scales: [each.group for each in plans] for scales, plans in self.steps.items()}
+
+    @property
+    def chosen(self) -> list[GroupPlan]:
+        return list(itertools.chain(*self.steps.values()))
 
     @property
     def peak(self) -> float:
-        return max(plan.peak for plan in self.steps.values())
+        """Returns the bytes of the largest group: one is gone before the next begins."""
+        return max(each.peak for each in self.chosen)
 
     @property
     def peak_at_once(self) -> float:
-        return max(plan.together.peak for plan in self.steps.values())
+        return max(each.peak for each in self.together)
+
+    def sizes(self, group: ResolutionGroup) -> list[int]:
+        """Returns the input sizes of a group."""
+        views = self.setup.config.views
+        return [views[scale].preprocessing.input_size for scale in group.scales]
 
     def notes(self) -> list[str]:
         """Returns a line for each group that is not simply computed at once."""
         lines = []
-        for group in itertools.chain(*self.groups.values()):
-            sizes = self._sizes(group)
+        for group in (each.group for each in self.chosen):
             if group.micro_batches > 1:
                 lines.append(
-                    f"{sizes}: in {group.micro_batches} micro-batches of "
+                    f"{self._name(group)}: in {group.micro_batches} micro-batches of "
                     f"{self.batch_size // group.micro_batches}; batch normalisation takes the "
                     "statistics of each, not of the batch"
                 )
             if group.remat:
                 lines.append(
-                    f"{sizes}: rematerialised; the forward pass is computed twice, nothing else "
-                    "changes"
+                    f"{self._name(group)}: rematerialised; the forward pass is computed twice, "
+                    "nothing else changes"
                 )
         return lines
 
     def table(self) -> str:
         """Returns what each scale needs, the groups, and what they save."""
         setup, form = self.setup, "{:<28}{:>10}{:>10}{:>12}{:>10}{:>10}".format
-        lines = [
-            f"{setup.architecture}, {len(setup.keys)} members, batch {self.batch_size}, "
-            f"{setup.config.precision}, {self.device}; budget {in_gib(self.budget)}",
-            form("GiB", "arguments", "outputs", "temporaries", "resident", "peak"),
-        ]
-        rows: dict[str, GroupPlan] = {}
-        for plan in self.steps.values():
-            rows |= {self._sizes(each.group): each for each in (*plan.alone, plan.together)}
-            rows |= {f"group {self._sizes(each.group)}": each for each in plan.groups}
-        for name, row in rows.items():
-            found = row.footprint
-            parts = (found.arguments, found.outputs, found.temporaries) if found else [math.inf] * 3
-            parts = *parts, row.resident, row.peak
-            lines.append(form(name, *(f"{part / 2**30:.3f}" for part in parts)))
-        saving = 1 - self.peak / self.peak_at_once
-        lines.append(
-            f"peak {in_gib(self.peak)}, {saving:.0%} less than the {in_gib(self.peak_at_once)} of "
-            "all at once"
+        rows = {self._name(each.group): each for each in (*self.alone, *self.together)}
+        rows |= {f"group {self._name(each.group)}": each for each in self.chosen}
+        return "\n".join(
+            [
+                f"{setup.architecture}, {len(setup.keys)} members, batch {self.batch_size}, "
+                f"{setup.config.precision}, {self.device}; budget {in_gib(self.budget)}",
+                form("GiB", "arguments", "outputs", "temporaries", "resident", "peak"),
+                *(form(name, *each.parts()) for name, each in rows.items()),
+                f"peak {in_gib(self.peak)}, {1 - self.peak / self.peak_at_once:.0%} less than the "
+                f"{in_gib(self.peak_at_once)} of all at once",
+                *self.notes(),
+            ]
         )
-        return "\n".join([*lines, *self.notes()])
 
     def record(self) -> dict[str, Any]:
         """Returns what plan.json says."""
-        steps = self.steps.values()
         return {
             "architecture": self.setup.architecture,
             "members": len(self.setup.keys),
@@ -175,32 +188,16 @@ class TrainingPlan:
             "precision": self.setup.config.precision,
             "device": self.device,
             "memory_budget_bytes": self.budget,
-            "resolutions": [self._record(each) for plan in steps for each in plan.alone],
-            "groups": [self._record(each) for plan in steps for each in plan.groups],
+            "resolutions": [each.record(self.sizes(each.group)) for each in self.alone],
+            "groups": [each.record(self.sizes(each.group)) for each in self.chosen],
             "peak_bytes": self.peak,
             "all_at_once_peak_bytes": self.peak_at_once,
             "compile_seconds": self.compile_seconds,
         }
 
-    def _input_sizes(self, group: ResolutionGroup) -> list[int]:
-        views = self.setup.config.views
-        return [views[scale].preprocessing.input_size for scale in group.scales]
-
-    def _sizes(self, group: ResolutionGroup) -> str:
-        """Returns the sizes of a group and how it is treated, in a few characters."""
+    def _name(self, group: ResolutionGroup) -> str:
         parts = f" / {group.micro_batches}" if group.micro_batches > 1 else ""
-        return "+".join(map(str, self._input_sizes(group))) + parts + " remat" * group.remat
-
-    def _record(self, plan: GroupPlan) -> dict[str, Any]:
-        found = plan.footprint
-        return dataclasses.asdict(plan.group) | {
-            "sizes": self._input_sizes(plan.group),
-            "arguments_bytes": found and found.arguments,
-            "outputs_bytes": found and found.outputs,
-            "temporaries_bytes": found and found.temporaries,
-            "resident_bytes": plan.resident,
-            "peak_bytes": None if found is None else plan.peak,
-        }
+        return "+".join(map(str, self.sizes(group))) + parts + " remat" * group.remat
 
 
 def budget_bytes(text: str, mesh: Mesh) -> int:
@@ -230,28 +227,28 @@ def plan_training(
     With `compare` all scales are asked alone even where they fit together. Raises UsageError where
     a scale cannot be made to fit, naming the largest batch that would.
     """
-    began = time.perf_counter()
-    ask: Ask = functools.cache(functools.partial(plan_group, setup, state, canvas, target))
-    micro_batches, steps = setup.micro_batches, {}
+    began, micro_batches = time.perf_counter(), setup.micro_batches
+    steps: dict[Scales, Sequence[GroupPlan]] = {}
+    together, alone = [], []
     for scales in setup.scale_sets:
-        together = ask(ResolutionGroup(scales, micro_batches), len(scales), batch_size)
-        groups: tuple[GroupPlan, ...] = (together,)
-        alone: tuple[GroupPlan, ...] = ()
-        fits = together.peak <= budget
+        program_of = functools.partial(plan_group, setup, state, canvas, target, len(scales))
+        ask: Ask = functools.cache(program_of)
+        together.append(ask(ResolutionGroup(scales, micro_batches), batch_size))
+        steps[scales] = [together[-1]]
+        fits = together[-1].peak <= budget
         if not fits:
             sizes = [view.preprocessing.input_size for view in setup.config.views]
-            groups = choose_groups(ask, scales, sizes, micro_batches, batch_size, budget)
+            steps[scales] = choose_groups(ask, scales, sizes, micro_batches, batch_size, budget)
         if compare or not fits:
             each = (ResolutionGroup((scale,), micro_batches) for scale in scales)
-            alone = tuple(ask(group, len(scales), batch_size) for group in each)
-        steps[scales] = StepPlan(groups, together, alone)
-    device = target.device if target else setup.config.mesh.devices.flat[0]
+            alone += [ask(group, batch_size) for group in each]
+    device = (target.device if target else setup.config.mesh.devices.flat[0]).device_kind
     seconds = time.perf_counter() - began
-    return TrainingPlan(setup, batch_size, device.device_kind, budget, steps, seconds)
+    return TrainingPlan(setup, batch_size, device, budget, steps, together, alone, seconds)
 
 
-Ask = Callable[[ResolutionGroup, int, int], GroupPlan]
-"""From a group, the number of scales of its step, and a batch size, to what it needs."""
+Ask = Callable[[ResolutionGroup, int], GroupPlan]
+"""From a group of a step and a batch size to what it needs."""
 
 
 def choose_groups(
@@ -261,82 +258,65 @@ def choose_groups(
     micro_batches: int,
     batch_size: int,
     budget: float,
-) -> tuple[GroupPlan, ...]:
+) -> list[GroupPlan]:
     """Returns the fewest groups of neighbours that each fit the `budget`, for a step that does not
     fit as a whole.
 
-    The largest scales begin: each group takes in the next smaller scale as long as it fits and both
-    are treated alike. `sizes`: of all scales, in pixels.
+    Each scale is treated as it must be to fit alone, the least change first: fewer micro-batches,
+    no rematerialisation. Then, from the largest on, each group takes in the next smaller scale as
+    long as it fits and both are treated alike. `sizes`: of all scales, in pixels. Raises UsageError
+    where a scale cannot be made to fit.
     """
 
     def alone(scale: int) -> GroupPlan:
-        return fit_scale(ask, scale, sizes, len(scales), micro_batches, batch_size, budget)
+        found = choose(treatments(scale, micro_batches, batch_size), peak(batch_size), budget)
+        if found is None:
+            raise UsageError(
+                f"scale {sizes[scale]} does not fit the memory budget of {in_gib(budget)}, whether "
+                f"in parts of the batch or rematerialised: {advice(scale)}. Change --batch-size, "
+                "--scales or --memory-budget"
+            )
+        return ask(found, batch_size)
+
+    def peak(batch_size: int) -> Callable[[ResolutionGroup], float]:
+        return lambda group: ask(group, batch_size).peak
+
+    def advice(scale: int) -> str:
+        def least_peak(smaller: int) -> float:
+            return ask(treatments(scale, micro_batches, smaller)[-1][0], smaller).peak
+
+        halves = [batch_size >> power for power in range(batch_size.bit_length() - 1, 0, -1)]
+        smaller = choose([[n for n in halves if n % micro_batches == 0]], least_peak, budget)
+        return f"a batch of {smaller} would" if smaller else "not even one cutout would"
 
     groups = [alone(scales[-1])]
     for smaller in map(alone, reversed(scales[:-1])):
-        joined = _joined(smaller.group, groups[0].group)
+        larger, fixed = groups[0], smaller.resident + smaller.argument_bytes
+        joined = dataclasses.replace(
+            larger.group, scales=(*smaller.group.scales, *larger.group.scales)
+        )
+        alike = dataclasses.replace(joined, scales=smaller.group.scales) == smaller.group
         # Activations add up: a sum beyond the budget need not be compiled to know.
-        if joined and smaller.peak + groups[0].peak - _shared(smaller) <= budget:
-            both = ask(joined, len(scales), batch_size)
+        if alike and smaller.peak + larger.peak - fixed <= budget:
+            both = ask(joined, batch_size)
             if both.peak <= budget:
                 groups[0] = both
                 continue
         groups.insert(0, smaller)
-    return tuple(groups)
+    return groups
 
 
-def fit_scale(
-    ask: Ask,
-    scale: int,
-    sizes: Sequence[int],
-    scale_count: int,
-    micro_batches: int,
-    batch_size: int,
-    budget: float,
-) -> GroupPlan:
-    """Returns the first way to treat a scale that fits the budget, the least change first: fewer
-    micro-batches, no rematerialisation. Raises UsageError where none does."""
-
-    def ladders(batch_size: int) -> list[list[ResolutionGroup]]:
-        counts = [micro_batches]
-        while batch_size % (2 * counts[0]) == 0 and (
-            batch_size // (2 * counts[0]) >= SMALLEST_MICRO_BATCH
-        ):
-            counts.insert(0, 2 * counts[0])
-        return [
-            [ResolutionGroup((scale,), count, remat) for count in counts] for remat in (False, True)
-        ]
-
-    def peak(group: ResolutionGroup) -> float:
-        return ask(group, scale_count, batch_size).peak
-
-    found = choose(ladders(batch_size), peak, budget)
-    if found:
-        return ask(found, scale_count, batch_size)
-
-    def least_peak(smaller: int) -> float:
-        return ask(ladders(smaller)[-1][0], scale_count, smaller).peak
-
-    halves = [batch_size >> power for power in range(batch_size.bit_length() - 1, 0, -1)]
-    smaller = choose([[n for n in halves if n % micro_batches == 0]], least_peak, budget)
-    advice = f"a batch of {smaller} would" if smaller else "not even one cutout would"
-    raise UsageError(
-        f"scale {sizes[scale]} does not fit the memory budget of {in_gib(budget)}, whether in "
-        f"parts of the batch or rematerialised: {advice}. Change --batch-size, --scales or "
-        "--memory-budget"
-    )
-
-
-def _joined(smaller: ResolutionGroup, larger: ResolutionGroup) -> ResolutionGroup | None:
-    """Returns the group of the scales of both, None where they are treated differently."""
-    joined = dataclasses.replace(larger, scales=(*smaller.scales, *larger.scales))
-    return joined if dataclasses.replace(joined, scales=smaller.scales) == smaller else None
-
-
-def _shared(plan: GroupPlan) -> float:
-    """Returns the bytes that a group of several scales has once."""
-    assert plan.footprint is not None  # it fits
-    return plan.resident + plan.footprint.arguments
+def treatments(scale: int, micro_batches: int, batch_size: int) -> list[list[ResolutionGroup]]:
+    """Returns the ways to compute a scale, as `memory.choose` takes them: at least so many
+    micro-batches, then rematerialised."""
+    counts = [micro_batches]
+    while batch_size % (2 * counts[0]) == 0 and (
+        batch_size // (2 * counts[0]) >= SMALLEST_MICRO_BATCH
+    ):
+        counts.insert(0, 2 * counts[0])
+    return [
+        [ResolutionGroup((scale,), count, remat) for count in counts] for remat in (False, True)
+    ]
 
 
 def plan_group(
@@ -344,8 +324,8 @@ def plan_group(
     state: TrainState,
     canvas: Canvas,
     target: Target | None,
-    group: ResolutionGroup,
     scale_count: int,
+    group: ResolutionGroup,
     batch_size: int,
 ) -> GroupPlan:
     """Returns what a group takes whose program is the whole step, or one of several of a step of
@@ -355,21 +335,15 @@ def plan_group(
     batch = abstract_batch(len(setup.keys), canvas, batch_size, config.mesh)
     resident = BATCHES_AHEAD * bytes_per_device(batch.images)
     if len(group.scales) == scale_count:
-        arguments = config, group, state, batch, keys
-        return GroupPlan(group, footprint(single_group_step, arguments, target), resident)
+        found = footprint(single_group_step, (config, group, state, batch, keys), target)
+        return GroupPlan(group, found, resident)
     logit_gradient = ShapeDtypeStruct(
         (*batch.weight.shape, len(group.scales)), jnp.float32, sharding=batch.weight.sharding
     )
-    found = footprint(
-        add_group_gradient,
-        (
-            *(config, group, scale_count, state.params, state.params, state.batch_stats),
-            *(state.step, batch, keys, logit_gradient),
-        ),
-        target,
-    )
+    batch = batch._replace(logit_gradient=logit_gradient)
+    arguments = config, group, scale_count, state.params, state, batch, keys
     resident += bytes_per_device((state.opt_state, state.average))
-    return GroupPlan(group, found, resident)
+    return GroupPlan(group, footprint(add_group_gradient, arguments, target), resident)
 
 
 def abstract_members(tree: Any, mesh: Mesh) -> Any:

@@ -3,11 +3,11 @@
 The joint loss is the mean of the losses at all scales and, weighted, their `consistency`. The
 scales of a group share a program; its activations are freed when it ends, and the gradients of the
 groups are added. The sum is exact: only the consistency ties the groups, and it depends on nothing
-but their logits. So all logits are computed first, without gradients, and what the gradient of the
-consistency is with respect to them enters the backward pass of each group as a linear term.
+but their logits. So all logits are computed first, without gradients, and the gradient of the
+consistency with respect to them enters the backward pass of each group as a linear term.
 
-Functions named `..._of_members` map pure functions of one member over the leading axis of its
-arrays; the jitted ones are what runs.
+Functions of one member are pure; `over_members` maps them over the leading axis of all arrays of
+members; what runs is jitted once for a group.
 """
 
 import functools
@@ -32,26 +32,24 @@ from lensjax.train.state import Average, TrainState
 
 
 class TrainBatch(NamedTuple):
-    """A training batch: images and brightness, as `on_device.seen` takes them, labels (batch,)
-    float32, and the weight of each example in the loss, (batch,) float32, one on average,
-    of a member; (member, batch) of all."""
+    """A training batch.
+
+    Images and brightness are as `on_device.seen` takes them, labels (batch,) float32. `weight`:
+    that of each example in the loss, (batch,) float32, one on average, of a member; (member, batch)
+    of all. `flips` (batch, 3): how each image is turned. `logit_gradient` (batch, scale): of what
+    the loss depends on beside a group's own scales. Either is None where there is none.
+    """
 
     images: Any
     brightness: Any
     label: Any
     weight: Any
+    flips: Any = None
+    logit_gradient: Any = None
 
 
-class AugmentedBatch(NamedTuple):
-    """What a member is shown of a batch. `flips`: (batch, 3), None for none. `logit_gradient`:
-    (batch, scale), that of what the loss depends on beside the scales of a group, None for none."""
-
-    images: Array
-    brightness: Array
-    label: Array
-    weight: Array
-    flips: Array | None
-    logit_gradient: Array | None
+# What of a batch has the members in front.
+MEMBER_AXES = TrainBatch(None, None, None, 0, None, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +72,16 @@ class StepConfig:
     average_decay: float | None = None
     augmentation: Augmentation = Augmentation()
 
+    def model(self, params: Any, batch_stats: Any) -> nnx.Module:
+        """Returns a network of these weights, in the precision of the computation."""
+        narrow = jax.tree.map(lambda leaf: leaf.astype(self.precision), params)
+        return nnx.merge(self.graph, narrow, batch_stats, copy=True)
+
+    def images(self, scale: int, batch: TrainBatch) -> Array:
+        """Returns what the network sees of a batch at a scale."""
+        images = seen(self.views[scale], batch.images, batch.brightness)
+        return images if batch.flips is None else flipped(images, batch.flips)
+
 
 @dataclass(frozen=True)
 class ResolutionGroup:
@@ -93,116 +101,88 @@ class ResolutionGroup:
 
 
 def augment_batch(
-    config: StepConfig, batch: TrainBatch, key: Array | None, step: Array
-) -> tuple[AugmentedBatch, Array | None]:
+    config: StepConfig, step: Array, batch: TrainBatch, key: Array | None
+) -> tuple[TrainBatch, Array | None]:
     """Returns what step number `step` shows of a batch to the member with this `key`, and the key
     of its dropout. Without a key the batch is as it is, and there is no dropout."""
+    batch = jax.tree.map(jnp.asarray, batch)
     if key is None:
-        return AugmentedBatch(*batch, flips=None, logit_gradient=None), None
-    look, dropout = jax.random.split(jax.random.fold_in(key, step))
+        return batch, None
+    look, dropout_key = jax.random.split(jax.random.fold_in(key, step))
     keys = jax.random.split(look, len(batch.label))
     images, brightness = augmented(config.augmentation, keys, batch.images, batch.brightness)
-    shown = AugmentedBatch(images, brightness, batch.label, batch.weight, flip_bits(keys), None)
-    return shown, dropout
+    shown = batch._replace(images=images, brightness=brightness, flips=flip_bits(keys))
+    return shown, dropout_key
 
 
 def forward(
     config: StepConfig,
-    scale: int,
-    remat: bool,
-    params: Any,
-    batch_stats: Any,
-    batch: AugmentedBatch,
-    dropout_key: Array | None,
-) -> tuple[Array, Any]:
-    """Returns the logits (batch,) of a training pass at a scale, and its new batch statistics."""
-    images = seen(config.views[scale], batch.images, batch.brightness)
-    if batch.flips is not None:
-        images = flipped(images, batch.flips)
-    rngs = None if dropout_key is None else jax.random.fold_in(dropout_key, scale)
-
-    def run(params: Any, images: Array) -> tuple[Array, Any]:
-        narrow = jax.tree.map(lambda leaf: leaf.astype(config.precision), params)
-        model = nnx.merge(config.graph, narrow, batch_stats, copy=True)
-        logits = model(
-            images.astype(config.precision),
-            rngs=None if rngs is None else nnx.Rngs(dropout=rngs),
-            train=True,
-        )
-        return logits, nnx.state(model, nnx.BatchStat)
-
-    if remat:
-        run = jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names("block"))
-    return run(params, images)
-
-
-def group_logits(
-    config: StepConfig,
     group: ResolutionGroup,
-    params: Any,
-    batch_stats: tuple[Any, ...],
-    batch: AugmentedBatch,
+    state: TrainState,
+    batch: TrainBatch,
     dropout_key: Array | None,
 ) -> tuple[Array, tuple[Any, ...]]:
-    """Returns the logits (batch, scale) of a group, and the batch statistics of all scales, new for
-    those of the group."""
-    logits, new = [], list(batch_stats)
+    """Returns the logits (batch, scale) of a training pass at the scales of a group, and the batch
+    statistics of all scales, new for those of the group."""
+
+    def run(scale: int, params: Any, batch_stats: Any, images: Array) -> tuple[Array, Any]:
+        model, rngs = config.model(params, batch_stats), None
+        if dropout_key is not None:
+            rngs = nnx.Rngs(dropout=jax.random.fold_in(dropout_key, scale))
+        logits = model(images.astype(config.precision), rngs=rngs, train=True)
+        return logits, nnx.state(model, nnx.BatchStat)
+
+    if group.remat:
+        keep = jax.checkpoint_policies.save_only_these_names("block")
+        run = jax.checkpoint(run, policy=keep, static_argnums=0)
+    logits, batch_stats = [], list(state.batch_stats)
     for scale in group.scales:
-        found, new[scale] = forward(
-            config, scale, group.remat, params, new[scale], batch, dropout_key
-        )
+        images = config.images(scale, batch)
+        found, batch_stats[scale] = run(scale, state.params, batch_stats[scale], images)
         logits.append(found)
-    return jnp.stack(logits, axis=1), tuple(new)
+    return jnp.stack(logits, axis=1), tuple(batch_stats)
 
 
-def example_losses(config: StepConfig, logits: Array, batch: Any) -> Array:
+def example_losses(config: StepConfig, logits: Array, batch: TrainBatch) -> Array:
     """Returns the weighted losses (scale, batch) of logits (batch, scale)."""
     return config.loss(logits.T, jnp.asarray(batch.label)) * jnp.asarray(batch.weight)[None]
 
 
 def group_loss(
-    params: Any,
-    config: StepConfig,
-    group: ResolutionGroup,
-    scale_count: int,
-    examples: int,
-    batch_stats: tuple[Any, ...],
-    batch: AugmentedBatch,
-    dropout_key: Array | None,
-) -> tuple[Array, tuple[Array, tuple[Any, ...]]]:
-    """Returns a group's part of the joint loss of `scale_count` scales over so many `examples`, of
-    which these are all or a micro-batch; its logits (batch, scale); and the batch statistics."""
-    logits, new = group_logits(config, group, params, batch_stats, batch, dropout_key)
-    loss = example_losses(config, logits, batch).sum() / (scale_count * examples)
+    config: StepConfig, group: ResolutionGroup, scale_count: int, logits: Array, batch: TrainBatch
+) -> Array:
+    """Returns a group's part of the joint loss of `scale_count` scales, summed over the batch."""
+    loss = example_losses(config, logits, batch).sum() / scale_count
     if batch.logit_gradient is not None:
         loss += (logits * batch.logit_gradient).sum()
     elif config.consistency_weight and len(group.scales) == scale_count:
-        loss += config.consistency_weight * consistency(logits.T).sum() / examples
-    return loss, (logits, new)
+        loss += config.consistency_weight * consistency(logits.T).sum()
+    return loss
 
 
 def over_micro_batches(
     count: int,
     function: Callable[..., tuple[Any, Array, Any]],
     like: Any,
-    batch_stats: tuple[Any, ...],
-    batch: AugmentedBatch,
+    state: TrainState,
+    batch: TrainBatch,
     dropout_key: Array | None,
 ) -> tuple[Any, Array, Any]:
-    """Returns what a function of batch statistics, batch and key returns: a sum over the examples,
-    shaped as `like`, their logits (batch, scale), and the batch statistics. It is called for one
-    micro-batch after the other."""
+    """Returns what a function of state, batch and key returns: a sum over the examples, shaped as
+    `like`, their logits (batch, scale), and the batch statistics. It is called for one micro-batch
+    after the other."""
     if count == 1:
-        return function(batch_stats, batch, dropout_key)
+        return function(state, batch, dropout_key)
 
-    def body(carry: tuple[Any, Any], part: tuple[Array, AugmentedBatch]) -> Any:
+    def body(carry: tuple[Any, Any], part: tuple[Array, TrainBatch]) -> Any:
         (total, batch_stats), (number, micro_batch) = carry, part
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, number)
-        found, logits, batch_stats = function(batch_stats, micro_batch, key)
+        current = state._replace(batch_stats=batch_stats)
+        found, logits, batch_stats = function(current, micro_batch, key)
         return (jax.tree.map(jnp.add, total, found), batch_stats), logits
 
     parts = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), batch)
-    start = jax.tree.map(jnp.zeros_like, like), batch_stats
+    start = jax.tree.map(jnp.zeros_like, like), state.batch_stats
     (total, batch_stats), logits = jax.lax.scan(body, start, (jnp.arange(count), parts))
     return total, logits.reshape(-1, logits.shape[-1]), batch_stats
 
@@ -211,79 +191,73 @@ def group_gradient(
     config: StepConfig,
     group: ResolutionGroup,
     scale_count: int,
-    params: Any,
-    batch_stats: tuple[Any, ...],
-    step: Array,
+    state: TrainState,
     batch: TrainBatch,
     key: Array | None,
-    logit_gradient: Array | None,
 ) -> tuple[Any, tuple[Any, ...], Array]:
     """Returns a group's part of the gradient of the joint loss, the batch statistics, and the
     losses (scale,)."""
-    shown, dropout_key = augment_batch(config, batch, key, step)
-    shown = shown._replace(logit_gradient=logit_gradient)
-    examples = len(batch.label)
+    shown, dropout_key = augment_batch(config, state.step, batch, key)
+    examples = len(shown.label)
 
-    def gradient(batch_stats: Any, batch: AugmentedBatch, key: Array | None) -> Any:
-        found, (logits, batch_stats) = jax.grad(group_loss, has_aux=True)(
-            params, config, group, scale_count, examples, batch_stats, batch, key
-        )
-        return found, logits, batch_stats
+    def gradient(state: TrainState, batch: TrainBatch, key: Array | None) -> Any:
+        def loss(params: Any) -> Any:
+            logits, new = forward(config, group, state._replace(params=params), batch, key)
+            return group_loss(config, group, scale_count, logits, batch) / examples, (logits, new)
+
+        found, (logits, new) = jax.grad(loss, has_aux=True)(state.params)
+        return found, logits, new
 
     found, logits, batch_stats = over_micro_batches(
-        group.micro_batches, gradient, params, batch_stats, shown, dropout_key
+        group.micro_batches, gradient, state.params, state, shown, dropout_key
     )
     return found, batch_stats, example_losses(config, logits, batch).mean(-1)
 
 
-def logits_without_gradient(
+def group_logits(
     config: StepConfig,
     group: ResolutionGroup,
-    params: Any,
-    batch_stats: tuple[Any, ...],
-    step: Array,
+    state: TrainState,
     batch: TrainBatch,
     key: Array | None,
 ) -> Array:
     """Returns the logits (batch, scale) that `group_gradient` will have."""
-    shown, dropout_key = augment_batch(config, batch, key, step)
 
-    def logits(batch_stats: Any, batch: AugmentedBatch, key: Array | None) -> Any:
-        return (), *group_logits(config, group, params, batch_stats, batch, key)
+    def logits(state: TrainState, batch: TrainBatch, key: Array | None) -> Any:
+        return (), *forward(config, group, state, batch, key)
 
-    return over_micro_batches(group.micro_batches, logits, (), batch_stats, shown, dropout_key)[1]
+    shown = augment_batch(config, state.step, batch, key)
+    return over_micro_batches(group.micro_batches, logits, (), state, *shown)[1]
 
 
 def consistency_gradient(config: StepConfig, logits: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Returns the gradient of the consistency with respect to the groups' logits (batch, scale)."""
+    """Returns the gradient of the consistency with respect to the groups' logits (batch, scale), of
+    the sum over the batch."""
 
     def loss(logits: tuple[Array, ...]) -> Array:
-        together = jnp.concatenate(logits, axis=1).T
-        return config.consistency_weight * consistency(together).mean()
+        return config.consistency_weight * consistency(jnp.concatenate(logits, axis=1).T).sum()
 
     return jax.grad(loss)(logits)
 
 
 def update(
-    config: StepConfig, scales: Sequence[int], state: TrainState, gradient: Any, batch_stats: Any
+    config: StepConfig, scales: Sequence[int], state: TrainState, gradient: Any
 ) -> TrainState:
     """Returns the state after a step down the gradient, at these scales."""
     updates, opt_state = config.optimizer.update(gradient, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
-    average = state.average
+    state = state._replace(params=params, opt_state=opt_state)
     if config.average_decay is not None:
-        average = averaged(config.average_decay, scales, state, params, batch_stats)
-    return TrainState(params, batch_stats, opt_state, average, state.step + 1)
+        state = state._replace(average=averaged(config.average_decay, scales, state))
+    return state._replace(step=state.step + 1)
 
 
-def averaged(
-    decay: float, scales: Sequence[int], state: TrainState, params: Any, batch_stats: Any
-) -> Average:
-    """Returns the average after a step at these scales, from what the step has made.
+def averaged(decay: float, scales: Sequence[int], state: TrainState) -> Average:
+    """Returns the average with the new parameters and batch statistics of a step at these scales.
 
-    Weights and batch statistics are averaged alike, so that they fit each other. The average
-    forgets faster at first, as by min(decay, (1 + step) / (10 + step)) in TensorFlow's
-    `ExponentialMovingAverage`: the start is not in it for long.
+    Both are averaged alike, so that they fit each other. The average forgets faster at first, as by
+    min(decay, (1 + step) / (10 + step)) in TensorFlow's `ExponentialMovingAverage`: the start is
+    not in it for long.
     """
 
     def moved(new: Any, old: Any, steps: Array) -> Any:
@@ -292,18 +266,12 @@ def averaged(
 
     before, of_scales = state.average, list(state.average.batch_stats)
     for scale in scales:
-        of_scales[scale] = moved(batch_stats[scale], of_scales[scale], before.steps[scale])
-    return Average(
-        moved(params, before.params, state.step),
-        tuple(of_scales),
-        before.steps.at[np.array(scales)].add(1),
-    )
+        of_scales[scale] = moved(state.batch_stats[scale], of_scales[scale], before.steps[scale])
+    params = moved(state.params, before.params, state.step)
+    return Average(params, tuple(of_scales), before.steps.at[np.array(scales)].add(1))
 
 
 # --- of all members ---
-
-# Members share all of a batch but the weights of its examples.
-BATCH_AXES = TrainBatch(None, None, None, 0)
 
 
 def over_members(function: Callable, in_axes: tuple, mesh: Mesh) -> Callable:
@@ -331,23 +299,19 @@ def over_members(function: Callable, in_axes: tuple, mesh: Mesh) -> Callable:
     )
 
 
-def gradients_of_members(
+def _gradients(
     config: StepConfig, group: ResolutionGroup, scale_count: int, *arguments: Any
 ) -> tuple[Any, Any, Array]:
-    """Returns what `group_gradient` returns of its other `arguments`, for all members."""
     function = functools.partial(group_gradient, config, group, scale_count)
-    return over_members(function, (0, 0, 0, BATCH_AXES, 0, 0), config.mesh)(*arguments)
+    return over_members(function, (0, MEMBER_AXES, 0), config.mesh)(*arguments)
 
 
-def updates_of_members(
-    config: StepConfig, scales: Sequence[int], state: TrainState, gradient: Any, batch_stats: Any
-) -> TrainState:
-    """Returns what `update` returns for all members."""
+def _updates(config: StepConfig, scales: Sequence[int], *arguments: Any) -> TrainState:
     function = functools.partial(update, config, scales)
-    return over_members(function, (0, 0, 0), config.mesh)(state, gradient, batch_stats)
+    return over_members(function, (0, 0), config.mesh)(*arguments)
 
 
-# --- what runs: each compiled once for a group, the state given away ---
+# --- what runs ---
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
@@ -360,25 +324,9 @@ def single_group_step(
 ) -> tuple[TrainState, Array]:
     """Returns the state after a step whose scales all stand in one group, and the losses (member,
     scale)."""
-    gradient, batch_stats, losses = gradients_of_members(
-        *(config, group, len(group.scales), state.params, state.batch_stats, state.step),
-        *(batch, keys, None),
-    )
-    return updates_of_members(config, group.scales, state, gradient, batch_stats), losses
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def logits_of_members(config: StepConfig, group: ResolutionGroup, *arguments: Any) -> Array:
-    """Returns the logits (member, batch, scale) of a group before its gradient is computed."""
-    function = functools.partial(logits_without_gradient, config, group)
-    return over_members(function, (0, 0, 0, BATCH_AXES, 0), config.mesh)(*arguments)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def consistency_gradients(config: StepConfig, logits: tuple[Array, ...]) -> tuple[Array, ...]:
-    """Returns what `consistency_gradient` returns for all members."""
-    function = functools.partial(consistency_gradient, config)
-    return over_members(function, (0,), config.mesh)(logits)
+    gradient, batch_stats, losses = _gradients(config, group, len(group.scales), state, batch, keys)
+    state = state._replace(batch_stats=batch_stats)
+    return _updates(config, group.scales, state, gradient), losses
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
@@ -387,12 +335,26 @@ def add_group_gradient(
 ) -> tuple[Any, Any, Array]:
     """Returns `total`, None for nothing, with a group's part of the gradient, the batch statistics,
     and the losses (member, scale)."""
-    gradient, batch_stats, losses = gradients_of_members(config, group, scale_count, *arguments)
+    gradient, batch_stats, losses = _gradients(config, group, scale_count, *arguments)
     total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
     return total, batch_stats, losses
 
 
-apply_gradient = jax.jit(updates_of_members, static_argnums=(0, 1), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def logits_of_members(config: StepConfig, group: ResolutionGroup, *arguments: Any) -> Array:
+    """Returns the logits (member, batch, scale) of a group."""
+    function = functools.partial(group_logits, config, group)
+    return over_members(function, (0, MEMBER_AXES, 0), config.mesh)(*arguments)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def consistency_gradients(config: StepConfig, logits: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Returns the gradients of the consistency for all members."""
+    function = functools.partial(consistency_gradient, config)
+    return over_members(function, (0,), config.mesh)(logits)
+
+
+apply_gradient = jax.jit(_updates, static_argnums=(0, 1), donate_argnums=2)
 
 
 def train_step(
@@ -409,20 +371,19 @@ def train_step(
     """
     if len(groups) == 1:
         return single_group_step(config, groups[0], state, batch, keys)
-    scales = tuple(scale for group in groups for scale in group.scales)
-    given = state.step, batch, keys
+    scales, total, losses = tuple(scale for group in groups for scale in group.scales), None, []
     logit_gradients: Sequence[Array | None] = [None] * len(groups)
     if config.consistency_weight:
-        start = state.params, state.batch_stats
-        logits = (logits_of_members(config, group, *start, *given) for group in groups)
+        logits = (logits_of_members(config, group, state, batch, keys) for group in groups)
         logit_gradients = consistency_gradients(config, tuple(logits))
-    total, batch_stats, losses = None, state.batch_stats, []
     for group, logit_gradient in zip(groups, logit_gradients, strict=True):
+        batch = batch._replace(logit_gradient=logit_gradient)
         total, batch_stats, found = add_group_gradient(
-            *(config, group, len(scales), total, state.params, batch_stats, *given, logit_gradient)
+            config, group, len(scales), total, state, batch, keys
         )
+        state = state._replace(batch_stats=batch_stats)
         losses.append(found)
-    return apply_gradient(config, scales, state, total, batch_stats), jnp.concatenate(losses, 1)
+    return apply_gradient(config, scales, state, total), jnp.concatenate(losses, axis=1)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -432,9 +393,7 @@ def validation_logits(
     """Returns the logits (member, batch) at a scale, without augmentation or dropout."""
 
     def logits(params: Any, batch_stats: tuple[Any, ...], batch: TrainBatch) -> Array:
-        narrow = jax.tree.map(lambda leaf: leaf.astype(config.precision), params)
-        model = nnx.merge(config.graph, narrow, batch_stats[scale])
-        images = seen(config.views[scale], batch.images, batch.brightness)
-        return model(images.astype(config.precision))
+        images = config.images(scale, batch).astype(config.precision)
+        return config.model(params, batch_stats[scale])(images)
 
     return over_members(logits, (0, 0, None), config.mesh)(params, batch_stats, batch)

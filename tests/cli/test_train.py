@@ -17,12 +17,15 @@ from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
 from lensjax.errors import Interrupted, LensjaxError
 from lensjax.launch import INTERRUPTED
-from lensjax.train import simulated
+from lensjax.sky import render
 from lensjax.train.simulated import Simulated
 from lensjax.train.snapshots import Snapshot, Snapshots
 from tests.ensemble.members import random_member
 
 TINY = ("--arch", "light_transformer", "--batch-size", 8)
+# Augmentation takes long to compile.
+UNCHANGED = ("--augment-shift", "0", "--augment-seeing", "0", "--augment-flux", "0")
+UNCHANGED += ("--augment-colour", "0", "--augment-noise", "0")
 
 
 @pytest.fixture
@@ -68,7 +71,13 @@ def test_smoke_leaves_the_members_that_are_there_alone(run, begun, cutouts, tmp_
 
 
 def test_without_data_it_trains_on_the_simulated_sky_and_says_so(run, begun, tmp_path, monkeypatch):
-    monkeypatch.setattr(simulated, "MEASURED", 32)
+    def noise(survey, *, count, **_):
+        images = np.random.default_rng(0).normal(size=(count, survey.size, survey.size, 3))
+        row = np.arange(count)
+        truth = {"label": row % 2, "id": row, "group": row}
+        return render.Sky(images.astype(np.float32), truth)
+
+    monkeypatch.setattr(render, "simulate", noise)
     (tmp_path / "sky.yaml").write_text("count: 64\nsize: 24\n")
     command = ("--scales", "8,16", *TINY, "--epochs", 2, "--sky", tmp_path / "sky.yaml")
     ended = run(train.main, *command, "--validation-fraction", 0.5, "--output", tmp_path)
@@ -97,7 +106,7 @@ def interrupting(times: int):
 
 def test_ctrl_c_is_no_error(run, cutouts, vit_tiny, tmp_path, monkeypatch):
     command = ("--data", cutouts, *TINY, "--epochs", 0.1, "--output", tmp_path / "out")
-    command = (*command, "--arch", vit_tiny)
+    command = (*command, "--arch", vit_tiny, *UNCHANGED)
     for times, status, error in (
         (1, 3, "stopped after 1 of 4 steps; the same command goes on there\n"),
         (2, 130, f"{INTERRUPTED}\n"),  # the second asks for an end at once

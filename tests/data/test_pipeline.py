@@ -13,7 +13,7 @@ from astropy.io import fits
 from lensjax.data.brightness import LEVEL, measure
 from lensjax.data.catalog import open_source
 from lensjax.data.on_device import prepare
-from lensjax.data.pipeline import batches, layout, shuffled
+from lensjax.data.pipeline import batches, layout
 from lensjax.data.planes import masked
 from lensjax.data.preprocess import fill_masked, fit, geometry
 from lensjax.errors import LensjaxError, UsageError
@@ -277,44 +277,3 @@ def test_a_member_of_other_bands_is_refused(folder):
 def test_leaving_off_early_is_harmless(folder):
     source = open_source(folder, needed=("g", "r"))
     assert next(iter(batches(source, PREPARATIONS, how="resize", batch_size=3))).count == 3
-
-
-ARRAYS = {"x": np.arange(10), "y": np.arange(10)[:, None] * np.ones((10, 2))}
-
-
-def test_shuffled_epochs_hold_each_row_once_and_differ():
-    iterator = shuffled(ARRAYS, 5, seed=1)
-    epochs = []
-    for _ in range(3):
-        first, second = next(iterator), next(iterator)
-        np.testing.assert_array_equal(first["y"][:, 0], first["x"])
-        epochs.append(np.concatenate([first["x"], second["x"]]).tolist())
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
-
-
-def test_shuffled_leaves_out_the_remainder_and_follows_the_seed():
-    iterator, same, other = (shuffled(ARRAYS, 4, seed=seed) for seed in (1, 1, 2))
-    for _ in range(5):
-        epoch = np.concatenate([next(iterator)["x"] for _ in range(2)])
-        assert len(set(epoch.tolist())) == 8
-        np.testing.assert_array_equal(epoch, np.concatenate([next(same)["x"] for _ in range(2)]))
-    assert any((next(iterator)["x"] != next(other)["x"]).any() for _ in range(3))
-
-
-def test_shuffled_goes_on_from_a_saved_state():
-    iterator = shuffled(ARRAYS, 3, seed=5)
-    for _ in range(4):
-        next(iterator)
-    state = iterator.get_state()
-    ahead = [next(iterator)["x"].tolist() for _ in range(5)]
-    fresh = shuffled(ARRAYS, 3, seed=5)
-    fresh.set_state(state)
-    assert [next(fresh)["x"].tolist() for _ in range(5)] == ahead
-
-
-def test_shuffled_arrays_that_fit_no_batch_are_refused():
-    with pytest.raises(UsageError, match="10 cutouts do not fill a batch of 11"):
-        shuffled(ARRAYS, 11, seed=0)
-    with pytest.raises(UsageError, match="differ in length"):
-        shuffled({**ARRAYS, "z": np.zeros(3)}, 2, seed=0)

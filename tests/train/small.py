@@ -47,8 +47,9 @@ def transformer(rngs: nnx.Rngs) -> nnx.Module:
     )
 
 
+@functools.cache
 def config_and_state(build, **more) -> tuple[StepConfig, TrainState]:
-    """Returns two members with weights that are nowhere zero."""
+    """Returns two members with weights that are nowhere zero; what they share compiles once."""
 
     def draw(seed: int) -> tuple:
         parts = nnx.split(build(nnx.Rngs(seed)), nnx.Param, nnx.BatchStat)

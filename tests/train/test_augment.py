@@ -10,9 +10,11 @@ import pytest
 from lensjax.data.brightness import measure
 from lensjax.data.preprocess import Geometry
 from lensjax.train import augment
-from lensjax.train.augment import Augmentation, augmented
+from lensjax.train.augment import Augmentation
 from lensjax.train.step import ResolutionGroup, TrainBatch, train_step
 from tests.train.small import Convolutional, config_and_state
+
+augmented = jax.jit(augment.augmented, static_argnums=0)
 
 NONE = Augmentation(0, 0, 0, 0, 0)
 LEVEL = np.array([5.0, -20.0], np.float32)
@@ -51,7 +53,7 @@ def test_no_strength_is_no_change(dtype):
 
 def test_a_shift_moves_the_pixels_and_leaves_the_level():
     image = sky(1)[0]
-    moved = augment.shifted(image, jnp.array([3, -2]), LEVEL)
+    moved = jax.jit(augment.shifted)(image, jnp.array([3, -2]), LEVEL)
     np.testing.assert_array_equal(moved[3:, :-2], image[:-3, 2:])
     for edge in (moved[:3], moved[:, -2:]):
         np.testing.assert_array_equal(edge, np.broadcast_to(LEVEL, edge.shape))
@@ -61,13 +63,13 @@ def test_blur_keeps_light_and_sky_and_is_a_gaussian():
     taps = augment.gaussian(jnp.float32(0.8), 4)
     point = np.zeros((SIDE, SIDE, 1), np.float32)
     point[0, 1], point[16, 20] = 3.0, 7.0
-    image = np.asarray(augment.blurred(point, taps), np.float64)
+    image = np.asarray(jax.jit(augment.blurred)(point, taps), np.float64)
     np.testing.assert_allclose(image.sum(), 10.0, rtol=1e-5)
     y, x = np.mgrid[:SIDE, :SIDE]
     expected = np.exp(-((y - 16.0) ** 2 + (x - 20.0) ** 2) / (2 * 0.8**2))
     expected *= 7.0 / expected.sum()
     np.testing.assert_allclose(image[8:, 8:, 0], expected[8:, 8:], atol=1e-4)
-    even = augment.blurred(np.full((SIDE, SIDE, 1), 4.0, np.float32), taps)
+    even = jax.jit(augment.blurred)(np.full((SIDE, SIDE, 1), 4.0, np.float32), taps)
     np.testing.assert_allclose(even, 4.0, rtol=1e-6)
 
 
@@ -79,7 +81,7 @@ def test_flux_is_scaled_above_the_level():
 
 def test_noise_has_the_sigma_that_was_asked_for():
     image = np.zeros((200, 200, 2), np.float32)
-    found = np.asarray(augment.noisier(jax.random.key(0), image, NOISE))
+    found = np.asarray(jax.jit(augment.noisier)(jax.random.key(0), image, NOISE))
     np.testing.assert_allclose(found.std((0, 1)), NOISE, rtol=0.03)
 
 
@@ -101,7 +103,6 @@ def test_noise_is_added_up_to_its_strength():
     assert added.max() < 1.1 and abs(added.mean() - 0.5) < 0.05
 
 
-@pytest.mark.slow
 def test_an_image_is_changed_by_its_key_alone():
     images, default = sky(6), Augmentation()
     brightness = measured(images)
@@ -137,8 +138,8 @@ def test_the_brightness_of_a_changed_image_is_what_would_be_measured(augmentatio
 
 def test_the_eight_symmetries_are_all_shown():
     image = np.arange(9.0).reshape(1, 3, 3, 1)
-    drawn = augment.flip_bits(keys(100))
-    shown = augment.flipped(jnp.tile(image, (100, 1, 1, 1)), drawn)
+    drawn = jax.jit(augment.flip_bits)(keys(100))
+    shown = jax.jit(augment.flipped)(jnp.tile(image, (100, 1, 1, 1)), drawn)
     expected = {
         np.rot90(each, turn).tobytes()
         for each in (image[0, :, :, 0], image[0, :, :, 0].T)

@@ -17,7 +17,7 @@ from lensjax.memory import Footprint
 from lensjax.train import plan as planning
 from lensjax.train.plan import (
     GroupPlan,
-    StepPlan,
+    TrainingPlan,
     abstract_batch,
     budget_bytes,
     choose_groups,
@@ -26,6 +26,7 @@ from lensjax.train.plan import (
 )
 from lensjax.train.setup import TrainSetup
 from lensjax.train.step import ResolutionGroup
+from tests.cli.test_train import UNCHANGED
 from tests.train.small import BATCH, MEMBERS, MESH, Convolutional, config_and_state
 
 # In one process, which makes once what the tests share.
@@ -34,9 +35,8 @@ pytestmark = pytest.mark.xdist_group("plan")
 SIZES = (1, 2, 3)
 
 
-def additive(group: ResolutionGroup, scale_count: int, batch_size: int) -> GroupPlan:
+def additive(group: ResolutionGroup, batch_size: int) -> GroupPlan:
     """What a step would need if it took its parameters, 10, and 1 a pixel and cutout."""
-    del scale_count
     pixels = sum(SIZES[scale] ** 2 for scale in group.scales)
     kept = batch_size * pixels / group.micro_batches * (0.5 if group.remat else 1.0)
     return GroupPlan(group, Footprint(10, 0, int(kept), 0), 0)
@@ -86,26 +86,26 @@ def test_budgets():
 
 def planned(
     budget: float, target=None, batch_size: int = BATCH, scales: tuple[int, ...] = (0, 1, 2), **more
-) -> StepPlan:
+) -> TrainingPlan:
     config, state = config_and_state(Convolutional)
     keys = jax.vmap(jax.random.key)(jnp.arange(MEMBERS))
     setup = TrainSetup("two", config, (scales,), 1, keys, np.ones((MEMBERS, 9)), 1, 1)
     canvas = Canvas((48, 48, 2), "float32")
     given = {"batch_size": batch_size, "budget": budget, "target": target, **more}
-    return plan_training(setup, state, canvas, **given).steps[scales]
+    return plan_training(setup, state, canvas, **given)
 
 
 def test_scales_that_fit_together_are_not_compiled_alone(monkeypatch):
     asked = []
 
-    def needed(setup, state, canvas, target, group, *_):
+    def needed(setup, state, canvas, target, scale_count, group, batch_size):
         asked.append(group)
-        return additive(group, 3, BATCH)
+        return additive(group, BATCH)
 
     monkeypatch.setattr(planning, "plan_group", needed)
     free = planned(1e12)
-    assert asked == [ResolutionGroup((0, 1, 2))] and free.alone == ()
-    assert free.groups == (free.together,) and free.peak == free.together.peak
+    assert asked == [ResolutionGroup((0, 1, 2))] and free.alone == []
+    assert free.chosen == free.together and free.peak == free.peak_at_once
     assert len(planned(10 + BATCH * 13).alone) == 3
 
 
@@ -118,11 +118,8 @@ def test_groups_need_less_by_the_word_of_the_compiler(device, request):
     )
     free = planned(1e12, scales=(0, 2), **more)
     grouped = planned(free.peak - 1, scales=(0, 2), **more)
-    assert [plan.group for plan in grouped.groups] == [
-        ResolutionGroup((0,)),
-        ResolutionGroup((2,)),
-    ]
-    assert grouped.peak < free.peak == grouped.together.peak
+    assert grouped.groups == {(0, 2): [ResolutionGroup((0,)), ResolutionGroup((2,))]}
+    assert grouped.peak < free.peak == grouped.peak_at_once
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +137,7 @@ def options(cutouts, vit_tiny) -> list[str]:
     return [
         *("--data", str(cutouts), "--arch", vit_tiny, "--batch-size", "8", "--stretch", "none"),
         *("--scales", "16,32", "--epochs", "0.2", "--validation-fraction", "0.3"),
+        *UNCHANGED,
     ]
 
 
