@@ -16,8 +16,8 @@ from lensjax.data.preprocess import Geometry, Preprocessing
 
 LEVEL, NOISE, LOW, HIGH = range(4)
 
-# Enough to know the noise to 2 %.
-MOST_PIXELS = 4096
+# Enough to know the noise to 3 %, and the level to 3 % of it.
+MOST_PIXELS = 2048
 
 # The noise cannot be told from less than one grey level of an eight-bit picture.
 NOISE_FLOOR = 1.0 / 256.0
