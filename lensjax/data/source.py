@@ -65,16 +65,15 @@ class Stack:
 class Source:
     """Cutouts by row number.
 
-    `table`: one row per cutout, in the order given, with `id, ra, dec` (degrees, NaN where
-    unknown), `path`, `label` (1 lens, 0 none, -1 unknown) and `group` where known, then the columns
-    that the input carried. `bands`: those of the cutouts' channels, in order, and `bands_from`:
-    where each was found, in words, () where no cutout can be read. `description`: one line.
-    `threads`: how many read ahead.
-    `stack`: the same cutouts many at a time, where all are of one form; None where that is not
-    known. `files`: gives the paths of all that table and cutouts are read from, some of which may
-    be missing. `first_row`: which row of the data is row 0 here, where these are a part of them
-    (the `files` are those of all parts). `given`: how many rows the data have. `listed_in`: the
-    catalogue that names the files, "" without one.
+    `table`: a row a cutout, in the order given, with `id, ra, dec` (degrees, NaN where unknown),
+    `path`, `label` (1 lens, 0 none, -1 unknown) and `group` where known, then the columns that
+    the input carried. `bands`: those of the cutouts' channels, in order, and `bands_from`: where
+    each was found, in words, () where no cutout can be read. `description`: one line. `threads`:
+    how many read ahead. `stack`: the same cutouts many at a time, where all are of one form; None
+    where that is not known. `files`: gives the paths of all that table and cutouts are read from,
+    some of which may be missing. `first_row`: which row of the data is row 0 here, where these are
+    a part of them (the `files` are those of all parts). `given`: how many rows the data have.
+    `listed_in`: the catalogue that names the files, "" without one.
     """
 
     table: Table
