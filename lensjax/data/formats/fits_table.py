@@ -14,7 +14,7 @@ _MOST_OF_A_COMMENT = 200
 
 
 def names(columns: Sequence[str]) -> dict[str, str]:
-    """The columns that a FITS table has room for, in order, and what it calls them.
+    """Returns the columns that a FITS table has room for, in order, and what it calls them.
 
     FITS has ASCII names of at most 68 characters, and does not tell `Flux` from `flux`.
     """
@@ -31,7 +31,7 @@ def names(columns: Sequence[str]) -> dict[str, str]:
 
 
 def hdu(table: Table, name: str) -> fits.BinTableHDU:
-    """The table as an HDU of this name; columns beyond the 999th are left out.
+    """Returns the table as an HDU of this name; columns beyond the 999th are left out.
 
     Gaps are TNULL, NaN or blank, texts UTF-8. Each column has the unit, the `ucd` of its meta and
     the description that it has in the table, as TUNIT, TUCD and TCOMM; one that could not keep its
@@ -41,22 +41,17 @@ def hdu(table: Table, name: str) -> fits.BinTableHDU:
     columns = [_column(table[original], new) for original, new in called.items()]
     made = fits.table_to_hdu(Table(columns, copy=False), name=name)
     for number, (original, new) in enumerate(called.items(), 1):
-        column, comments = table[original], []
-        if column.unit is not None:
-            made.header[f"TUNIT{number}"] = _ascii(_unit(column.unit))[:MOST_CHARACTERS]
-        if "ucd" in column.meta:
-            made.header[f"TUCD{number}"] = column.meta["ucd"]
-        if column.description:
-            comments.append(_ascii(column.description)[:_MOST_OF_A_COMMENT])
-        if new != original:
-            comments.append(f"column {_ascii(original)[:_MOST_OF_A_COMMENT]}")
-        if comments:
-            made.header[f"TCOMM{number}"] = "; ".join(comments)
+        column = table[original]
+        comments = [column.description or "", f"column {original}" if new != original else ""]
+        comments = [_ascii(comment)[:_MOST_OF_A_COMMENT] for comment in comments if comment]
+        unit = "" if column.unit is None else _ascii(_unit(column.unit))[:MOST_CHARACTERS]
+        said = {"TUNIT": unit, "TUCD": column.meta.get("ucd"), "TCOMM": "; ".join(comments)}
+        made.header.update({f"{key}{number}": text for key, text in said.items() if text})
     return made
 
 
 def _fitting(name: str, suffix: str = "") -> str:
-    """The name in printable ASCII, accents and quotes left out, as long as a header line holds."""
+    """Returns the name in printable ASCII, without accents and quotes, as long as a line holds."""
     bare = unicodedata.normalize("NFKD", name).replace("'", "_")
     text = "".join(c if " " <= c <= "~" else "_" for c in bare if not unicodedata.combining(c))
     return (text.strip() or "column")[: MOST_CHARACTERS - len(suffix)].rstrip() + suffix
@@ -67,7 +62,7 @@ def _ascii(text: str) -> str:
 
 
 def _unit(unit: Any) -> str:
-    """The unit as FITS writes it, or as it calls itself where FITS has none."""
+    """Returns the unit as FITS writes it, or as it calls itself where FITS has none."""
     try:
         return unit.to_string("fits")
     except ValueError:
@@ -75,7 +70,7 @@ def _unit(unit: Any) -> str:
 
 
 def _column(column: Column, name: str) -> Column:
-    """The column in a type that FITS has, with a null value that no row holds."""
+    """Returns the column in a type that FITS has, with a null value that no row holds."""
     data, gaps = np.ma.getdata(np.asanyarray(column)), np.ma.getmaskarray(np.ma.asarray(column))
     kind, masked = data.dtype.kind, bool(gaps.any())
     null: Any = None
