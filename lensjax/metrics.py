@@ -210,7 +210,7 @@ def _known(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Array, Array, i
     scores, classes = np.asarray(probabilities), lens_or_unknown(labels)
     if scores.ndim != 1 or scores.shape != classes.shape:
         raise UsageError(
-            f"{scores.shape} probabilities do not match {classes.shape} labels: give one a cutout"
+            f"{scores.shape} probabilities do not match {classes.shape} labels: give one per cutout"
         )
     scores = scores.astype(np.result_type(scores.dtype, np.float32))
     scored = ~np.isnan(scores)

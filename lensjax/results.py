@@ -1,4 +1,4 @@
-"""What a run leaves behind: the ranked catalogue, the scores by input row, the rejects, the record.
+"""The results of a run: the ranked catalogue, the scores by input row, the rejects, the record.
 
 Every file appears whole or not at all: it is written to a temporary name and then moved into place.
 """
@@ -80,7 +80,8 @@ def clear(folder: str | os.PathLike[str]) -> None:
 def write_outputs(
     folder: str | os.PathLike[str], candidates: Table, catalogue: Table, predictions: Predictions
 ) -> None:
-    """Writes the predictions, the rejects and the ranked `candidates`; what fails stops no other.
+    """Writes the predictions, the rejects and the ranked `candidates`; a file that fails does not
+    stop the others.
 
     `catalogue` has the rows of the `predictions`, in input order.
     """
@@ -126,7 +127,7 @@ def candidate_table(catalogue: Table, predictions: Predictions) -> Table:
 
 
 def notes(candidates: Table) -> list[str]:
-    """Returns what a user must know of the files that hold the candidates, a line a fact."""
+    """Returns what a user must know of the files that hold the candidates, one line per fact."""
     columns, kept = candidates.colnames, fits_table.names(candidates.colnames)
     said = []
     if len(kept) < len(columns):

@@ -1,5 +1,5 @@
-"""Rows done so far, kept on disk, so that runs killed anywhere start again where they were, and
-several can share the rows."""
+"""Rows scored so far, kept on disk, so that a run killed at any point continues where it was, and
+several processes can share the rows."""
 
 import contextlib
 import fcntl
@@ -20,7 +20,7 @@ from lensjax.files import make_folder, replacing
 SAVE_INTERVAL_SECONDS = 20.0
 
 SETTINGS, LOCK = "settings.json", "lock"
-# A byte of the lock file stands for a row. The one at this place is for whoever looks or changes
+# A byte of the lock file stands for a row. The one at this place is for those that read or change
 # what is there.
 BEYOND_ALL_ROWS = 2**62
 
@@ -137,7 +137,7 @@ class PartialRows:
         self._lock.close()
 
     def _is_alone(self) -> bool:
-        """Whether no other process is at any rows."""
+        """Returns whether no other process is at any rows."""
         alone = _locked(self._lock, 0, BEYOND_ALL_ROWS)
         if alone:
             _unlock(self._lock, 0, BEYOND_ALL_ROWS)
@@ -223,7 +223,7 @@ def _open_lock(path: Path) -> IO[bytes]:
         with contextlib.suppress(FileNotFoundError):
             file = path.open("ab")
             _locked(file, BEYOND_ALL_ROWS, 1, wait=True)
-            # Whoever had it may have deleted the folder meanwhile, as a run does that has ended.
+            # Another process may have deleted the folder meanwhile, as a run does that has ended.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     return file

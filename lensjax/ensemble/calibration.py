@@ -1,4 +1,4 @@
-"""What validation data say of members: calibration of each, weights of all. Host side, float64."""
+"""Calibration and weights of members, from their validation data. On the host, in float64."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,8 +9,9 @@ from scipy.special import expit
 
 FOLDS = 5
 RIDGE = 1.0
-"""Pull of stacking coefficients (of logits of unit spread) towards their mean, in nats per unit
-squared: with few validation objects members count alike, with hundreds the data decide."""
+"""Ridge penalty of stacking coefficients (of logits of unit spread) on the distance from their
+mean, in nats per unit squared: with few validation objects members count alike, with hundreds the
+data decide."""
 
 
 def object_loss(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

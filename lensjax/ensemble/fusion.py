@@ -16,7 +16,7 @@ Fusion = Literal["stacked", "mean_prob", "mean_logit", "inverse_variance"]
 
 
 class FusionParams(NamedTuple):
-    """What validation says of the members; arrays that a compiled step takes as arguments.
+    """Calibration and stacking parameters, as arrays that a compiled step takes as arguments.
 
     slope, intercept: (member,) Platt calibration, calibrated = slope * logit + intercept.
     weight: (member,), bias: () stacking coefficients of the calibrated logits.

@@ -17,7 +17,7 @@ ROUNDS = 3
 def side_by_side(
     steps: Mapping[str, Step], weights: Weights, inputs: Inputs, mesh: Mesh
 ) -> dict[str, float]:
-    """Returns the cutouts a second of each of the `steps`, from the median of its runs.
+    """Returns the cutouts per second of each of the `steps`, from the median of its runs.
 
     They alternate, so that what slows the machine for a while slows all of them; a first run,
     in which they are compiled, does not count.

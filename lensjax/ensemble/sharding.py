@@ -1,4 +1,4 @@
-"""Where arrays live: a mesh of devices with the axes `member` and `data`.
+"""Sharding: a mesh of devices with the axes `member` and `data`.
 
 Cutouts are split over `data`, stacked weights and dropout keys over `member`. A device computes
 the logits of its members on its cutouts; these few numbers are all that devices exchange. Where

@@ -42,7 +42,7 @@ class Ensemble:
     """Per group, arrays with a leading member axis; their shapes and types where abstract."""
     identities: np.ndarray
     """(member,) uint32 from the hash of each member's weights: its dropout masks depend on it and
-    on the seed, not on the place or the company that the member has."""
+    on the seed, not on the other members."""
     fusion_params: FusionParams
     weights_origin: str
     """Where the weights of the stacked fusion come from, in words."""

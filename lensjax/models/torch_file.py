@@ -34,7 +34,7 @@ _TYPES = (
 )
 SAFETENSORS_TYPES = {name: np.dtype(kind) for name, _, kind in _TYPES}
 
-# What people keep a state under, averaged weights first: these are what training programs test.
+# The keys of a state in a file, averaged weights first: these are what training programs test.
 WRAPPINGS = (
     *("state_dict_ema", "ema_state_dict", "model_ema", "ema"),
     *("state_dict", "model_state_dict", "model", "module", "net", "network", "weights"),

@@ -1,4 +1,4 @@
-"""What people look at after a run: the mosaic, the figures, the page.
+"""The pictures of a run: the mosaic, the figures, the page.
 
 Imports matplotlib: import it where something is about to be drawn, not at start-up.
 """

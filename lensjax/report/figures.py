@@ -76,7 +76,7 @@ class Scored:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """How many lenses and how many others have a score of the ensemble."""
+        """Returns how many lenses and how many others have a score of the ensemble."""
         known = self.classes[~np.isnan(self.fused)]
         return int((known == 1).sum()), int((known == 0).sum())
 

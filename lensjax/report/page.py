@@ -185,7 +185,8 @@ def _carried(candidates: Table) -> list[str]:
 
 
 def _looked_at(candidates: Table) -> list[str]:
-    """Returns those of the user's columns that the page shows: not too many, of one value a row."""
+    """Returns those of the user's columns that the page shows: not too many, and only those with
+    one value per row."""
     return [name for name in _carried(candidates) if candidates[name].ndim == 1][:LOOKED_AT]
 
 

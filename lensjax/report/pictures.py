@@ -1,4 +1,4 @@
-"""Cutouts as people look at them: colour composites, and the mosaic of the best."""
+"""Colour composites of cutouts, and the mosaic of the best."""
 
 import os
 import re
@@ -36,7 +36,7 @@ CONFIDENT, DOUBTFUL = (94, 214, 176), (122, 132, 156)
 
 
 def wavelength(band: str) -> float:
-    """Effective wavelength of a band in nm, NaN where the name is not known.
+    """Returns the effective wavelength of a band in nm, NaN where the name is not known.
 
     Survey prefixes are left aside (`des_g`, `NIR_Y`); `F814W` is read as 814 nm, and `F160W`, below
     200, as the near infrared in tens of nm.
@@ -49,7 +49,7 @@ def wavelength(band: str) -> float:
 
 
 def colour(image: Array, bands: Sequence[str]) -> Array:
-    """(H, W, 3) uint8 composite of `image` (H, W, band), redder bands in red.
+    """Returns (H, W, 3) uint8 composite of `image` (H, W, band), redder bands in red.
 
     The arcsinh scaling of Lupton et al. (2004, PASP 116, 133), which keeps colours where it
     compresses brightness, set by the sky's noise and the peak of the central half of this image.
@@ -80,7 +80,7 @@ def colour(image: Array, bands: Sequence[str]) -> Array:
 
 
 def unreadable() -> Array:
-    """(H, W, 3) uint8: what stands for a cutout that can no longer be read."""
+    """Returns (H, W, 3) uint8: what stands for a cutout that can no longer be read."""
     tile = Image.new("RGB", (SIDE, SIDE), PANEL)
     centre = (SIDE / 2, SIDE / 2)
     ImageDraw.Draw(tile).text(centre, "cannot be read\nany more", DIM, _font(15), anchor="mm")
@@ -90,7 +90,7 @@ def unreadable() -> Array:
 def write_mosaic(
     path: str | os.PathLike[str], pictures: Sequence[Array], candidates: Table, *, columns: int = 8
 ) -> None:
-    """Write a PNG of the best cutouts, each with its rank, id, probability and uncertainty.
+    """Writes a PNG of the best cutouts, each with its rank, id, probability and uncertainty.
 
     `pictures` are n images (H, W, 3), uint8 or float in 0..1, of the first n rows of
     `candidates` (see `results.candidate_table`). Raises LensjaxError where it cannot be written.
@@ -115,7 +115,8 @@ def write_mosaic(
 
 
 def score_text(logit: float, logit_std: float, probability: float) -> tuple[str, str]:
-    """A probability and its uncertainty with as many digits as say how far from certain it is.
+    """Returns a probability and its uncertainty with as many digits as say how far from certain it
+    is.
 
     The uncertainty is half the range of probability that one standard deviation of the logit to
     either side spans; empty where it is not known.
@@ -138,12 +139,13 @@ def score_text(logit: float, logit_std: float, probability: float) -> tuple[str,
 
 
 def uncertainty(logit: Any, logit_std: Any) -> Any:
-    """Half the width in probability of one standard deviation of the logit to either side."""
+    """Returns half the width in probability of one standard deviation of the logit to either
+    side."""
     return (_sigmoid(logit + logit_std) - _sigmoid(logit - logit_std)) / 2
 
 
 def as_bytes(picture: Array) -> Array:
-    """(H, W, 3) uint8 of a picture that is uint8, or float in 0..1 (NaN is black)."""
+    """Returns (H, W, 3) uint8 of a picture that is uint8, or float in 0..1 (NaN is black)."""
     picture = np.asarray(picture)
     if picture.dtype == np.uint8:
         return picture
@@ -203,14 +205,15 @@ def _red_first(bands: Sequence[str], count: int) -> list[int]:
 
 
 def _groups(count: int) -> list[list[int]]:
-    """Which of `count` planes, red first, make up red, green and blue."""
+    """Returns which of `count` planes, red first, make up red, green and blue."""
     if count < 3:
         return [[0], list(range(count)), [count - 1]]
     return [group.tolist() for group in np.array_split(np.arange(count), 3)]
 
 
 def _is_picture(image: Array) -> bool:
-    """Whether these are the 8-bit levels of a finished picture, whatever type holds them."""
+    """Returns whether these are the 8-bit levels of a finished picture, whatever type holds
+    them."""
     if image.dtype == np.uint8:
         return True
     values = image[np.isfinite(image)]
@@ -220,7 +223,8 @@ def _is_picture(image: Array) -> bool:
 
 
 def _balanced(plane: Array) -> tuple[Array, float]:
-    """A band above its sky with its noise, in units that even out the fluxes of the bands."""
+    """Returns a band above its sky with its noise, in units that even out the fluxes of the
+    bands."""
     finite = plane[np.isfinite(plane)].astype(float)
     if not finite.size:
         return np.zeros(plane.shape), 1.0

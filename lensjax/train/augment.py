@@ -1,4 +1,4 @@
-"""How a training step changes cutouts, so that a network learns to overlook what has changed.
+"""Augmentation: random changes of the cutouts in a training step.
 
 Each cutout has a draw of its own. It is changed in flux, before the stretch, as it travels: all
 input sizes then see the same changed cutout. Blurred or fainter light has less noise, too, which is

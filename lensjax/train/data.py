@@ -114,8 +114,8 @@ class Labelled:
 
 @dataclass(frozen=True)
 class ImagesOnDisk:
-    """The images of a source as an array (row, height, width, band): read whenever they are asked
-    for, by `pipeline.reader`."""
+    """The images of a source as an array (row, height, width, band): read whenever they are
+    needed, by `pipeline.reader`."""
 
     source: Source
     read: Callable[[range, int], pipeline.Batch]

@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""Loss functions."""
 
 from itertools import combinations
 

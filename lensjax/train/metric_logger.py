@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 class MetricLogger:
-    """The metrics of a run, a row an epoch, member and input size.
+    """The metrics of a run, one row per epoch, member and input size.
 
     A run that goes on at `step` keeps the rows up to there: what it had written after is written
     again.

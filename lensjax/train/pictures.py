@@ -19,7 +19,7 @@ MEASURED_TOGETHER = 256
 @dataclass(frozen=True)
 class WithPictures:
     """Images (n, height, width, band) and then a picture of each, float32. Pictures are made when
-    they are asked for, of settings drawn by `seed` and row; `level` and `noise` (n, band) are those
+    they are needed, from settings drawn by `seed` and row; `level` and `noise` (n, band) are those
     of the skies."""
 
     images: Any

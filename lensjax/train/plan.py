@@ -414,7 +414,7 @@ def recorded_groups(path: Path, budget: str) -> list[ResolutionGroup] | None:
 
 
 def steps_per_second(plan: TrainingPlan, state: TrainState, canvas: Canvas) -> float:
-    """Returns the steps a second at the last set of scales, on the device at hand, of one step.
+    """Returns the steps per second at the last set of scales, on the device at hand, of one step.
 
     The state is given away.
     """

@@ -1,4 +1,4 @@
-"""When a training is at which resolution and which learning rate, and how parameters follow."""
+"""The schedules of resolution and learning rate, and the optimiser."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""What a training begins with: its static settings, and the state before the first step."""
+"""The start of a training: its static settings and its initial state."""
 
 import dataclasses
 import functools

@@ -1,4 +1,5 @@
-"""Simulated cutouts without end: no files; the device draws each batch when it is due."""
+"""An endless stream of simulated cutouts: no files; the device draws each batch when it is
+needed."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class Simulated:
         }
 
     def batches(self, batch_size: int) -> grain.IterDataset[dict[str, Any]]:
-        """Returns batches without end as `Labelled.batches` does, their images on the device, where
+        """Returns endless batches as `Labelled.batches` does, their images on the device, where
         they are being drawn while the host goes on."""
         keys = jax.random.split(jax.random.key(self.sky.seed))
         sources = self.sky.stamps
@@ -128,8 +129,8 @@ class Simulated:
 def simulated(
     sky: Sky, count: int, validation: int, preprocessing: Preprocessing
 ) -> tuple[Simulated, Labelled]:
-    """Returns training data of `count` cutouts an epoch, and a fixed validation set of its kind, as
-    networks see them: the normalisation is measured. No real galaxy is a source in both.
+    """Returns training data of `count` cutouts per epoch, and a fixed validation set of its kind,
+    as networks see them: the normalisation is measured. No real galaxy is a source in both.
 
     Raises UsageError for what cannot be simulated, and where either lacks a class.
     """

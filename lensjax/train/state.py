@@ -1,6 +1,6 @@
 """All of a training that changes: what a step changes, and the best epoch of each member.
 
-Members stand in front of every array.
+Every array has a leading member axis.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class Average(NamedTuple):
 class TrainState(NamedTuple):
     """All that a step changes. `average` is an `Average`, or None.
 
-    `batch_stats`: of batch normalisation, one tree a scale: a lens of 64 pixels has other channel
+    `batch_stats`: of batch normalisation, one tree per scale: a lens of 64 pixels has other channel
     means than the same lens of 224, and a mean of both is that of neither.
     """
 
@@ -35,8 +35,8 @@ class TrainState(NamedTuple):
 
     @property
     def weights(self) -> tuple[Any, tuple[Any, ...]]:
-        """What members take of a state: parameters and each scale's batch statistics, averaged
-        where there are averages."""
+        """Returns what members take of a state: parameters and each scale's batch statistics,
+        averaged where there are averages."""
         found = self if self.average is None else self.average
         return found.params, found.batch_stats
 
@@ -62,7 +62,7 @@ class BestEpoch(NamedTuple):
     ) -> "BestEpoch":
         """Returns the best of this and of the epoch that has ended.
 
-        A member out of patience stays as it is: it ends as it would without its company.
+        A member out of patience stays as it is: it ends as it would when trained alone.
         """
         better = (loss < self.loss) & (self.stale_epochs < patience)
 
