@@ -277,9 +277,7 @@ def _copied(stack: Stack, rows: slice, images: np.ndarray, used: Sequence[int]) 
                 images[place] = image
     except Unreadable:
         return range(len(images))
-    suspect = perhaps_blank(images[..., used])
-    if not stack.whole:
-        suspect |= perhaps_masked(images)
+    suspect = perhaps_blank(images[..., used]) | perhaps_masked(images)
     return np.flatnonzero(suspect).tolist()
 
 

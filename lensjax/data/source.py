@@ -46,14 +46,13 @@ class Stack:
     """Cutouts of one shape (height, width, band), type and pixel scale, as arrays hold them.
 
     `read` gives those of some rows, one after the other, in the type of the arrays and without
-    regard to masks. `whole`: whether it is known that no pixel is masked.
+    regard to masks.
     """
 
     shape: tuple[int, int, int]
     dtype: np.dtype
     pixel_scale: float | None
     read: Callable[[slice], Iterable[np.ndarray]]
-    whole: bool = False
 
     def after(self, first: int) -> "Stack":
         """Returns the same without the cutouts before the `first`."""

@@ -45,10 +45,12 @@ SHARD_ROWS = 4096
 TYPES = ("uint8", "uint16", "float32")
 PNG = "png"
 # What the index says of each cutout beside the table of the source.
-HEIGHT, WIDTH, TYPE, SCALE, MASKED, REASON = OF_CUTOUT = tuple(
-    f"_{name}" for name in ("height", "width", "type", "pixel_scale", "masked", "reason")
+HEIGHT, WIDTH, TYPE, SCALE, REASON = OF_CUTOUT = tuple(
+    f"_{name}" for name in ("height", "width", "type", "pixel_scale", "reason")
 )
 _BANDS = "lensjax_bands"
+# Was written there by earlier versions.
+_MASKED = "_masked"
 
 
 def pack(
@@ -156,7 +158,7 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     form = _forms(path, index, pixel_scale)
     records = _Records(data, form, reasons, len(names), planes)
     table = standardise(index, str(path))
-    table.remove_columns(list(OF_CUTOUT))
+    table.remove_columns([name for name in (*OF_CUTOUT, _MASKED) if name in table.colnames])
     if "path" not in table.colnames:
         table["path"] = rows_of_file(path, count)
     files = tuple(map(str, (path / INDEX, *shards)))
@@ -169,7 +171,7 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     scale, kind, stack = records.scale(first), str(form[TYPE][first]), None
     is_one = all(len(np.unique(values[readable])) == 1 for values in form.values())
     if is_one and kind in TYPES:
-        stack = Stack(shape, np.dtype(kind), scale, records.many, not np.any(index[MASKED]))
+        stack = Stack(shape, np.dtype(kind), scale, records.many)
     text = f"shards {path}: {describe(table, bands, Cutout(np.empty(shape, np.float32), scale))}"
     places = tuple(place_of("channel", plane, names[plane]) for plane in planes)
     return source_of(table, bands, text, ONE_A_CORE, records.cutout, stack, lambda: files, places)
@@ -228,7 +230,6 @@ def _packed(
             WIDTH: 0,
             TYPE: "",
             SCALE: np.nan,
-            MASKED: 0,
             REASON: "",
         }
         entry |= {"ra": ra[row], "dec": dec[row]}
@@ -238,7 +239,7 @@ def _packed(
             return b"", entry | {REASON: str(error)}
         record, kind = _record(cutout.image, encoding)
         height, width, _ = cutout.image.shape
-        entry |= {HEIGHT: height, WIDTH: width, TYPE: kind, MASKED: cutout.masked}
+        entry |= {HEIGHT: height, WIDTH: width, TYPE: kind}
         entry[SCALE] = cutout.pixel_scale or np.nan
         for name, value in (("ra", cutout.ra), ("dec", cutout.dec)):
             entry[name] = entry[name] if np.isfinite(entry[name]) else value

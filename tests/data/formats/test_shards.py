@@ -78,7 +78,7 @@ def test_cutouts_of_one_form_are_read_many_at_a_time(tmp_path, dtype):
     stacked(tmp_path, images)
     shards.pack(open_source(tmp_path / "stack.npz", needed=None), tmp_path / "packed")
     source = open_source(tmp_path / "packed", needed=("i", "g"))
-    assert source.stack.whole and source.stack.dtype == dtype and source.stack.pixel_scale == 0.2
+    assert source.stack.dtype == dtype and source.stack.pixel_scale == 0.2
     np.testing.assert_array_equal(list(source.stack.read(slice(2, 9))), images[2:9, ..., [2, 0]])
     assert source.table["id"].tolist() == (2**60 + np.arange(10)).tolist()
     np.testing.assert_array_equal(source.table["ra"], np.linspace(0, 1, 10))
@@ -98,7 +98,6 @@ def test_masked_pixels_stay_masked(tmp_path):
     shards.pack(open_source(tmp_path / "stack.npz", needed=None), tmp_path / "packed")
     source = open_source(tmp_path / "packed", needed=GRI)
     np.testing.assert_array_equal(source[1].image, images[1])
-    assert not source.stack.whole
     preprocessing = Preprocessing.unnormalised(GRI, 8, None, "none", 1.0)
     (batch,) = pipeline.batches(source, (preprocessing,), how="auto", batch_size=4)
     assert batch.masked.tolist() == [0, 1, 0, 0] and np.isfinite(batch.inputs.images[0]).all()
