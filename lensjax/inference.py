@@ -161,8 +161,9 @@ class Members(NamedTuple):
         """Returns every band that some member sees, in the order in which members name them."""
         return tuple(dict.fromkeys(b for p in self.preprocessings() for b in p.bands))
 
-    def preprocessings(self) -> list[Preprocessing]:
-        return [info.preprocessing for info in self.infos.values()]
+    def preprocessings(self) -> tuple[Preprocessing, ...]:
+        """Returns what members see and how, each once."""
+        return tuple(dict.fromkeys(info.preprocessing for info in self.infos.values()))
 
     def identities(self) -> dict[str, str]:
         """Returns a hash of all that the scores of each member depend on."""
@@ -170,14 +171,13 @@ class Members(NamedTuple):
 
 
 class CompiledStep(NamedTuple):
-    """A step compiled for an abstract ensemble and its cutouts: all that scoring needs but the
-    weights and the pixels."""
+    """A step compiled for an abstract ensemble and cutouts of one layout: all that scoring needs
+    but the weights and the pixels."""
 
     plan: InferencePlan
     ensemble: Ensemble
     mesh: Mesh
     layout: Layout
-    fit: Fit
 
 
 @dataclass(frozen=True)
@@ -264,9 +264,10 @@ def _scored(config: InferenceConfig) -> Iterator[_Scored]:
     settings = _settings(config, members, source)
     rows = PartialRows(config.output / PARTS, settings, source.rows, resume=config.resume)
     with contextlib.closing(rows):
-        step = compile_step(members, source, config, mesh, config.fit)
+        layout = pipeline.layout(source, members.preprocessings(), config.fit)
+        step = compile_step(members, layout, len(source), config, mesh)
         weights = load_weights(members, step, config)
-        record = score(step, weights, source, rows, config, config.profile)
+        record = score(step, weights, source, rows, config, config.fit, config.profile)
         if config.benchmark:
             record["benchmark"] = compare_steps(step, weights, config)
         yield _Scored(members, step.ensemble, source, rows, record)
@@ -295,15 +296,15 @@ def open_cutouts(data: str, members: Members, options: DataOptions, part: Part =
 
 
 def compile_step(
-    members: Members, source: Source, options: ScoringOptions, mesh: Mesh, fit: Fit
+    members: Members, layout: Layout, rows: int, options: ScoringOptions, mesh: Mesh
 ) -> CompiledStep:
-    """Returns the step for these members and cutouts, compiled for as many at once as fit the
-    memory. No weights are read yet: what memory compiling takes is free again for them."""
+    """Returns the step for these members and so many cutouts of this layout, compiled for as many
+    at once as fit the memory. No weights are read yet: what memory compiling takes is free again
+    for them."""
     ensemble = abstract_ensemble(members.infos, members.validations)
-    layout = pipeline.layout(source, ensemble.preprocessings, fit)
-    planned = _plan(options, ensemble, layout, len(source), mesh)
+    planned = _plan(options, ensemble, layout, rows, mesh)
     runtime.give_back_memory()
-    return CompiledStep(planned, ensemble, mesh, layout, fit)
+    return CompiledStep(planned, ensemble, mesh, layout)
 
 
 def load_weights(members: Members, step: CompiledStep, options: ScoringOptions) -> Weights:
@@ -325,6 +326,7 @@ def score(
     source: Source,
     rows: PartialRows,
     options: ScoringOptions,
+    fit: Fit,
     profile: Path | None = None,
 ) -> dict[str, Any]:
     """Adds the scores that `rows` lack, and returns what run.json says of the scoring."""
@@ -335,7 +337,7 @@ def score(
         step.ensemble,
         source,
         rows,
-        how=step.fit,
+        how=fit,
         workers=_workers(options.workers, len(source)),
         profile=profile,
     )

@@ -87,8 +87,30 @@ def simulate_survey(options: SimulateConfig) -> str:
     """
     if options.output is None:
         raise UsageError("--output is missing: name a folder for the simulated sky")
-    survey, backgrounds = _backgrounds(options, survey_of(options))
+    survey_of(options)  # which says what is wrong before a folder is made
     make_folder(options.output)
+    survey, sky, test = simulated(options)
+    for name, rows in (("train", ~test), ("test", test)):
+        if options.pack:
+            _write_shards(options.output / name, survey, sky, rows)
+        else:
+            _write_stack(options.output / f"{name}.npz", survey, sky, rows)
+    _write_preview(options.output / "preview.png", survey, sky)
+    _write_truth(options.output / "truth.csv", sky, test)
+    lenses, ending = int(sky.truth["label"].sum()), "" if options.pack else ".npz"
+    return (
+        f"{options.output}: {lenses} lenses and {options.count - lenses} others as {survey.name} "
+        f"sees them; {int((~test).sum())} in train{ending}, {int(test.sum())} in test{ending}"
+    )
+
+
+def simulated(options: SimulateConfig) -> tuple[Survey, Simulation, np.ndarray]:
+    """Returns the survey, the sky that the options describe, and which cutouts (count,) are for
+    testing: all of one galaxy, be it in front or lensed, or none.
+
+    Raises UsageError for options that do not fit.
+    """
+    survey, backgrounds = _backgrounds(options, survey_of(options))
     stamps = sources_of(options)
     with runtime.progress("simulating", options.count, "cutouts") as advance:
         sky = simulate(
@@ -105,18 +127,7 @@ def simulate_survey(options: SimulateConfig) -> str:
     test = held_back(sky.truth["group"], options.test_fraction, "test")
     if stamps is not None:
         sky = Simulation(sky.images, sky.truth | {"group": _joined(sky.truth)})
-    for name, rows in (("train", ~test), ("test", test)):
-        if options.pack:
-            _write_shards(options.output / name, survey, sky, rows)
-        else:
-            _write_stack(options.output / f"{name}.npz", survey, sky, rows)
-    _write_preview(options.output / "preview.png", survey, sky)
-    _write_truth(options.output / "truth.csv", sky, test)
-    lenses, ending = int(sky.truth["label"].sum()), "" if options.pack else ".npz"
-    return (
-        f"{options.output}: {lenses} lenses and {options.count - lenses} others as {survey.name} "
-        f"sees them; {int((~test).sum())} in train{ending}, {int(test.sum())} in test{ending}"
-    )
+    return survey, sky, test
 
 
 def survey_of(options: SimulateConfig) -> Survey:

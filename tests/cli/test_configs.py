@@ -1,0 +1,119 @@
+"""Every file in configs/: as a whole run in small, and with its real networks as far as XLA."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from lensjax import config, demonstration, inference
+from lensjax.cli import infer, train
+from lensjax.cli.simulate import SimulateConfig
+from lensjax.cli.train import TrainConfig
+from lensjax.data import pipeline
+from lensjax.data.bands import Wanted
+from lensjax.data.preprocess import Preprocessing
+from lensjax.data.source import StackMetadata, source_of_array
+from lensjax.ensemble import checkpoint, sharding
+from lensjax.ensemble import plan as ensemble_plan
+from lensjax.memory import Footprint
+from lensjax.train import plan as train_plan
+from lensjax.train.config import Hyperparameters
+from tests import networks
+
+OPTIONS = {"infer": infer.InferConfig, "train": TrainConfig}
+
+
+def command_of(path: Path) -> str:
+    """Returns the command that a configuration's first lines name."""
+    return re.search(rf"# python scripts/(\w+)\.py --config {path}", path.read_text())[1]
+
+
+CONFIGS = sorted(Path("configs").glob("*.yaml"))
+OF_TRAINING = [path for path in CONFIGS if command_of(path) == "train"]
+# The demonstration's own is what the README's first command runs.
+RUN = [path for path in CONFIGS if path.stem != "demo"]
+
+
+def name(path: Path) -> str:
+    return path.stem
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_its_options_are_those_of_its_command(path):
+    options = config.parse(OPTIONS[command_of(path)], ["--config", str(path)], description="")
+    assert options != OPTIONS[command_of(path)]()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RUN, ids=name)
+def test_it_runs_in_small(run, path, tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("LENSJAX_CACHE", str(tmp_path_factory.getbasetemp() / "configs"))
+    hyperparameters = Hyperparameters(batch_size=16, epochs=0.4)
+    small = dataclasses.replace(
+        demonstration.SMOKE,
+        sky=SimulateConfig(count=80, size=32, test_fraction=0.3),
+        convolutional=hyperparameters,
+        transformer=hyperparameters,
+    )
+    monkeypatch.setattr(demonstration, "SMOKE", small)
+    monkeypatch.setattr(train, "SMOKE_SKY", SimulateConfig(count=80, size=32))
+    command = command_of(path)
+    main = {"infer": infer.main, "train": train.main}[command]
+    ended = run(main, "--config", path, "--smoke", "--output", tmp_path / "out")
+    assert ended.status == 0, ended
+    said = {"infer": "scored + 0 rejected", "train": ": trained; validation"}
+    assert said[command] in ended.out
+
+
+@pytest.fixture
+def lowered(monkeypatch) -> list[str]:
+    """What is planned for is lowered and not compiled: returns the programs, as they come."""
+    programs: list[str] = []
+
+    def lower(function, arguments, target=None) -> Footprint:
+        programs.append(function.lower(*arguments).as_text())
+        return Footprint(1, 1, 1, 0)
+
+    for module in (ensemble_plan, train_plan):
+        monkeypatch.setattr(module, "footprint", lower)
+    return programs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", OF_TRAINING, ids=name)
+def test_its_training_step_is_a_program(run, path, tmp_path, lowered, monkeypatch):
+    monkeypatch.setattr(train, "steps_per_second", lambda *_: 1.0)
+    options = config.parse(TrainConfig, ["--config", str(path)], description="")
+    data = ("--data", options.data if options.data == train.SIMULATED else "None")
+    scales = ("--scales", options.scales or "64")
+    start = ("--start-from", "None", "--output", tmp_path)
+    with networks.real():
+        ended = run(train.main, "--config", path, "--plan", *data, *scales, *start)
+    assert ended.status == 0, ended
+    assert any("stablehlo.convolution" in text or "dot_general" in text for text in lowered)
+
+
+@pytest.mark.slow
+def test_the_surveys_scoring_step_is_a_program(lowered):
+    options = config.parse(
+        infer.InferConfig, ["--config", "configs/survey.yaml", "--batch-size", "64"], description=""
+    )
+    sees = Preprocessing.unnormalised(("g", "r", "i"), 224, 0.2, "asinh", 2.0)
+    infos = {
+        f"{architecture}.{index}": checkpoint.MemberInfo(architecture, sees, 0.2)
+        for architecture, count in checkpoint.parse_ensemble(options.ensemble).items()
+        for index in range(count)
+    }
+    members = inference.Members({}, infos, dict.fromkeys(infos))
+    images = np.zeros((2, 224, 224, 3), np.float32)
+    metadata = StackMetadata({}, sees.bands, 0.2)
+    source = source_of_array(images, Path("zeros"), metadata, Wanted(), in_memory=True)
+    with networks.real():
+        layout = pipeline.layout(source, members.preprocessings(), options.fit)
+        mesh = sharding.mesh_of(jax.local_devices()[:1])
+        inference.compile_step(members, layout, len(source), options, mesh)
+    (text,) = lowered
+    assert "64x224x224x3" in text and "bf16" in text
