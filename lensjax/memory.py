@@ -86,6 +86,7 @@ def compile_for(function: Any, arguments: Any, target: Target | None = None) -> 
     """
     if target is None:
         return function.lower(*arguments).compile()
+    function = getattr(function, "without_options", function)  # which are for the device at hand
     there = SingleDeviceSharding(target.device)
 
     def placed(leaf: Any) -> Any:

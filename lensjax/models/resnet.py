@@ -43,7 +43,7 @@ class Block(nnx.Module):
         residual = self.second(nnx.relu(self.first(images, train=train)), train=train)
         if self.shortcut is not None:
             images = self.shortcut(images, train=train)
-        return _relu_of_sum(images, residual)
+        return nnx.relu(images + residual)
 
 
 class Stage(nnx.Module):
@@ -97,15 +97,6 @@ class ResNet(Network):
         for stage in self.stages:
             images = stage(images, train=train)
         return images.mean(axis=(1, 2))
-
-
-def _relu_of_sum(a: Array, b: Array) -> Array:
-    """Returns max(a + b, 0), value and gradient.
-
-    Written with two arrays in its last operation: XLA computes such a result once and keeps it. A
-    last operation on one array it repeats in whatever uses the result, back through all blocks.
-    """
-    return jnp.where(b > -a, b, -a) + a
 
 
 def max_pool(images: Array) -> Array:

@@ -26,6 +26,7 @@ from jax.sharding import Mesh, PartitionSpec
 from lensjax.data.on_device import View, seen
 from lensjax.ensemble.sharding import MEMBER
 from lensjax.ensemble.step import Precision
+from lensjax.models.product import compiler_options
 from lensjax.train.augment import Augmentation, augmented, flip_bits, flipped
 from lensjax.train.losses import consistency
 from lensjax.train.state import Average, TrainState
@@ -314,7 +315,33 @@ def _updates(config: StepConfig, scales: Sequence[int], *arguments: Any) -> Trai
 # --- what runs ---
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+class jit_for_mesh:
+    """`jax.jit` for a function of a StepConfig and more, with the compiler options of a network on
+    the platform of its mesh. `without_options` is what other platforms compile."""
+
+    def __init__(self, function: Callable[..., Any], **how: Any) -> None:
+        functools.update_wrapper(self, function)
+        self.without_options = jax.jit(function, **how)
+
+        @functools.cache
+        def jitted(precision: Precision, platform: str) -> Any:
+            options = compiler_options(precision, platform)
+            return jax.jit(function, compiler_options=options, **how)
+
+        self._jitted = jitted
+
+    def _of(self, config: StepConfig) -> Any:
+        return self._jitted(config.precision, config.mesh.devices.flat[0].platform)
+
+    def __call__(self, config: StepConfig, *arguments: Any) -> Any:
+        return self._of(config)(config, *arguments)
+
+    def lower(self, config: StepConfig, *arguments: Any) -> Any:
+        """Returns what `lower` of the jitted function does."""
+        return self._of(config).lower(config, *arguments)
+
+
+@functools.partial(jit_for_mesh, static_argnums=(0, 1), donate_argnums=2)
 def single_group_step(
     config: StepConfig,
     group: ResolutionGroup,
@@ -329,7 +356,7 @@ def single_group_step(
     return _updates(config, group.scales, state, gradient), losses
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+@functools.partial(jit_for_mesh, static_argnums=(0, 1, 2), donate_argnums=3)
 def add_group_gradient(
     config: StepConfig, group: ResolutionGroup, scale_count: int, total: Any, *arguments: Any
 ) -> tuple[Any, Any, Array]:
@@ -340,7 +367,7 @@ def add_group_gradient(
     return total, batch_stats, losses
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit_for_mesh, static_argnums=(0, 1))
 def logits_of_members(config: StepConfig, group: ResolutionGroup, *arguments: Any) -> Array:
     """Returns the logits (member, batch, scale) of a group."""
     function = functools.partial(group_logits, config, group)
@@ -386,7 +413,7 @@ def train_step(
     return apply_gradient(config, scales, state, total), jnp.concatenate(losses, axis=1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit_for_mesh, static_argnums=(0, 1))
 def validation_logits(
     config: StepConfig, scale: int, params: Any, batch_stats: tuple[Any, ...], batch: TrainBatch
 ) -> Array:

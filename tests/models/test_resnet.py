@@ -1,7 +1,5 @@
 """The residual networks against torchvision's numbers, and what inference and training rely on."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +7,7 @@ import pytest
 from flax import nnx
 
 from lensjax.models.network import Head
-from lensjax.models.resnet import Block, ResNet, Stage, max_pool
+from lensjax.models.resnet import ResNet, Stage, max_pool
 from lensjax.models.torch_import import load_torch_weights
 from tests.models import drawn_weights
 from tests.models.built import blank, flops, logits, random, stacked_logits
@@ -145,21 +143,3 @@ def test_max_pool_and_its_gradient_equal_those_of_flax(size):
 def test_the_gradient_of_equal_maxima_goes_to_the_first():
     gradient = jax.grad(lambda x: max_pool(x).sum())(jnp.ones((1, 4, 4, 1)))[0, :, :, 0]
     np.testing.assert_array_equal(gradient, np.outer([1, 1, 0, 0], [1, 1, 0, 0]))
-
-
-def test_a_block_ends_in_a_rectified_sum():
-    block = random(lambda rngs: Block(4, 4, 1, rngs=rngs))
-    images = jnp.abs(jax.random.normal(jax.random.key(0), (2, 5, 5, 4)))
-
-    def plain(images):
-        first = nnx.relu(block.first(images, train=False))
-        return nnx.relu(images + block.second(first, train=False))
-
-    def weighted(f):
-        return lambda x: (f(x) * jnp.cos(jnp.arange(x.size)).reshape(x.shape)).sum()
-
-    ours = partial(block, train=False)
-    np.testing.assert_array_equal(jax.jit(ours)(images), jax.jit(plain)(images))
-    np.testing.assert_allclose(
-        jax.jit(jax.grad(weighted(ours)))(images), jax.jit(jax.grad(weighted(plain)))(images), 1e-5
-    )
