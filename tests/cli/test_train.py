@@ -17,7 +17,7 @@ from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
 from lensjax.errors import Interrupted, LensjaxError
 from lensjax.launch import INTERRUPTED
-from lensjax.sky import render
+from lensjax.sky.simulation import Simulation
 from lensjax.train.simulated import Simulated
 from lensjax.train.snapshots import Snapshot, Snapshots
 from tests.ensemble.members import random_member
@@ -75,9 +75,9 @@ def test_without_data_it_trains_on_the_simulated_sky_and_says_so(run, begun, tmp
         images = np.random.default_rng(0).normal(size=(count, survey.size, survey.size, 3))
         row = np.arange(count)
         truth = {"label": row % 2, "id": row, "group": row}
-        return render.Sky(images.astype(np.float32), truth)
+        return Simulation(images.astype(np.float32), truth)
 
-    monkeypatch.setattr(render, "simulate", noise)
+    monkeypatch.setattr("lensjax.train.simulated.simulate", noise)
     (tmp_path / "sky.yaml").write_text("count: 64\nsize: 24\n")
     command = ("--scales", "8,16", *TINY, "--epochs", 2, "--sky", tmp_path / "sky.yaml")
     ended = run(train.main, *command, "--validation-fraction", 0.5, "--output", tmp_path)
@@ -104,6 +104,7 @@ def interrupting(times: int):
     return progress
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_no_error(run, cutouts, vit_tiny, tmp_path, monkeypatch):
     command = ("--data", cutouts, *TINY, "--epochs", 0.1, "--output", tmp_path / "out")
     command = (*command, "--arch", vit_tiny, *UNCHANGED)

@@ -103,6 +103,7 @@ def test_noise_is_added_up_to_its_strength():
     assert added.max() < 1.1 and abs(added.mean() - 0.5) < 0.05
 
 
+@pytest.mark.slow
 def test_an_image_is_changed_by_its_key_alone():
     images, default = sky(6), Augmentation()
     brightness = measured(images)
