@@ -328,6 +328,7 @@ def truth_of(
         "source_magnitude": system.source_magnitudes[band] - 2.5 * jnp.log10(factor),
         "magnification": magnification,
         "arc_snr": factor * seen.arc_snr,
+        "peak_snr": factor * seen.peak_snr,
         "counter_snr": factor * seen.counter_snr,
         "arc_extent": seen.arc_extent,
         "true_pixel_scale": observation.pixel_scale,

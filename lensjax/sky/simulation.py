@@ -17,7 +17,8 @@ from lensjax.sky.survey import Survey
 
 CHUNK = 256
 OF_LENS = (
-    "einstein_radius", "slope", "shear", "magnification", "arc_snr", "counter_snr", "arc_extent",
+    "einstein_radius", "slope", "shear", "magnification", "arc_snr", "peak_snr", "counter_snr",
+    "arc_extent",
 )  # fmt: skip
 OF_SOURCE = ("source_redshift", "source_magnitude", "source")
 OF_GALAXY = ("lens_redshift", "velocity_dispersion", "axis_ratio", "lens_magnitude")

@@ -9,6 +9,7 @@ from lensjax.sky.survey import Survey
 
 # Light of the lens galaxy hides arcs fainter than this share of it, however little noise there is.
 CONTRAST = 0.3
+PEAK_SNR = 8.0
 COUNTER_IMAGE_SNR = 5.0
 RESOLVED = 1.8
 LONG_ARC = 4.0
@@ -18,11 +19,13 @@ class Visibility(NamedTuple):
     """How well the images of a source are seen in the band that shows them best; scalars.
 
     arc_snr:     S/N of all images, summed over pixels, above sky, photons and the light in front
-    counter_snr: the same of those on the other side of the lens than the brighter ones
+    peak_snr:    the same within the area of a PSF, FWHM squared, where it is largest
+    counter_snr: the same as arc_snr of those on the other side of the lens than the brighter ones
     arc_extent:  length of the brighter ones along the circle about the lens, in units of the PSF
     """
 
     arc_snr: jax.Array
+    peak_snr: jax.Array
     counter_snr: jax.Array
     arc_extent: jax.Array
 
@@ -57,16 +60,20 @@ def visibility(
     scatter = jnp.sqrt(-2 * jnp.log(jnp.clip(length, 1e-3, 1 - 1e-6)))
     # The weight is a square, so that an image of the PSF's size is narrower by sqrt(2).
     extent = jnp.sqrt(2.0) * scatter * jnp.sum(weight * radius) / main / (fwhm[best] / 2.3548)
-    return Visibility(jnp.sqrt(total), jnp.sqrt(jnp.maximum(total - main, 0.0)), extent)
+    peak = jnp.sqrt(jnp.max(squared[best])) * fwhm[best] / (x[0, 1] - x[0, 0])
+    return Visibility(jnp.sqrt(total), peak, jnp.sqrt(jnp.maximum(total - main, 0.0)), extent)
 
 
 def margin(seen: Visibility, survey: Survey) -> jax.Array:
     """Returns by which factor (scalar) a lens is plainer than the survey's strictness asks.
 
-    The arc must be longer than the PSF, and there must be a counter-image, or else a long arc.
+    The brightest spot must stand out, the arc must be longer than the PSF, and there must be a
+    counter-image, or else a long arc.
     """
     if survey.strictness == 0:
         return jnp.ones_like(seen.arc_snr)
     is_resolved = seen.arc_extent / (1 + (RESOLVED - 1) * survey.strictness)
     has_counter_image = seen.counter_snr / (COUNTER_IMAGE_SNR * survey.strictness)
-    return jnp.minimum(is_resolved, jnp.maximum(has_counter_image, seen.arc_extent / LONG_ARC))
+    is_whole = jnp.maximum(has_counter_image, seen.arc_extent / LONG_ARC)
+    stands_out = seen.peak_snr / (PEAK_SNR * survey.strictness)
+    return jnp.minimum(stands_out, jnp.minimum(is_resolved, is_whole))

@@ -28,6 +28,7 @@ def test_two_points_are_an_image_and_a_counter_image():
     two = seen(spot(2, 0) + 0.5 * spot(-1, 0))
     alone = np.sqrt(np.sum(np.asarray(spot(2, 0)) ** 2)) / 0.1
     assert float(two.arc_snr) == pytest.approx(alone * np.sqrt(1.25), rel=0.01)
+    assert float(two.peak_snr) == pytest.approx(1 / 0.1 / 0.1, rel=0.01)
     assert float(two.counter_snr) == pytest.approx(alone / 2, rel=0.01)
     assert float(two.arc_extent) == pytest.approx(1, abs=0.05)
 
@@ -45,10 +46,11 @@ def test_the_light_in_front_hides_arcs():
 
 
 def test_the_margin_asks_for_length_and_for_a_counter_image_or_great_length():
-    def passes(counter, extent, strictness=1.0):
+    def passes(counter, extent, strictness=1.0, peak=20.0):
         survey = replace(GROUND, strictness=strictness)
-        values = (jnp.asarray(value) for value in (50.0, counter, extent))
+        values = (jnp.asarray(value) for value in (50.0, peak, counter, extent))
         return bool(margin(Visibility(*values), survey) >= 1)
 
     assert passes(9.0, 2.0) and passes(0.0, 5.0) and passes(0.0, 1.0, strictness=0.0)
+    assert not passes(9.0, 2.0, peak=7.0)
     assert not passes(9.0, 1.1) and not passes(1.0, 2.0) and not passes(9.0, 2.0, strictness=2.0)
