@@ -225,13 +225,7 @@ def _packed(
     ra, dec = source.places
 
     def read(row: int) -> tuple[bytes, dict[str, Any]]:
-        entry: dict[str, Any] = {
-            HEIGHT: 0,
-            WIDTH: 0,
-            TYPE: "",
-            SCALE: np.nan,
-            REASON: "",
-        }
+        entry: dict[str, Any] = {HEIGHT: 0, WIDTH: 0, TYPE: "", SCALE: np.nan, REASON: ""}
         entry |= {"ra": ra[row], "dec": dec[row]}
         try:
             cutout = source[row]
