@@ -116,7 +116,7 @@ class LensFinder:
 
     @property
     def members(self) -> Mapping[str, MemberInfo]:
-        """What is known of each member, by the name that its columns have."""
+        """Returns what is known of each member, by the name that its columns have."""
         return self._members.infos
 
     def __repr__(self) -> str:

@@ -20,7 +20,7 @@ ASIDE = ".old"
 
 
 def draft_of(path: Path, process: int | str) -> Path:
-    """Where a process of this machine writes what is to take the place of `path`."""
+    """Returns where a process of this machine writes what is to take the place of `path`."""
     return path.with_name(f".{path.name}.{platform.node()}.{process}")
 
 

@@ -348,7 +348,7 @@ def score(
 def compare_steps(
     step: CompiledStep, weights: Weights, options: ScoringOptions
 ) -> dict[str, float]:
-    """Returns the cutouts a second of all members and samples in one step, and one by one."""
+    """Returns the cutouts per second of all members and samples in one step, and one by one."""
     one_by_one = _step_maker(options, step.ensemble, step.mesh, together=False)()
     blank = step.layout.blank(step.plan.size.cutouts)
     steps = {"one_step": step.plan.step, "one_by_one": one_by_one}
@@ -442,7 +442,7 @@ def write(
     scoring: Mapping[str, Any],
 ) -> Outcome:
     """Writes the output directory from the predictions and what is to be said of the `scoring`.
-    A file that cannot be written keeps no other back."""
+    A file that cannot be written does not stop the others."""
     table, readable, flag = source.table, predictions.readable, predictions.flag
     candidates = results.candidate_table(table, predictions)
     labels = table["label"] if "label" in table.colnames else None

@@ -1,1 +1,1 @@
-"""What users type: each module holds the options of one script and carries them out."""
+"""The commands: each module holds the options of one script and runs it."""

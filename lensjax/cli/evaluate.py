@@ -28,7 +28,7 @@ class EvaluateConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Evaluates what `argv` names and prints the metrics."""
+    """Runs the command and prints the metrics."""
     print(evaluate(config.parse(EvaluateConfig, argv, description=__doc__.split(": ", 1)[1])))
 
 

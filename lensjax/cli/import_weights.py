@@ -53,7 +53,7 @@ class ImportConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Imports what `argv` names and prints where the member is."""
+    """Runs the command and prints where the member is."""
     options = config.parse(ImportConfig, argv, description=__doc__.split(": ", 1)[1])
     print(import_member(options))
 
@@ -137,5 +137,5 @@ def _per_band(option: str, text: str | None, bands: int, default: float) -> tupl
     except ValueError as error:
         raise UsageError(f"--{option} '{text}' must be numbers with commas between") from error
     if len(values) != bands or (option == "std" and min(values) <= 0):
-        raise UsageError(f"--{option} '{text}' must be {bands} numbers, one a band, std above 0")
+        raise UsageError(f"--{option} '{text}' must be {bands} numbers, one per band, std above 0")
     return values

@@ -29,7 +29,7 @@ class InferConfig(InferenceConfig):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Carries out `argv` and prints the metrics and where the results lie."""
+    """Runs the command and prints the metrics and where the results lie."""
     options = config.parse(
         InferConfig,
         argv,

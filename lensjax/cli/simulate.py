@@ -33,7 +33,7 @@ class SimulateConfig:
     output: Path | None = None
     """Folder for the cutouts, truth.csv, preview.png."""
     survey: str = "decam"
-    """Whose bands, seeing and depth: decam, hsc, euclid; or ground, any of them in each cutout."""
+    """Whose bands, seeing and depth: decam, hsc, euclid, ground (any survey from the ground)."""
     size: int | None = None
     """Pixels across (None: the survey's own)."""
     count: int = 8000
@@ -73,7 +73,7 @@ class SimulateConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Simulates what `argv` asks for and prints where it lies."""
+    """Runs the command and prints where the cutouts are."""
     options = config.parse(SimulateConfig, argv, description=__doc__.split(": ", 1)[1])
     print(simulate_survey(options))
 

@@ -86,7 +86,7 @@ class TrainConfig(Hyperparameters, DataOptions):
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains what `argv` asks for and prints a line for each member."""
+    """Runs the command and prints a line for each member."""
     argv = ["--schedule=progressive" if word == "--progressive" else word for word in argv]
     options = config.parse(TrainConfig, argv, description=__doc__.split(": ", 1)[1])
     if options.smoke:
@@ -193,7 +193,7 @@ def _data(options: TrainConfig) -> tuple[TrainingData, Labelled, str]:
     """Returns what is trained on, what validates, and their numbers in words."""
     if options.data in (None, SIMULATED):
         endless, validation = _simulated(options)
-        counts = f"{len(endless)} simulated cutouts an epoch, {len(validation)} for validation"
+        counts = f"{len(endless)} simulated cutouts per epoch, {len(validation)} for validation"
         return endless, validation, counts
     source, preprocessing = _opened(options)
     if options.smoke:
