@@ -35,6 +35,12 @@ def members() -> dict[str, Member]:
     }
 
 
+@pytest.fixture(scope="module")
+def together(members):
+    """The ensemble of all members and its scores of four cutouts."""
+    return scores(members, inputs(4))
+
+
 def inputs(count: int) -> Inputs:
     rng = np.random.default_rng(3)
     images = rng.normal(5.0, 2.0, (count, 32, 32, 2)).astype(np.float32)
@@ -81,21 +87,20 @@ def test_stacked_members_and_samples_equal_single_passes(members):
         np.testing.assert_allclose(found.member_logits[index], looped.mean(0), atol=2e-5)
 
 
-def test_a_score_does_not_depend_on_neighbours_order_or_batch_size(members):
+def test_a_score_does_not_depend_on_neighbours_order_or_batch_size(members, together):
     batch = inputs(4)
-    _, together = scores(members, batch)
     order = np.array([3, 0])
     _, apart = scores(members, rows(batch, order))
-    np.testing.assert_allclose(apart.logit, np.asarray(together.logit)[order], atol=1e-5)
-    np.testing.assert_allclose(apart.logit_std, np.asarray(together.logit_std)[order], atol=1e-5)
+    np.testing.assert_allclose(apart.logit, np.asarray(together[1].logit)[order], atol=1e-5)
+    np.testing.assert_allclose(apart.logit_std, np.asarray(together[1].logit_std)[order], atol=1e-5)
 
 
-def test_a_member_scores_alike_in_any_company(members):
+def test_a_member_scores_alike_in_any_company(members, together):
     batch = inputs(4)
-    ensemble, together = scores(members, batch)
+    ensemble, expected = together
     for name in members:
         _, alone = scores({name: members[name]}, batch)
-        row = together.member_logits[ensemble.names.index(name)]
+        row = expected.member_logits[ensemble.names.index(name)]
         np.testing.assert_allclose(alone.member_logits[0], row, atol=1e-5)
 
 
@@ -105,21 +110,23 @@ def test_members_and_samples_have_masks_of_their_own(members):
     assert len(np.unique(np.asarray(draws))) == len(members) * SAMPLES
 
 
-def test_walking_the_members_one_by_one_gives_the_same_scores(members):
+def test_walking_the_members_one_by_one_gives_the_same_scores(members, together):
     batch = inputs(4)
-    _, stepped = scores(members, batch)
+    _, stepped = together
     _, walked = scores(members, batch, make=one_by_one_step)
     for name, values in stepped._asdict().items():
         np.testing.assert_allclose(getattr(walked, name), values, atol=3e-5, err_msg=name)
 
 
-def test_members_that_are_mapped_together_score_as_one_after_another(members, monkeypatch):
+def test_members_that_are_mapped_together_score_as_one_after_another(
+    members, together, monkeypatch
+):
     batch = inputs(4)
-    _, apart = scores(members, batch)
+    _, apart = together
     monkeypatch.setattr(step_module, "parts", lambda members, mesh: [slice(0, members)])
-    _, together = scores(members, batch)
+    _, mapped = scores(members, batch)
     for name, values in apart._asdict().items():
-        np.testing.assert_allclose(getattr(together, name), values, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(getattr(mapped, name), values, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -33,16 +33,8 @@ def images() -> jax.Array:
     return jax.random.normal(jax.random.key(2), (3, 32, 32, 2))
 
 
-@pytest.mark.parametrize(
-    "size",
-    [
-        64,
-        *(
-            pytest.param(size, marks=pytest.mark.slow, id=f"{size} optimised")
-            for size in drawn_weights.SIZES["resnet18"]
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("size", drawn_weights.SIZES["resnet18"])
 def test_every_stage_agrees_with_torchvision(resnet18, reference, size):
     expected = np.load(f"{reference}/reference_outputs.npz")
 

@@ -54,6 +54,7 @@ def images() -> jax.Array:
     return jax.random.normal(jax.random.key(2), (3, 32, 32, 2))
 
 
+@pytest.mark.slow
 def test_blocks_and_logit_agree_with_torchvision(reference):
     expected = np.load(f"{reference}/reference_outputs.npz")
     model = blank("vit_b16", bands=3, input_size=224)
