@@ -26,7 +26,6 @@ from lensjax.train.plan import (
 )
 from lensjax.train.setup import TrainSetup
 from lensjax.train.step import ResolutionGroup
-from tests.cli.test_train import UNCHANGED
 from tests.train.small import BATCH, MEMBERS, MESH, Convolutional, config_and_state
 
 # In one process, which makes once what the tests share.
@@ -137,7 +136,6 @@ def options(cutouts, vit_tiny) -> list[str]:
     return [
         *("--data", str(cutouts), "--arch", vit_tiny, "--batch-size", "8", "--stretch", "none"),
         *("--scales", "16,32", "--epochs", "0.2", "--validation-fraction", "0.3"),
-        *UNCHANGED,
     ]
 
 
