@@ -141,7 +141,7 @@ class InferenceConfig(DataOptions, ScoringOptions):
         self.rows_part()
 
     def rows_part(self) -> Part:
-        """Returns the part of the rows that is asked for, (K, N)."""
+        """Returns the part of the rows to score, (K, N)."""
         if self.part is None:
             return WHOLE
         found = re.fullmatch(r"(\d+)/(\d+)", self.part)

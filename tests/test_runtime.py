@@ -26,7 +26,7 @@ def test_one_item_is_always_under_way():
 
 
 def test_without_a_terminal_progress_is_a_line_every_ten_batches_or_seconds(monkeypatch, capsys):
-    """Of quick batches one a second."""
+    """At most one per second."""
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
     monkeypatch.setattr(runtime, "time", clock)
 

@@ -23,8 +23,8 @@ from lensjax.train.schedule import IDENTITY
 def starts(folder: Path, info: MemberInfo, seeds: Sequence[int]) -> tuple[nnx.State, nnx.State]:
     """Returns the parameters and batch statistics that these seeds start from, stacked.
 
-    The members of the architecture in `folder` take turns by the seed, so that a seed starts from
-    the same one whatever its company. Raises UsageError where there is none, LensjaxError where
+    The members of the architecture in `folder` are taken in turn by the seed, so that a seed always
+    starts from the same one. Raises UsageError where there is none, LensjaxError where
     weights do not fit.
     """
     folders = list(checkpoint.find_members(folder, info.architecture).values())

@@ -52,7 +52,7 @@ def train_members(
     the devices of `mesh`, by default the first alone. A step takes all that it needs unless there
     is a `memory_budget`, as `--memory-budget` has it. Raises LensjaxError where a loss stops being
     finite, UsageError where the training data do not fill a batch, Interrupted where the process is
-    told to end.
+    asked to stop.
     """
     mesh = sharding.mesh_of(jax.local_devices()[:1]) if mesh is None else mesh
     batch_size, patience = hyperparameters.batch_size, hyperparameters.patience or math.inf

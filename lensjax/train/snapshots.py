@@ -20,7 +20,7 @@ Tree = Any
 
 SETTINGS = "settings.json"
 
-# Beside the arrays: the index of a state, and what else the run writes meanwhile.
+# Besides the arrays: the index of a state, and what else the run writes meanwhile.
 MARGIN = 4 * 2**20
 
 

@@ -284,7 +284,7 @@ def test_masked_and_blank_cutouts(tmp_path):
         source[1]
 
 
-# --- one file a band ---
+# --- one file per band ---
 
 
 def test_a_folder_named_by_bands_holds_stacks(tmp_path):

@@ -1,7 +1,7 @@
 """Sources of many cutouts in one array: NumPy, FITS, HDF5 and Zarr files.
 
-What is no image and has one value a cutout is a column of the table. Only NumPy's `.npz` is read
-into memory; from the others the rows of a batch are fetched when their turn comes.
+Arrays with one value per cutout become columns of the table. Only NumPy's `.npz` is read
+into memory; from the others the rows of a batch are read when they are needed.
 """
 
 import itertools
@@ -48,7 +48,7 @@ _HOW_TO_SAVE = "save images, as numbers, with numpy.savez(FILE, images=IMAGES)"
 LARGEST_CHUNK_BYTES = 2**32
 # What a row of a table takes, at least, with its identifier, place and path.
 ROW_BYTES = 200
-# What is kept of decompressed chunks of a file: neighbours are asked for next.
+# What is kept of decompressed chunks of a file: neighbours are read next.
 CACHE_BYTES = 2**26
 
 
@@ -56,7 +56,7 @@ def open_numpy(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     """Returns a `.npy` stack, mapped, or the arrays of an `.npz`, in memory.
 
     An `.npz` holds `images` and may hold the names of the `bands`, the `pixel_scale`, and arrays
-    with a value an image, which are carried.
+    with one value per image, which are kept as columns.
     """
     with _reading(path, "NumPy arrays"):
         arrays = {IMAGES: _npy(path)} if has_suffix(path, (".npy",)) else _npz(path)
@@ -124,8 +124,8 @@ def is_fits_stack(path: Path, wanted: Wanted) -> bool:
 def open_hdf5(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     """Returns the dataset `images` of an HDF5 file, or the only one of three or four axes.
 
-    Datasets with a value a cutout are carried; `bands` and `pixel_scale` are datasets or
-    attributes, of the file or of the images.
+    Datasets with one value per cutout are kept as columns; `bands` and `pixel_scale` are datasets
+    or attributes, of the file or of the images.
     """
     import h5py  # most data are of another kind
 
@@ -157,7 +157,7 @@ def _dataset(dataset: Any) -> LazyColumn:
 def open_zarr(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     """Returns the array `images` of a Zarr group, or a Zarr array.
 
-    A Parquet catalogue beside it whose column `idx_in_zarr` says which image each of its rows is
+    A Parquet catalogue next to it whose column `idx_in_zarr` says which image each of its rows is
     gives the rows; `path` may be that catalogue. Without one the images are the rows.
     """
     import zarr  # most data are of another kind
@@ -296,7 +296,7 @@ def _metadata(
     pixel_scale: float | None,
 ) -> StackMetadata:
     """Returns what the arrays beside the images and the attributes of a file say; the
-    `pixel_scale` that a user gave stands above it."""
+    `pixel_scale` that a user gave overrides it."""
     names = (BANDS, PIXEL_SCALE)
     said = {name: each[name] for each in attributes for name in names if name in each}
     said |= {name: arrays[name].read() for name in names if name in arrays and not arrays[name].odd}

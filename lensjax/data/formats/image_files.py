@@ -1,4 +1,4 @@
-"""Sources of image files: one file a cutout, or one file a band of a cutout by a template."""
+"""Sources of image files: one file per cutout, or one file per band by a template."""
 
 import glob
 import re
@@ -46,10 +46,10 @@ def source_of_files(
     band_names: Names = (),
     of_stack: Callable[[str, Wanted], FileCutout | None] = lambda path, wanted: None,
 ) -> Source:
-    """Returns a source of image files, a row each with its absolute `path`.
+    """Returns a source of image files, one row per cutout, with its absolute `path`.
 
-    `{band}` in a path stands for each of the `band_names`: one file a band. `of_stack` reads a path
-    that is no file but names a cutout of a stack, and gives None for any other.
+    `{band}` in a path stands for each of the `band_names`: one file per band. `of_stack` reads a
+    path that is no file but names a cutout of a stack, and gives None for any other.
     """
     paths = np.asarray(table["path"])
     tried = _tried(len(paths)) if wanted.needed else range(len(paths))
@@ -121,7 +121,7 @@ def _probe(
 
 
 def _read_bands(path: str, wanted: Wanted, band_names: Names) -> FileCutout:
-    """Returns the cutout of one file, or of one file a band, and which bands it has from where.
+    """Returns the cutout of one file, or of one file per band, and which bands it has from where.
 
     Raises `Unreadable`, and `UsageError` where a readable file does not hold the wanted bands.
     """
@@ -160,7 +160,7 @@ def _only_plane(path: str, most_values: int) -> Plane:
 
 
 def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> Source:
-    """Returns cutouts of one file a band: `{band}` stands for the band, `{id}` for the object.
+    """Returns cutouts of one file per band: `{band}` stands for the band, `{id}` for the object.
 
     Without `{id}` the files are one cutout, or, where they are (N, H, W), a stack of N.
     """
@@ -172,7 +172,7 @@ def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> S
     if not found:
         raise UsageError(f"--data {template}: no file is of this form")
     band_names = tuple(sorted({band for _, band in found}))
-    kind, absolute = f"one file a band {template}", str(Path(template).absolute())
+    kind, absolute = f"one file per band {template}", str(Path(template).absolute())
     if "{id}" in template:
         objects = sorted({name for name, _ in found})
         paths = [absolute.replace("{id}", name) for name in objects]

@@ -1,4 +1,4 @@
-"""Silences what the libraries remark about odd files, which would come once a file and from many
+"""Silences the warnings of libraries about odd files, which would come once per file and from many
 threads: where a file cannot be used, the reason is in `Unreadable`."""
 
 import logging

@@ -1,8 +1,8 @@
 """Cutouts packed into ArrayRecord shards, so that a million small files are read once.
 
-A folder holds `shard-00000.array_record` and so on, a record a cutout in the order of the rows, and
-`index.parquet`: the table of the source, and of each cutout its size, type, pixel scale and, where
-it could not be read, why. A record is the pixels row by row, (height, width, band), in the
+A folder holds `shard-00000.array_record` and so on, one record per cutout in the order of the rows,
+and `index.parquet`: the table of the source, and of each cutout its size, type, pixel scale and,
+where it could not be read, why. A record is the pixels row by row, (height, width, band), in the
 narrowest type that holds them exactly, or a PNG file of them.
 """
 
@@ -44,7 +44,7 @@ PROGRESS = ".partial"
 SHARD_ROWS = 4096
 TYPES = ("uint8", "uint16", "float32")
 PNG = "png"
-# What the index says of each cutout beside the table of the source.
+# What the index says of each cutout in addition to the table of the source.
 HEIGHT, WIDTH, TYPE, SCALE, REASON = OF_CUTOUT = tuple(
     f"_{name}" for name in ("height", "width", "type", "pixel_scale", "reason")
 )
