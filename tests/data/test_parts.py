@@ -93,7 +93,7 @@ def test_only_the_groups_of_rows_of_a_part_are_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("of", "most_bytes"), [(1, 500), (10, 100)])
 def test_what_a_catalogue_takes_of_memory(tmp_path, of, most_bytes):
-    rows = 50_000
+    rows = 10_000
     np.save(tmp_path / "a.npy", np.ones((4, 4)))
     lines = [
         f"{2**60 + row},{row / 100},-5.5,cutouts of a field/../../a.npy" for row in range(rows)
