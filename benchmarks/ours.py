@@ -12,14 +12,14 @@ from jax.sharding import NamedSharding
 from benchmarks import workload
 from benchmarks.worker import Outputs, Program
 from lensjax import runtime
-from lensjax.data.on_device import Canvas, Inputs, Layout, View
+from lensjax.data.on_device import ImageSpec, Inputs, InputSpec, Transform
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.ensemble import sharding
 from lensjax.ensemble.checkpoint import Member, MemberInfo, state_of
 from lensjax.ensemble.stack import abstract_ensemble, stack
 from lensjax.ensemble.step import Precision, ensemble_step, place_weights
 from lensjax.models.torch_import import load_torch_weights, tensor_shapes
-from lensjax.train.data import views_at
+from lensjax.train.data import transforms_at
 from lensjax.train.losses import binary_loss
 from lensjax.train.setup import initial_state
 from lensjax.train.step import ResolutionGroup, StepConfig, TrainBatch, train_step
@@ -60,7 +60,7 @@ def training(name: str, size: int, batch: int) -> Program:
     loss = functools.partial(binary_loss, smoothing=0.0)
     optimizer = optax.adamw(1e-3, weight_decay=1e-2)
     mesh = sharding.mesh_of(jax.local_devices()[:1])
-    config = StepConfig(graph, views_at(given.views[0], [size]), loss, optimizer, mesh)
+    config = StepConfig(graph, transforms_at(given.transforms[0], [size]), loss, optimizer, mesh)
     step = functools.partial(train_step, config, [ResolutionGroup((0,))])
     state = initial_state(config, params, statistics)
     labels = np.arange(batch, dtype=np.float32) % 2
@@ -98,8 +98,8 @@ def inputs(images: np.ndarray) -> Inputs:
     size = images.shape[1]
     preprocessing, shape = _preprocessing(size), (size, size, workload.BANDS)
     bands = tuple(range(workload.BANDS))
-    view = View(preprocessing, 0, bands, geometry(shape[:2], None, preprocessing))
-    made = Layout((Canvas(shape, "float32"),), (view,)).blank(len(images))
+    transform = Transform(preprocessing, 0, bands, geometry(shape[:2], None, preprocessing))
+    made = InputSpec((ImageSpec(shape, "float32"),), (transform,)).blank(len(images))
     made.images[0][:] = images
     return made
 

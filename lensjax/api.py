@@ -21,7 +21,7 @@ from lensjax import inference, metrics, results
 from lensjax.data import pipeline
 from lensjax.data.bands import Wanted
 from lensjax.data.catalog import DataOptions
-from lensjax.data.on_device import Layout
+from lensjax.data.on_device import InputSpec
 from lensjax.data.preprocess import Fit
 from lensjax.data.source import LazyColumn, Source, StackMetadata, source_of_array
 from lensjax.ensemble import sharding
@@ -111,7 +111,7 @@ class LensFinder:
     def __init__(self, members: Members, options: ScoringOptions) -> None:
         self._members, self._options = members, options
         self._mesh = sharding.mesh_of(jax.local_devices(), options.member_shards)
-        self._steps: dict[Layout, CompiledStep] = {}
+        self._steps: dict[InputSpec, CompiledStep] = {}
         self._weights: Weights | None = None
 
     @property
@@ -152,12 +152,12 @@ class LensFinder:
 
     def _predict(self, source: Source, fit: Fit) -> Predictions:
         """Returns the predictions for all cutouts of a source."""
-        layout = pipeline.layout(source, self._members.preprocessings(), fit)
-        if layout not in self._steps:
-            self._steps[layout] = inference.compile_step(
-                self._members, layout, len(source), self._options, self._mesh
+        input_spec = pipeline.input_spec(source, self._members.preprocessings(), fit)
+        if input_spec not in self._steps:
+            self._steps[input_spec] = inference.compile_step(
+                self._members, input_spec, len(source), self._options, self._mesh
             )
-        step = self._steps[layout]
+        step = self._steps[input_spec]
         if self._weights is None:
             self._weights = inference.load_weights(self._members, step, self._options)
         with tempfile.TemporaryDirectory() as folder:

@@ -26,7 +26,7 @@ from lensjax import __version__, metrics, results, runtime
 from lensjax.data import pipeline
 from lensjax.data.catalog import DataOptions
 from lensjax.data.identity import content_sha256
-from lensjax.data.on_device import Layout
+from lensjax.data.on_device import InputSpec
 from lensjax.data.parts import WHOLE, Part
 from lensjax.data.planes import Unreadable
 from lensjax.data.preprocess import Fit, Preprocessing, doubts, fields_of_view
@@ -171,13 +171,13 @@ class Members(NamedTuple):
 
 
 class CompiledStep(NamedTuple):
-    """A step compiled for an abstract ensemble and cutouts of one layout: all that scoring needs
+    """A step compiled for an abstract ensemble and cutouts of one input_spec: all that scoring needs
     but the weights and the pixels."""
 
     plan: InferencePlan
     ensemble: Ensemble
     mesh: Mesh
-    layout: Layout
+    input_spec: InputSpec
 
 
 @dataclass(frozen=True)
@@ -264,8 +264,8 @@ def _scored(config: InferenceConfig) -> Iterator[_Scored]:
     settings = _settings(config, members, source)
     rows = PartialRows(config.output / PARTS, settings, source.rows, resume=config.resume)
     with contextlib.closing(rows):
-        layout = pipeline.layout(source, members.preprocessings(), config.fit)
-        step = compile_step(members, layout, len(source), config, mesh)
+        input_spec = pipeline.input_spec(source, members.preprocessings(), config.fit)
+        step = compile_step(members, input_spec, len(source), config, mesh)
         weights = load_weights(members, step, config)
         record = score(step, weights, source, rows, config, config.fit, config.profile)
         if config.benchmark:
@@ -296,15 +296,15 @@ def open_cutouts(data: str, members: Members, options: DataOptions, part: Part =
 
 
 def compile_step(
-    members: Members, layout: Layout, rows: int, options: ScoringOptions, mesh: Mesh
+    members: Members, input_spec: InputSpec, rows: int, options: ScoringOptions, mesh: Mesh
 ) -> CompiledStep:
-    """Returns the step for these members and so many cutouts of this layout, compiled for as many
+    """Returns the step for these members and so many cutouts of this input_spec, compiled for as many
     at once as fit the memory. No weights are read yet: what memory compiling takes is free again
     for them."""
     ensemble = abstract_ensemble(members.infos, members.validations)
-    planned = _plan(options, ensemble, layout, rows, mesh)
+    planned = _plan(options, ensemble, input_spec, rows, mesh)
     runtime.give_back_memory()
-    return CompiledStep(planned, ensemble, mesh, layout)
+    return CompiledStep(planned, ensemble, mesh, input_spec)
 
 
 def load_weights(members: Members, step: CompiledStep, options: ScoringOptions) -> Weights:
@@ -350,18 +350,18 @@ def compare_steps(
 ) -> dict[str, float]:
     """Returns the cutouts per second of all members and samples in one step, and one by one."""
     one_by_one = _step_maker(options, step.ensemble, step.mesh, together=False)()
-    blank = step.layout.blank(step.plan.size.cutouts)
+    blank = step.input_spec.blank(step.plan.size.cutouts)
     steps = {"one_step": step.plan.step, "one_by_one": one_by_one}
     return rate.side_by_side(steps, weights, blank, step.mesh)
 
 
 def _plan(
-    options: ScoringOptions, ensemble: Ensemble, layout: Layout, rows: int, mesh: Mesh
+    options: ScoringOptions, ensemble: Ensemble, input_spec: InputSpec, rows: int, mesh: Mesh
 ) -> InferencePlan:
     """Returns the plan of the step that `options` ask for, and says what a user may not expect."""
     make = _step_maker(options, ensemble, mesh, together=options.batch_parallel)
     if options.batch_size == "auto":
-        batches = batch_sizes(rows, layout, mesh)
+        batches = batch_sizes(rows, input_spec, mesh)
     else:
         batches = [sharding.divisible(options.batch_size, mesh)]
         if batches[0] != options.batch_size:
@@ -370,7 +370,7 @@ def _plan(
         return unplanned(make(), batches[0])
     abstract = abstract_weights(ensemble, mesh, **_of_weights(options))
     budget = memory_budget(mesh, SHARE_OF_HOST)
-    planned = plan(make, abstract, layout, mesh, batches, budget=budget)
+    planned = plan(make, abstract, input_spec, mesh, batches, budget=budget)
     if options.batch_size == "auto" or planned.is_chunked:
         print(f"a step takes {planned}", flush=True)
     return planned

@@ -18,7 +18,7 @@ from lensjax.cli.simulate import SimulateConfig, simulate_survey, sources_of, su
 from lensjax.data import pipeline
 from lensjax.data.catalog import DataOptions
 from lensjax.data.identity import content_sha256
-from lensjax.data.on_device import Canvas, View
+from lensjax.data.on_device import ImageSpec, Transform
 from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.preprocess import Preprocessing, Stretch, geometry
 from lensjax.data.source import Source
@@ -327,7 +327,7 @@ def make_plan(options: TrainConfig) -> str:
     (architecture, *others) = checkpoint.parse_ensemble(options.arch)
     if others:
         raise UsageError("--plan takes one architecture at a time")
-    canvas, view = _canvas(options)
+    image_spec, transform = _image_spec(options)
     hyperparameters = _hyperparameters(options)
     budget = options.memory_budget
     if options.target and budget == "auto":
@@ -335,12 +335,12 @@ def make_plan(options: TrainConfig) -> str:
     target = find_target(options.target) if options.target else None
     devices = jax.local_devices()[:1] if target else jax.local_devices()
     mesh = sharding.mesh_of(devices, 1 if target else options.member_shards)
-    info = checkpoint.MemberInfo(architecture, view.preprocessing, *hyperparameters.rates())
+    info = checkpoint.MemberInfo(architecture, transform.preprocessing, *hyperparameters.rates())
     seeds = range(options.seed, options.seed + options.members)
     labels = np.zeros(options.batch_size, np.float32)
-    setup, state = set_up(info, view, labels, hyperparameters, seeds, mesh)
+    setup, state = set_up(info, transform, labels, hyperparameters, seeds, mesh)
     plan = plan_training(
-        *(setup, state, canvas),
+        *(setup, state, image_spec),
         batch_size=options.batch_size,
         budget=budget_bytes(budget, mesh),
         target=target,
@@ -349,7 +349,7 @@ def make_plan(options: TrainConfig) -> str:
     record, lines = plan.record() | {"memory_budget": budget}, [plan.table()]
     if target is None:
         state = jax.device_put(state, NamedSharding(mesh, sharding.BY_MEMBER))
-        record["steps_per_second"] = steps_per_second(plan, state, canvas)
+        record["steps_per_second"] = steps_per_second(plan, state, image_spec)
         lines.append(f"{record['steps_per_second']:.3g} steps/s at the last set of scales")
         peak = (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
         if peak is not None:
@@ -360,24 +360,24 @@ def make_plan(options: TrainConfig) -> str:
     return "\n".join([*lines, str(options.output / "plan.json")])
 
 
-def _canvas(options: TrainConfig) -> tuple[Canvas, View]:
+def _image_spec(options: TrainConfig) -> tuple[ImageSpec, Transform]:
     """Returns how cutouts travel to the device, and what the largest scale takes of them."""
     if options.data == SIMULATED:
         training, _ = _simulated(options)
-        return training.canvas, training.view
+        return training.image_spec, training.transform
     if options.data is not None:
         source, preprocessing = _opened(options)
-        layout = pipeline.layout(source, (preprocessing,), options.fit)
-        return layout.canvases[layout.views[0].canvas], layout.views[0]
+        input_spec = pipeline.input_spec(source, (preprocessing,), options.fit)
+        return input_spec.image_specs[input_spec.transforms[0].image], input_spec.transforms[0]
     size = max(options.sizes(), default=None) or _of_start(options, "input_size")
     if size is None:
         raise UsageError("--plan wants --data or --scales: how large are the cutouts?")
     bands = tuple((options.bands or "i,r,g").split(","))
     preprocessing = _preprocessing(options, bands, size, options.pixel_scale)
-    view = View(
+    transform = Transform(
         preprocessing, 0, tuple(range(len(bands))), geometry((size, size), None, preprocessing)
     )
-    return Canvas((size, size, len(bands)), "float32"), view
+    return ImageSpec((size, size, len(bands)), "float32"), transform
 
 
 def _opened(options: TrainConfig) -> tuple[Source, Preprocessing]:

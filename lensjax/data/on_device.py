@@ -14,17 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from numpy.typing import DTypeLike
 
 from lensjax.data.brightness import LEVEL, stretched
 from lensjax.data.preprocess import Geometry, Preprocessing
 
-# Arrays that begin at a multiple of so many bytes are taken by a CPU's device without a copy.
-_ALIGNMENT = 64
-
 
 @dataclass(frozen=True)
-class Canvas:
+class ImageSpec:
     """Images on their way to the device: (height, width, channel) and the name of their type."""
 
     shape: tuple[int, int, int]
@@ -37,15 +33,15 @@ class Canvas:
 
 
 @dataclass(frozen=True)
-class View:
-    """What a preprocessing takes of the canvases of a batch.
+class Transform:
+    """How a batch's images become what a member sees.
 
-    `canvas`: which of them. `channels`: those of the preprocessing's bands. `geometry`: from the
-    canvas to the member's grid, which are the same where the host has fitted the cutouts.
+    `image`: which array of images, by number. `channels`: those of the preprocessing's bands.
+    `geometry`: from the images to the member's grid; `as is` where the host has fitted them.
     """
 
     preprocessing: Preprocessing
-    canvas: int
+    image: int
     channels: tuple[int, ...]
     geometry: Geometry
 
@@ -62,53 +58,48 @@ class View:
 class Inputs:
     """A batch on its way to the device, every array with the batch in front.
 
-    `images`: per canvas, (batch, height, width, channel) without NaN. `brightness`: per view,
-    (batch, band, 4) float32, as `brightness.measure` has it. `views`: one per preprocessing, static
-    in what is compiled. The arrays are NumPy's as long as they are on the host.
+    `images`: arrays (batch, height, width, channel) without NaN. `brightness`: per transform,
+    (batch, band, 4) float32, as `brightness.measure` has it. `transforms`: one per preprocessing,
+    static in what is compiled. The arrays are NumPy's as long as they are on the host.
     """
 
     images: tuple[np.ndarray, ...]
     brightness: tuple[np.ndarray, ...]
-    views: tuple[View, ...] = field(metadata={"static": True})
+    transforms: tuple[Transform, ...] = field(metadata={"static": True})
 
 
 @dataclass(frozen=True)
-class Layout:
+class InputSpec:
     """The form of the batches of a run, known before the first is read."""
 
-    canvases: tuple[Canvas, ...]
-    views: tuple[View, ...]
+    image_specs: tuple[ImageSpec, ...]
+    transforms: tuple[Transform, ...]
 
     def blank(self, batch_size: int) -> Inputs:
         """Returns a batch of zeros."""
-        bands = [len(view.channels) for view in self.views]
+        bands = [len(transform.channels) for transform in self.transforms]
         return Inputs(
-            tuple(np.zeros((batch_size, *c.shape), c.dtype) for c in self.canvases),
+            tuple(np.zeros((batch_size, *c.shape), c.dtype) for c in self.image_specs),
             tuple(np.zeros((batch_size, count, 4), np.float32) for count in bands),
-            self.views,
+            self.transforms,
         )
 
 
-def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """Returns zeros that begin at a multiple of `_ALIGNMENT` bytes."""
-    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-    room = np.zeros(nbytes + _ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % _ALIGNMENT
-    return room[start : start + nbytes].view(dtype).reshape(shape)
-
-
 def prepare(inputs: Inputs) -> list[Array]:
-    """Returns per view what its network sees, (batch, S, S, band) float32."""
-    pairs = zip(inputs.views, inputs.brightness, strict=True)
-    return [seen(view, inputs.images[view.canvas], brightness) for view, brightness in pairs]
+    """Returns per transform what its network sees, (batch, S, S, band) float32."""
+    pairs = zip(inputs.transforms, inputs.brightness, strict=True)
+    return [
+        seen(transform, inputs.images[transform.image], brightness)
+        for transform, brightness in pairs
+    ]
 
 
-def seen(view: View, images: ArrayLike, brightness: ArrayLike) -> Array:
-    """Returns what a network sees, (batch, S, S, band) float32, of the images of a canvas and their
-    brightness (batch, band, 4): (stretched - mean) / std per band."""
-    preprocessing = view.preprocessing
-    images = on_grid(view, images, brightness)
-    images = stretched(preprocessing, images, brightness, view.geometry.noise)
+def seen(transform: Transform, images: ArrayLike, brightness: ArrayLike) -> Array:
+    """Returns what a network sees, (batch, S, S, band) float32, of images and their brightness
+    (batch, band, 4): (stretched - mean) / std per band."""
+    preprocessing = transform.preprocessing
+    images = on_grid(transform, images, brightness)
+    images = stretched(preprocessing, images, brightness, transform.geometry.noise)
     mean, std = (
         jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
         for values in (preprocessing.mean, preprocessing.std)
@@ -116,12 +107,12 @@ def seen(view: View, images: ArrayLike, brightness: ArrayLike) -> Array:
     return (images - mean) / std
 
 
-def on_grid(view: View, images: ArrayLike, brightness: ArrayLike) -> Array:
-    """Returns the images of a canvas on the grid of a view, (batch, S, S, band) float32, as
-    `preprocess.fit` does it, to rounding."""
-    images, geometry = jnp.asarray(images), view.geometry
-    if view.channels != tuple(range(images.shape[-1])):
-        images = images[..., np.array(view.channels)]
+def on_grid(transform: Transform, images: ArrayLike, brightness: ArrayLike) -> Array:
+    """Returns images on the grid of a transform, (batch, S, S, band) float32, as `preprocess.fit`
+    does it, to rounding."""
+    images, geometry = jnp.asarray(images), transform.geometry
+    if transform.channels != tuple(range(images.shape[-1])):
+        images = images[..., np.array(transform.channels)]
     images = images.astype(jnp.float32)
     if geometry.action == "as is":
         return images

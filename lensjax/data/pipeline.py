@@ -14,7 +14,7 @@ from absl import flags
 
 from lensjax import trace
 from lensjax.data.brightness import LEVEL, NOISE, measure
-from lensjax.data.on_device import Canvas, Inputs, Layout, View
+from lensjax.data.on_device import ImageSpec, Inputs, InputSpec, Transform
 from lensjax.data.planes import Unreadable, perhaps_blank, perhaps_masked, without_blank
 from lensjax.data.preprocess import (
     Geometry,
@@ -71,18 +71,18 @@ class Batch:
         return int(np.count_nonzero(self.rows >= 0))
 
     @classmethod
-    def empty(cls, layout: Layout, size: int) -> "Batch":
+    def empty(cls, input_spec: InputSpec, size: int) -> "Batch":
         """Returns a batch of padding."""
         return cls(
             rows=np.full(size, -1),
-            inputs=layout.blank(size),
+            inputs=input_spec.blank(size),
             readable=np.zeros(size, bool),
             reasons=np.full(size, "", object),
             flags=np.full(size, "", object),
             ra=np.full(size, np.nan),
             dec=np.full(size, np.nan),
             masked=np.zeros(size, np.int64),
-            actions=tuple(np.full(size, "", object) for _ in layout.views),
+            actions=tuple(np.full(size, "", object) for _ in input_spec.transforms),
             field=np.full(size, np.nan),
         )
 
@@ -180,7 +180,7 @@ def _leave_ctrl_c(worker: int, workers: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def layout(source: Source, preprocessings: Sequence[Preprocessing], how: str) -> Layout:
+def input_spec(source: Source, preprocessings: Sequence[Preprocessing], how: str) -> InputSpec:
     """Returns the form of the batches of `batches`, without reading any."""
     return _unfitted(source, preprocessings, how) or _fitted(source, preprocessings)
 
@@ -218,31 +218,39 @@ def _forms(source: Source) -> Iterator[tuple[tuple[int, int], float | None]]:
 # --- stacks, fitted by the step ---
 
 
-def _unfitted(source: Source, preprocessings: Sequence[Preprocessing], how: str) -> Layout | None:
-    """Returns one canvas for all preprocessings; None where the host had better fit the cutouts."""
+def _unfitted(
+    source: Source, preprocessings: Sequence[Preprocessing], how: str
+) -> InputSpec | None:
+    """Returns one array of images for all preprocessings; None where the host had better fit the
+    cutouts."""
     channels = [_channels(source, preprocessing) for preprocessing in preprocessings]
     stack = source.stack
     if stack is None:
         return None
     # Wider types hold nothing that float32 does not, as far as pixels go.
-    canvas = Canvas(stack.shape, stack.dtype.name if stack.dtype.itemsize <= 2 else "float32")
-    fitted_bytes = sum(fitted.nbytes for fitted in _fitted(source, preprocessings).canvases)
-    if canvas.nbytes > MOST_UNFITTED * fitted_bytes:
+    image_spec = ImageSpec(
+        stack.shape, stack.dtype.name if stack.dtype.itemsize <= 2 else "float32"
+    )
+    fitted_bytes = sum(fitted.nbytes for fitted in _fitted(source, preprocessings).image_specs)
+    if image_spec.nbytes > MOST_UNFITTED * fitted_bytes:
         return None
     try:
-        views = [
-            View(p, 0, bands, geometry(stack.shape[:2], stack.pixel_scale, p, how))
+        transforms = [
+            Transform(p, 0, bands, geometry(stack.shape[:2], stack.pixel_scale, p, how))
             for p, bands in zip(preprocessings, channels, strict=True)
         ]
     except Unreadable:
         # Each of the cutouts is to be rejected for this reason.
         return None
-    return Layout((canvas,), tuple(views))
+    return InputSpec((image_spec,), tuple(transforms))
 
 
-def _reads_stack(source: Source, stack: Stack, layout: Layout) -> Read:
-    (ra, dec), used = source.places, _used([view.channels for view in layout.views])
-    field = _furthest([view.geometry for view in layout.views])
+def _reads_stack(source: Source, stack: Stack, input_spec: InputSpec) -> Read:
+    (ra, dec), used = (
+        source.places,
+        _used([transform.channels for transform in input_spec.transforms]),
+    )
+    field = _furthest([transform.geometry for transform in input_spec.transforms])
 
     def read(batch: Batch, rows: range) -> None:
         count, those = len(rows), slice(rows.start, rows.stop)
@@ -258,10 +266,13 @@ def _reads_stack(source: Source, stack: Stack, layout: Layout) -> Read:
                 continue
             batch.masked[place], batch.flags[place] = cutout.masked, _flag(source.bands, blank)
             images[place] = fill_masked(cutout.image)
-        measured = {view.measured: measure(images, *view.measured) for view in layout.views}
-        for number, view in enumerate(layout.views):
-            batch.inputs.brightness[number][:count] = measured[view.measured]
-            batch.actions[number][batch.readable] = view.geometry.action
+        measured = {
+            transform.measured: measure(images, *transform.measured)
+            for transform in input_spec.transforms
+        }
+        for number, transform in enumerate(input_spec.transforms):
+            batch.inputs.brightness[number][:count] = measured[transform.measured]
+            batch.actions[number][batch.readable] = transform.geometry.action
         batch.field[batch.readable] = field
 
     return read
@@ -284,16 +295,18 @@ def _copied(stack: Stack, rows: slice, images: np.ndarray, used: Sequence[int]) 
 # --- any cutouts, fitted by the host ---
 
 
-def _fitted(source: Source, preprocessings: Sequence[Preprocessing]) -> Layout:
-    """Returns a canvas for each grid of the members."""
+def _fitted(source: Source, preprocessings: Sequence[Preprocessing]) -> InputSpec:
+    """Returns an array of images for each grid of the members."""
     grids = _grids(preprocessings)
-    canvases = [Canvas((g.input_size, g.input_size, len(g.bands)), "float32") for g in grids]
-    views = []
+    image_specs = [ImageSpec((g.input_size, g.input_size, len(g.bands)), "float32") for g in grids]
+    transforms = []
     for preprocessing in preprocessings:
         size, bands = preprocessing.input_size, range(len(preprocessing.bands))
         same = Geometry((size, size), size, 1.0, "as is")
-        views.append(View(preprocessing, grids.index(_grid(preprocessing)), tuple(bands), same))
-    return Layout(tuple(canvases), tuple(views))
+        transforms.append(
+            Transform(preprocessing, grids.index(_grid(preprocessing)), tuple(bands), same)
+        )
+    return InputSpec(tuple(image_specs), tuple(transforms))
 
 
 def _grids(preprocessings: Sequence[Preprocessing]) -> list[Preprocessing]:
@@ -307,7 +320,7 @@ def _grid(preprocessing: Preprocessing) -> Preprocessing:
 
 
 def _reads_cutouts(
-    source: Source, preprocessings: Sequence[Preprocessing], how: str, layout: Layout
+    source: Source, preprocessings: Sequence[Preprocessing], how: str, input_spec: InputSpec
 ) -> Read:
     grids = _grids(preprocessings)
     channels = [_channels(source, grid) for grid in grids]
@@ -323,13 +336,15 @@ def _reads_cutouts(
             batch.reasons[place] = str(error)
             return
         image = fill_masked(cutout.image)
-        for number, view in enumerate(layout.views):
-            made, bands = geometries[view.canvas], channels[view.canvas]
-            brightness = measure(image[np.newaxis], made, bands, view.measured[2])[0]
+        for number, transform in enumerate(input_spec.transforms):
+            made, bands = geometries[transform.image], channels[transform.image]
+            brightness = measure(image[np.newaxis], made, bands, transform.measured[2])[0]
             level = brightness[:, LEVEL]
-            if view.canvas not in [view.canvas for view in layout.views[:number]]:
+            if transform.image not in [
+                transform.image for transform in input_spec.transforms[:number]
+            ]:
                 own = fit(image[..., bands], made, level)
-                batch.inputs.images[view.canvas][place] = own
+                batch.inputs.images[transform.image][place] = own
             brightness[:, NOISE] *= made.noise
             batch.inputs.brightness[number][place] = brightness
             batch.actions[number][place] = made.action

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -17,8 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from flax import nnx
+from numpy.typing import DTypeLike
 
-from lensjax.data.on_device import aligned_zeros
 from lensjax.data.preprocess import STRETCHES, Preprocessing
 from lensjax.errors import LensjaxError, UsageError, one_line
 from lensjax.files import replacing_folder, standing_folders
@@ -403,3 +404,11 @@ def read_validation(folder: Path) -> Validation | None:
         if is_wrong:
             raise LensjaxError(f"{path}: {message}")
     return found
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """Returns zeros that begin at a multiple of 64 bytes, which a CPU takes without a copy."""
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.zeros(nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + nbytes].view(dtype).reshape(shape)

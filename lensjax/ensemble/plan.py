@@ -10,7 +10,7 @@ import jax
 from jax import ShapeDtypeStruct
 from jax.sharding import Mesh, NamedSharding
 
-from lensjax.data.on_device import Inputs, Layout
+from lensjax.data.on_device import Inputs, InputSpec
 from lensjax.ensemble import sharding
 from lensjax.ensemble.step import Step, Weights
 from lensjax.memory import Target, bytes_per_device, choose, footprint, host_bytes_left, in_gib
@@ -76,7 +76,7 @@ def unplanned(step: Step, cutouts: int) -> InferencePlan:
 def plan(
     make: Callable[..., Step],
     weights: Weights,
-    layout: Layout,
+    input_spec: InputSpec,
     mesh: Mesh,
     batches: Sequence[int],
     *,
@@ -97,7 +97,7 @@ def plan(
 
     @functools.cache
     def peak_bytes(size: Size) -> float:
-        inputs = abstract_inputs(layout, size.cutouts, mesh)
+        inputs = abstract_inputs(input_spec, size.cutouts, mesh)
         found = footprint(step(size.samples), (weights, inputs), target)
         # While a step computes, the next batch arrives and its outputs need a place.
         return found.peak + bytes_per_device(inputs) + found.outputs if found else math.inf
@@ -125,12 +125,12 @@ def ladders(batches: Sequence[int], samples: int) -> list[list[Size]]:
     ]
 
 
-def batch_sizes(rows: int, layout: Layout, mesh: Mesh) -> list[int]:
+def batch_sizes(rows: int, input_spec: InputSpec, mesh: Mesh) -> list[int]:
     """Returns the batches to choose from for so many rows: powers of two for each device.
 
     The last one holds all rows, or as many as the host has memory for.
     """
-    cutout_bytes = sum(canvas.nbytes for canvas in layout.canvases)
+    cutout_bytes = sum(image_spec.nbytes for image_spec in input_spec.image_specs)
     most = SHARE_OF_HOST * host_bytes_left() / (BATCHES_ON_HOST * cutout_bytes)
     sizes = [mesh.size]
     while sizes[-1] < rows and 2 * sizes[-1] <= most:
@@ -138,12 +138,12 @@ def batch_sizes(rows: int, layout: Layout, mesh: Mesh) -> list[int]:
     return sizes
 
 
-def abstract_inputs(layout: Layout, cutouts: int, mesh: Mesh) -> Inputs:
+def abstract_inputs(input_spec: InputSpec, cutouts: int, mesh: Mesh) -> Inputs:
     """Returns the shapes, types and sharding of a batch."""
     place = NamedSharding(mesh, sharding.BY_CUTOUT)
     return jax.tree.map(
         lambda leaf: ShapeDtypeStruct((cutouts, *leaf.shape[1:]), leaf.dtype, sharding=place),
-        layout.blank(1),
+        input_spec.blank(1),
     )
 
 

@@ -13,10 +13,17 @@ from flax import nnx
 from jax import Array, ShapeDtypeStruct
 from jax.typing import ArrayLike
 
-from lensjax.data.on_device import aligned_zeros
 from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import calibration
-from lensjax.ensemble.checkpoint import Member, MemberInfo, State, Validation, nnx_state, state_of
+from lensjax.ensemble.checkpoint import (
+    Member,
+    MemberInfo,
+    State,
+    Validation,
+    aligned_zeros,
+    nnx_state,
+    state_of,
+)
 from lensjax.ensemble.fusion import FusionParams
 from lensjax.models.norm import fold_norms
 

@@ -36,7 +36,7 @@ class Augmentation:
 def augmented(
     augmentation: Augmentation, keys: Array, images: ArrayLike, brightness: ArrayLike
 ) -> tuple[Array, Array]:
-    """Returns the images (batch, height, width, band) float32 of a canvas, changed, and their
+    """Returns the images (batch, height, width, band) float32, changed, and their
     brightness (batch, band, 4).
 
     What is drawn for an image depends on its key, of `keys` (batch,), alone. Where nothing is to be

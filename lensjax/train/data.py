@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from lensjax import runtime
 from lensjax.data import pipeline
-from lensjax.data.on_device import Canvas, View, seen
+from lensjax.data.on_device import ImageSpec, Transform, seen
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.data.source import Picked, Source
 from lensjax.data.splits import held_back
@@ -34,14 +34,15 @@ SHARE_FOR_IMAGES = 0.5
 
 @dataclass(frozen=True)
 class Labelled:
-    """Cutouts as they travel to the device: `arrays` holds the images (n, height, width, band) that
-    `view` is taken of, their brightness (n, band, 4) and label (n,) float32; `id` and `group` (n,)
-    say which objects they are. `origin`: of which data they are, and how these were read.
+    """Cutouts as they travel to the device: `arrays` holds images (n, height, width, band), their
+    brightness (n, band, 4) and label (n,) float32; `transform` makes of them what networks see;
+    `id` and `group` (n,) say which objects they are.
+    `origin`: of which data they are, and how these were read.
     `flagged`: how many of those read lack data in some band. `threads`: how many read batches
     ahead, 0 where the images are in memory.
     """
 
-    view: View
+    transform: Transform
     arrays: dict[str, Any]
     id: np.ndarray
     group: np.ndarray
@@ -54,16 +55,16 @@ class Labelled:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return self.view.preprocessing
+        return self.transform.preprocessing
 
     @property
     def labels(self) -> np.ndarray:
         return self.arrays["label"]
 
     @property
-    def canvas(self) -> Canvas:
+    def image_spec(self) -> ImageSpec:
         images = self.arrays["images"]
-        return Canvas(images.shape[1:], images.dtype.name)
+        return ImageSpec(images.shape[1:], images.dtype.name)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -119,25 +120,25 @@ class ImagesOnDisk:
 
     source: Source
     read: Callable[[range, int], pipeline.Batch]
-    view: View
-    canvas: Canvas
+    transform: Transform
+    image_spec: ImageSpec
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self.source), *self.canvas.shape)
+        return (len(self.source), *self.image_spec.shape)
 
     @property
     def dtype(self) -> np.dtype:
-        return np.dtype(self.canvas.dtype)
+        return np.dtype(self.image_spec.dtype)
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        images = np.empty((len(rows), *self.canvas.shape), self.dtype)
+        images = np.empty((len(rows), *self.image_spec.shape), self.dtype)
         for place, row in enumerate(rows.tolist()):
             batch = self.read(range(row, row + 1), 1)
             if not batch.readable[0]:
                 name, reason = self.source.table["id"][row], batch.reasons[0]
                 raise LensjaxError(f"cutout {name} could be read before: {reason}")
-            images[place] = batch.inputs.images[0][0][..., list(self.view.channels)]
+            images[place] = batch.inputs.images[0][0][..., list(self.transform.channels)]
         return images
 
 
@@ -156,23 +157,25 @@ def prefetched(
     return iter(device_put(weighted, places, cpu_buffer_size=1, device_buffer_size=1))
 
 
-def views_at(view: View, sizes: Sequence[int]) -> tuple[View, ...]:
-    """Returns what networks of these input sizes, ascending, take of the canvas of `view`.
+def transforms_at(transform: Transform, sizes: Sequence[int]) -> tuple[Transform, ...]:
+    """Returns what networks of these input sizes, ascending, see of the images of `transform`.
 
     All show the same part of the sky and share bands, stretch and normalisation; `seen` brings a
-    canvas to the size of a view, antialiased. Raises UsageError for sizes that are none.
+    image_spec to the size of a transform, antialiased. Raises UsageError for sizes that are none.
     """
     if not sizes or any(size < 1 for size in sizes) or len(set(sizes)) < len(sizes):
         raise UsageError(f"--scales wants different sizes of at least 1, not {list(sizes)}")
-    views = []
+    transforms = []
     for size in sorted(sizes):
-        if size == view.preprocessing.input_size:
-            views.append(view)
+        if size == transform.preprocessing.input_size:
+            transforms.append(transform)
             continue
-        preprocessing = dataclasses.replace(view.preprocessing, input_size=size)
-        of_canvas = geometry(view.geometry.shape, None, preprocessing, "resize")
-        views.append(dataclasses.replace(view, preprocessing=preprocessing, geometry=of_canvas))
-    return tuple(views)
+        preprocessing = dataclasses.replace(transform.preprocessing, input_size=size)
+        of_image = geometry(transform.geometry.shape, None, preprocessing, "resize")
+        transforms.append(
+            dataclasses.replace(transform, preprocessing=preprocessing, geometry=of_image)
+        )
+    return tuple(transforms)
 
 
 def first_of_each_class(source: Source, count: int) -> Source:
@@ -195,11 +198,13 @@ def read_labelled(source: Source, preprocessing: Preprocessing, how: str) -> Lab
     Objects without a `group` are groups of their own. Raises UsageError without labels.
     """
     label = _labels(source)
-    layout = pipeline.layout(source, (preprocessing,), how)
-    (view,), count, bands = layout.views, len(source), len(preprocessing.bands)
-    canvas = Canvas((*layout.canvases[0].shape[:2], bands), layout.canvases[0].dtype)
-    in_memory = count * canvas.nbytes <= SHARE_FOR_IMAGES * host_bytes_left()
-    images = np.empty((count if in_memory else 0, *canvas.shape), canvas.dtype)
+    input_spec = pipeline.input_spec(source, (preprocessing,), how)
+    (transform,), count, bands = input_spec.transforms, len(source), len(preprocessing.bands)
+    image_spec = ImageSpec(
+        (*input_spec.image_specs[0].shape[:2], bands), input_spec.image_specs[0].dtype
+    )
+    in_memory = count * image_spec.nbytes <= SHARE_FOR_IMAGES * host_bytes_left()
+    images = np.empty((count if in_memory else 0, *image_spec.shape), image_spec.dtype)
     brightness, rows = np.empty((count, bands, 4), np.float32), np.empty(count, np.int64)
     filled = flagged = 0
     with runtime.progress("reading", count, "cutouts") as advance:
@@ -208,7 +213,7 @@ def read_labelled(source: Source, preprocessing: Preprocessing, how: str) -> Lab
             kept = kept[np.isin(label[batch.rows[kept]], (0.0, 1.0))]
             new = slice(filled, filled + len(kept))
             if in_memory:
-                images[new] = batch.inputs.images[0][kept][..., list(view.channels)]
+                images[new] = batch.inputs.images[0][kept][..., list(transform.channels)]
             brightness[new], rows[new] = batch.inputs.brightness[0][kept], batch.rows[kept]
             flagged += sum(bool(batch.flags[place]) for place in kept)
             filled = new.stop
@@ -217,14 +222,14 @@ def read_labelled(source: Source, preprocessing: Preprocessing, how: str) -> Lab
     found = Picked(images, np.arange(filled))
     if not in_memory:
         read = pipeline.reader(source, (preprocessing,), how)
-        found = Picked(ImagesOnDisk(source, read, view, canvas), rows)
+        found = Picked(ImagesOnDisk(source, read, transform, image_spec), rows)
     arrays = {"images": found, "brightness": brightness, "label": label[rows]}
     ids = np.asarray(source.table["id"])[rows]
     grouped = "group" in source.table.colnames
     group = np.asarray(source.table["group"])[rows] if grouped else ids
-    view = dataclasses.replace(view, channels=tuple(range(bands)))
+    transform = dataclasses.replace(transform, channels=tuple(range(bands)))
     threads = 0 if in_memory else max(1, source.threads)
-    return Labelled(view, arrays, ids, group, flagged=flagged, threads=threads)
+    return Labelled(transform, arrays, ids, group, flagged=flagged, threads=threads)
 
 
 def split(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
@@ -237,8 +242,10 @@ def split(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
     training, validation = data.take(~chosen), data.take(chosen)
     for name, part in (("training", training), ("validation", validation)):
         check_classes(name, part.labels)
-    view = dataclasses.replace(data.view, preprocessing=measure_normalisation(training))
-    return dataclasses.replace(training, view=view), dataclasses.replace(validation, view=view)
+    transform = dataclasses.replace(data.transform, preprocessing=measure_normalisation(training))
+    return dataclasses.replace(training, transform=transform), dataclasses.replace(
+        validation, transform=transform
+    )
 
 
 def check_classes(name: str, labels: np.ndarray) -> None:
@@ -254,9 +261,11 @@ def measure_normalisation(data: Labelled) -> Preprocessing:
     chosen = np.sort(np.random.default_rng(0).permutation(len(data))[:MEASURED])
     bands = len(data.preprocessing.bands)
     plain = data.preprocessing.normalised((0.0,) * bands, (1.0,) * bands)
-    view = dataclasses.replace(data.view, preprocessing=plain)
+    transform = dataclasses.replace(data.transform, preprocessing=plain)
     images, brightness = (data.arrays[name][chosen] for name in ("images", "brightness"))
-    stretched = np.asarray(jax.jit(seen, static_argnums=0)(view, images, brightness), np.float64)
+    stretched = np.asarray(
+        jax.jit(seen, static_argnums=0)(transform, images, brightness), np.float64
+    )
     mean, std = stretched.mean((0, 1, 2)), np.maximum(stretched.std((0, 1, 2)), 1e-6)
     return plain.normalised(mean, std)
 

@@ -58,15 +58,15 @@ def train_members(
     batch_size, patience = hyperparameters.batch_size, hyperparameters.patience or math.inf
     batches = training.batches(batch_size)
     info = member_info(training, architecture, hyperparameters)
-    setup, state = set_up(info, training.view, training.labels, hyperparameters, seeds, mesh)
+    setup, state = set_up(info, training.transform, training.labels, hyperparameters, seeds, mesh)
     groups = groups_of_run(
-        *(setup, state, training.canvas),
+        *(setup, state, training.image_spec),
         batch_size=batch_size,
         budget=memory_budget,
         folder=folder,
         resumed=resume and bool(on_disk.seeds_under_way(folder)),
     )
-    schedule, scale_count = hyperparameters.schedule, len(setup.config.views)
+    schedule, scale_count = hyperparameters.schedule, len(setup.config.transforms)
     # Before it is trained at the largest scale, a member says nothing there: no epoch counts.
     counts_from = first_step_at_largest(schedule, setup.steps, scale_count)
     settings = training_record(hyperparameters, training, architecture) | {
@@ -186,7 +186,7 @@ def _metric_rows(
                 "step": losses.step,
                 "epoch": losses.step / setup.steps_per_epoch,
                 "member": member,
-                "size": setup.config.views[scale].preprocessing.input_size,
+                "size": setup.config.transforms[scale].preprocessing.input_size,
                 "training_loss": (
                     values[member, losses.scales.index(scale)] if is_trained else math.nan
                 ),

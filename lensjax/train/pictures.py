@@ -49,7 +49,7 @@ def with_pictures(data: Labelled, seed: int) -> Labelled:
     noise = np.asarray(noise_unit(brightness))
     images = WithPictures(data.arrays["images"], brightness[..., LEVEL], noise, seed)
     parts = np.array_split(count + np.arange(count), -(-count // MEASURED_TOGETHER))
-    of_pictures = [measure(images[part], *data.view.measured) for part in parts]
+    of_pictures = [measure(images[part], *data.transform.measured) for part in parts]
     return dataclasses.replace(
         data,
         arrays={

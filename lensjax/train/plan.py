@@ -24,7 +24,7 @@ from jax import ShapeDtypeStruct
 from jax.sharding import Mesh, NamedSharding
 
 from lensjax import results
-from lensjax.data.on_device import Canvas
+from lensjax.data.on_device import ImageSpec
 from lensjax.ensemble import sharding
 from lensjax.errors import UsageError
 from lensjax.files import make_folder
@@ -142,8 +142,8 @@ class TrainingPlan:
 
     def sizes(self, group: ResolutionGroup) -> list[int]:
         """Returns the input sizes of a group."""
-        views = self.setup.config.views
-        return [views[scale].preprocessing.input_size for scale in group.scales]
+        transforms = self.setup.config.transforms
+        return [transforms[scale].preprocessing.input_size for scale in group.scales]
 
     def notes(self) -> list[str]:
         """Returns a line for each group that is not simply computed at once."""
@@ -215,7 +215,7 @@ def budget_bytes(text: str, mesh: Mesh) -> int:
 def plan_training(
     setup: TrainSetup,
     state: TrainState,
-    canvas: Canvas,
+    image_spec: ImageSpec,
     *,
     batch_size: int,
     budget: int,
@@ -231,13 +231,13 @@ def plan_training(
     steps: dict[Scales, Sequence[GroupPlan]] = {}
     together, alone = [], []
     for scales in setup.scale_sets:
-        program_of = functools.partial(plan_group, setup, state, canvas, target, len(scales))
+        program_of = functools.partial(plan_group, setup, state, image_spec, target, len(scales))
         ask: Ask = functools.cache(program_of)
         together.append(ask(ResolutionGroup(scales, micro_batches), batch_size))
         steps[scales] = [together[-1]]
         fits = together[-1].peak <= budget
         if not fits:
-            sizes = [view.preprocessing.input_size for view in setup.config.views]
+            sizes = [transform.preprocessing.input_size for transform in setup.config.transforms]
             steps[scales] = choose_groups(ask, scales, sizes, micro_batches, batch_size, budget)
         if compare or not fits:
             each = (ResolutionGroup((scale,), micro_batches) for scale in scales)
@@ -322,7 +322,7 @@ def treatments(scale: int, micro_batches: int, batch_size: int) -> list[list[Res
 def plan_group(
     setup: TrainSetup,
     state: TrainState,
-    canvas: Canvas,
+    image_spec: ImageSpec,
     target: Target | None,
     scale_count: int,
     group: ResolutionGroup,
@@ -332,7 +332,7 @@ def plan_group(
     `scale_count` scales."""
     config = setup.config
     state, keys = abstract_members((state, setup.keys), config.mesh)
-    batch = abstract_batch(len(setup.keys), canvas, batch_size, config.mesh)
+    batch = abstract_batch(len(setup.keys), image_spec, batch_size, config.mesh)
     resident = BATCHES_AHEAD * bytes_per_device(batch.images)
     if len(group.scales) == scale_count:
         found = footprint(single_group_step, (config, group, state, batch, keys), target)
@@ -352,13 +352,15 @@ def abstract_members(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
 
 
-def abstract_batch(members: int, canvas: Canvas, batch_size: int, mesh: Mesh) -> TrainBatch:
-    """Returns shapes, types and sharding of a batch of a canvas."""
+def abstract_batch(members: int, image_spec: ImageSpec, batch_size: int, mesh: Mesh) -> TrainBatch:
+    """Returns shapes, types and sharding of a batch of images."""
     by_cutout = NamedSharding(mesh, sharding.BY_CUTOUT)
     both = NamedSharding(mesh, sharding.BY_MEMBER_AND_CUTOUT)
     return TrainBatch(
-        ShapeDtypeStruct((batch_size, *canvas.shape), jnp.dtype(canvas.dtype), sharding=by_cutout),
-        ShapeDtypeStruct((batch_size, canvas.shape[2], 4), jnp.float32, sharding=by_cutout),
+        ShapeDtypeStruct(
+            (batch_size, *image_spec.shape), jnp.dtype(image_spec.dtype), sharding=by_cutout
+        ),
+        ShapeDtypeStruct((batch_size, image_spec.shape[2], 4), jnp.float32, sharding=by_cutout),
         ShapeDtypeStruct((batch_size,), jnp.float32, sharding=by_cutout),
         ShapeDtypeStruct((members, batch_size), jnp.float32, sharding=both),
     )
@@ -367,7 +369,7 @@ def abstract_batch(members: int, canvas: Canvas, batch_size: int, mesh: Mesh) ->
 def groups_of_run(
     setup: TrainSetup,
     state: TrainState,
-    canvas: Canvas,
+    image_spec: ImageSpec,
     *,
     batch_size: int,
     budget: str | None,
@@ -391,7 +393,7 @@ def groups_of_run(
             for scales in setup.scale_sets
         }
     available = budget_bytes(budget, setup.config.mesh)
-    plan = plan_training(setup, state, canvas, batch_size=batch_size, budget=available)
+    plan = plan_training(setup, state, image_spec, batch_size=batch_size, budget=available)
     for note in plan.notes():
         print(f"{setup.architecture}, {note}", file=sys.stderr)
     make_folder(folder)
@@ -413,13 +415,13 @@ def recorded_groups(path: Path, budget: str) -> list[ResolutionGroup] | None:
         return None
 
 
-def steps_per_second(plan: TrainingPlan, state: TrainState, canvas: Canvas) -> float:
+def steps_per_second(plan: TrainingPlan, state: TrainState, image_spec: ImageSpec) -> float:
     """Returns the steps per second at the last set of scales, on the device at hand, of one step.
 
     The state is given away.
     """
     setup, mesh = plan.setup, plan.setup.config.mesh
-    blank = abstract_batch(len(setup.keys), canvas, plan.batch_size, mesh)
+    blank = abstract_batch(len(setup.keys), image_spec, plan.batch_size, mesh)
     batch = jax.tree.map(
         lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), blank
     )

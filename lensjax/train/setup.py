@@ -14,13 +14,13 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
 from lensjax import runtime
-from lensjax.data.on_device import View
+from lensjax.data.on_device import Transform
 from lensjax.ensemble import sharding
 from lensjax.ensemble.checkpoint import MemberInfo
 from lensjax.errors import UsageError
 from lensjax.models import registry
 from lensjax.train.config import Hyperparameters
-from lensjax.train.data import Labelled, views_at
+from lensjax.train.data import Labelled, transforms_at
 from lensjax.train.finetune import frozen_names, layerwise, start_hashes, starts
 from lensjax.train.losses import binary_loss
 from lensjax.train.schedule import adamw, scale_sets
@@ -51,7 +51,7 @@ class TrainSetup(NamedTuple):
 
 def set_up(
     info: MemberInfo,
-    view: View,
+    transform: Transform,
     labels: np.ndarray,
     hyperparameters: Hyperparameters,
     seeds: Sequence[int],
@@ -67,7 +67,9 @@ def set_up(
     graph, params, batch_stats = initialise(info, fold_in(roots, 0))
     if hyperparameters.start_from is not None:
         params, batch_stats = starts(Path(hyperparameters.start_from), info, seeds)
-    views = views_at(view, hyperparameters.sizes() or [view.preprocessing.input_size])
+    transforms = transforms_at(
+        transform, hyperparameters.sizes() or [transform.preprocessing.input_size]
+    )
     steps_per_epoch = len(labels) // hyperparameters.batch_size
     steps = max(1, round(hyperparameters.epochs * steps_per_epoch))
     before, after = layerwise(
@@ -77,7 +79,7 @@ def set_up(
     )
     config = StepConfig(
         graph=graph,
-        views=views,
+        transforms=transforms,
         loss=functools.partial(
             binary_loss,
             smoothing=hyperparameters.label_smoothing,
@@ -88,7 +90,7 @@ def set_up(
             weight_decay=hyperparameters.weight_decay,
             steps=steps,
             warmup=hyperparameters.warmup,
-            phases=len(views) if hyperparameters.schedule == "progressive" else 1,
+            phases=len(transforms) if hyperparameters.schedule == "progressive" else 1,
             before=before,
             after=after,
         ),
@@ -101,7 +103,7 @@ def set_up(
     setup = TrainSetup(
         info.architecture,
         config,
-        scale_sets(hyperparameters.schedule, len(views)),
+        scale_sets(hyperparameters.schedule, len(transforms)),
         hyperparameters.micro_batches,
         jax.device_put(fold_in(roots, 1), NamedSharding(mesh, sharding.BY_MEMBER)),
         example_weights(seeds, labels, hyperparameters),
@@ -114,10 +116,10 @@ def set_up(
 def initial_state(config: StepConfig, params: Any, batch_stats: Any) -> TrainState:
     """Returns the state before the first step, from trees with the members in front."""
     # Copies: a state is given away, and no array can be given twice.
-    of_scales = tuple(jax.tree.map(jnp.copy, batch_stats) for _ in config.views)
+    of_scales = tuple(jax.tree.map(jnp.copy, batch_stats) for _ in config.transforms)
     members, average = len(jax.tree.leaves(params)[0]), None
     if config.average_decay is not None:
-        steps = jnp.zeros((members, len(config.views)), jnp.int32)
+        steps = jnp.zeros((members, len(config.transforms)), jnp.int32)
         average = jax.tree.map(jnp.copy, Average(params, of_scales, steps))
     opt_state = jax.jit(jax.vmap(config.optimizer.init))(params)
     return TrainState(params, of_scales, opt_state, average, jnp.zeros(members, jnp.int32))

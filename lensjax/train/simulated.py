@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lensjax.data.brightness import measure
-from lensjax.data.on_device import Canvas, View
+from lensjax.data.on_device import ImageSpec, Transform
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.sky.render import draw_chunk
 from lensjax.sky.scenes import LENS
@@ -34,7 +34,7 @@ class Sky:
     seed: int
     stamps: Stamps | None
 
-    def fixed(self, view: View, count: int, seed: int) -> Labelled:
+    def fixed(self, transform: Transform, count: int, seed: int) -> Labelled:
         """Returns `count` cutouts that no training shows, in memory."""
         drawn = simulate(
             self.survey,
@@ -45,10 +45,10 @@ class Sky:
         )
         arrays = {
             "images": drawn.images,
-            "brightness": measure(drawn.images, *view.measured),
+            "brightness": measure(drawn.images, *transform.measured),
             "label": drawn.truth["label"].astype(np.float32),
         }
-        return Labelled(view, arrays, drawn.truth["id"], drawn.truth["group"])
+        return Labelled(transform, arrays, drawn.truth["id"], drawn.truth["group"])
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Simulated:
     """An endless training set, of which so many cutouts make an epoch: each epoch shows the kinds
     of pictures in the same order, but no picture ever returns."""
 
-    view: View
+    transform: Transform
     sky: Sky
     assignment: Assignment
 
@@ -65,7 +65,7 @@ class Simulated:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return self.view.preprocessing
+        return self.transform.preprocessing
 
     @property
     def labels(self) -> np.ndarray:
@@ -79,9 +79,9 @@ class Simulated:
         return np.array([f"{sky.survey.name}-{sky.seed}-{row:07d}" for row in range(len(self))])
 
     @property
-    def canvas(self) -> Canvas:
+    def image_spec(self) -> ImageSpec:
         size = self.sky.survey.size
-        return Canvas((size, size, len(self.sky.survey.bands)), "float32")
+        return ImageSpec((size, size, len(self.sky.survey.bands)), "float32")
 
     @property
     def record(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class Simulated:
                 1.0 if sources is None else float(sources.pixel_scale),
                 self.sky.survey,
             )
-            brightness = measure(np.asarray(images), *self.view.measured)
+            brightness = measure(np.asarray(images), *self.transform.measured)
             return {"images": images, "brightness": brightness, "label": labels[rows], "row": rows}
 
         numbers = grain.MapDataset.range(2**62).map(draw)
@@ -138,12 +138,12 @@ def simulated(
     if sky.stamps is not None:
         own, held = sky.stamps.split(validation / count, "validation")
         sky, other = (dataclasses.replace(sky, stamps=stamps) for stamps in (own, held))
-    of_canvas = geometry((survey.size, survey.size), survey.pixel_scale, preprocessing)
-    view = View(preprocessing, 0, tuple(range(len(survey.bands))), of_canvas)
-    measured = sky.fixed(view, MEASURED, 2 * FIXED_SEED + sky.seed)
-    view = dataclasses.replace(view, preprocessing=measure_normalisation(measured))
-    training = Simulated(view, sky, assign(survey, count, sky.lens_fraction, sky.seed))
-    fixed = other.fixed(view, validation, FIXED_SEED + sky.seed)
+    of_image = geometry((survey.size, survey.size), survey.pixel_scale, preprocessing)
+    transform = Transform(preprocessing, 0, tuple(range(len(survey.bands))), of_image)
+    measured = sky.fixed(transform, MEASURED, 2 * FIXED_SEED + sky.seed)
+    transform = dataclasses.replace(transform, preprocessing=measure_normalisation(measured))
+    training = Simulated(transform, sky, assign(survey, count, sky.lens_fraction, sky.seed))
+    fixed = other.fixed(transform, validation, FIXED_SEED + sky.seed)
     for name, data in (("training", training), ("validation", fixed)):
         check_classes(name, data.labels)
     return training, fixed

@@ -23,7 +23,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from lensjax.data.on_device import View, seen
+from lensjax.data.on_device import Transform, seen
 from lensjax.ensemble.sharding import MEMBER
 from lensjax.ensemble.step import Precision
 from lensjax.models.product import compiler_options
@@ -57,14 +57,14 @@ MEMBER_AXES = TrainBatch(None, None, None, 0, None, 0)
 class StepConfig:
     """What all steps of a training share: static.
 
-    `views`: what each scale takes of a batch, from the smallest to the largest. `loss`: from
+    `transforms`: what each scale takes of a batch, from the smallest to the largest. `loss`: from
     logits (..., batch) and labels (batch,) to losses in the logits' shape. `average_decay`: of the
     moving average. `augmentation`: of each batch, for all scales alike. Parameters are float32
     whatever the `precision` of the rest.
     """
 
     graph: nnx.GraphDef
-    views: tuple[View, ...]
+    transforms: tuple[Transform, ...]
     loss: Callable[[Array, Array], Array]
     optimizer: optax.GradientTransformation
     mesh: Mesh
@@ -80,7 +80,7 @@ class StepConfig:
 
     def images(self, scale: int, batch: TrainBatch) -> Array:
         """Returns what the network sees of a batch at a scale."""
-        images = seen(self.views[scale], batch.images, batch.brightness)
+        images = seen(self.transforms[scale], batch.images, batch.brightness)
         return images if batch.flips is None else flipped(images, batch.flips)
 
 

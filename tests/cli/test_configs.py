@@ -112,8 +112,8 @@ def test_the_surveys_scoring_step_is_a_program(lowered):
     metadata = StackMetadata({}, sees.bands, 0.2)
     source = source_of_array(images, Path("zeros"), metadata, Wanted(), in_memory=True)
     with networks.real():
-        layout = pipeline.layout(source, members.preprocessings(), options.fit)
+        input_spec = pipeline.input_spec(source, members.preprocessings(), options.fit)
         mesh = sharding.mesh_of(jax.local_devices()[:1])
-        inference.compile_step(members, layout, len(source), options, mesh)
+        inference.compile_step(members, input_spec, len(source), options, mesh)
     (text,) = lowered
     assert "64x224x224x3" in text and "bf16" in text

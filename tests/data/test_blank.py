@@ -16,7 +16,7 @@ from lensjax.data.planes import LARGEST, Cutout, perhaps_blank
 from tests.data.wanted import preprocessing
 
 BANDS = ("g", "r", "i")
-VIEWS = [preprocessing(16, bands=("g", "r")), preprocessing(12, bands=("i",))]
+MEMBERS = [preprocessing(16, bands=("g", "r")), preprocessing(12, bands=("i",))]
 EQUAL = "all pixels are equal ({})"
 
 
@@ -34,7 +34,7 @@ FLAGS = ["", "no data in r", "no data in g, r", "", "", ""]
 
 
 def read(source):
-    (batch,) = batches(source, VIEWS, how="auto", batch_size=7)
+    (batch,) = batches(source, MEMBERS, how="auto", batch_size=7)
     return batch
 
 
@@ -130,10 +130,10 @@ def test_a_few_values_beyond_what_float32_bears_are_masked(tmp_path):
     source = open_source(tmp_path / "a.npz", needed=BANDS, pixel_scale=0.2)
     batch = read(source)
     assert batch.masked[:4].tolist() == [0, 1, 2, 0] and batch.readable[:4].all()
-    views = [preprocessing(16, bands=BANDS, stretch=name) for name in ("linear", "zscale")]
-    (batch,) = batches(source, views, how="auto", batch_size=4)
-    for view, seen in zip(views, jax.jit(prepare)(batch.inputs), strict=True):
-        assert np.isfinite(seen).all(), view.stretch
+    transforms = [preprocessing(16, bands=BANDS, stretch=name) for name in ("linear", "zscale")]
+    (batch,) = batches(source, transforms, how="auto", batch_size=4)
+    for transform, seen in zip(transforms, jax.jit(prepare)(batch.inputs), strict=True):
+        assert np.isfinite(seen).all(), transform.stretch
 
 
 def test_a_blank_middle_row_is_not_a_blank_band():

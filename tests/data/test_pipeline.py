@@ -13,7 +13,7 @@ from astropy.io import fits
 from lensjax.data.brightness import LEVEL, measure
 from lensjax.data.catalog import open_source
 from lensjax.data.on_device import prepare
-from lensjax.data.pipeline import batches, layout
+from lensjax.data.pipeline import batches, input_spec
 from lensjax.data.planes import masked
 from lensjax.data.preprocess import fill_masked, fit, geometry
 from lensjax.errors import LensjaxError, UsageError
@@ -66,13 +66,13 @@ def test_full_batches_in_order_with_padding_and_reasons(folder):
     assert [bool(reason) for reason in reasons] == [row in (3, 10) for row in range(12)]
     for batch in made:
         images, brightness = batch.inputs.images, batch.inputs.brightness
-        assert [canvas.shape for canvas in images] == [(4, 8, 8, 2), (4, 16, 16, 1)]
+        assert [image_spec.shape for image_spec in images] == [(4, 8, 8, 2), (4, 16, 16, 1)]
         assert [each.shape for each in brightness] == [(4, 2, 4), (4, 1, 4)]
         for array in images:
             assert array.dtype == np.float32 and np.isfinite(array).all()
             np.testing.assert_array_equal(array[~batch.readable], 0.0)
-        for array, canvas in zip(look(batch.inputs), images, strict=True):
-            assert array.shape == canvas.shape and np.isfinite(array).all()
+        for array, image_spec in zip(look(batch.inputs), images, strict=True):
+            assert array.shape == image_spec.shape and np.isfinite(array).all()
     assert made[0].masked.tolist() == [1, 1, 1, 0]
     assert made[0].actions[0].tolist() == ["cropped", "cropped", "cropped", ""]
     assert made[0].actions[1].tolist() == ["resampled", "resampled", "resampled", ""]
@@ -174,7 +174,7 @@ def sky(dtype, count=9, shape=(20, 26)):
     return whole.astype(dtype)
 
 
-VIEWS = [
+MEMBERS = [
     preprocessing(16, bands=("g", "r")),
     preprocessing(16, 0.31, ("r", "g", "i")),
     preprocessing(40, bands=("g", "r", "i")),
@@ -187,13 +187,13 @@ def test_a_stack_travels_once_and_looks_as_its_cutouts_in_files(tmp_path, dtype)
     stack, files = saved(tmp_path, images), as_files(tmp_path, images)
     narrow = np.dtype(dtype).newbyteorder("=") if np.dtype(dtype).itemsize <= 2 else "float32"
     pairs = zip(
-        batches(stack, VIEWS, how="auto", batch_size=4),
-        batches(files, VIEWS, how="auto", batch_size=4),
+        batches(stack, MEMBERS, how="auto", batch_size=4),
+        batches(files, MEMBERS, how="auto", batch_size=4),
         strict=True,
     )
     for whole, fitted in pairs:
         assert [(i.shape, i.dtype) for i in whole.inputs.images] == [((4, 20, 26, 3), narrow)]
-        assert len(fitted.inputs.images) == len(VIEWS)
+        assert len(fitted.inputs.images) == len(MEMBERS)
         np.testing.assert_array_equal(whole.actions, fitted.actions)
         # One program for all types: `test_on_device` shows that these change nothing.
         wide = dataclasses.replace(
@@ -213,8 +213,8 @@ def test_masks_of_a_stack_are_those_of_its_cutouts(tmp_path):
     images[6, 2, 2:4] = images[6].min((0, 1))  # the lowest value twice is no mask by itself
     images[7, 0, 0] = 1e6  # nor is an outlier
     stack, files = saved(tmp_path, images), as_files(tmp_path, images)
-    (whole,) = batches(stack, VIEWS, how="auto", batch_size=9)
-    (fitted,) = batches(files, VIEWS, how="auto", batch_size=9)
+    (whole,) = batches(stack, MEMBERS, how="auto", batch_size=9)
+    (fitted,) = batches(files, MEMBERS, how="auto", batch_size=9)
     assert whole.reasons[4] == "no valid pixel" and whole.readable.sum() == 7
     for name in ("rows", "readable", "reasons", "masked", "actions"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(fitted, name))
@@ -232,7 +232,7 @@ def test_masks_of_a_stack_are_those_of_its_cutouts(tmp_path):
 def test_a_stack_is_taken_up_at_any_row_and_left_at_any(tmp_path, threads):
     source = saved(tmp_path, sky("uint8"), ra=np.arange(9.0), dec=np.arange(9.0))
     some = range(2, 8)
-    made = list(batches(source, VIEWS, how="auto", batch_size=4, rows=some, threads=threads))
+    made = list(batches(source, MEMBERS, how="auto", batch_size=4, rows=some, threads=threads))
     assert [batch.count for batch in made] == [4, 2]
     assert [row for batch in made for row in batch.rows] == [*some, -1, -1]
     np.testing.assert_array_equal(made[1].ra, [6, 7, np.nan, np.nan])
@@ -242,9 +242,9 @@ def test_a_stack_is_taken_up_at_any_row_and_left_at_any(tmp_path, threads):
 
 def test_the_layout_is_known_before_the_first_batch(tmp_path, folder):
     stack, files = saved(tmp_path, sky("uint8")), open_source(folder, needed=("g", "r"))
-    for source, views in ((stack, VIEWS), (files, PREPARATIONS)):
-        known = layout(source, views, "auto").blank(4)
-        batch = next(batches(source, views, how="auto", batch_size=4))
+    for source, transforms in ((stack, MEMBERS), (files, PREPARATIONS)):
+        known = input_spec(source, transforms, "auto").blank(4)
+        batch = next(batches(source, transforms, how="auto", batch_size=4))
         assert jax.tree.structure(known) == jax.tree.structure(batch.inputs)
         for one, other in zip(jax.tree.leaves(known), jax.tree.leaves(batch.inputs), strict=True):
             assert (one.shape, one.dtype) == (other.shape, other.dtype)
@@ -256,14 +256,14 @@ def test_the_host_fits_what_would_travel_for_nothing(tmp_path):
         preprocessing(16, bands=("g", "r", "i")),
         preprocessing(64, bands=("g", "r", "i")),
     )
-    assert layout(source, [small], "crop").canvases[0].shape == (16, 16, 3)
-    assert layout(source, [small, large], "crop").canvases[0].shape == (90, 90, 3)
+    assert input_spec(source, [small], "crop").image_specs[0].shape == (16, 16, 3)
+    assert input_spec(source, [small, large], "crop").image_specs[0].shape == (90, 90, 3)
 
 
 def test_a_stack_that_cannot_be_fitted_is_rejected_row_by_row(tmp_path):
     np.savez(tmp_path / "a.npz", images=sky("uint8", 3))
     source = open_source(tmp_path / "a.npz", needed=("g", "r", "i"))
-    (batch,) = batches(source, VIEWS[:2], how="resample", batch_size=4)
+    (batch,) = batches(source, MEMBERS[:2], how="resample", batch_size=4)
     assert not batch.readable.any() and batch.count == 3
     assert ["pixel scale not known" in reason for reason in batch.reasons] == [True] * 3 + [False]
 

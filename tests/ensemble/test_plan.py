@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax import monitoring
 
-from lensjax.data.on_device import Canvas, Layout, View
+from lensjax.data.on_device import ImageSpec, InputSpec, Transform
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.ensemble import plan as planning
 from lensjax.ensemble import sharding
@@ -89,22 +89,24 @@ def preprocessing(size: int) -> Preprocessing:
     return dataclasses.replace(PREPROCESSING, input_size=size, stretch="none")
 
 
-def layout(size: int) -> Layout:
-    view = View(preprocessing(size), 0, (0, 1), geometry((size, size), None, preprocessing(size)))
-    return Layout((Canvas((size, size, 2), "float32"),), (view,))
+def input_spec(size: int) -> InputSpec:
+    transform = Transform(
+        preprocessing(size), 0, (0, 1), geometry((size, size), None, preprocessing(size))
+    )
+    return InputSpec((ImageSpec((size, size, 2), "float32"),), (transform,))
 
 
 def test_batches_are_no_larger_than_the_data_and_the_host_allow(monkeypatch):
     eight = jax.sharding.AbstractMesh((2, 4), (sharding.MEMBER, sharding.DATA))
-    assert batch_sizes(100, layout(32), MESH) == [1, 2, 4, 8, 16, 32, 64, 128]
-    assert batch_sizes(64, layout(32), MESH)[-1] == 64
-    assert batch_sizes(0, layout(32), MESH) == [1]
-    assert batch_sizes(100, layout(32), eight) == [8, 16, 32, 64, 128]
-    assert batch_sizes(3, layout(32), eight) == [8]
-    room_for_50 = 50 * layout(32).canvases[0].nbytes * planning.BATCHES_ON_HOST
+    assert batch_sizes(100, input_spec(32), MESH) == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert batch_sizes(64, input_spec(32), MESH)[-1] == 64
+    assert batch_sizes(0, input_spec(32), MESH) == [1]
+    assert batch_sizes(100, input_spec(32), eight) == [8, 16, 32, 64, 128]
+    assert batch_sizes(3, input_spec(32), eight) == [8]
+    room_for_50 = 50 * input_spec(32).image_specs[0].nbytes * planning.BATCHES_ON_HOST
     memory = psutil.virtual_memory()._replace(available=room_for_50 / planning.SHARE_OF_HOST)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    assert batch_sizes(10**6, layout(32), MESH)[-1] == 32
+    assert batch_sizes(10**6, input_spec(32), MESH)[-1] == 32
 
 
 def maker(ensemble, mesh, samples: int):
@@ -134,12 +136,12 @@ def dropping(vit_tiny):
 def test_a_chunked_step_gives_the_same_scores_from_less_memory(dropping):
     make, weights = dropping
     images = np.random.default_rng(0).normal(5.0, 2.0, (64, 32, 32, 2)).astype(np.float32)
-    inputs = dataclasses.replace(layout(32).blank(64), images=(images,))
-    at_once = plan(make, weights, layout(32), MESH, [64], budget=2**40)
+    inputs = dataclasses.replace(input_spec(32).blank(64), images=(images,))
+    at_once = plan(make, weights, input_spec(32), MESH, [64], budget=2**40)
     assert at_once.size == Size(64, 2) and not at_once.is_chunked
     expected = jax.device_get(at_once.step(weights, inputs))
     # As soon as one byte is missing.
-    planned = plan(make, weights, layout(32), MESH, [64], budget=int(at_once.step_bytes) - 1)
+    planned = plan(make, weights, input_spec(32), MESH, [64], budget=int(at_once.step_bytes) - 1)
     assert planned.size == Size(64, 1) and planned.is_chunked
     found = jax.device_get(planned.step(weights, inputs))
     for name, values in expected._asdict().items():
@@ -153,9 +155,9 @@ def test_the_step_of_a_plan_is_compiled(dropping):
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), weights
     )
-    planned = plan(make, abstract, layout(32), MESH, [2], budget=2**40)
+    planned = plan(make, abstract, input_spec(32), MESH, [2], budget=2**40)
     on_devices = jax.sharding.NamedSharding(MESH, sharding.BY_CUTOUT)
-    inputs = jax.device_put(layout(32).blank(2), on_devices)
+    inputs = jax.device_put(input_spec(32).blank(2), on_devices)
     compiled = []
 
     def on_compilation(event, _, **about):
@@ -176,7 +178,9 @@ def on_h100(target: Target, ensemble, samples: int) -> Callable[[int], Inference
     """Returns a function from a budget to the Plan for 512 cutouts of 64 pixels."""
     mesh = sharding.mesh_of([target.device])
     make, weights = maker(ensemble, mesh, samples)
-    return lambda budget: plan(make, weights, layout(64), mesh, [512], budget=budget, target=target)
+    return lambda budget: plan(
+        make, weights, input_spec(64), mesh, [512], budget=budget, target=target
+    )
 
 
 @pytest.mark.slow
@@ -204,5 +208,5 @@ def test_turns_bound_the_memory_of_dropout_in_blocks_on_an_h100(h100, vit_tiny):
 def test_a_plan_for_a_tpu(v5e, vit_tiny):
     mesh = sharding.mesh_of([v5e.device])
     make, weights = maker(stack({"a": blank_member(vit_tiny, preprocessing(32))}), mesh, 4)
-    planned = plan(make, weights, layout(32), mesh, [64], budget=2**30, target=v5e)
+    planned = plan(make, weights, input_spec(32), mesh, [64], budget=2**30, target=v5e)
     assert planned.size == Size(64, 4) and planned.step_bytes < 2**28

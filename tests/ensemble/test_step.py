@@ -10,7 +10,7 @@ from flax import nnx
 from lensjax.data import pipeline
 from lensjax.data.brightness import measure
 from lensjax.data.catalog import open_source
-from lensjax.data.on_device import Inputs, View, seen
+from lensjax.data.on_device import Inputs, Transform, seen
 from lensjax.data.preprocess import geometry
 from lensjax.ensemble import sharding
 from lensjax.ensemble import step as step_module
@@ -22,7 +22,7 @@ from tests import networks
 from tests.ensemble.members import PREPROCESSING, blank_member, random_member
 
 SAMPLES, SEED = 3, 11
-VIEW = View(PREPROCESSING, 0, (0, 1), geometry((32, 32), None, PREPROCESSING))
+TRANSFORM = Transform(PREPROCESSING, 0, (0, 1), geometry((32, 32), None, PREPROCESSING))
 MESH = sharding.mesh_of(jax.devices())
 
 
@@ -44,7 +44,7 @@ def together(members):
 def inputs(count: int) -> Inputs:
     rng = np.random.default_rng(3)
     images = rng.normal(5.0, 2.0, (count, 32, 32, 2)).astype(np.float32)
-    return Inputs((images,), (measure(images, *VIEW.measured),), (VIEW,))
+    return Inputs((images,), (measure(images, *TRANSFORM.measured),), (TRANSFORM,))
 
 
 def rows(batch: Inputs, chosen: np.ndarray) -> Inputs:
@@ -66,7 +66,7 @@ def plain_model(member: Member) -> nnx.Module:
 def looped_logits(member: Member, identity: np.ndarray, batch: Inputs) -> np.ndarray:
     """Returns logits (sample, batch) of one member from single-cutout passes of the plain model."""
     graph, state = nnx.split(plain_model(member))
-    images = seen(VIEW, batch.images[0], batch.brightness[0])
+    images = seen(TRANSFORM, batch.images[0], batch.brightness[0])
     keys = member_keys(identity[None], SEED, SAMPLES)[0]
 
     @jax.jit
@@ -145,7 +145,7 @@ def test_one_sample_has_no_dropout(members):
     batch = inputs(4)
     _, one = scores({"a": members["vit_s16"]}, batch, samples=1)
     model = plain_model(members["vit_s16"])
-    images = seen(VIEW, batch.images[0], batch.brightness[0])
+    images = seen(TRANSFORM, batch.images[0], batch.brightness[0])
     np.testing.assert_allclose(one.member_logits[0], model(images), atol=1e-5)
     np.testing.assert_allclose(one.logit_std, 0.0, atol=1e-6)
 
@@ -198,10 +198,10 @@ def test_bfloat16_stays_near_float32(members):
 
 def test_pixels_of_eight_bits_score_as_the_same_in_float32(members):
     narrow = np.random.default_rng(4).integers(0, 256, (4, 44, 50, 3)).astype(np.uint8)
-    view = View(PREPROCESSING, 0, (2, 0), geometry((44, 50), 0.16, PREPROCESSING))
-    brightness = (measure(narrow, *view.measured),)
+    transform = Transform(PREPROCESSING, 0, (2, 0), geometry((44, 50), 0.16, PREPROCESSING))
+    brightness = (measure(narrow, *transform.measured),)
     found = [
-        scores({"a": members["vit_s16"]}, Inputs((images,), brightness, (view,)))[1]
+        scores({"a": members["vit_s16"]}, Inputs((images,), brightness, (transform,)))[1]
         for images in (narrow, narrow.astype(np.float32))
     ]
     for name, values in found[0]._asdict().items():

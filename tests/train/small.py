@@ -9,13 +9,13 @@ import optax
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from lensjax.data.on_device import View
+from lensjax.data.on_device import Transform
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.ensemble import sharding
 from lensjax.models.network import Head
 from lensjax.models.norm import ConvNorm
 from lensjax.models.vit import VisionTransformer
-from lensjax.train.data import views_at
+from lensjax.train.data import transforms_at
 from lensjax.train.losses import binary_loss
 from lensjax.train.setup import initial_state
 from lensjax.train.state import TrainState
@@ -24,7 +24,7 @@ from lensjax.train.step import StepConfig
 BATCH, SIZES, WEIGHT, MEMBERS = 4, (16, 32, 48), 0.7, 2
 MESH = sharding.mesh_of(jax.devices()[:1])
 PREPROCESSING = Preprocessing(("g", "r"), 48, None, "none", 1.0, (0.0, 0.0), (1.0, 1.0))
-VIEW = View(PREPROCESSING, 0, (0, 1), geometry((48, 48), None, PREPROCESSING))
+TRANSFORM = Transform(PREPROCESSING, 0, (0, 1), geometry((48, 48), None, PREPROCESSING))
 
 
 class Convolutional(nnx.Module):
@@ -61,7 +61,7 @@ def config_and_state(build, **more) -> tuple[StepConfig, TrainState]:
     params, statistics = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, second)
     config = StepConfig(
         graph,
-        views_at(VIEW, SIZES),
+        transforms_at(TRANSFORM, SIZES),
         functools.partial(binary_loss, smoothing=0.1),
         optax.sgd(1.0),
         MESH,

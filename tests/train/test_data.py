@@ -100,8 +100,8 @@ def test_what_the_memory_does_not_hold_is_read_again_for_each_batch(
     monkeypatch.setattr(data, "SHARE_FOR_IMAGES", 0.0)
     found = read_labelled(packed, preprocessing, "auto")
     assert isinstance(found.arrays["images"].array, data.ImagesOnDisk) and found.threads
-    assert found.view == expected.view and found.canvas == expected.canvas
-    assert found.canvas.shape == (size, size, 1) and found.id.tolist() == expected.id.tolist()
+    assert found.transform == expected.transform and found.image_spec == expected.image_spec
+    assert found.image_spec.shape == (size, size, 1) and found.id.tolist() == expected.id.tolist()
     assert_same(taken(found, 4)[0], taken(expected, 4)[0])
     for one, other in zip(*(part.in_order(5) for part in (found, expected)), strict=True):
         np.testing.assert_array_equal(one["images"], other["images"])
@@ -136,7 +136,7 @@ def test_normalisation_is_that_of_the_training_part():
     training, validation = split(cutouts, 0.3)
     pixels = training.arrays["images"].astype(np.float64)
     np.testing.assert_allclose(training.preprocessing.mean, pixels.mean((0, 1, 2)), rtol=1e-5)
-    assert validation.view == training.view
+    assert validation.transform == training.transform
 
 
 def test_normalisation_does_not_depend_on_the_order_in_the_file(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from lensjax.data.brightness import measure
-from lensjax.data.on_device import View, seen
+from lensjax.data.on_device import Transform, seen
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.ensemble import checkpoint
 from lensjax.errors import LensjaxError, UsageError
@@ -32,7 +32,7 @@ PREPROCESSING = Preprocessing(
     mean=(0.0,),
     std=(1.0,),
 )
-VIEW = View(PREPROCESSING, 0, (0,), geometry((16, 16), None, PREPROCESSING))
+TRANSFORM = Transform(PREPROCESSING, 0, (0,), geometry((16, 16), None, PREPROCESSING))
 
 
 def blobs(count: int) -> Labelled:
@@ -43,10 +43,10 @@ def blobs(count: int) -> Labelled:
     images[label == 1, 6:10, 6:10] += 2.0
     arrays = {
         "images": images,
-        "brightness": measure(images, *VIEW.measured),
+        "brightness": measure(images, *TRANSFORM.measured),
         "label": label,
     }
-    return Labelled(VIEW, arrays, np.arange(count), np.arange(count) // 2)
+    return Labelled(TRANSFORM, arrays, np.arange(count), np.arange(count) // 2)
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,8 @@ def test_a_member_of_several_sizes_scores_as_it_was_validated(sides, tmp_path):
     abstract = member.info.abstract_model()
     state = checkpoint.nnx_state(abstract, member.state)
     arrays = sides[1].arrays
-    view = dataclasses.replace(sides[1].view, preprocessing=member.info.preprocessing)
-    images = seen(view, arrays["images"], arrays["brightness"])
+    transform = dataclasses.replace(sides[1].transform, preprocessing=member.info.preprocessing)
+    images = seen(transform, arrays["images"], arrays["brightness"])
     logits = nnx.merge(nnx.graphdef(abstract), state)(images)
     np.testing.assert_allclose(logits, member.validation["logit"], atol=1e-4)
 

@@ -44,13 +44,13 @@ def test_settings_are_drawn_and_brighter_stays_brighter():
 def test_each_cutout_is_followed_by_its_picture():
     data = blobs(12)
     both = with_pictures(data, 0)
-    assert len(both) == 24 and both.canvas == data.canvas
+    assert len(both) == 24 and both.image_spec == data.image_spec
     first, second = np.arange(12), 12 + np.arange(12)
     for name in ("label", "images", "brightness"):
         np.testing.assert_array_equal(both.arrays[name][first], data.arrays[name])
     shown = both.arrays["images"][second]
     np.testing.assert_array_equal(both.labels[second], data.labels)
-    measured = measure(shown, *data.view.measured)
+    measured = measure(shown, *data.transform.measured)
     np.testing.assert_array_equal(both.arrays["brightness"][second], measured)
     np.testing.assert_array_equal(both.group[12:], data.group)
     image = data.arrays["images"][3]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lensjax.cli import train
-from lensjax.data.on_device import Canvas
+from lensjax.data.on_device import ImageSpec
 from lensjax.errors import UsageError
 from lensjax.memory import Footprint
 from lensjax.train import plan as planning
@@ -89,15 +89,15 @@ def planned(
     config, state = config_and_state(Convolutional)
     keys = jax.vmap(jax.random.key)(jnp.arange(MEMBERS))
     setup = TrainSetup("two", config, (scales,), 1, keys, np.ones((MEMBERS, 9)), 1, 1)
-    canvas = Canvas((48, 48, 2), "float32")
+    image_spec = ImageSpec((48, 48, 2), "float32")
     given = {"batch_size": batch_size, "budget": budget, "target": target, **more}
-    return plan_training(setup, state, canvas, **given)
+    return plan_training(setup, state, image_spec, **given)
 
 
 def test_scales_that_fit_together_are_not_compiled_alone(monkeypatch):
     asked = []
 
-    def needed(setup, state, canvas, target, scale_count, group, batch_size):
+    def needed(setup, state, image_spec, target, scale_count, group, batch_size):
         asked.append(group)
         return additive(group, BATCH)
 
@@ -189,6 +189,6 @@ def test_what_cannot_be_planned_is_refused(tmp_path):
 
 
 def test_canvases_travel_in_their_own_type():
-    found = abstract_batch(2, Canvas((48, 48, 2), "uint8"), 4, MESH)
+    found = abstract_batch(2, ImageSpec((48, 48, 2), "uint8"), 4, MESH)
     assert found.images.shape == (4, 48, 48, 2) and found.images.dtype == jnp.uint8
     assert found.weight.shape == (2, 4)

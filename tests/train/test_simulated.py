@@ -70,7 +70,7 @@ def test_validation_is_fixed_and_of_another_sky(training, sides):
     _, validation = sides
     _, again = simulated(SKY, COUNT, 40, SEEN)
     np.testing.assert_array_equal(again.arrays["images"], validation.arrays["images"])
-    assert len(validation) == 40 and validation.view == training.view
+    assert len(validation) == 40 and validation.transform == training.transform
     (batch,) = taken(iter(training.batches(40)), 1)
     assert not np.isin(validation.arrays["images"][:, 0, 0, 0], batch["images"]).any()
 
@@ -105,7 +105,9 @@ def test_a_member_is_trained_on_it_and_says_so(sides, tmp_path):
 def test_an_input_size_is_the_same_sky_in_other_pixels():
     finer = dataclasses.replace(SEEN, input_size=48, pixel_scale=0.263 / 2)
     training, _ = simulated(SKY, COUNT, 40, finer)
-    assert training.view.geometry.action == "resampled" and not training.view.geometry.pads
+    assert (
+        training.transform.geometry.action == "resampled" and not training.transform.geometry.pads
+    )
 
 
 def test_a_sky_of_one_class_is_refused():

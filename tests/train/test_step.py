@@ -15,7 +15,7 @@ from lensjax.train.step import ResolutionGroup, TrainBatch, train_step
 from tests.train.small import (
     BATCH,
     MEMBERS,
-    VIEW,
+    TRANSFORM,
     WEIGHT,
     Convolutional,
     config_and_state,
@@ -31,7 +31,7 @@ def batch() -> TrainBatch:
     rng = np.random.default_rng(5)
     images = rng.normal(0, 1, (BATCH, 48, 48, 2)).astype(np.float32)
     weight = rng.poisson(1.0, (MEMBERS, BATCH)).astype(np.float32)
-    brightness = measure(images, *VIEW.measured)
+    brightness = measure(images, *TRANSFORM.measured)
     return TrainBatch(images, brightness, (np.arange(BATCH) % 2).astype(np.float32), weight)
 
 
