@@ -171,8 +171,8 @@ class Members(NamedTuple):
 
 
 class CompiledStep(NamedTuple):
-    """A step compiled for an abstract ensemble and cutouts of one input_spec: all that scoring needs
-    but the weights and the pixels."""
+    """A step compiled for an abstract ensemble and batches of one form: all that scoring needs but
+    the weights and the pixels."""
 
     plan: InferencePlan
     ensemble: Ensemble
@@ -298,9 +298,8 @@ def open_cutouts(data: str, members: Members, options: DataOptions, part: Part =
 def compile_step(
     members: Members, input_spec: InputSpec, rows: int, options: ScoringOptions, mesh: Mesh
 ) -> CompiledStep:
-    """Returns the step for these members and so many cutouts of this input_spec, compiled for as many
-    at once as fit the memory. No weights are read yet: what memory compiling takes is free again
-    for them."""
+    """Returns the step for these members and so many cutouts, compiled for as many at once as fit
+    the memory. No weights are read yet: what memory compiling takes is free again for them."""
     ensemble = abstract_ensemble(members.infos, members.validations)
     planned = _plan(options, ensemble, input_spec, rows, mesh)
     runtime.give_back_memory()

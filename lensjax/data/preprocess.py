@@ -183,7 +183,7 @@ def geometry(
 
     Raises `Unreadable` where `resample` is asked and the cutout's pixel scale is not known, or
     the cutout is smaller than a pixel of the member, `OtherField` where under `auto` the fields of
-    transform differ by more than a factor of four; `UsageError` where `resample` is asked and
+    view differ by more than a factor of four; `UsageError` where `resample` is asked and
     the member's pixel scale is not known, or `how` is none of the above.
     """
     if how not in WAYS_TO_FIT:

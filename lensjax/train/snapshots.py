@@ -64,7 +64,7 @@ class Snapshots:
         Raises LensjaxError where there is no room for it, or the one before could not be written;
         the last whole one is kept.
         """
-        # Not by `device_get`: on a CPU that would be a transform of what the next step writes to.
+        # Not by `device_get`: on a CPU that would be a view of what the next step writes to.
         arrays = {
             name: np.array(leaf) for name, leaf in checkpoint.named_leaves(snapshot.arrays).items()
         }
