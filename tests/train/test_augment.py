@@ -132,9 +132,9 @@ def test_the_brightness_of_a_changed_image_is_what_would_be_measured(augmentatio
     level, noise, low, high = np.moveaxis(np.asarray(brightness), -1, 0)
     expected = np.moveaxis(measured(np.asarray(found)), -1, 0)
     np.testing.assert_allclose(level, expected[0], atol=0.15 * NOISE.max())
-    np.testing.assert_allclose(noise, expected[1], rtol=0.15)
-    np.testing.assert_allclose(low - level, (expected[2] - expected[0]), rtol=0.2)
-    np.testing.assert_allclose(high - level, (expected[3] - expected[0]), rtol=0.1)
+    np.testing.assert_allclose(noise, expected[1], rtol=0.2)
+    np.testing.assert_allclose(low - level, expected[2] - expected[0], rtol=0.35)
+    np.testing.assert_allclose(high - level, expected[3] - expected[0], rtol=0.2)
 
 
 def test_the_eight_symmetries_are_all_shown():
