@@ -134,8 +134,8 @@ def cutouts(tmp_path_factory):
 @pytest.fixture(scope="module")
 def options(cutouts, vit_tiny) -> list[str]:
     return [
-        *("--data", str(cutouts), "--arch", vit_tiny, "--batch-size", "8", "--stretch", "none"),
-        *("--scales", "16,32", "--epochs", "0.2", "--validation-fraction", "0.3"),
+        *("--data", str(cutouts), "--arch", vit_tiny, "--batch-size", "32", "--stretch", "none"),
+        *("--scales", "16,32", "--epochs", "1", "--validation-fraction", "0.3"),
     ]
 
 
