@@ -134,7 +134,7 @@ def test_the_brightness_of_a_changed_image_is_what_would_be_measured(augmentatio
     np.testing.assert_allclose(level, expected[0], atol=0.15 * NOISE.max())
     np.testing.assert_allclose(noise, expected[1], rtol=0.2)
     np.testing.assert_allclose(low - level, expected[2] - expected[0], rtol=0.35)
-    np.testing.assert_allclose(high - level, expected[3] - expected[0], rtol=0.2)
+    np.testing.assert_allclose(high - level, expected[3] - expected[0], rtol=0.3)
 
 
 def test_the_eight_symmetries_are_all_shown():
