@@ -20,7 +20,7 @@ from lensjax.data.parts import WHOLE, Part, Rows, rows_of
 from lensjax.errors import UsageError
 
 # `007` is a name, not a number.
-_DECIMAL = r"^[+-]?(0|[1-9]\d*)?\.?\d*([eE][+-]?\d+)?$"
+_DECIMAL = r"^[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
 _WHOLE = r"^[+-]?\d+$"
 _DELIMITERS = ",;\t|"
 _LONGEST_LINE = 2**20

@@ -153,6 +153,12 @@ def test_files_that_are_no_tables(tmp_path, name, content):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["", ".", "+", "e5"])
+def test_text_without_a_digit_is_no_number(tmp_path, text):
+    (tmp_path / "a.csv").write_text(f'path,artefact\na.fits,"{text}"\nb.fits,"{text}"\n')
+    assert read_table(tmp_path / "a.csv")["artefact"].tolist() == [text, text]
+
+
 def test_numbers_after_many_gaps_are_numbers(tmp_path):
     (tmp_path / "a.csv").write_text("id,z\n" + "1,\n" * 200 + "2,0.5\n")
     column = read_table(tmp_path / "a.csv")["z"]
