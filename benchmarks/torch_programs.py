@@ -105,7 +105,7 @@ def training(name: str, size: int, batch: int) -> Program:
 def cutouts(folder: str, size: int, batch: int) -> Program:
     """Returns cutouts read, stretched and batched, by as many workers as there are cores."""
     loader: DataLoader = DataLoader(
-        sorted(map(str, Path(folder).iterdir())),
+        sorted(map(str, Path(folder).iterdir())),  # type: ignore[arg-type]
         batch,
         collate_fn=_read,
         drop_last=True,

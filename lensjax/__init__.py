@@ -10,6 +10,8 @@ names, as `lensjax infer`, write catalogues of large surveys.
 """
 
 import importlib
+import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,6 +35,20 @@ __all__ = [
     "simulate",
     "train_members",
 ]
+
+# As JAX tells whether there is a GPU; the last is that of the Windows Subsystem for Linux.
+NVIDIA_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """Returns False where JAX reports that its plugin for CUDA, which also compiles for GPUs that
+    are not there, has found none."""
+    has_gpu = any(map(os.path.exists, NVIDIA_DEVICES))
+    return has_gpu or "jax_plugins.xla_cuda" not in record.getMessage()
+
+
+# Before JAX is first asked for devices, by a command or in a notebook.
+logging.getLogger("jax._src.xla_bridge").addFilter(_is_worth_saying)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import logging
 import os
 import platform
 import resource
@@ -31,8 +30,6 @@ Item = TypeVar("Item")
 Launched = TypeVar("Launched")
 
 TPU_DEVICES = ("accel*", "vfio/[0-9]*")
-# As JAX tells whether there is a GPU; the last is that of the Windows Subsystem for Linux.
-NVIDIA_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
 
 # Progress is told after so many seconds or batches, but not twice a second.
 LOG_INTERVAL_SECONDS = 10.0
@@ -48,8 +45,8 @@ def cache_folder() -> Path:
 
 
 def set_up() -> None:
-    """Turns on the persistent compilation cache, and has JAX say nothing of devices that are not
-    there, for which it may be installed as a compiler. Call before JAX is first asked for devices.
+    """Turns on the persistent compilation cache, and keeps libtpu, where it is installed as a
+    compiler, from reporting that there is no TPU. Call before JAX is first asked for devices.
     """
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -58,9 +55,6 @@ def set_up() -> None:
     has_tpu = any(chips for pattern in TPU_DEVICES for chips in Path("/dev").glob(pattern))
     if find_spec("libtpu") and not has_tpu and not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cuda,cpu")
-    if not any(map(os.path.exists, NVIDIA_DEVICES)):
-        log = logging.getLogger("jax._src.xla_bridge")
-        log.addFilter(lambda record: "jax_plugins.xla_cuda" not in record.getMessage())
 
 
 def versions() -> dict[str, str]:

@@ -110,7 +110,7 @@ def test_the_surveys_scoring_step_is_a_program(lowered):
     members = inference.Members({}, infos, dict.fromkeys(infos))
     images = np.zeros((2, 224, 224, 3), np.float32)
     metadata = StackMetadata({}, sees.bands, 0.2)
-    source = source_of_array(images, Path("zeros"), metadata, Wanted(), in_memory=True)
+    source = source_of_array(images, Path("zeros"), metadata, Wanted())
     with networks.real():
         input_spec = pipeline.input_spec(source, members.preprocessings(), options.fit)
         mesh = sharding.mesh_of(jax.local_devices()[:1])

@@ -185,9 +185,13 @@ def _read_index(path: Path) -> tuple[Table, tuple[str | None, ...]]:
         raise UsageError(f"{path} is no folder of shards: it has no {INDEX}")
     index = read_table(path / INDEX)
     described = arrow.parquet_metadata(path / INDEX).get(_BANDS)
-    if described is None or not len(index) or not set(OF_CUTOUT) <= set(index.colnames):
+    try:
+        bands = json.loads(described or "")
+    except ValueError:
+        bands = None
+    if not isinstance(bands, list) or not len(index) or not set(OF_CUTOUT) <= set(index.colnames):
         raise UsageError(f"{path / INDEX} is no index of shards: pack the cutouts again")
-    return index, tuple(json.loads(described))
+    return index, tuple(bands)
 
 
 def _open_records(
