@@ -4,86 +4,30 @@ Whatever cannot be done as asked raises `lensjax.errors.UsageError`, whose messa
 says what to do; in it `--option` stands for the argument of that name.
 """
 
-import dataclasses
-import functools
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from astropy.table import Table
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from lensjax import inference, metrics, results
+from lensjax.cutouts import Cutouts
 from lensjax.data import pipeline
-from lensjax.data.bands import Wanted
 from lensjax.data.catalog import DataOptions
 from lensjax.data.on_device import InputSpec
 from lensjax.data.preprocess import Fit
-from lensjax.data.source import LazyColumn, Source, StackMetadata, source_of_array
+from lensjax.data.source import Source
 from lensjax.ensemble import sharding
 from lensjax.ensemble.checkpoint import MemberInfo
 from lensjax.ensemble.step import Weights
 from lensjax.errors import UsageError
-from lensjax.files import replacing
 from lensjax.inference import CompiledStep, Members, ScoringOptions
 from lensjax.metrics import Metrics
 from lensjax.predictions import Predictions
 from lensjax.resume import PartialRows
-
-
-@dataclass(frozen=True)
-class Cutouts:
-    """Cutouts in memory.
-
-    `images` is (n, height, width, band), in any unit of flux, and NaN where a pixel is masked.
-    `bands` names its last axis, as ("g", "r", "i"). `pixel_scale` is in arcsec, None where it is
-    not known. `columns` are arrays (n,) that are carried to the candidates; known ones are `id`,
-    `ra` and `dec` in degrees, `label` (1 lens, 0 other, -1 unknown), and `group`, which cutouts of
-    the same object share.
-    """
-
-    images: NDArray[Any]
-    bands: tuple[str, ...]
-    pixel_scale: float | None = None
-    columns: Mapping[str, ArrayLike] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, rows: Any) -> "Cutouts":
-        """Returns the cutouts of a slice, a mask (n,) or indices."""
-        columns = {name: np.asarray(values)[rows] for name, values in self.columns.items()}
-        return dataclasses.replace(self, images=self.images[rows], columns=columns)
-
-    def picture(self, row: int) -> NDArray[np.uint8]:
-        """Returns a cutout as people look at it: (height, width, 3), red the longest band."""
-        from lensjax import report
-
-        return report.colour(np.asarray(self.images[row]), self.bands)
-
-    def save(self, path: str | Path) -> Path:
-        """Writes an `.npz` that every command takes as `--data`, and returns its path."""
-        arrays = {name: np.asarray(values) for name, values in self.columns.items()}
-        arrays |= {"images": self.images, "bands": np.array(self.bands)}
-        if self.pixel_scale is not None:
-            arrays["pixel_scale"] = np.array(self.pixel_scale)
-        with replacing(Path(path)) as file:
-            np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
-        return Path(path)
-
-    def source(self, needed: tuple[str, ...]) -> Source:
-        """Returns the cutouts as the library reads them, in the bands that are needed."""
-        columns = {
-            name: LazyColumn(np.shape(values), functools.partial(np.asarray, values))
-            for name, values in self.columns.items()
-        }
-        metadata = StackMetadata(columns, self.bands, self.pixel_scale)
-        wanted = Wanted(needed)
-        return source_of_array(self.images, Path("cutouts"), metadata, wanted)
 
 
 class Scored(NamedTuple):
@@ -191,11 +135,11 @@ def simulate(
 
     Raises UsageError for what cannot be simulated.
     """
-    from lensjax.cli.simulate import SimulateConfig, simulated
+    from lensjax.simulation import SimulateConfig, as_cutouts, simulated
 
     config = SimulateConfig(count=count, survey=survey, size=size, seed=seed, **options)
     seen_by, sky, test = simulated(config)
-    cutouts = Cutouts(sky.images, seen_by.bands, seen_by.pixel_scale, sky.truth)
+    cutouts = as_cutouts(seen_by, sky)
     return cutouts[~test], cutouts[test]
 
 
@@ -215,7 +159,7 @@ def train_members(
 
     Raises UsageError for data without labels and options that do not fit.
     """
-    from lensjax.cli.train import TrainConfig, train
+    from lensjax.training import TrainConfig, train
 
     with tempfile.TemporaryDirectory() as scratch:
         path = data.save(Path(scratch) / "cutouts.npz") if isinstance(data, Cutouts) else data

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lensjax import __version__, runtime
-from lensjax.cli.simulate import SimulateConfig, simulate_survey
-from lensjax.cli.train import TrainConfig, train
 from lensjax.ensemble import checkpoint
+from lensjax.simulation import SimulateConfig, simulate_survey
 from lensjax.train.config import Hyperparameters
+from lensjax.training import TrainConfig, train
 
 ENSEMBLE = "resnet18,vit_b16"
 

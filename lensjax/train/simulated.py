@@ -13,9 +13,9 @@ import numpy as np
 from lensjax.data.brightness import measure
 from lensjax.data.on_device import ImageSpec, Transform
 from lensjax.data.preprocess import Preprocessing, geometry
+from lensjax.sky.draw import Assignment, assign, simulate
 from lensjax.sky.render import draw_chunk
 from lensjax.sky.scenes import LENS
-from lensjax.sky.simulation import Assignment, assign, simulate
 from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import Survey
 from lensjax.train.data import MEASURED, Labelled, check_classes, measure_normalisation

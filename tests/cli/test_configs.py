@@ -8,10 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from lensjax import config, demonstration, inference
+from lensjax import config, demonstration, inference, training
 from lensjax.cli import infer, train
-from lensjax.cli.simulate import SimulateConfig
-from lensjax.cli.train import TrainConfig
 from lensjax.data import pipeline
 from lensjax.data.bands import Wanted
 from lensjax.data.preprocess import Preprocessing
@@ -19,8 +17,10 @@ from lensjax.data.source import StackMetadata, source_of_array
 from lensjax.ensemble import checkpoint, sharding
 from lensjax.ensemble import plan as ensemble_plan
 from lensjax.memory import Footprint
+from lensjax.simulation import SimulateConfig
 from lensjax.train import plan as train_plan
 from lensjax.train.config import Hyperparameters
+from lensjax.training import TrainConfig
 from tests import networks
 
 OPTIONS = {"infer": infer.InferConfig, "train": TrainConfig}
@@ -59,7 +59,7 @@ def test_it_runs_in_small(run, path, tmp_path, tmp_path_factory, monkeypatch):
         transformer=hyperparameters,
     )
     monkeypatch.setattr(demonstration, "SMOKE", small)
-    monkeypatch.setattr(train, "SMOKE_SKY", SimulateConfig(count=80, size=32))
+    monkeypatch.setattr(training, "SMOKE_SKY", SimulateConfig(count=80, size=32))
     command = command_of(path)
     main = {"infer": infer.main, "train": train.main}[command]
     ended = run(main, "--config", path, "--smoke", "--output", tmp_path / "out")
@@ -85,7 +85,7 @@ def lowered(monkeypatch) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", OF_TRAINING, ids=name)
 def test_its_training_step_is_a_program(run, path, tmp_path, lowered, monkeypatch):
-    monkeypatch.setattr(train, "steps_per_second", lambda *_: 1.0)
+    monkeypatch.setattr(training, "steps_per_second", lambda *_: 1.0)
     options = config.parse(TrainConfig, ["--config", str(path)], description="")
     data = ("--data", options.data if options.data == train.SIMULATED else "None")
     scales = ("--scales", options.scales or "64")

@@ -9,11 +9,12 @@ from astropy.table import Table
 from PIL import Image
 
 from lensjax import demonstration as demo
+from lensjax import training
 from lensjax.cli import evaluate, infer, simulate, train
-from lensjax.cli.simulate import SimulateConfig
 from lensjax.data.catalog import open_source
 from lensjax.data.splits import held_back
 from lensjax.errors import LensjaxError
+from lensjax.simulation import SimulateConfig
 from lensjax.train.config import Hyperparameters
 from lensjax.train.setup import member_info
 
@@ -152,7 +153,7 @@ def test_another_input_size_is_the_same_sky_in_other_pixels(run, sky, tmp_path, 
         prepared.append(member_info(training, "light_transformer", Hyperparameters()).preprocessing)
         raise LensjaxError("far enough")
 
-    monkeypatch.setattr(train, "train_members", begin)
+    monkeypatch.setattr(training, "train_members", begin)
     for fit in scales:
         assert "far enough" in run(train.main, *command, "--fit", fit, "--output", tmp_path).error
     assert [preprocessing.input_size for preprocessing in prepared] == [16, 16]
@@ -207,7 +208,7 @@ def small_demo(monkeypatch, cache):
     )
     monkeypatch.setattr(demo, "SMOKE", small)
     # Pictures of the same size: what draws them is compiled once.
-    monkeypatch.setattr(train, "SMOKE_SKY", SimulateConfig(count=80, size=32))
+    monkeypatch.setattr(training, "SMOKE_SKY", SimulateConfig(count=80, size=32))
 
 
 @pytest.mark.slow

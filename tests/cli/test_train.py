@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from lensjax import demonstration as demo
-from lensjax import runtime
+from lensjax import runtime, training
 from lensjax.cli import train
 from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
 from lensjax.errors import Interrupted, LensjaxError
 from lensjax.launch import INTERRUPTED
-from lensjax.sky.simulation import Simulation
+from lensjax.sky.draw import Simulation
 from lensjax.train.simulated import Simulated
 from lensjax.train.snapshots import Snapshot, Snapshots
 from tests.ensemble.members import random_member
@@ -37,7 +37,7 @@ def begun(monkeypatch):
         found.append((training, validation, hyperparameters, folder))
         raise LensjaxError("far enough")
 
-    monkeypatch.setattr(train, "train_members", stop)
+    monkeypatch.setattr(training, "train_members", stop)
     return found
 
 
@@ -208,7 +208,7 @@ def test_the_sky_is_seen_as_by_what_training_starts_from(run, start, tmp_path, m
         found.append(preprocessing)
         raise LensjaxError("far enough")
 
-    monkeypatch.setattr(train, "simulated", stop)
+    monkeypatch.setattr(training, "simulated", stop)
     ended = run(train.main, *TINY, "--start-from", start, "--output", tmp_path)
     assert "far enough" in ended.error and "at 24 pixels" in ended.out, ended
     assert found == [Preprocessing.unnormalised(("g", "r", "i"), 24, 0.3, "log", 1.5)]
@@ -261,14 +261,14 @@ def test_a_stopped_run_of_other_members_is_named_and_goes_on(run, cutouts, tmp_p
             raise Interrupted("stopped")
         return [random_member(architecture, seed) for seed in seeds]
 
-    monkeypatch.setattr(train, "train_members", stopped)
+    monkeypatch.setattr(training, "train_members", stopped)
     command = ("--data", cutouts, *TINY, "--output", tmp_path, "--members")
     assert run(train.main, *command, 4).status == 3
     ended = run(train.main, *command, 2)
     assert ended.status == 2 and len(begun) == 1
     for words in (str(kept), "seeds 0, 1, 2, 3", "--seed 0 --members 4 goes on"):
         assert words in ended.error
-    monkeypatch.setattr(train.Trained, "summary", lambda trained: trained.folder.name)
+    monkeypatch.setattr(training.Trained, "summary", lambda trained: trained.folder.name)
     ended = run(train.main, *command, 4)
     assert ended.status == 0 and ended.out.split() == ["0", "1", "2", "3"]
     assert begun == [([0, 1, 2, 3], kept)] * 2
@@ -279,5 +279,5 @@ def test_a_run_killed_while_its_members_are_kept_goes_on_with_all_of_them(tmp_pa
     run = tmp_path / "0-1"
     (run / "steps" / "7").mkdir(parents=True)
     (run / "settings.json").write_text('{"seeds": [0, 1]}')
-    assert train._seeds_of_run(tmp_path, range(2), [1]) == [0, 1]
-    assert train._seeds_of_run(tmp_path, range(2, 4), [2, 3]) == [2, 3]
+    assert training._seeds_of_run(tmp_path, range(2), [1]) == [0, 1]
+    assert training._seeds_of_run(tmp_path, range(2, 4), [2, 3]) == [2, 3]

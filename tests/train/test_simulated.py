@@ -7,7 +7,7 @@ import pytest
 
 from lensjax.data.preprocess import Preprocessing
 from lensjax.errors import UsageError
-from lensjax.sky import simulation
+from lensjax.sky import draw
 from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import DECAM
 from lensjax.train.config import Hyperparameters
@@ -37,7 +37,7 @@ def taken(batches, count: int) -> list[dict[str, np.ndarray]]:
 
 
 def test_the_first_epoch_is_the_simulated_sky(training):
-    sky = simulation.simulate(SKY.survey, count=COUNT, lens_fraction=0.5, seed=3)
+    sky = draw.simulate(SKY.survey, count=COUNT, lens_fraction=0.5, seed=3)
     for batch in taken(iter(training.batches(BATCH)), COUNT // BATCH):
         rows = batch["row"]
         np.testing.assert_allclose(batch["images"], sky.images[rows], rtol=1e-4, atol=1e-2)
@@ -82,7 +82,7 @@ def test_no_source_is_in_both_training_and_validation(monkeypatch):
         drawn.append(set(sources.name))
         images = np.random.default_rng(0).normal(size=(count, 24, 24, 3)).astype(np.float32)
         row = np.arange(count)
-        return simulation.Simulation(images, {"label": row % 2, "id": row, "group": row})
+        return draw.Simulation(images, {"label": row % 2, "id": row, "group": row})
 
     monkeypatch.setattr("lensjax.train.simulated.simulate", noise)
     name = np.array([f"galaxy-{number}" for number in range(12)])

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lensjax.cli.simulate import SimulateConfig, survey_of
 from lensjax.errors import UsageError
+from lensjax.simulation import SimulateConfig, survey_of
 from lensjax.sky.survey import GROUND
 
 

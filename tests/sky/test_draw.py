@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 
 from lensjax.errors import UsageError
-from lensjax.sky import simulation
+from lensjax.sky import draw
+from lensjax.sky.draw import simulate
 from lensjax.sky.scenes import KINDS
-from lensjax.sky.simulation import simulate
 from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import DECAM, GROUND
 
@@ -43,7 +43,7 @@ def test_images_and_truth_line_up(sky):
 
 def test_truth_is_given_where_it_applies(sky):
     lens, kind = sky.truth["label"] == 1, sky.truth["kind"]
-    for name in simulation.OF_LENS:
+    for name in draw.OF_LENS:
         np.testing.assert_array_equal(np.isfinite(sky.truth[name]), lens)
     assert np.isfinite(sky.truth["lens_redshift"][kind == "red"]).all()
     assert np.isnan(sky.truth["lens_redshift"][kind == "spiral"]).all()
@@ -117,7 +117,7 @@ def test_arcs_on_backgrounds_and_untouched_twins():
 @given(st.integers(1, 400), st.floats(0, 1), st.integers(0, 9))
 @settings(max_examples=40, deadline=None)
 def test_assignment_keeps_its_shares(count, lens_fraction, seed):
-    assigned = simulation.assign(GROUND, count, lens_fraction, seed)
+    assigned = draw.assign(GROUND, count, lens_fraction, seed)
     lenses = assigned.kind == list(KINDS).index("lens")
     assert lenses.sum() == round(count * lens_fraction)
     assert len(assigned.kind) == len(assigned.group) == count
