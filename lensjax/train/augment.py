@@ -123,8 +123,17 @@ def flip_bits(keys: Array) -> Array:
 
 
 def flipped(images: Array, flips: Array) -> Array:
-    """Returns images (batch, S, S, band), each mirrored and transposed as its `flips` say."""
-    rows, columns, transposed = (flips[:, i, None, None, None] for i in range(3))
-    images = jnp.where(rows, images[:, ::-1], images)
-    images = jnp.where(columns, images[:, :, ::-1], images)
-    return jnp.where(transposed, images.swapaxes(1, 2), images)
+    """Returns images (batch, S, S, band), each mirrored and transposed as its `flips` say.
+
+    Each pixel is fetched from where it was. To choose between images that are mirrored whole would
+    have the compiler compute what they show, noise and stretch, once for every choice.
+    """
+
+    def of_one(image: Array, flip: Array) -> Array:
+        forward = jnp.arange(len(image))
+        row, column = (jnp.where(mirrored, forward[::-1], forward) for mirrored in flip[:2])
+        rows = jnp.where(flip[2], row[None, :], row[:, None])
+        columns = jnp.where(flip[2], column[:, None], column[None, :])
+        return image[rows, columns]
+
+    return jax.vmap(of_one)(images, flips)
