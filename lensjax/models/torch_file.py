@@ -1,11 +1,12 @@
-"""Files of PyTorch weights, read without PyTorch and without pickle.
+"""Files of PyTorch weights, read without PyTorch, and without running anything that is in them.
 
-What a `.pth` file asks to be imported or called is never imported or called. A small interpreter
-knows the few things that a saved dictionary of tensors consists of, and refuses the rest.
+The unpickler knows the few opcodes, functions and types that a dictionary of tensors consists of,
+and refuses the rest.
 """
 
+import io
 import os
-import pickletools
+import pickle
 import zipfile
 from collections.abc import Callable
 from math import prod
@@ -13,26 +14,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import safetensors
+import safetensors.numpy
 
 from lensjax.errors import LensjaxError, UsageError, one_line
 
 StateDict = dict[str, np.ndarray]
-
-# Types of numbers: what safetensors and PyTorch call them.
-_TYPES = (
-    ("F64", "Double", np.float64),
-    ("F32", "Float", np.float32),
-    ("F16", "Half", np.float16),
-    ("BF16", "BFloat16", ml_dtypes.bfloat16),
-    ("I64", "Long", np.int64),
-    ("I32", "Int", np.int32),
-    ("I16", "Short", np.int16),
-    ("I8", "Char", np.int8),
-    ("U8", "Byte", np.uint8),
-    ("BOOL", "Bool", np.bool_),
-)
-SAFETENSORS_TYPES = {name: np.dtype(kind) for name, _, kind in _TYPES}
 
 # The keys of a state in a file, averaged weights first: these are what training programs test.
 WRAPPINGS = (
@@ -58,40 +44,16 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
         raise UsageError(f"no weights at {path}: give a .safetensors or .pth file")
     try:
         if path.endswith(".safetensors"):
-            return _read_safetensors(path)
-        if not zipfile.is_zipfile(path):
-            raise _Unacceptable(
-                "it is no zip archive, so damaged or saved before PyTorch 1.6; if PyTorch still "
-                "loads it, convert it there: safetensors.torch.save_file(torch.load(path, "
-                "weights_only=True), 'weights.safetensors')"
-            )
-        with zipfile.ZipFile(path) as archive:
-            tensors = _unwrapped(_Archive(archive, os.path.getsize(path)).load())
+            return safetensors.numpy.load_file(path)
+        tensors = _unwrapped(_read_zip(path))
         if not tensors or not all(isinstance(name, str) for name in tensors):
             raise _Unacceptable("it holds no dictionary of tensors: save model.state_dict()")
         return tensors
     except _Unacceptable as refusal:
         raise LensjaxError(f"cannot read {path}: {refusal}") from None
-    except (
-        *(safetensors.SafetensorError, zipfile.BadZipFile, OSError, RuntimeError),
-        *(ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
-    ) as error:
-        reason = one_line(error)
+    except Exception as error:  # whatever libraries raise on bytes that mean nothing
+        reason = one_line(error, 200) or type(error).__name__
         raise LensjaxError(f"cannot read {path}: the file is damaged ({reason})") from error
-
-
-def _read_safetensors(path: str) -> StateDict:
-    with open(path, "rb") as file:
-        tensors = dict(safetensors.deserialize(file.read()))
-    unknown = {tensor["dtype"] for tensor in tensors.values()} - SAFETENSORS_TYPES.keys()
-    if unknown:
-        raise _Unacceptable(f"it holds numbers of type {', '.join(sorted(unknown))}")
-    return {
-        name: np.frombuffer(tensor["data"], SAFETENSORS_TYPES[tensor["dtype"]]).reshape(
-            tensor["shape"]
-        )
-        for name, tensor in tensors.items()
-    }
 
 
 def _unwrapped(loaded: Any, deepest: int = 3) -> StateDict:
@@ -104,6 +66,29 @@ def _unwrapped(loaded: Any, deepest: int = 3) -> StateDict:
             if inner := _unwrapped(loaded.get(key), deepest - 1):
                 return inner
     return {name: value for name, value in loaded.items() if isinstance(value, np.ndarray)}
+
+
+def _read_zip(path: str) -> Any:
+    """Returns what `torch.save` wrote: a pickle, and beside it the bytes of each storage."""
+    if not zipfile.is_zipfile(path):
+        raise _Unacceptable(
+            "it is no zip archive, so damaged or saved before PyTorch 1.6; if PyTorch still loads "
+            "it, convert it there: safetensors.torch.save_file(torch.load(path, "
+            "weights_only=True), 'weights.safetensors')"
+        )
+    with zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        # torch.save never compresses; so nothing can be larger than the file it is in.
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+        largest = max((entry.file_size for entry in archive.infolist()), default=0)
+        if len(pickles) != 1 or not stored or largest > os.path.getsize(path):
+            raise _Unacceptable("it is a zip archive, but none that torch.save wrote")
+        root = pickles[0].removesuffix("data.pkl")
+        order = f"{root}byteorder"
+        if order in archive.namelist() and archive.read(order) != b"little":
+            raise _Unacceptable("it was saved on a big-endian machine: convert it to .safetensors")
+        pickled = archive.read(pickles[0])
+        return _TensorUnpickler(pickled, lambda key: archive.read(f"{root}data/{key}")).load()
 
 
 def _tensor(
@@ -123,137 +108,88 @@ def _tensor(
 
 # What names in the file stand for here; nothing is looked up anywhere else. The functions are all
 # that is called.
-CALLS: dict[str, Callable[..., Any]] = {
+MEANINGS: dict[str, Callable[..., Any] | np.dtype] = {
     "collections.OrderedDict": lambda: {},
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    "torch.DoubleStorage": np.dtype(np.float64),
+    "torch.FloatStorage": np.dtype(np.float32),
+    "torch.HalfStorage": np.dtype(np.float16),
+    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.LongStorage": np.dtype(np.int64),
+    "torch.IntStorage": np.dtype(np.int32),
+    "torch.ShortStorage": np.dtype(np.int16),
+    "torch.CharStorage": np.dtype(np.int8),
+    "torch.ByteStorage": np.dtype(np.uint8),
+    "torch.BoolStorage": np.dtype(np.bool_),
 }
-STORAGES = {f"torch.{name}Storage": np.dtype(kind) for _, name, kind in _TYPES}
-
-# Opcodes that put a new value on the stack, and those that put their argument there.
-NEW: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-}
-LITERALS = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"}
+OPCODES = (
+    *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE"),
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS"),
+    *("BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"),
+    *("GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BINPERSID"),
+)
 
 
-class _Archive:
-    """A file of `torch.save`: a pickle that says what there is, and the bytes of each storage."""
+class _Allowed(dict[int, Any]):
+    """The functions of the opcodes that are allowed, by number."""
 
-    def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
-        self.archive = archive
-        self.size = size
+    def __missing__(self, opcode: int) -> Any:
+        raise _Unacceptable(f"it uses {chr(opcode)!a}, which no dictionary of tensors needs")
+
+
+class _TensorUnpickler(pickle._Unpickler):
+    """The standard library's unpickler in Python, with the opcodes above alone. (The one in C can
+    be made to fill all memory, or to crash, by the numbers and keys in a file.)"""
+
+    stack: list[Any]
+
+    def __init__(self, pickled: bytes, read: Callable[[str], bytes]) -> None:
+        super().__init__(io.BytesIO(pickled))
+        self.read_storage = read
         self.storages: dict[str, np.ndarray] = {}
-        pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise _Unacceptable("it is a zip archive, but none that torch.save wrote")
-        self.root = pickles[0].removesuffix("data.pkl")
 
-    def load(self) -> Any:
-        """Returns what was saved, with arrays for the tensors."""
-        order = f"{self.root}byteorder"
-        if order in self.archive.namelist() and self._read(order) != b"little":
-            raise _Unacceptable("it was saved on a big-endian machine: convert it to .safetensors")
-        return self._interpret(self._read(f"{self.root}data.pkl"))
+    def find_class(self, module: str, name: str) -> Any:
+        if (full := f"{module}.{name}") not in MEANINGS:
+            raise _Unacceptable(
+                f"it asks for {full[:80]!r}, which is no part of a dictionary of tensors; nothing "
+                "in it was run. Save model.state_dict() alone, or as .safetensors"
+            )
+        return MEANINGS[full]
 
-    def _read(self, name: str) -> bytes:
-        entry = self.archive.getinfo(name)
-        # torch.save never compresses; so nothing can be larger than the file it is in.
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > self.size:
-            raise _Unacceptable("it is a zip archive, but none that torch.save wrote")
-        return self.archive.read(entry)
-
-    def _storage(self, kind: str, dtype: np.dtype, key: str, _: str, count: int) -> np.ndarray:
+    def persistent_load(self, pid: Any) -> np.ndarray:
+        kind, dtype, key, _, count = pid
         if kind != "storage" or not isinstance(dtype, np.dtype) or not isinstance(key, str):
             raise _Unacceptable("it refers to something that is no storage of a tensor")
         if key not in self.storages:
-            self.storages[key] = np.frombuffer(self._read(f"{self.root}data/{key}"), np.uint8)
+            self.storages[key] = np.frombuffer(self.read_storage(key), np.uint8)
         if self.storages[key].size != count * dtype.itemsize:
             raise _Unacceptable("a tensor in it is larger than the bytes stored for it")
         return self.storages[key].view(dtype)
 
-    def _interpret(self, pickled: bytes) -> Any:
-        """Returns the object that the opcodes build, made of own parts only."""
-        stack: list[Any] = []
-        marks: list[int] = []
-        memo: dict[int, Any] = {}
+    def load_build(self) -> None:
+        """Drops attributes of an OrderedDict: the versions of the layers, without a use here."""
+        self.stack.pop()
+        if not isinstance(self.stack[-1], dict):
+            raise _Unacceptable("it sets attributes of something that is no dictionary")
 
-        def take(count: int) -> list[Any]:
-            """Takes the last values off the stack."""
-            if count > len(stack):
-                raise _Unacceptable("it ends too early")
-            items = stack[len(stack) - count :]
-            del stack[len(stack) - count :]
-            return items
+    def load_setitem(self) -> None:
+        self._check_keys(self.stack[-2:-1])
+        super().load_setitem()  # type: ignore[misc]
 
-        argument: Any
-        for opcode, argument, _ in pickletools.genops(pickled):
-            match opcode.name:
-                case "PROTO" | "FRAME":
-                    pass
-                case "STOP":
-                    return stack.pop()
-                case name if name in NEW:
-                    stack.append(NEW[name]())
-                case name if name in LITERALS:
-                    stack.append(argument)
-                case "GLOBAL":
-                    stack.append(_meaning(argument.replace(" ", ".")))
-                case "STACK_GLOBAL":
-                    stack.append(_meaning("{}.{}".format(*take(2))))
-                case "REDUCE":
-                    call, arguments = take(2)
-                    if not any(call is known for known in CALLS.values()):
-                        raise _Unacceptable("it calls something that makes no tensor")
-                    stack.append(call(*arguments))
-                case "BUILD":
-                    # Attributes of an OrderedDict: the versions of the layers, without a use here.
-                    stack.pop()
-                    if not isinstance(stack[-1], dict):
-                        raise _Unacceptable("it sets attributes of something that is no dictionary")
-                case "BINPERSID":
-                    stack.append(self._storage(*stack.pop()))
-                case "BINPUT" | "LONG_BINPUT":
-                    memo[argument] = stack[-1]
-                case "MEMOIZE":
-                    memo[len(memo)] = stack[-1]
-                case "BINGET" | "LONG_BINGET":
-                    stack.append(memo[argument])
-                case "MARK":
-                    marks.append(len(stack))
-                case "TUPLE":
-                    stack.append(tuple(take(len(stack) - marks.pop())))
-                case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
-                    stack.append(tuple(take(int(name[-1]))))
-                case "APPEND" | "APPENDS" as name:
-                    items = take(1 if name == "APPEND" else len(stack) - marks.pop())
-                    stack[-1].extend(items)
-                case "SETITEM" | "SETITEMS" as name:
-                    items = take(2 if name == "SETITEM" else len(stack) - marks.pop())
-                    _set_items(stack[-1], items)
-                case other:
-                    raise _Unacceptable(f"it uses {other}, which no dictionary of tensors needs")
-        raise _Unacceptable("it ends too early")
+    def load_setitems(self) -> None:
+        self._check_keys(self.stack[::2])
+        super().load_setitems()  # type: ignore[misc]
 
+    def _check_keys(self, keys: list[Any]) -> None:
+        # The hash of a tuple of tuples may take for ever.
+        if not all(type(key) in (str, int) for key in keys):
+            raise _Unacceptable("a dictionary in it has keys other than names and numbers")
 
-def _set_items(target: Any, items: list[Any]) -> None:
-    keys, values = items[::2], items[1::2]
-    if not isinstance(target, dict) or not all(type(key) in (str, int) for key in keys):
-        raise _Unacceptable("a dictionary in it has keys other than names and numbers")
-    target.update(zip(keys, values, strict=True))
-
-
-def _meaning(name: str) -> Any:
-    if name in CALLS:
-        return CALLS[name]
-    if name in STORAGES:
-        return STORAGES[name]
-    raise _Unacceptable(
-        f"it asks for {name[:80]!r}, which is no part of a dictionary of tensors; nothing in it "
-        "was run. Save model.state_dict() alone, or as .safetensors"
-    )
+    known = {name: getattr(pickle, name)[0] for name in OPCODES}
+    dispatch = _Allowed({code: pickle._Unpickler.dispatch[code] for code in known.values()})
+    dispatch[known["BUILD"]] = load_build
+    dispatch[known["SETITEM"]] = load_setitem
+    dispatch[known["SETITEMS"]] = load_setitems

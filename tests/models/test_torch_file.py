@@ -223,6 +223,31 @@ def test_what_is_no_such_file_is_refused(tmp_path):
     refused(broken, "damaged")
 
 
+MANY_TUPLES = b"".join(b"q%ch%c\x86" % (n, n) for n in range(100))
+
+
+@pytest.mark.parametrize(
+    ("opcodes", "reason"),
+    [
+        (b")" + b"\x85" * 10**5 + b".", "no dictionary of tensors"),
+        (b"})" + MANY_TUPLES + b"K\x01s.", "keys other than"),  # 2^100 steps to hash
+        (b"}(" + b")" + MANY_TUPLES + b"K\x01u.", "keys other than"),
+        (b"}r\xff\xff\xff\x7f.", "no dictionary of tensors"),  # a memo of 2^31 places
+        (b"\x8e" + b"\xff" * 7 + b"\x7f.", "it uses"),  # 2^63 bytes follow
+        (b"X\xff\xff\xff\x7f.", "damaged"),
+        (b"(ios\nsystem\n.", "it uses 'i'"),
+        (b"\x82\x01.", "it uses"),  # an extension that the program may have registered
+        (b"ccollections\nOrderedDict\n)\x81.", "it uses"),
+        (b"ctorch\nFloatStorage\n}b.", "sets attributes"),
+        (b"", "damaged"),
+    ],
+)
+def test_opcodes_that_would_fill_memory_take_for_ever_or_call_are_refused(
+    tmp_path, opcodes, reason
+):
+    refused(archive(tmp_path / "w.pth", b"\x80\x02" + opcodes, []), reason)
+
+
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
