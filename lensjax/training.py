@@ -46,8 +46,8 @@ class TrainConfig(Hyperparameters, DataOptions):
     """Options of scripts/train.py."""
 
     arch: str = "resnet18"
-    """Architectures to train, comma separated: resnet18, resnet34, vit_s16, vit_b16,
-    light_transformer, trans_enc_s."""
+    """Architectures to train, comma separated: resnet18, resnet34, vit_ti16, vit_s16,
+    vit_b16, light_transformer, trans_enc_s."""
     members: int = 1
     """Members of each architecture, trained together."""
     data: str | None = None
@@ -129,6 +129,7 @@ def shrunk(options: TrainConfig, given: Collection[str]) -> TrainConfig:
         validation_fraction=0.25,
         memory_budget="auto",
         start_from=None,
+        grow_from=None,
         output=options.output if is_own else folder / "members",
         resume=options.resume and is_own,
     )
@@ -255,9 +256,10 @@ def _team(
             yield Trained(folder / str(seed), info, False, counts)
     if not missing:
         return
-    if hyperparameters.start_from is not None:
+    folders = finetune.origins(hyperparameters, architecture)
+    if folders:
         info = member_info(training, architecture, hyperparameters)
-        print(finetune.account(hyperparameters.start_from, info), file=sys.stderr)
+        print(finetune.account(folders, info), file=sys.stderr)
     seeds = _seeds_of_run(folder / "runs", wanted, missing) if options.resume else missing
     run = folder / "runs" / "-".join(map(str, seeds))
     members = train_members(
@@ -389,7 +391,9 @@ def _preprocessing(
 
 def _of_start(options: TrainConfig, name: str) -> Any:
     """Returns what the members to start from have in common, None where there are none."""
-    return finetune.kept(options.start_from, checkpoint.parse_ensemble(options.arch), name)
+    architectures = checkpoint.parse_ensemble(options.arch)
+    folders = [folder for each in architectures for folder in finetune.origins(options, each)]
+    return finetune.kept(folders, name)
 
 
 def _hyperparameters(options: TrainConfig) -> Hyperparameters:
@@ -423,6 +427,9 @@ def _check(options: TrainConfig) -> None:
     wrong = {
         "--members must be at least 1": options.members < 1,
         "--batch-size must be at least 1": options.batch_size < 1,
+        "--start-from and --grow-from exclude each other": bool(
+            options.start_from and options.grow_from
+        ),
         "--micro-batches must be at least 1": options.micro_batches < 1,
         "--member-shards must be at least 1": options.member_shards < 1,
         "--focusing must be 0 or at least 1": not (options.focusing == 0 or options.focusing >= 1),

@@ -17,6 +17,7 @@ from lensjax.models.vit import VisionTransformer
 SMALL = {
     "resnet18": partial(registry._resnet, (1, 1, 1, 1), width=8),
     "resnet34": partial(registry._resnet, (1, 2, 1, 1), width=8),
+    "vit_ti16": partial(VisionTransformer, width=16, depth=2, heads=1),
     "vit_s16": partial(VisionTransformer, width=32, depth=2, heads=2),
     "vit_b16": partial(VisionTransformer, width=48, depth=3, heads=3),
     "light_transformer": partial(HybridTransformer, width=32, depth=2, heads=2),

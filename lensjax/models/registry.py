@@ -53,6 +53,14 @@ ARCHITECTURES = {
         Architecture("resnet18", (), 11_177_025, 64, ResNet.DEPTHS, partial(_resnet, (2, 2, 2, 2))),
         Architecture("resnet34", (), 21_285_185, 64, ResNet.DEPTHS, partial(_resnet, (3, 4, 6, 3))),
         Architecture(
+            "vit_ti16",
+            ("vit_tiny_patch16_224", "deit_tiny_patch16_224"),
+            5_524_609,
+            64,
+            VisionTransformer.DEPTHS,
+            partial(VisionTransformer, width=192, depth=12, heads=3),
+        ),
+        Architecture(
             "vit_s16",
             ("vit_small_patch16_224",),
             21_666_049,

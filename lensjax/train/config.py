@@ -53,6 +53,9 @@ class Hyperparameters(Augmentation):
     start_from: str | None = None
     """Folder of members to start from, or `demo` for the demonstration's; their input size, pixel
     scale, stretch and dropout are kept too where no option says otherwise."""
+    grow_from: str | None = None
+    """Folder of a member of a narrower architecture, as vit_ti16 for vit_b16, that is widened to
+    start from; what --start-from keeps is kept too."""
     freeze: str | None = None
     """Weights to freeze, by the beginning of their names: stem,stages.0."""
     layer_decay: float = 1.0

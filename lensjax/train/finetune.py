@@ -1,5 +1,6 @@
 """Fine-tuning: the weights that training starts from, and the learning rates of the layers."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,31 +18,52 @@ from lensjax.ensemble.checkpoint import MemberInfo, State, dotted, named_leaves
 from lensjax.errors import UsageError
 from lensjax.models.adapt import FIRST_KERNELS, to_bands
 from lensjax.models.vit import interpolate_position_embedding
+from lensjax.train.config import Hyperparameters
+from lensjax.train.grow import obstacle, widened
 from lensjax.train.schedule import IDENTITY
 
 
-def starts(folder: Path, info: MemberInfo, seeds: Sequence[int]) -> tuple[nnx.State, nnx.State]:
+def origins(of: Hyperparameters, architecture: str) -> list[Path]:
+    """Returns the folders of the members that networks of an architecture start from: those of
+    `--start-from`, that of `--grow-from`, or none.
+
+    Raises UsageError where there are none of the architecture, or none that can be grown into it.
+    """
+    if of.grow_from is not None:
+        folder = Path(of.grow_from)
+        if not (folder / "member.json").is_file():
+            raise UsageError(f"--grow-from {folder}: give the folder of a member, with member.json")
+        held = checkpoint.read_info(folder)
+        reason = obstacle(held, architecture)
+        if reason is not None:
+            raise UsageError(
+                f"--grow-from {folder}: a {held.architecture} cannot become a {architecture}: "
+                f"{reason}"
+            )
+        return [folder]
+    if of.start_from is None:
+        return []
+    return list(checkpoint.find_members(Path(of.start_from), architecture).values())
+
+
+def starts(
+    folders: Sequence[Path], info: MemberInfo, seeds: Sequence[int]
+) -> tuple[nnx.State, nnx.State]:
     """Returns the parameters and batch statistics that these seeds start from, stacked.
 
-    The members of the architecture in `folder` are taken in turn by the seed, so that a seed always
-    starts from the same one. Raises UsageError where there is none, LensjaxError where
-    weights do not fit.
+    The members in `folders` are taken in turn by the seed, so that a seed always starts from the
+    same one. Raises LensjaxError where weights do not fit.
     """
-    folders = list(checkpoint.find_members(folder, info.architecture).values())
-    states = {place: _fitted(folders[place], info) for place in {s % len(folders) for s in seeds}}
-    rows = [states[seed % len(folders)] for seed in seeds]
+    rows = [_fitted(folders[seed % len(folders)], info, seed) for seed in seeds]
     stacked = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
     state = checkpoint.nnx_state(info.abstract_model(), stacked)
     params, statistics = nnx.split_state(state, nnx.Param, nnx.BatchStat)
     return params, statistics
 
 
-def start_hashes(folder: str | None, architecture: str) -> list[str]:
-    """Returns the hashes of the weights that a training starts from."""
-    if folder is None:
-        return []
-    found = checkpoint.find_members(Path(folder), architecture).values()
-    return [checkpoint.read_info(member).weights_sha256 for member in found]
+def hashes(folders: Iterable[Path]) -> list[str]:
+    """Returns the hashes of the weights of members."""
+    return [checkpoint.read_info(folder).weights_sha256 for folder in folders]
 
 
 # What networks keep of the members that they start from, and the options that override it.
@@ -55,31 +77,24 @@ KEPT = {
 }
 
 
-def kept(folder: str | None, architectures: Iterable[str], name: str) -> Any:
-    """Returns what the members in `folder` have in common, one of KEPT; None without a folder.
+def kept(folders: Iterable[Path], name: str) -> Any:
+    """Returns what the members in `folders` have in common, one of KEPT; None without any.
 
     Raises UsageError where they differ.
     """
-    if folder is None:
-        return None
-    values = {
-        _said(checkpoint.read_info(member), name)
-        for architecture in architectures
-        for member in checkpoint.find_members(Path(folder), architecture).values()
-    }
+    values = {_said(checkpoint.read_info(folder), name) for folder in folders} or {None}
     if len(values) > 1:
         told = ", ".join(sorted(map(str, values)))
         raise UsageError(
-            f"the members in {folder} differ in {_words(name)} ({told}): "
+            f"the members to start from differ in {_words(name)} ({told}): "
             f"give {KEPT[name]}, or train one architecture at a time"
         )
     return values.pop()
 
 
-def account(folder: str, info: MemberInfo) -> str:
+def account(folders: Sequence[Path], info: MemberInfo) -> str:
     """Returns one line: what a network keeps of the members that it starts from, and what not."""
-    members = checkpoint.find_members(Path(folder), info.architecture).values()
-    held = checkpoint.read_info(next(iter(members)))
+    held = checkpoint.read_info(folders[0])
     same = {name: _said(held, name) == _said(info, name) for name in KEPT}
     # Neither a pixel scale that is not known nor dropout that is none is worth mentioning.
     keeps = [f"{_words(n)} {_said(info, n)}" for n in KEPT if same[n] and _said(info, n)]
@@ -93,7 +108,8 @@ def account(folder: str, info: MemberInfo) -> str:
     keeps += [f"what was learned of {', '.join(learned)}"] if learned else []
     unknown = [band for band in bands if band not in learned]
     new += [f"{', '.join(unknown)}, with the mean of {', '.join(of_held)}"] if unknown else []
-    line = f"{info.architecture} starts from {', '.join(map(str, members))}: keeps "
+    how = "starts" if held.architecture == info.architecture else "grows"
+    line = f"{info.architecture} {how} from {', '.join(map(str, folders))}: keeps "
     return line + ", ".join(keeps) + (f"; new: {', '.join(new)}" if new else "")
 
 
@@ -105,9 +121,14 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _fitted(folder: Path, info: MemberInfo) -> State:
-    """Returns the weights of the member in `folder` for the bands and the input size of `info`."""
+def _fitted(folder: Path, info: MemberInfo, seed: int) -> State:
+    """Returns the weights of the member in `folder` for the bands and the input size of `info`, and
+    grown, by a draw of the `seed`, where it is wider."""
     found = checkpoint.read_info(folder)
+    if found.architecture != info.architecture:
+        narrow = dataclasses.replace(info, architecture=found.architecture)
+        wide = checkpoint.state_of(info.abstract_model())
+        return widened(_fitted(folder, narrow, seed), wide, np.random.default_rng(seed))
     state = dict(checkpoint.read_weights(folder, found))
     bands, held = info.preprocessing.bands, found.preprocessing.bands
     for name in FIRST_KERNELS:

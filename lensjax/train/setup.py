@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +20,7 @@ from lensjax.errors import UsageError
 from lensjax.models import registry
 from lensjax.train.config import Hyperparameters
 from lensjax.train.data import Labelled, transforms_at
-from lensjax.train.finetune import frozen_names, layerwise, start_hashes, starts
+from lensjax.train.finetune import frozen_names, hashes, layerwise, origins, starts
 from lensjax.train.losses import binary_loss
 from lensjax.train.schedule import adamw, scale_sets
 from lensjax.train.simulated import Simulated
@@ -65,8 +64,9 @@ def set_up(
     roots = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
     fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
     graph, params, batch_stats = initialise(info, fold_in(roots, 0))
-    if hyperparameters.start_from is not None:
-        params, batch_stats = starts(Path(hyperparameters.start_from), info, seeds)
+    folders = origins(hyperparameters, info.architecture)
+    if folders:
+        params, batch_stats = starts(folders, info, seeds)
     transforms = transforms_at(
         transform, hyperparameters.sizes() or [transform.preprocessing.input_size]
     )
@@ -197,7 +197,7 @@ def training_record(
         | {
             "dropout": dropout,
             "block_dropout": block_dropout,
-            "started_from_sha256": start_hashes(hyperparameters.start_from, architecture),
+            "started_from_sha256": hashes(origins(hyperparameters, architecture)),
         }
         | training.record
     )

@@ -17,10 +17,10 @@ def test_parameters_are_as_many_as_stated(name):
     assert built == architecture.parameters
 
 
-def test_parameters_are_those_of_torchvision():
-    """Torchvision's published counts, less a head of 1000 classes, plus one of one logit."""
+def test_parameters_are_those_of_torchvision_and_timm():
+    """Published counts, less a head of 1000 classes, plus one of one logit."""
     published = {"resnet18": (11_689_512, 512), "resnet34": (21_797_672, 512)}
-    published["vit_b16"] = (86_567_656, 768)
+    published |= {"vit_b16": (86_567_656, 768), "vit_ti16": (5_717_416, 192)}
     for name, (count, features) in published.items():
         expected = count - 1000 * (features + 1) + features + 1
         assert registry.ARCHITECTURES[name].parameters == expected
@@ -42,6 +42,7 @@ def test_every_architecture_gives_a_logit_an_image(name):
         ("ViT-B/16", "vit_b16"),
         ("vit_base_patch16_224", "vit_b16"),
         ("ViT-S/16", "vit_s16"),
+        ("deit_tiny_patch16_224", "vit_ti16"),
         ("ResNet-18", "resnet18"),
         ("resnet34", "resnet34"),
     ],

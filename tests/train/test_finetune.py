@@ -14,7 +14,8 @@ from lensjax.ensemble.checkpoint import Member, named_leaves
 from lensjax.errors import UsageError
 from lensjax.models import registry
 from lensjax.models.adapt import to_bands
-from lensjax.train.finetune import frozen_names, layerwise, starts
+from lensjax.train.config import Hyperparameters
+from lensjax.train.finetune import frozen_names, layerwise, origins, starts
 from lensjax.train.schedule import adamw
 from tests import networks
 from tests.ensemble.members import random_member
@@ -38,7 +39,8 @@ def with_bands(info, *bands: str, size: int | None = None):
 
 
 def started(folder, info, *seeds: int) -> dict[str, np.ndarray]:
-    params, statistics = starts(folder, info, seeds)
+    folders = origins(Hyperparameters(start_from=str(folder)), info.architecture)
+    params, statistics = starts(folders, info, seeds)
     model = nnx.merge(nnx.graphdef(info.abstract_model()), params, statistics)
     return {name: np.asarray(leaf) for name, leaf in checkpoint.state_of(model).items()}
 
@@ -101,7 +103,7 @@ def test_an_image_alike_in_all_bands_gets_the_same_response():
 def test_members_that_are_not_there_are_missed(tmp_path):
     held = member(tmp_path, "light_transformer", 0)
     with pytest.raises(UsageError, match="holds no vit_s16 members"):
-        starts(tmp_path, dataclasses.replace(held.info, architecture="vit_s16"), [0])
+        started(tmp_path, dataclasses.replace(held.info, architecture="vit_s16"), 0)
 
 
 def outlined(architecture: str):
