@@ -1,4 +1,4 @@
-"""scripts/import_weights.py: makes a member of a torchvision or timm state dict."""
+"""scripts/import_weights.py: makes a member of a torchvision or timm file, or of another."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from lensjax import config, runtime
 from lensjax.data.preprocess import Preprocessing, Stretch
 from lensjax.ensemble import checkpoint
 from lensjax.ensemble.checkpoint import Member, MemberInfo
-from lensjax.errors import LensjaxError, UsageError, refuse
+from lensjax.errors import LensjaxError, UsageError, one_line, refuse
 from lensjax.files import standing_folders
 from lensjax.models import registry
 from lensjax.models.torch_file import StateDict, read_state_dict
@@ -27,7 +27,7 @@ class ImportConfig:
     """Architecture of the weights: resnet18, resnet34, vit_ti16, vit_s16, vit_b16,
     light_transformer, trans_enc_s."""
     weights: Path | None = None
-    """File of the state dict, .safetensors or .pth."""
+    """File of the state dict, .safetensors or .pth; or the folder of a member, to store it anew."""
     output: Path = Path("checkpoints")
     """Folder of the members."""
     name: str | None = None
@@ -50,6 +50,10 @@ class ImportConfig:
     """Dropout rate before the last layer."""
     seed: int = 0
     """Seed of a new last layer, where the file's does not fit."""
+    store: checkpoint.Store = "float32"
+    """How the member is stored; int8 takes a quarter of the space and changes scores a little."""
+    notes: Path | None = None
+    """Markdown file of what the model card is to say as well."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -66,8 +70,49 @@ def import_member(options: ImportConfig) -> str:
     """
     if options.weights is None:
         raise UsageError("--weights is missing: give a .safetensors or .pth file")
+    path = options.weights
+    is_member = (path / "member.json").is_file()
+    info = _info_of_member(options, path) if is_member else _info(options, path)
+    name = options.name or (path.name if is_member else path.stem)
+    if Path(name).name != name or name.startswith("."):
+        raise UsageError(
+            f"--name '{name}' must be a plain name: it is a folder in {options.output}"
+        )
+    folder = options.output / info.architecture / name
+    if folder.exists() or name in standing_folders(folder.parent):
+        raise UsageError(f"{folder} exists; give another --name or --output, or delete it")
+    if options.notes is not None:
+        info = dataclasses.replace(info, notes=_text(options.notes))
+    member, adapted = (
+        (checkpoint.load_member(path), ()) if is_member else _converted(options, path, info)
+    )
+    info = checkpoint.save_member(folder, dataclasses.replace(member, info=info), options.store)
+    lines = [f"{folder}: {info.architecture}, weights sha256 {info.weights_sha256[:12]}"]
+    return "\n".join([*lines, *(f"  {note}" for note in adapted)])
+
+
+def _info_of_member(options: ImportConfig, folder: Path) -> MemberInfo:
+    """Returns what the member in `folder` is; it stays that, whatever else the options say."""
+    for field in dataclasses.fields(options):
+        is_default = getattr(options, field.name) == field.default
+        if field.name not in ("weights", "output", "name", "store", "notes") and not is_default:
+            option = field.name.replace("_", "-")
+            raise UsageError(f"--{option} does not go with a member: {folder}/member.json says it")
+    return checkpoint.read_info(folder)
+
+
+def _info(options: ImportConfig, path: Path) -> MemberInfo:
+    """Returns what the options say of a member with the weights at `path`."""
     architecture = registry.resolve(options.arch)
     bands = tuple(band.strip() for band in options.bands.split(","))
+    wrong = {
+        f"--bands {options.bands} has an empty name": not all(bands),
+        f"--pixel-scale {options.pixel_scale} must be above 0": (
+            options.pixel_scale is not None and options.pixel_scale <= 0
+        ),
+        f"--dropout {options.dropout} must lie in 0..1, below 1": not 0 <= options.dropout < 1,
+    }
+    refuse(wrong)
     preprocessing = Preprocessing(
         bands=bands,
         input_size=options.input_size or architecture.default_input_size,
@@ -77,43 +122,38 @@ def import_member(options: ImportConfig) -> str:
         mean=_per_band("mean", options.mean, len(bands), 0.0),
         std=_per_band("std", options.std, len(bands), 1.0),
     )
-    wrong = {
-        f"--bands {options.bands} has an empty name": not all(bands),
-        f"--pixel-scale {options.pixel_scale} must be above 0": (
-            options.pixel_scale is not None and options.pixel_scale <= 0
-        ),
-        f"--dropout {options.dropout} must lie in 0..1, below 1": not 0 <= options.dropout < 1,
-    }
-    refuse(wrong)
-    name = options.name or options.weights.stem
-    if Path(name).name != name or name.startswith("."):
-        raise UsageError(
-            f"--name '{name}' must be a plain name: it is a folder in {options.output}"
-        )
-    folder = options.output / architecture.name / name
-    if folder.exists() or name in standing_folders(folder.parent):
-        raise UsageError(f"{folder} exists; give another --name, or delete it")
-    info = MemberInfo(
+    return MemberInfo(
         architecture.name,
         preprocessing,
         options.dropout,
-        training={"imported_from": options.weights.name},
+        training={"imported_from": path.name},
         versions=runtime.versions(),
     )
-    model, tensors = info.build(nnx.Rngs(options.seed)), read_state_dict(options.weights)
+
+
+def _converted(
+    options: ImportConfig, path: Path, info: MemberInfo
+) -> tuple[Member, tuple[str, ...]]:
+    """Returns a member with the weights of a state dict, and what was adapted in words."""
+    model, tensors = info.build(nnx.Rngs(options.seed)), read_state_dict(path)
     try:
-        notes = load_torch_weights(model, tensors)
+        adapted = load_torch_weights(model, tensors)
     except LensjaxError as error:
         fitting = _fitting(info, tensors)
         if not fitting:
-            raise type(error)(f"{options.weights}: {error}") from error
+            raise type(error)(f"{path}: {error}") from error
         raise UsageError(
-            f"{options.weights} does not hold weights of {info.architecture}; they fit --arch "
+            f"{path} does not hold weights of {info.architecture}; they fit --arch "
             + " or ".join(fitting)
         ) from error
-    info = checkpoint.save_member(folder, Member(info, checkpoint.state_of(model)))
-    lines = [f"{folder}: {architecture.name}, weights sha256 {info.weights_sha256[:12]}"]
-    return "\n".join([*lines, *(f"  {note}" for note in notes)])
+    return Member(info, checkpoint.state_of(model)), adapted
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--notes {path} cannot be read ({one_line(error)})") from error
 
 
 def _fitting(info: MemberInfo, tensors: StateDict) -> list[str]:

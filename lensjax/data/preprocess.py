@@ -7,7 +7,7 @@ is the step's alone.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
@@ -55,12 +55,15 @@ class Preprocessing:
                 f"{len(self.bands)} bands with {len(self.mean)} means and {len(self.std)} "
                 "standard deviations: give one of each a band"
             )
-        lengths = (self.input_size, self.softening, *self.std, self.pixel_scale or 1.0)
+        scale = 1.0 if self.pixel_scale is None else self.pixel_scale
+        lengths = (self.input_size, self.softening, *self.std, scale)
         if not all(math.isfinite(length) and length > 0 for length in lengths):
             raise UsageError(
                 "input size, pixel scale, softening and standard deviations must be above zero: "
                 f"{self}"
             )
+        if not all(map(math.isfinite, self.mean)):
+            raise UsageError(f"the means must be finite: {self}")
 
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> "Preprocessing":
         """This preprocessing with another mean and standard deviation, one of each a band."""
@@ -86,17 +89,6 @@ class Preprocessing:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
         }
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Preprocessing":
-        """Returns the preprocessing that `to_json` wrote. Raises `UsageError` for other fields than
-        its."""
-        names = {field.name for field in fields(cls)}
-        if set(values) != names:
-            odd = ", ".join(sorted(set(values) ^ names))
-            raise UsageError(f"a preprocessing has the fields {', '.join(names)}; check {odd}")
-        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return cls(**{**values, **lists})
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Members on disk: `DIR/<architecture>/<member>/`, an Orbax checkpoint and `member.json`."""
+"""Members on disk: `DIR/<architecture>/<member>/`, an Orbax checkpoint, `member.json`, the scores
+of the validation data and a model card."""
 
 import dataclasses
 import functools
@@ -7,32 +8,48 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 from zipfile import BadZipFile
 
 import jax
+import msgspec
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from flax import nnx
+from jax import ShapeDtypeStruct
 from numpy.typing import DTypeLike
 
-from lensjax.data.preprocess import STRETCHES, Preprocessing
-from lensjax.errors import LensjaxError, UsageError, one_line
+from lensjax.data.preprocess import Preprocessing
+from lensjax.errors import LensjaxError, UsageError, one_line, unknown
 from lensjax.files import replacing_folder, standing_folders
 from lensjax.models import registry
 
 LEARNED = (nnx.Param, nnx.BatchStat)
-# Orbax reads an array chunk by chunk, each once more than the array itself. Chunks that are much
-# smaller than this are taken from memory that glibc does not give back.
-CHUNK_BYTES = 64 * 2**20
+# A file that has more gets no further array, or part of one, and none of these is larger: all files
+# are below 48 MiB, as hosts of repositories want it.
+FILE_BYTES = 24 * 2**20
+SCALES = ".scales"
+Store = Literal["float32", "int8"]
+"""How the kernels are stored: as they are, or as int8 with a scale for each output channel."""
+Rate = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+# One that float32 holds: others would make all scores alike without a word.
+Number = Annotated[float, msgspec.Meta(ge=-3e38, le=3e38)]
 State = dict[str, Any]
 """The parameters and batch statistics of one member: arrays by dotted name."""
 Validation = dict[str, np.ndarray]
 """`id`, `label` and `logit` (n,) of the objects that a member was validated on."""
+
+
+class Calibration(TypedDict):
+    """Calibrated log-odds are slope * logit + intercept; `brier`: of their probabilities."""
+
+    slope: Number
+    intercept: Number
+    brier: Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -41,15 +58,17 @@ class MemberInfo:
 
     architecture: str
     preprocessing: Preprocessing
-    dropout: float
-    block_dropout: float = 0.0
+    dropout: Rate
+    block_dropout: Rate = 0.0
     weights_sha256: str = ""
-    calibration: dict[str, float] = field(
-        default_factory=lambda: {"slope": 1.0, "intercept": 0.0, "brier": 0.25}
+    calibration: Calibration = field(
+        default_factory=lambda: Calibration(slope=1.0, intercept=0.0, brier=0.25)
     )
     metrics: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    store: Store = "float32"
+    notes: str = ""
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """Returns the network of this member, with weights newly drawn from `rngs`."""
@@ -62,8 +81,8 @@ class MemberInfo:
     def identity(self, validation: Validation | None) -> str:
         """Returns the SHA-256 of all that the member's scores depend on: its weights, what it sees
         and how, dropout, calibration, and the validation data that ensembles are weighed by."""
-        said = _to_json(self)
-        for name in ("metrics", "training", "versions"):
+        said = dataclasses.asdict(self)
+        for name in ("metrics", "training", "versions", "store", "notes"):
             del said[name]
         text = json.dumps([said, arrays_sha256(validation or {})], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -121,18 +140,26 @@ def dotted(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def save_member(folder: Path, member: Member) -> MemberInfo:
-    """Writes `member` to `folder`, whole or not at all, and returns its info with the hash."""
-    host_state = jax.tree.map(np.asarray, member.state)
-    info = dataclasses.replace(member.info, weights_sha256=arrays_sha256(host_state))
+def save_member(folder: Path, member: Member, store: Store = "float32") -> MemberInfo:
+    """Writes `member` to `folder`, whole or not at all, and returns its info with the hash of what
+    is stored."""
+    from lensjax.ensemble.model_card import model_card  # takes a while to import
+
+    state = jax.tree.map(np.asarray, member.state)
+    if store == "int8":
+        state = quantised(state)
+    info = dataclasses.replace(member.info, weights_sha256=arrays_sha256(state), store=store)
+    record = dataclasses.asdict(info)
     with replacing_folder(folder) as draft:
         # Trained weights are noise to a compressor: 8 % smaller, and half as long again to read.
         with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
-            in_chunks = dict.fromkeys(host_state, ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES))
-            checkpointer.save((draft / "weights").absolute(), host_state, save_args=in_chunks)
+            weights = (draft / "weights").absolute()
+            checkpointer.save(weights, state, ocdbt_target_data_file_size=FILE_BYTES)
         if member.validation is not None:
             np.savez(draft / "validation.npz", allow_pickle=False, **member.validation)
-        (draft / "member.json").write_text(json.dumps(_to_json(info), indent=2) + "\n")
+        (draft / "member.json").write_text(json.dumps(record, indent=2) + "\n")
+        card = model_card(record, state, member.validation)
+        (draft / "README.md").write_text(card, encoding="utf-8")
     return info
 
 
@@ -147,8 +174,8 @@ def load_member(folder: Path) -> Member:
 
 
 def read_weights(folder: Path, info: MemberInfo) -> State:
-    """Returns the weights of the member in `folder` that `info` describes, each where a CPU's
-    device takes it from without a copy. Raises as `load_member` does.
+    """Returns the weights of the member in `folder` that `info` describes, float32 however they are
+    stored, each where a CPU's device takes it from without a copy. Raises as `load_member` does.
 
     What Orbax wrote is read with the library below it: Orbax lets threads print tracebacks where a
     file is missing, and takes the memory for all arrays at once.
@@ -162,24 +189,61 @@ def read_weights(folder: Path, info: MemberInfo) -> State:
         }
         if not arrays:
             raise FileNotFoundError("there are none")
-        compare(folder, state_of(info.abstract_model()), arrays)
+        compare(folder, _as_stored(state_of(info.abstract_model()), info.store), arrays)
         # The largest first, so that little is held beside them while they are read.
         largest_first = sorted(arrays, key=lambda name: -arrays[name].size)
-        state = {name: _read(arrays[name]) for name in largest_first}
+        stored = {name: _read(arrays[name]) for name in largest_first}
     except (OSError, ValueError, KeyError) as error:
         raise LensjaxError(
             f"the weights in {folder}/weights cannot be read ({one_line(error, 160)}); train or "
             "import the member again"
         ) from error
-    if arrays_sha256(state) != info.weights_sha256:
+    if arrays_sha256(stored) != info.weights_sha256:
         raise LensjaxError(f"the weights of {folder} are not those that member.json names (sha256)")
-    return state
+    for name in [name for name in stored if name.endswith(SCALES)]:
+        kernel, scales = name.removesuffix(SCALES), stored.pop(name)
+        room = aligned_zeros(stored[kernel].shape, scales.dtype)
+        stored[kernel] = np.multiply(stored[kernel], scales, out=room)
+    return stored
 
 
 def _read(array: ts.TensorStore) -> np.ndarray:
     room = aligned_zeros(array.shape, array.dtype.numpy_dtype)
     ts.array(room).write(array).result()
     return room
+
+
+def quantised(state: State) -> State:
+    """Returns `state` with the kernels in int8, and beside each its float32 scales: symmetric, a
+    scale for each output channel, so that no weight moves by more than half of its scale."""
+    stored = dict(state)
+    for name in filter(_is_kernel, state):
+        kernel = state[name]
+        scales = np.abs(kernel).max(_inputs(kernel.ndim), keepdims=True) / np.float32(127)
+        levels = np.rint(kernel / np.where(scales > 0, scales, 1))
+        stored |= {name: levels.astype(np.int8), name + SCALES: scales}
+    return stored
+
+
+def _as_stored(state: State, store: Store) -> State:
+    """Returns the shapes and types in which weights of these shapes are stored."""
+    stored = dict(state)
+    for name in filter(_is_kernel, state if store == "int8" else ()):
+        shape, inputs = state[name].shape, _inputs(len(state[name].shape))
+        scales = tuple(1 if axis in inputs else size for axis, size in enumerate(shape))
+        stored[name] = ShapeDtypeStruct(shape, np.int8)
+        stored[name + SCALES] = ShapeDtypeStruct(scales, np.float32)
+    return stored
+
+
+def _is_kernel(name: str) -> bool:
+    return name.endswith("kernel")
+
+
+def _inputs(axes: int) -> tuple[int, ...]:
+    """Returns the axes of a kernel that are summed over: of a convolution (height, width, input,
+    output), a matrix (input, output), or one of each transformer block (block, input, output)."""
+    return tuple(range(1 if axes == 3 else 0, axes - 1))
 
 
 def find_members(checkpoints: Path, ensemble: str | None) -> dict[str, Path]:
@@ -283,98 +347,24 @@ def compare(folder: Path, wanted: State, stored: Mapping[str, Any]) -> None:
 
 
 def read_info(folder: Path) -> MemberInfo:
-    """Returns what `member.json` in `folder` says. Raises LensjaxError, naming the fields, where it
-    is damaged or says what cannot be."""
+    """Returns what `member.json` in `folder` says. Raises LensjaxError, naming the field, where it
+    is damaged or says what cannot be: it can be edited by hand."""
     path = folder / "member.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LensjaxError(f"{path} cannot be read ({one_line(error, 200)})") from error
-    if isinstance(content, dict) and "preparation" in content:  # as version 0.1 wrote it
-        content["preprocessing"] = content.pop("preparation")
-    if not isinstance(content, dict):
-        raise LensjaxError(f"{path}: it holds {content!r:.60}, must hold an object")
-    wrong = _complaints(content, FIELDS) or _wrong_lengths(content["preprocessing"])
-    if wrong:
-        raise LensjaxError(f"{path}: {'; '.join(wrong)}")
-    return MemberInfo(
-        **content | {"preprocessing": Preprocessing.from_json(content["preprocessing"])}
-    )
-
-
-def _to_json(info: MemberInfo) -> dict[str, Any]:
-    return dataclasses.asdict(info) | {"preprocessing": info.preprocessing.to_json()}
-
-
-def _is_number(value: Any) -> bool:
-    """Returns whether a value is a number, and one that float32 holds."""
-    is_one = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_one and abs(value) <= float(np.finfo(np.float32).max)
-
-
-def _are(is_so: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Returns whether something is a list, not empty, of what is so."""
-    return lambda values: isinstance(values, list) and bool(values) and all(map(is_so, values))
-
-
-_RATE = ("a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1)
-_NUMBER = ("a number", _is_number)
-_OBJECT = ("an object", lambda v: isinstance(v, dict))
-
-# What member.json may say: in words and as a test, or the fields of an object. It can be edited by
-# hand, and one number that is none would make all scores alike without a word.
-FIELDS: Mapping[str, Any] = {
-    "architecture": (
-        "one of " + ", ".join(registry.ARCHITECTURES),
-        lambda v: isinstance(v, str) and v in registry.ARCHITECTURES,
-    ),
-    "preprocessing": {
-        "bands": ("a list of names", _are(lambda v: isinstance(v, str) and v != "")),
-        "input_size": ("a whole number above 0", lambda v: type(v) is int and v > 0),
-        "pixel_scale": (
-            "a number above 0, or null",
-            lambda v: v is None or (_is_number(v) and v > 0),
-        ),
-        "stretch": ("one of " + ", ".join(STRETCHES), lambda v: v in STRETCHES),
-        "softening": ("a number above 0", lambda v: _is_number(v) and v > 0),
-        "mean": ("a list of numbers", _are(_is_number)),
-        "std": ("a list of numbers above 0", _are(lambda v: _is_number(v) and v > 0)),
-    },
-    "dropout": _RATE,
-    "block_dropout": _RATE,
-    "weights_sha256": ("text", lambda v: isinstance(v, str)),
-    "calibration": {
-        "slope": _NUMBER,
-        "intercept": _NUMBER,
-        "brier": ("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1),
-    },
-    **dict.fromkeys(("metrics", "training", "versions"), _OBJECT),
-}
-OPTIONAL = {"block_dropout", "metrics", "training", "versions"}
-
-
-def _complaints(values: Mapping[str, Any], fields: Mapping[str, Any], path: str = "") -> list[str]:
-    """Returns what is wrong with values that must have these fields and no others, a line each:
-    `dropout is 1.0, must be a number from 0 to below 1`."""
-    found = [f"{path}{name} is missing" for name in fields.keys() - OPTIONAL - values.keys()]
-    found += [f"{path}{name} is unknown" for name in values.keys() - fields.keys()]
-    for name in fields.keys() & values.keys():
-        inner = fields[name] if isinstance(fields[name], dict) else None
-        wanted, is_so = fields[name] if inner is None else _OBJECT
-        if not is_so(values[name]):
-            found.append(f"{path}{name} is {values[name]!r:.60}, must be {wanted}")
-        elif inner is not None:
-            found += _complaints(values[name], inner, f"{name}.")
-    return sorted(found)
-
-
-def _wrong_lengths(preprocessing: Mapping[str, Any]) -> list[str]:
-    bands = len(preprocessing["bands"])
-    return [
-        f"preprocessing.{name} has {len(preprocessing[name])} numbers, must have {bands}, a band"
-        for name in ("mean", "std")
-        if len(preprocessing[name]) != bands
-    ]
+        if "preparation" in content:  # as version 0.1 wrote it
+            content["preprocessing"] = content.pop("preparation")
+        info = msgspec.convert(content, MemberInfo)
+        registry.resolve(info.architecture)
+        names = [each.name for each in dataclasses.fields(MemberInfo)]
+        for name in content.keys() - names:
+            raise unknown("field", name, names)
+    except (
+        *(OSError, ValueError, TypeError, RecursionError),
+        *(msgspec.ValidationError, UsageError),
+    ) as error:
+        raise LensjaxError(f"{path} cannot be read: {one_line(error, 200)}") from error
+    return info
 
 
 def read_validation(folder: Path) -> Validation | None:

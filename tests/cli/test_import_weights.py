@@ -1,5 +1,6 @@
 """scripts/import_weights.py: another program's member scores as it did there."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from lensjax.cli import import_weights, infer
+from lensjax.ensemble import checkpoint
+from tests import networks
 from tests.models.drawn_weights import images, state_dict
 
 
@@ -52,6 +55,37 @@ def test_bands_and_normalisation_are_recorded(run, weights, tmp_path):
     assert record["preprocessing"]["bands"] == ["g", "r", "i", "z"]
     assert record["preprocessing"]["mean"] == [1, 2, 3, 4]
     assert record["preprocessing"]["stretch"] == "asinh"
+
+
+def test_a_member_is_made_compact_and_stays_what_it_is(run, members, tmp_path):
+    whole, compact = members / "vit_s16" / "0", tmp_path / "c" / "vit_s16" / "0"
+    (tmp_path / "notes.md").write_text("Seen *working*.")
+    command = ("--weights", whole, "--store", "int8", "--output", tmp_path / "c")
+    cases = {
+        "--bands does not go with a member": ("--bands", "g"),
+        f"--notes {tmp_path} cannot be read": ("--notes", tmp_path),
+        "": ("--notes", tmp_path / "notes.md"),
+        "0 exists; give another": (),
+    }
+    with networks.small():
+        for words, more in cases.items():
+            ended = run(import_weights.main, *command, *more)
+            assert words in ended.error and ended.error.count("\n") == bool(words), ended
+        # What is not given anew is kept.
+        again = ("--weights", compact, "--output", tmp_path / "again")
+        assert run(import_weights.main, *again).status == 0
+        states = [checkpoint.load_member(folder).state for folder in (whole, compact)]
+    for name, leaf in states[0].items():
+        assert np.abs(states[1][name] - leaf).max() <= np.abs(leaf).max() / 250, name
+    folders = (whole, compact, tmp_path / "again" / "vit_s16" / "0")
+    infos = [dataclasses.asdict(checkpoint.read_info(folder)) for folder in folders]
+    changed = {key for key in infos[0] if infos[0][key] != infos[1][key]}
+    assert changed == {"weights_sha256", "store", "notes"}
+    for info, folder in zip(infos[1:], folders[1:], strict=True):
+        assert (
+            info["notes"] == "Seen *working*."
+            and info["notes"] in (folder / "README.md").read_text()
+        )
 
 
 def test_wrong_use_is_one_clear_line(run, weights, tmp_path):

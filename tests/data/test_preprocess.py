@@ -1,6 +1,6 @@
 """Geometry against jax.image and closed forms; masks; what is joined and what is refused."""
 
-import json
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from lensjax.data.planes import Astrometry, Plane, Unreadable
 from lensjax.data.preprocess import (
-    Preprocessing,
     fill_masked,
     fit,
     geometry,
@@ -43,13 +42,6 @@ def gaussian(size, scale, sigma, bands=1):
     return np.repeat(image[..., None], bands, axis=-1).astype(np.float32)
 
 
-def test_json_round_trip():
-    made = Preprocessing(("g", "r"), 64, 0.263, "asinh", 3.0, (0.1, 0.2), (1.0, 2.0))
-    assert Preprocessing.from_json(json.loads(json.dumps(made.to_json()))) == made
-    with pytest.raises(UsageError, match="check colour"):
-        Preprocessing.from_json({**made.to_json(), "colour": 1})
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -60,11 +52,13 @@ def test_json_round_trip():
         {"input_size": 0},
         {"softening": float("nan")},
         {"pixel_scale": -1.0},
+        {"pixel_scale": 0.0},
+        {"mean": [0.0, float("nan")]},
     ],
 )
 def test_preparations_that_make_no_sense_are_refused(change):
     with pytest.raises(UsageError):
-        Preprocessing.from_json({**preprocessing().to_json(), **change})
+        dataclasses.replace(preprocessing(), **change)
 
 
 def test_resample_is_scale_and_translate():

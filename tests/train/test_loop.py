@@ -85,6 +85,19 @@ def test_the_member_records_its_validation(member, sides):
     assert np.isfinite(member.validation["logit"]).all()
 
 
+def test_a_trained_member_in_int8_scores_as_it_did(member, sides, tmp_path):
+    checkpoint.save_member(tmp_path / "member", member, "int8")
+    again = checkpoint.load_member(tmp_path / "member")
+    transform, arrays = sides[1].transform, sides[1].arrays
+    transform = dataclasses.replace(transform, preprocessing=again.info.preprocessing)
+    images = seen(transform, arrays["images"], arrays["brightness"])
+    abstract = again.info.abstract_model()
+    logits = nnx.merge(nnx.graphdef(abstract), checkpoint.nnx_state(abstract, again.state))(images)
+    before = member.validation["logit"]
+    difference = np.asarray(logits) - before
+    assert 0 < np.abs(difference).max() < 0.03 * before.std()
+
+
 @pytest.mark.slow
 def test_a_member_of_several_sizes_scores_as_it_was_validated(sides, tmp_path):
     """With the weights and the running statistics of its own size, the largest."""
