@@ -1,7 +1,6 @@
 """Cutouts in memory, as notebooks and simulations hold them."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lensjax.data.bands import Wanted
-from lensjax.data.source import LazyColumn, Source, StackMetadata, source_of_array
+from lensjax.data.source import Arrays, Source, source_of_arrays
 from lensjax.files import replacing
 
 
@@ -59,9 +58,6 @@ class Cutouts:
     def source(self, needed: tuple[str, ...] | None = None, path: Path = Path("cutouts")) -> Source:
         """Returns the cutouts as the library reads them, in the bands that are needed (None: all).
         Messages name them by the path."""
-        columns = {
-            name: LazyColumn(np.shape(values), functools.partial(np.asarray, values))
-            for name, values in self.columns.items()
-        }
-        metadata = StackMetadata(columns, self.bands, self.pixel_scale)
-        return source_of_array(self.images, path, metadata, Wanted(needed))
+        columns = {name: np.asarray(values) for name, values in self.columns.items()}
+        arrays = Arrays(self.images, columns, self.bands, self.pixel_scale)
+        return source_of_arrays(arrays, path, Wanted(needed))

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -15,6 +15,7 @@ from astropy.table import Table
 
 from lensjax.data.bands import Wanted, parse
 from lensjax.data.formats import arrays, shards
+from lensjax.data.formats.fits import First, first_of
 from lensjax.data.formats.image_files import (
     MOST_TRIES,
     FileCutout,
@@ -30,7 +31,6 @@ from lensjax.data.formats.tables import (
     UNKNOWN_LABEL,
     column_texts,
     find_column,
-    has_table,
     label_of,
     paths_below,
     read_rows,
@@ -134,16 +134,18 @@ def recognise(path: Path, wanted: Wanted) -> Format:
         if arrays.is_zarr(path):
             return "zarr"
         return "shards" if shards.are_shards(path) else "folder"
-    is_fits = has_suffix(path, FITS_SUFFIXES)
     if arrays.is_zarr_catalogue(path):
         return "zarr"
-    if has_suffix(path, TABLE_SUFFIXES) or (is_fits and has_table(path)):
+    first = first_of(path) if has_suffix(path, FITS_SUFFIXES) else First()
+    if has_suffix(path, TABLE_SUFFIXES) or first.is_table:
         return "catalogue"
     if has_suffix(path, arrays.NUMPY_SUFFIXES):
         return "numpy"
     if has_suffix(path, arrays.HDF5_SUFFIXES):
         return "hdf5"
-    if is_fits and arrays.is_fits_stack(path, wanted):
+    # A cube is one cutout, unless one band is wanted and the file does not call its planes bands.
+    one_band = len(wanted.order or wanted.needed or ()) == 1 and not any(first.names)
+    if len(first.shape) == 4 or (len(first.shape) == 3 and one_band):
         return "fits"
     if has_suffix(path, IMAGE_SUFFIXES):
         return "image"
@@ -321,7 +323,7 @@ def _opened_stack(file: str, wanted: Wanted, changed: int) -> Source | Unreadabl
         form = recognise(path, wanted)
         if form == "image" and has_suffix(path, FITS_SUFFIXES):
             form = "fits"
-        if form in ("numpy", "fits", "hdf5", "zarr", "shards"):
+        if form in arrays.FORMS or form == "shards":
             return _OPENED_BY[form](path, wanted, None)
         return Unreadable(f"{file} is no stack of cutouts")
     except UsageError as error:
@@ -331,9 +333,6 @@ def _opened_stack(file: str, wanted: Wanted, changed: int) -> Source | Unreadabl
 _OPENED_BY: dict[str, Callable[[Path, Wanted, float | None], Source]] = {
     "folder": _open_folder,
     "image": _open_image,
-    "numpy": arrays.open_numpy,
-    "fits": arrays.open_fits,
-    "hdf5": arrays.open_hdf5,
-    "zarr": arrays.open_zarr,
+    **{form: partial(arrays.open_arrays, form) for form in arrays.FORMS},
     "shards": shards.open_shards,
 }

@@ -7,7 +7,8 @@ file among a million is a row of the rejects, not the end of a run.
 import math
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lensjax.errors import one_line
+from lensjax.errors import UsageError, one_line
 
 COLOURS = ("red", "green", "blue")
 
@@ -194,6 +195,18 @@ def perhaps_blank(images: np.ndarray) -> np.ndarray:
     corner and its middle tell."""
     middle = images[:, images.shape[1] // 2, images.shape[2] // 2]
     return (images[:, 0, 0] == middle).any(axis=1)
+
+
+@contextmanager
+def refusing(what: str, advice: str = "") -> Iterator[None]:
+    """Raises `UsageError` about `what` in the place of whatever a library says of arbitrary bytes:
+    they have errors of their own, down to KeyError."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{what}: {one_line(error, 160)}{advice}") from error
 
 
 def check_file(path: str | Path) -> None:

@@ -21,17 +21,16 @@ from lensjax.data.parts import WHOLE, Part, rows_of
 from lensjax.data.planes import (
     COARSEST,
     FINEST,
-    Astrometry,
     Cutout,
     Names,
-    Plane,
     Unreadable,
     is_pixel_scale,
     masked,
     place_of,
+    refusing,
     short,
+    without_blank,
 )
-from lensjax.data.preprocess import join
 from lensjax.errors import UsageError
 
 # More would wait for the interpreter rather than for the disk.
@@ -54,11 +53,6 @@ class Stack:
     pixel_scale: float | None
     read: Callable[[slice], Iterable[np.ndarray]]
 
-    def after(self, first: int) -> "Stack":
-        """Returns the same without the cutouts before the `first`."""
-        read = self.read
-        return replace(self, read=lambda rows: read(slice(first + rows.start, first + rows.stop)))
-
 
 @dataclass(frozen=True)
 class Source:
@@ -78,8 +72,8 @@ class Source:
     table: Table
     bands: tuple[str, ...]
     description: str
-    threads: int
     read: Callable[[int], Cutout]
+    threads: int = ONE_A_CORE
     stack: Stack | None = None
     files: Files = tuple
     first_row: int = 0
@@ -110,27 +104,24 @@ class Source:
         if part == WHOLE:
             return self
         rows, read, stack = rows_of(part, len(self)), self.read, self.stack
+        first = rows.start
+        if stack is not None:
+            many = stack.read
+            stack = replace(
+                stack, read=lambda rows: many(slice(first + rows.start, first + rows.stop))
+            )
         return replace(
             self,
-            table=self.table[rows.start : rows.stop],
-            read=lambda row: read(rows.start + row),
-            stack=None if stack is None else stack.after(rows.start),
-            first_row=rows.start,
+            table=self.table[first : rows.stop],
+            read=lambda row: read(first + row),
+            stack=stack,
+            first_row=first,
         )
 
 
-def source_of(
-    table: Table,
-    bands: tuple[str, ...],
-    description: str,
-    threads: int,
-    read: Callable[[int], Cutout],
-    stack: Stack | None = None,
-    files: Files = tuple,
-    bands_from: tuple[str, ...] = (),
-) -> Source:
-    """Returns the source, its table completed by `id`, `ra` and `dec` and its known columns put
-    first."""
+def source_of(table: Table, **fields: Any) -> Source:
+    """Returns the source of these fields, its table completed by `id`, `ra` and `dec` and its known
+    columns put first."""
     rows = len(table)
     defaults = {"id": np.arange(rows), "ra": np.full(rows, np.nan), "dec": np.full(rows, np.nan)}
     for name, values in defaults.items():
@@ -141,27 +132,16 @@ def source_of(
             table[name] = plain(table[name])  # to be written to arrays of their own
     known = [name for name in KNOWN_COLUMNS if name in table.colnames]
     carried = [name for name in table.colnames if name not in known]
-    table = table[[*known, *carried]]
-    return Source(
-        table,
-        bands,
-        description,
-        threads,
-        read,
-        stack,
-        files,
-        given=rows,
-        bands_from=bands_from,
-    )
+    return Source(table[[*known, *carried]], given=rows, **fields)
 
 
-def describe(table: Table, bands: tuple[str, ...], example: Cutout) -> str:
+def describe(
+    table: Table, bands: tuple[str, ...], shape: tuple[int, ...], pixel_scale: float | None
+) -> str:
     """Number, labels, size, bands and scale of the cutouts, in words."""
-    height, width = example.image.shape[:2]
     number = "1 cutout" if len(table) == 1 else f"{len(table)} cutouts"
-    words = [f"{number} of {width}x{height} pixels", f"bands {', '.join(bands)}"]
-    scale = example.pixel_scale
-    words.append(f"{scale:.4g} arcsec/pixel" if scale else "pixel scale not known")
+    words = [f"{number} of {shape[1]}x{shape[0]} pixels", f"bands {', '.join(bands)}"]
+    words.append(f"{pixel_scale:.4g} arcsec/pixel" if pixel_scale else "pixel scale not known")
     if "label" in table.colnames:
         label = np.asarray(table["label"])
         words.append(f"{(label == 1).sum()} lenses and {(label == 0).sum()} others by label")
@@ -225,58 +205,31 @@ def pixel_scale_of(said: Any, where: str) -> float:
     )
 
 
-class LazyColumn(NamedTuple):
-    """An array beside the images: its shape, what reads it, and why it cannot be, "" where it
-    can."""
+class Arrays(NamedTuple):
+    """An array of images and what a file says beside it.
 
-    shape: tuple[int, ...]
-    read: Callable[[], Any]
-    odd: str = ""
+    `columns`: other arrays by name, in memory or on disk, of which those with a value per cutout
+    are carried; `Unreadable` in the place of one that cannot be. `bands`: names of the channels.
+    `pixel_scale` in arcsec.
+    """
 
-
-class StackMetadata(NamedTuple):
-    """What a file says beside its array of images: other arrays by name, of which those with a
-    value per cutout are carried, the names of the channels, and the pixel scale (arcsec)."""
-
-    columns: Mapping[str, LazyColumn] = {}
+    images: Any
+    columns: Mapping[str, Any] = {}
     bands: Names | None = None
     pixel_scale: float | None = None
 
 
-def source_of_array(
-    images: Any,
-    path: Path,
-    metadata: StackMetadata,
-    wanted: Wanted,
-    files: Files = tuple,
-) -> Source:
+def source_of_arrays(arrays: Arrays, path: Path, wanted: Wanted, files: Files = tuple) -> Source:
     """Returns a source of one array: (N, H, W[, C]) or (N, C, H, W), the shorter axis being C.
 
-    Two axes, or three of which the last is no longer than four, are one cutout. `images` has a
-    shape and a type and is sliced, as arrays in files are. Columns of the `metadata` are carried
-    where they have one value per cutout. The `files` hold it, where any do. Raises `UsageError`
-    where this is no stack, or an identifier, a place or a label does not have one value per cutout.
+    Two axes, or three of which the last is no longer than four, are one cutout. The images have a
+    shape and a type and are sliced, as arrays in files are. The `files` hold them, where any do.
+    Raises `UsageError` where this is no stack, or an identifier, a place or a label does not have
+    one value per cutout.
     """
-    said = tuple(int(length) for length in images.shape)
-    is_one = len(said) == 2 or (len(said) == 3 and said[-1] <= 4)
-    if math.prod(said if is_one else said[1:]) > wanted.most_values:
-        size = " x ".join(map(str, said))
-        raise UsageError(
-            f"{path}: an array of {size} has cutouts of more than {wanted.most_values} values "
-            "(--max-values)"
-        )
-    if is_one:
-        images, said = np.asarray(images[...])[np.newaxis], (1, *said)
-    shape = said if len(said) != 3 else (*said, 1)
-    if len(shape) != 4 or 0 in shape or images.dtype.kind not in "fiub":
-        text = " x ".join(map(str, said)) or "one"
-        raise UsageError(
-            f"{path}: an array of {text} {images.dtype} is no stack of cutouts; wanted are numbers "
-            "of shape (N, H, W), (N, H, W, C) or (N, C, H, W)"
-        )
-    channels_last = shape[3] <= shape[1]
+    images, shape, channels_last = _as_stack(arrays.images, path, wanted.most_values)
     count, *sides, channels = shape if channels_last else (shape[0], *shape[2:], shape[1])
-    names = metadata.bands or (None,) * channels
+    names = arrays.bands or (None,) * channels
     if len(names) != channels:
         raise UsageError(f"{path}: {len(names)} bands are named for {channels} channels")
     bands, planes = select_in(path, names, wanted)
@@ -291,17 +244,61 @@ def source_of_array(
         part = part if channels_last else np.moveaxis(part, 1, 3)
         return part if all_planes else part[..., planes]
 
-    stack = Stack((sides[0], sides[1], len(planes)), images.dtype, metadata.pixel_scale, read)
-    columns, left_out = _carried(metadata.columns, count, path)
-    kind = f"stack {path} read as ({'N, H, W, C' if channels_last else 'N, C, H, W'})"
-    places = tuple(place_of("channel", plane, names[plane]) for plane in planes)
-    source = source_of_stack(kind, str(path), count, columns, bands, places, stack, files)
+    def cutout(row: int) -> Cutout:
+        (image,) = read(slice(row, row + 1))
+        image = np.stack([masked(image[..., band]) for band in range(len(bands))], axis=-1)
+        found = Cutout(image, arrays.pixel_scale)
+        without_blank(found, range(len(bands)))
+        return found
+
+    stack = Stack((sides[0], sides[1], len(planes)), images.dtype, arrays.pixel_scale, read)
+    columns, left_out = _carried(arrays.columns, count, path)
+    table = standardise(Table(columns), str(path))
+    if "path" in table.colnames:
+        table.rename_column("path", "path_input")
+    table["path"] = rows_of_file(path, count)
+    order = "N, H, W, C" if channels_last else "N, C, H, W"
+    text = describe(table, bands, stack.shape, stack.pixel_scale)
     others = f"; left out: {'; '.join(left_out)}" if left_out else ""
-    return replace(source, description=source.description + others)
+    return source_of(
+        table,
+        bands=bands,
+        description=f"stack {path} read as ({order}): {text}{others}",
+        read=cutout,
+        stack=stack,
+        files=files,
+        bands_from=tuple(place_of("channel", plane, names[plane]) for plane in planes),
+    )
+
+
+def _as_stack(
+    images: Any, path: Path, most_values: int
+) -> tuple[Any, tuple[int, int, int, int], bool]:
+    """Returns an array of cutouts, its shape with four axes, and whether the last is the channel.
+
+    Raises `UsageError` where it is none, or has cutouts of more than `most_values`.
+    """
+    said = tuple(int(length) for length in images.shape)
+    is_one = len(said) == 2 or (len(said) == 3 and said[-1] <= 4)
+    size = " x ".join(map(str, said)) or "one"
+    if math.prod(said if is_one else said[1:]) > most_values:
+        raise UsageError(
+            f"{path}: an array of {size} has cutouts of more than {most_values} values "
+            "(--max-values)"
+        )
+    if is_one:
+        images, said = np.asarray(images[...])[np.newaxis], (1, *said)
+    shape = said if len(said) != 3 else (*said, 1)
+    if len(shape) != 4 or 0 in shape or images.dtype.kind not in "fiub":
+        raise UsageError(
+            f"{path}: an array of {size} {images.dtype} is no stack of cutouts; wanted are numbers "
+            "of shape (N, H, W), (N, H, W, C) or (N, C, H, W)"
+        )
+    return images, shape, shape[3] <= shape[1]
 
 
 def _carried(
-    columns: Mapping[str, LazyColumn], count: int, path: Path
+    columns: Mapping[str, Any], count: int, path: Path
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns the arrays with one value for each of `count` cutouts; and words on each of the
     others.
@@ -310,7 +307,8 @@ def _carried(
     """
     carried, left_out = {}, []
     for name, column in columns.items():
-        shape, wrong = column.shape or (1,), column.odd
+        wrong = str(column) if isinstance(column, Unreadable) else ""
+        shape = () if wrong else column.shape or (1,)
         if not wrong and shape != (count,):
             wrong = f"has {' x '.join(map(str, shape))} values for {count} cutouts"
         if wrong and any(find_column(known, [name]) for known in KNOWN_COLUMNS):
@@ -320,13 +318,15 @@ def _carried(
         if wrong:
             left_out.append(f"`{name}` {wrong}")
             continue
-        try:
-            found = column.read()
-        # Arbitrary bytes: the libraries have errors of their own.
-        except Exception as error:
-            raise UsageError(f"{path}: `{name}` {short(error)}; leave it out") from error
-        carried[name] = found if column.shape else np.reshape(found, 1)
+        with refusing(f"{path}: `{name}` cannot be decoded", "; leave it out"):
+            carried[name] = values_of(column).reshape(count)
     return carried, sorted(left_out)
+
+
+def values_of(array: Any) -> np.ndarray:
+    """Returns an array in memory or on disk as one in memory, texts as texts."""
+    values = array if isinstance(array, np.ndarray) else np.asarray(array[...])
+    return values.astype(str) if values.dtype.kind == "T" else values
 
 
 def rows_of_file(path: str | Path, count: int) -> np.ndarray:
@@ -334,29 +334,3 @@ def rows_of_file(path: str | Path, count: int) -> np.ndarray:
     lie."""
     file = Path(path).absolute()
     return np.array([f"{file}[{row}]" for row in range(count)], object)
-
-
-def source_of_stack(
-    kind: str,
-    path: str,
-    count: int,
-    columns: Mapping[str, np.ndarray],
-    bands: tuple[str, ...],
-    bands_from: tuple[str, ...],
-    stack: Stack,
-    files: Files,
-) -> Source:
-    """Returns a source of a stack of `count` cutouts, which the `files` hold."""
-    table = standardise(Table(dict(columns)), path)
-    if "path" in table.colnames:
-        table.rename_column("path", "path_input")
-    table["path"] = rows_of_file(path, count)
-    sky = Astrometry(stack.pixel_scale)
-
-    def read(row: int) -> Cutout:
-        (image,) = stack.read(slice(row, row + 1))
-        return join([Plane(masked(image[..., band]), sky) for band in range(len(bands))])
-
-    example = Cutout(np.empty(stack.shape, np.float32), stack.pixel_scale)
-    text = f"{kind}: {describe(table, bands, example)}"
-    return source_of(table, bands, text, ONE_A_CORE, read, stack, files, bands_from)

@@ -13,7 +13,7 @@ from lensjax.cli import infer, train
 from lensjax.data import pipeline
 from lensjax.data.bands import Wanted
 from lensjax.data.preprocess import Preprocessing
-from lensjax.data.source import StackMetadata, source_of_array
+from lensjax.data.source import Arrays, source_of_arrays
 from lensjax.ensemble import checkpoint, sharding
 from lensjax.ensemble import plan as ensemble_plan
 from lensjax.memory import Footprint
@@ -109,8 +109,8 @@ def test_the_surveys_scoring_step_is_a_program(lowered):
     }
     members = inference.Members({}, infos, dict.fromkeys(infos))
     images = np.zeros((2, 224, 224, 3), np.float32)
-    metadata = StackMetadata({}, sees.bands, 0.2)
-    source = source_of_array(images, Path("zeros"), metadata, Wanted())
+    arrays = Arrays(images, {}, sees.bands, 0.2)
+    source = source_of_arrays(arrays, Path("zeros"), Wanted())
     with networks.real():
         input_spec = pipeline.input_spec(source, members.preprocessings(), options.fit)
         mesh = sharding.mesh_of(jax.local_devices()[:1])

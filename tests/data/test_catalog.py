@@ -405,7 +405,7 @@ def test_stacks_that_cannot_be_used(tmp_path):
     np.save(tmp_path / "c.npy", np.array([[{}]]), allow_pickle=True)
     refused(tmp_path / "c.npy", "cannot be read")
     np.savez(tmp_path / "d.npz", x=np.zeros(3))
-    refused(tmp_path / "d.npz", "no array `images`, but x")
+    refused(tmp_path / "d.npz", "no array of images .x.")
     (tmp_path / "e.npz").write_bytes(b"PK\x03\x04 and no more")
     refused(tmp_path / "e.npz", "cannot be read")
     np.savez(tmp_path / "f.npz", images=np.zeros((2, 6, 6, 3)), bands=np.array(["g"]))

@@ -98,7 +98,9 @@ def test_the_stack_is_opened_once(here, monkeypatch):
     (here / "a.csv").write_text("path\n" + "".join(f"a.npz[{row % 5}]\n" for row in range(50)))
     opened = []
     monkeypatch.setitem(
-        catalog._OPENED_BY, "numpy", lambda *a: opened.append(a) or catalog.arrays.open_numpy(*a)
+        catalog._OPENED_BY,
+        "numpy",
+        lambda *a: opened.append(a) or catalog.arrays.open_arrays("numpy", *a),
     )
     source = open_source(here / "a.csv", needed=GRI)
     for row in range(50):

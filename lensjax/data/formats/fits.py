@@ -113,15 +113,26 @@ def _planes_of_cube(hdu: fits.ImageHDU, choose: Choose) -> list[Plane]:
     ]
 
 
+class First(NamedTuple):
+    """What a FITS file holds first: a table, or an image of some shape (axes of one left out), of
+    whose planes it knows the names."""
+
+    is_table: bool = False
+    shape: tuple[int, ...] = ()
+    names: Names = ()
+
+
 @silenced()
-def fits_shape(path: str | Path) -> tuple[tuple[int, ...], Names]:
-    """Returns the shape of the first image of a FITS file, axes of one left out, and the names of
-    its planes; () and () where none is found."""
+def first_of(path: str | Path) -> First:
+    """Returns what a FITS file holds first, nothing where it cannot be read."""
     # What is wrong with the file is said when it is read.
     with suppress(Exception), open_fits(path, memmap=True) as hdus:
+        first = next(hdu for hdu in hdus if not hdu.is_image or hdu.shape)
+        if not first.is_image:
+            return First(is_table=True)
         image = next(_images(hdus))
-        return image.shape, _names_of_planes(image.hdu)
-    return (), ()
+        return First(False, image.shape, _names_of_planes(image.hdu))
+    return First()
 
 
 @silenced()

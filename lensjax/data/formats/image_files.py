@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +14,18 @@ import numpy as np
 from astropy.table import Table
 
 from lensjax.data.bands import Selection, Wanted, select, select_in
-from lensjax.data.formats.fits import fits_shape, fits_stack
+from lensjax.data.formats.fits import first_of, fits_stack
 from lensjax.data.formats.pictures import FITS_SUFFIXES, has_suffix, read_planes, stem
 from lensjax.data.planes import COLOURS, Cutout, Names, Plane, Unreadable
 from lensjax.data.preprocess import join
-from lensjax.data.source import MOST_THREADS, Source, Stack, describe, source_of, source_of_stack
+from lensjax.data.source import (
+    MOST_THREADS,
+    Arrays,
+    Source,
+    describe,
+    source_of,
+    source_of_arrays,
+)
 from lensjax.errors import UsageError
 
 # How many readable files are looked at before the bands of a data set are called wrong.
@@ -74,12 +81,20 @@ def source_of_files(
             yield from (path.replace("{band}", str(name)) for name in band_names or [""])
 
     if example is None:
-        none = f"{kind}: none of {len(tried)} files tried of {len(paths)} can be read"
-        return source_of(table, bands, none, threads, read, files=files)
-    cutout = example.cutout
-    seen = replace(cutout, pixel_scale=pixel_scale or cutout.pixel_scale)
-    text = f"{kind}: {describe(table, bands, seen)}"
-    return source_of(table, bands, text, threads, read, None, files, example.places)
+        seen = f"none of {len(tried)} files tried of {len(paths)} can be read"
+    else:
+        cutout = example.cutout
+        scale = pixel_scale or cutout.pixel_scale
+        seen = describe(table, bands, cutout.image.shape, scale)
+    return source_of(
+        table,
+        bands=bands,
+        description=f"{kind}: {seen}",
+        read=read,
+        threads=threads,
+        files=files,
+        bands_from=() if example is None else example.places,
+    )
 
 
 def _tried(count: int) -> Sequence[int]:
@@ -180,24 +195,35 @@ def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> S
         return source_of_files(table, kind, wanted, pixel_scale, band_names)
     bands, planes = select_in(kind, band_names, wanted)
     files = [template.replace("{band}", str(band_names[plane])) for plane in planes]
-    if has_suffix(template, FITS_SUFFIXES) and len(fits_shape(files[0])[0]) == 3:
+    if has_suffix(template, FITS_SUFFIXES) and len(first_of(files[0]).shape) == 3:
         stacks, _, skies = zip(*(fits_stack(file) for file in files), strict=True)
         if len({stack.shape for stack in stacks}) > 1:
             shapes = ", ".join(f"{b} {s.shape}" for b, s in zip(bands, stacks, strict=True))
             raise UsageError(f"{kind}: the bands differ in shape: {shapes}")
-        stack = Stack(
-            (*stacks[0].shape[1:], len(bands)),
-            np.result_type(*stacks),
-            pixel_scale or skies[0].pixel_scale,
-            lambda rows: np.stack([images[rows] for images in stacks], axis=-1),
-        )
-        count, of_bands = len(stacks[0]), tuple(files)
-        places = tuple(Path(file).name for file in files)
-        return source_of_stack(
-            kind, template, count, {}, bands, places, stack, files=lambda: of_bands
-        )
+        arrays = Arrays(_Bands(stacks), {}, bands, pixel_scale or skies[0].pixel_scale)
+        own = wanted._replace(needed=bands, order=(), called=())
+        source = source_of_arrays(arrays, Path(template), own, lambda: tuple(files))
+        return replace(source, bands_from=tuple(Path(file).name for file in files))
     table = Table({"id": [Path(template).parent.name or "cutout"], "path": [absolute]})
     return source_of_files(table, kind, wanted, pixel_scale, band_names)
+
+
+@dataclass(frozen=True)
+class _Bands:
+    """Arrays (N, H, W), one a band, as one (N, H, W, band)."""
+
+    stacks: tuple[np.ndarray, ...]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return np.stack([images[rows] for images in self.stacks], axis=-1)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.stacks[0].shape, len(self.stacks))
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.result_type(*self.stacks)
 
 
 def _declared_bands(wanted: Wanted) -> tuple[str, ...]:

@@ -23,9 +23,8 @@ from astropy.table import Table
 from lensjax.data.bands import Wanted, select_in
 from lensjax.data.formats.tables import plain, read_table, standardise
 from lensjax.data.identity import content_sha256
-from lensjax.data.planes import Cutout, Unreadable, place_of
+from lensjax.data.planes import Cutout, Unreadable, place_of, refusing
 from lensjax.data.source import (
-    ONE_A_CORE,
     Source,
     Stack,
     describe,
@@ -161,20 +160,26 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     table.remove_columns([name for name in (*OF_CUTOUT, _MASKED) if name in table.colnames])
     if "path" not in table.colnames:
         table["path"] = rows_of_file(path, count)
-    files = tuple(map(str, (path / INDEX, *shards)))
     readable = np.flatnonzero(reasons == "")
-    if not len(readable):
-        none = f"shards {path}: none can be read"
-        return source_of(table, bands, none, ONE_A_CORE, records.cutout, files=lambda: files)
-    first = int(readable[0])
-    shape = (int(form[HEIGHT][first]), int(form[WIDTH][first]), len(bands))
-    scale, kind, stack = records.scale(first), str(form[TYPE][first]), None
-    is_one = all(len(np.unique(values[readable])) == 1 for values in form.values())
-    if is_one and kind in TYPES:
-        stack = Stack(shape, np.dtype(kind), scale, records.many)
-    text = f"shards {path}: {describe(table, bands, Cutout(np.empty(shape, np.float32), scale))}"
-    places = tuple(place_of("channel", plane, names[plane]) for plane in planes)
-    return source_of(table, bands, text, ONE_A_CORE, records.cutout, stack, lambda: files, places)
+    seen, stack = "none can be read", None
+    if len(readable):
+        first = int(readable[0])
+        shape = (int(form[HEIGHT][first]), int(form[WIDTH][first]), len(bands))
+        scale, kind = records.scale(first), str(form[TYPE][first])
+        seen = describe(table, bands, shape, scale)
+        if kind in TYPES and all(len(np.unique(each[readable])) == 1 for each in form.values()):
+            stack = Stack(shape, np.dtype(kind), scale, records.many)
+    return source_of(
+        table,
+        bands=bands,
+        description=f"shards {path}: {seen}",
+        read=records.cutout,
+        stack=stack,
+        files=lambda: map(str, (path / INDEX, *shards)),
+        bands_from=tuple(place_of("channel", plane, names[plane]) for plane in planes)
+        if len(readable)
+        else (),
+    )
 
 
 def _read_index(path: Path) -> tuple[Table, tuple[str | None, ...]]:
@@ -198,12 +203,8 @@ def _open_records(
     path: Path, shards: Sequence[Path], count: int
 ) -> grain.sources.ArrayRecordDataSource:
     """Returns the records of the shards. Raises `UsageError` where they are not `count`."""
-    try:
+    with refusing(f"the shards of {path} cannot be read"):
         records = grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
-    # The library has errors of its own, and of the operating system.
-    except Exception as error:
-        reason = one_line(error, 160)
-        raise UsageError(f"the shards of {path} cannot be read: {reason}") from error
     if len(records) != count:
         raise UsageError(
             f"{path} has an index of {count} cutouts, and {len(records)} of them in shards"

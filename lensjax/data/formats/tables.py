@@ -3,19 +3,17 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table
 
-from lensjax.data.formats.fits import open_fits
 from lensjax.data.formats.pictures import FITS_SUFFIXES, has_suffix
 from lensjax.data.formats.reader_warnings import silenced
 from lensjax.data.parts import WHOLE, Part, Rows, rows_of
-from lensjax.errors import UsageError, one_line
+from lensjax.data.planes import refusing
+from lensjax.errors import UsageError
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 VOTABLE_SUFFIXES = (".vot", ".votable", ".xml")
@@ -58,7 +56,7 @@ def read_rows(path: Path, part: Part = WHOLE) -> Rows:
     Of CSV as `arrow.read_csv` has it. Raises `UsageError` for a file that cannot be read as a table
     and for a column that occurs twice.
     """
-    try:
+    with refusing(f"{path} cannot be read as a table"):
         if has_suffix(path, FITS_SUFFIXES):
             return _astropy_table(path, part, "fits", memmap=False)
         if has_suffix(path, VOTABLE_SUFFIXES):
@@ -67,12 +65,6 @@ def read_rows(path: Path, part: Part = WHOLE) -> Rows:
 
         is_parquet = has_suffix(path, PARQUET_SUFFIXES)
         return arrow.read_parquet(path, part) if is_parquet else arrow.read_csv(path, part)
-    except UsageError:
-        raise
-    # Arbitrary bytes: astropy and Arrow have errors of their own, down to KeyError.
-    except Exception as error:
-        reason = one_line(error, 200)
-        raise UsageError(f"{path} cannot be read as a table: {reason}") from error
 
 
 def column_texts(path: Path, name: str) -> Iterable[str]:
@@ -95,19 +87,6 @@ def paths_below(folder: Path, files: Iterable[str]) -> Iterable[str]:
     """Returns relative paths as paths in the folder; absolute and empty ones as they are."""
     start = str(folder.absolute())
     return (file and os.path.join(start, file) for file in files)
-
-
-@silenced()
-def has_table(path: Path) -> bool:
-    """Returns True where a FITS file holds a table and no image before it."""
-    # A broken file is no table; what is wrong with it is said by the reader of images.
-    with suppress(Exception), open_fits(path, memmap=True) as hdus:
-        for hdu in hdus:
-            if isinstance(hdu, fits.BinTableHDU | fits.TableHDU):
-                return True
-            if len(hdu.shape) > 0:
-                return False
-    return False
 
 
 def standardise(table: Table, source: str) -> Table:

@@ -17,7 +17,7 @@ from lensjax.data.catalog import open_source
 from lensjax.data.formats import arrays
 from lensjax.data.pipeline import batches
 from lensjax.data.planes import Unreadable
-from lensjax.data.source import LazyColumn, StackMetadata, source_of_array
+from lensjax.data.source import Arrays, source_of_arrays
 from lensjax.errors import UsageError
 from tests.data.wanted import preprocessing
 
@@ -343,9 +343,12 @@ def test_stacks_with_room_for_more_are_read(tmp_path):
 
 
 def test_damaged_values_beside_the_images_are_one_clear_line():
-    def damaged():
-        raise OSError("actual len exceeds EOA")
+    class Damaged:
+        shape = (7,)
 
-    metadata = StackMetadata({"flux": LazyColumn((7,), damaged)})
+        def __getitem__(self, rows):
+            raise OSError("actual len exceeds EOA")
+
+    damaged = Arrays(IMAGES, {"flux": Damaged()})
     with pytest.raises(UsageError, match="`flux` cannot be decoded: actual len exceeds EOA"):
-        source_of_array(IMAGES, Path("a.h5"), metadata, parse(None, None))
+        source_of_arrays(damaged, Path("a.h5"), parse(None, None))

@@ -11,8 +11,8 @@ from astropy.utils.exceptions import AstropyUserWarning
 from PIL import Image
 
 from lensjax.data.catalog import open_source
+from lensjax.data.formats.fits import first_of
 from lensjax.data.formats.reader_warnings import silenced
-from lensjax.data.formats.tables import has_table
 from lensjax.data.pipeline import batches
 from lensjax.data.planes import Unreadable
 from tests.data.wanted import preprocessing
@@ -47,7 +47,7 @@ def test_the_users_filters_are_as_they_were_after_reading(odd_files):
 def test_asking_for_a_table_in_an_odd_file_is_silent_too(odd_files):
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        assert not has_table(odd_files / "a.fits")
+        assert not first_of(odd_files / "a.fits").is_table
         assert not heard
 
 

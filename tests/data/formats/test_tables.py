@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.table import Column, MaskedColumn, Table
 
+from lensjax.data.formats.fits import First, first_of
 from lensjax.data.formats.tables import (
     column_texts,
-    has_table,
     label_column,
     label_of,
     plain,
@@ -67,7 +67,7 @@ def test_fits_table_keeps_types(tmp_path):
     table = read_table(tmp_path / "a.fits")
     assert table["ID"].tolist() == [LARGE, 5] and table["v"].shape == (2, 3)
     assert table["filename"].tolist() == ["a.fits", "b.fits"]
-    assert has_table(tmp_path / "a.fits") and not has_table(tmp_path / "none.fits")
+    assert first_of(tmp_path / "a.fits").is_table and first_of(tmp_path / "none.fits") == First()
 
 
 def test_votable_keeps_types_and_gaps(tmp_path):
