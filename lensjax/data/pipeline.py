@@ -1,7 +1,5 @@
 """Feeds cutouts in batches, read ahead by threads or processes, in the order given."""
 
-import contextlib
-import itertools
 import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +13,7 @@ from absl import flags
 from lensjax import trace
 from lensjax.data.brightness import LEVEL, NOISE, measure
 from lensjax.data.on_device import ImageSpec, Inputs, InputSpec, Transform
-from lensjax.data.planes import Unreadable, perhaps_blank, perhaps_masked, without_blank
+from lensjax.data.planes import Cutout, Unreadable, perhaps_blank, perhaps_masked, without_blank
 from lensjax.data.preprocess import (
     Geometry,
     OtherField,
@@ -87,10 +85,6 @@ class Batch:
         )
 
 
-Read = Callable[[Batch, range], None]
-"""Reads rows of a source into the first places of an empty batch."""
-
-
 def batches(
     source: Source,
     preprocessings: Sequence[Preprocessing],
@@ -135,20 +129,40 @@ def reader(
     source: Source, preprocessings: Sequence[Preprocessing], how: str
 ) -> Callable[[range, int], Batch]:
     """Returns the function that reads some rows, as `batches` does, into a batch of a size."""
-    form = _unfitted(source, preprocessings, how)
-    if form is not None and source.stack is not None:
-        read = _reads_stack(source, source.stack, form)
-    else:
-        form = _fitted(source, preprocessings)
-        read = _reads_cutouts(source, preprocessings, how, form)
+    (ra, dec), unfitted = source.places, _unfitted(source, preprocessings, how)
+    used = sorted({band for each in preprocessings for band in _channels(source, each)})
+    stack = source.stack if unfitted is not None else None
+    spec = unfitted or _fitted(preprocessings)
+    put = _put_whole if unfitted else _fits(source, preprocessings, how, spec)
 
-    def batch_of(rows: range, size: int) -> Batch:
-        batch = Batch.empty(form, size)
-        if rows:
-            read(batch, rows)
+    def read(rows: range, size: int) -> Batch:
+        batch, count, those = Batch.empty(spec, size), len(rows), slice(rows.start, rows.stop)
+        if not rows:
+            return batch
+        batch.rows[:count], batch.readable[:count] = rows, True
+        batch.ra[:count], batch.dec[:count] = ra[those], dec[those]
+        images = batch.inputs.images[0][:count]
+        for place in range(count) if stack is None else _copied(stack, those, images, used):
+            try:
+                cutout, blank = without_blank(source[rows[place]], used)
+                put(batch, place, cutout)
+            except Unreadable as error:
+                batch.readable[place], batch.reasons[place] = False, str(error)
+                images[place] = 0
+                continue
+            batch.masked[place] = cutout.masked
+            if blank:
+                bands = ", ".join(source.bands[band] for band in blank)
+                batch.flags[place] = f"no data in {bands}"
+            if not np.isfinite(batch.ra[place]):
+                batch.ra[place] = cutout.ra
+            if not np.isfinite(batch.dec[place]):
+                batch.dec[place] = cutout.dec
+        if stack is not None:
+            _measure(batch, images)
         return batch
 
-    return batch_of
+    return read
 
 
 def _concatenated(parts: Sequence[Batch]) -> Batch:
@@ -182,17 +196,22 @@ def _leave_ctrl_c(worker: int, workers: int) -> None:
 
 def input_spec(source: Source, preprocessings: Sequence[Preprocessing], how: str) -> InputSpec:
     """Returns the form of the batches of `batches`, without reading any."""
-    return _unfitted(source, preprocessings, how) or _fitted(source, preprocessings)
+    return _unfitted(source, preprocessings, how) or _fitted(preprocessings)
 
 
 def check_fields(source: Source, preprocessings: Sequence[Preprocessing], how: str) -> None:
     """Raises `UsageError` where all cutouts, or all of the first that can be read, show far more or
     less sky than a member sees and `how` does not insist on it. Of others each is for itself."""
-    refused = ""
-    for shape, scale in itertools.islice(_forms(source), ASKED):
+    refused, stack = "", source.stack
+    for row in range(min(ASKED, len(source))):
         try:
+            if stack is not None:
+                shape, scale = stack.shape, stack.pixel_scale
+            else:
+                cutout = source[row]
+                shape, scale = cutout.image.shape, cutout.pixel_scale
             for preprocessing in preprocessings:
-                geometry(shape, scale, preprocessing, how)
+                geometry(shape[:2], scale, preprocessing, how)
         except OtherField as error:
             refused = refused or str(error)
         except Unreadable:
@@ -201,18 +220,6 @@ def check_fields(source: Source, preprocessings: Sequence[Preprocessing], how: s
             return
     if refused:
         raise UsageError(f"{source.description}: the cutouts have {refused}")
-
-
-def _forms(source: Source) -> Iterator[tuple[tuple[int, int], float | None]]:
-    """Yields size and pixel scale of a stack, or of the first cutouts that can be read."""
-    if source.stack is not None:
-        yield source.stack.shape[:2], source.stack.pixel_scale
-        return
-    for row in range(min(ASKED, len(source))):
-        with contextlib.suppress(Unreadable):
-            cutout = source[row]
-            height, width = cutout.image.shape[:2]
-            yield (height, width), cutout.pixel_scale
 
 
 # --- stacks, fitted by the step ---
@@ -231,7 +238,7 @@ def _unfitted(
     image_spec = ImageSpec(
         stack.shape, stack.dtype.name if stack.dtype.itemsize <= 2 else "float32"
     )
-    fitted_bytes = sum(fitted.nbytes for fitted in _fitted(source, preprocessings).image_specs)
+    fitted_bytes = sum(fitted.nbytes for fitted in _fitted(preprocessings).image_specs)
     if image_spec.nbytes > MOST_UNFITTED * fitted_bytes:
         return None
     try:
@@ -243,39 +250,6 @@ def _unfitted(
         # Each of the cutouts is to be rejected for this reason.
         return None
     return InputSpec((image_spec,), tuple(transforms))
-
-
-def _reads_stack(source: Source, stack: Stack, input_spec: InputSpec) -> Read:
-    (ra, dec), used = (
-        source.places,
-        _used([transform.channels for transform in input_spec.transforms]),
-    )
-    field = _furthest([transform.geometry for transform in input_spec.transforms])
-
-    def read(batch: Batch, rows: range) -> None:
-        count, those = len(rows), slice(rows.start, rows.stop)
-        batch.rows[:count], batch.readable[:count] = rows, True
-        batch.ra[:count], batch.dec[:count] = ra[those], dec[those]
-        images = batch.inputs.images[0][:count]
-        for place in _copied(stack, those, images, used):
-            try:
-                cutout, blank = without_blank(source[rows[place]], used)
-            except Unreadable as error:
-                images[place], batch.readable[place] = 0, False
-                batch.reasons[place] = str(error)
-                continue
-            batch.masked[place], batch.flags[place] = cutout.masked, _flag(source.bands, blank)
-            images[place] = fill_masked(cutout.image)
-        measured = {
-            transform.measured: measure(images, *transform.measured)
-            for transform in input_spec.transforms
-        }
-        for number, transform in enumerate(input_spec.transforms):
-            batch.inputs.brightness[number][:count] = measured[transform.measured]
-            batch.actions[number][batch.readable] = transform.geometry.action
-        batch.field[batch.readable] = field
-
-    return read
 
 
 def _copied(stack: Stack, rows: slice, images: np.ndarray, used: Sequence[int]) -> Sequence[int]:
@@ -292,21 +266,33 @@ def _copied(stack: Stack, rows: slice, images: np.ndarray, used: Sequence[int]) 
     return np.flatnonzero(suspect).tolist()
 
 
+def _put_whole(batch: Batch, place: int, cutout: Cutout) -> None:
+    batch.inputs.images[0][place] = fill_masked(cutout.image)
+
+
+def _measure(batch: Batch, images: np.ndarray) -> None:
+    """Notes in a batch the brightness of its images of a stack, and what will be done to them."""
+    transforms = batch.inputs.transforms
+    measured = {t.measured: measure(images, *t.measured) for t in transforms}
+    for number, transform in enumerate(transforms):
+        batch.inputs.brightness[number][: len(images)] = measured[transform.measured]
+        batch.actions[number][batch.readable] = transform.geometry.action
+    batch.field[batch.readable] = _furthest([transform.geometry for transform in transforms])
+
+
 # --- any cutouts, fitted by the host ---
 
 
-def _fitted(source: Source, preprocessings: Sequence[Preprocessing]) -> InputSpec:
+def _fitted(preprocessings: Sequence[Preprocessing]) -> InputSpec:
     """Returns an array of images for each grid of the members."""
-    grids = _grids(preprocessings)
-    image_specs = [ImageSpec((g.input_size, g.input_size, len(g.bands)), "float32") for g in grids]
-    transforms = []
+    grids, transforms = _grids(preprocessings), []
     for preprocessing in preprocessings:
-        size, bands = preprocessing.input_size, range(len(preprocessing.bands))
+        size, bands = preprocessing.input_size, tuple(range(len(preprocessing.bands)))
+        image = grids.index(_grid(preprocessing))
         same = Geometry((size, size), size, 1.0, "as is")
-        transforms.append(
-            Transform(preprocessing, grids.index(_grid(preprocessing)), tuple(bands), same)
-        )
-    return InputSpec(tuple(image_specs), tuple(transforms))
+        transforms.append(Transform(preprocessing, image, bands, same))
+    specs = [ImageSpec((g.input_size, g.input_size, len(g.bands)), "float32") for g in grids]
+    return InputSpec(tuple(specs), tuple(transforms))
 
 
 def _grids(preprocessings: Sequence[Preprocessing]) -> list[Preprocessing]:
@@ -319,48 +305,30 @@ def _grid(preprocessing: Preprocessing) -> Preprocessing:
     return Preprocessing.unnormalised(p.bands, p.input_size, p.pixel_scale, "none", 1.0)
 
 
-def _reads_cutouts(
-    source: Source, preprocessings: Sequence[Preprocessing], how: str, input_spec: InputSpec
-) -> Read:
+def _fits(
+    source: Source, preprocessings: Sequence[Preprocessing], how: str, spec: InputSpec
+) -> Callable[[Batch, int, Cutout], None]:
+    """Returns the function that puts a cutout into a place of a batch, on the members' grids."""
     grids = _grids(preprocessings)
     channels = [_channels(source, grid) for grid in grids]
-    (ra, dec), used = source.places, _used(channels)
 
-    def read_one(batch: Batch, place: int, row: int) -> None:
-        batch.rows[place], batch.ra[place], batch.dec[place] = row, ra[row], dec[row]
-        try:
-            cutout, blank = without_blank(source[row], used)
-            shape, scale = cutout.image.shape[:2], cutout.pixel_scale
-            geometries = [geometry(shape, scale, grid, how) for grid in grids]
-        except Unreadable as error:
-            batch.reasons[place] = str(error)
-            return
-        image = fill_masked(cutout.image)
-        for number, transform in enumerate(input_spec.transforms):
-            made, bands = geometries[transform.image], channels[transform.image]
-            brightness = measure(image[np.newaxis], made, bands, transform.measured[2])[0]
-            level = brightness[:, LEVEL]
-            if transform.image not in [
-                transform.image for transform in input_spec.transforms[:number]
-            ]:
-                own = fit(image[..., bands], made, level)
-                batch.inputs.images[transform.image][place] = own
-            brightness[:, NOISE] *= made.noise
+    def put(batch: Batch, place: int, cutout: Cutout) -> None:
+        shape, scale = cutout.image.shape[:2], cutout.pixel_scale
+        made = [geometry(shape, scale, grid, how) for grid in grids]
+        image, levels = fill_masked(cutout.image), {}
+        for number, transform in enumerate(spec.transforms):
+            grid = transform.image
+            own, bands, (_, _, stretch) = made[grid], channels[grid], transform.measured
+            brightness = measure(image[np.newaxis], own, bands, stretch)[0]
+            levels[grid] = brightness[:, LEVEL]
+            brightness[:, NOISE] *= own.noise
             batch.inputs.brightness[number][place] = brightness
-            batch.actions[number][place] = made.action
-        batch.readable[place], batch.masked[place] = True, cutout.masked
-        batch.flags[place] = _flag(source.bands, blank)
-        batch.field[place] = _furthest(geometries)
-        if not np.isfinite(ra[row]):
-            batch.ra[place] = cutout.ra
-        if not np.isfinite(dec[row]):
-            batch.dec[place] = cutout.dec
+            batch.actions[number][place] = own.action
+        for grid, images in enumerate(batch.inputs.images):
+            images[place] = fit(image[..., channels[grid]], made[grid], levels[grid])
+        batch.field[place] = _furthest(made)
 
-    def read(batch: Batch, rows: range) -> None:
-        for place, row in enumerate(rows):
-            read_one(batch, place, row)
-
-    return read
+    return put
 
 
 # --- what both have in common ---
@@ -376,18 +344,8 @@ def _channels(source: Source, preprocessing: Preprocessing) -> tuple[int, ...]:
     return tuple(source.bands.index(band) for band in preprocessing.bands)
 
 
-def _used(channels: Sequence[Sequence[int]]) -> list[int]:
-    """Returns the channels that some preprocessing takes, in order."""
-    return sorted(set(itertools.chain(*channels)))
-
-
 def _furthest(geometries: Sequence[Geometry]) -> float:
     """Returns the field of view over a member's that is furthest from one, NaN where none is
     known."""
     known = (made.field for made in geometries if made.field is not None)
     return max(known, key=lambda field: abs(math.log(field)), default=math.nan)
-
-
-def _flag(bands: Sequence[str], blank: Sequence[int]) -> str:
-    """Returns what is to be said of a cutout of these bands in which some, by number, are blank."""
-    return f"no data in {', '.join(bands[band] for band in blank)}" if blank else ""
