@@ -79,13 +79,13 @@ def test_parts_together_are_the_whole(tmp_path, name, of):
 
 def test_only_the_groups_of_rows_of_a_part_are_read(tmp_path, monkeypatch):
     read = []
-    iterated = pa.parquet.ParquetFile.iter_batches
+    whole = pa.parquet.ParquetFile.read_row_groups
 
-    def iter_batches(self, *args, **options):
-        read.extend(options["row_groups"])
-        return iterated(self, *args, **options)
+    def read_row_groups(self, groups):
+        read.extend(groups)
+        return whole(self, groups)
 
-    monkeypatch.setattr(pa.parquet.ParquetFile, "iter_batches", iter_batches)
+    monkeypatch.setattr(pa.parquet.ParquetFile, "read_row_groups", read_row_groups)
     rows = read_rows(catalogue(tmp_path, "a.parquet"), (2, 3))
     assert rows.rows == range(3, 7) == rows_of((2, 3), ROWS) and rows.given == ROWS
     assert rows.table["path"].tolist() == [f"{row}.npy" for row in rows.rows] and read == [1, 2]

@@ -41,31 +41,30 @@ def read_csv(path: Path, part: Part = WHOLE) -> Rows:
     return Rows(_to_table(arrow.slice(rows.start, len(rows)), path), rows, len(arrow))
 
 
-def csv_column(path: Path, name: str) -> Iterator[str | None]:
-    """Yields the texts of one column of a CSV file, of which a piece at a time is in memory."""
-    form = _form(path)
-    form["convert_options"].include_columns = [name]
-    with pa.csv.open_csv(path, **form) as reader:
-        for batch in reader:
-            yield from batch.column(0).to_pylist()
+def column(path: Path, name: str, *, is_parquet: bool) -> Iterator[Any]:
+    """Yields the values of one column of a Parquet file, or the texts of one of a CSV file, of
+    which a piece at a time is in memory."""
+    if is_parquet:
+        batches = pa.parquet.ParquetFile(path).iter_batches(columns=[name])
+    else:
+        form = _form(path)
+        form["convert_options"].include_columns = [name]
+        batches = pa.csv.open_csv(path, **form)
+    for batch in batches:
+        yield from batch.column(0).to_pylist()
 
 
 def read_parquet(path: Path, part: Part = WHOLE) -> Rows:
     """Returns the rows of a Parquet file that a part takes. Groups of rows outside of it are not
     read."""
     with pa.parquet.ParquetFile(path) as file:
-        count = file.metadata.num_rows
-        rows = rows_of(part, count)
-        arrow = pa.Table.from_batches(_batches(file, rows), file.schema_arrow)
+        groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+        ends = np.cumsum([0, *(group.num_rows for group in groups)])
+        rows = rows_of(part, count := int(ends[-1]))
+        held = [n for n in range(len(groups)) if ends[n] < rows.stop and ends[n + 1] > rows.start]
+        before = int(ends[held[0]]) if held else 0
+        arrow = file.read_row_groups(held).slice(rows.start - before, len(rows))
     return Rows(_to_table(arrow, path), rows, count)
-
-
-def parquet_column(path: Path, name: str) -> Iterator[Any]:
-    """Yields the values of one column of a Parquet file, of which a piece at a time is in
-    memory."""
-    with pa.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=[name]):
-            yield from batch.column(0).to_pylist()
 
 
 def parquet_metadata(path: Path) -> dict[str, str]:
@@ -149,19 +148,6 @@ def _numbers(text: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
 def _all_match(text: pa.ChunkedArray, pattern: str) -> bool:
     return bool(pc.all(pc.match_substring_regex(text, pattern), min_count=0).as_py())
-
-
-def _batches(file: pa.parquet.ParquetFile, rows: range) -> Iterator[pa.RecordBatch]:
-    """Yields pieces of the file's table, in order, of some of its rows."""
-    reached = 0
-    for group in range(file.num_row_groups):
-        first, reached = reached, reached + file.metadata.row_group(group).num_rows
-        if reached <= rows.start or rows.stop <= first:
-            continue
-        for batch in file.iter_batches(row_groups=[group]):
-            begin, end = (min(max(row - first, 0), len(batch)) for row in (rows.start, rows.stop))
-            yield batch.slice(begin, end - begin)
-            first += len(batch)
 
 
 def _to_table(arrow: pa.Table, path: Path) -> Table:

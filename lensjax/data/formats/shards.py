@@ -8,9 +8,8 @@ narrowest type that holds them exactly, or a PNG file of them.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,79 +105,64 @@ def are_shards(folder: Path) -> bool:
     return (folder / INDEX).is_file()
 
 
-@dataclass(frozen=True)
-class _Records:
-    """The records of a folder of shards. `form`: height, width, type and pixel scale (arcsec, NaN
-    where unknown) of each, `reasons`: why one could not be packed, "" where it was; `planes`:
-    which of the `channels` of a record are given out."""
-
-    data: grain.sources.ArrayRecordDataSource
-    form: dict[str, np.ndarray]
-    reasons: np.ndarray
-    channels: int
-    planes: tuple[int, ...]
-
-    def pixels(self, row: int) -> np.ndarray:
-        """Returns an image in the type of its record. Raises `Unreadable`."""
-        if self.reasons[row]:
-            raise Unreadable(str(self.reasons[row]))
-        height, width, kind = (self.form[name][row] for name in (HEIGHT, WIDTH, TYPE))
-        try:
-            record = self.data[row]
-            image = imagecodecs.png_decode(record) if kind == PNG else np.frombuffer(record, kind)
-            return image.reshape(height, width, self.channels)[..., self.planes]
-        # Arbitrary bytes: the libraries have errors of their own.
-        except Exception as error:
-            raise Unreadable(f"the shard is damaged: {one_line(error, 100)}") from error
-
-    def many(self, rows: slice) -> Iterator[np.ndarray]:
-        """Yields the images of some rows."""
-        return map(self.pixels, range(rows.start, rows.stop))
-
-    def cutout(self, row: int) -> Cutout:
-        """Returns a cutout. Raises `Unreadable`."""
-        return Cutout(np.ascontiguousarray(self.pixels(row), np.float32), self.scale(row))
-
-    def scale(self, row: int) -> float | None:
-        """Returns the pixel scale of a cutout, None where it is not known."""
-        scale = float(self.form[SCALE][row])
-        return scale if scale > 0 else None
-
-
 def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     """Returns the cutouts that `pack` wrote to a folder. Raises `UsageError` where it is not
     whole."""
     index, names = _read_index(path)
-    count = len(index)
+    count, channels = len(index), len(names)
     shards = [shard_path(path, number) for number in range(-(-count // SHARD_ROWS))]
-    data = _open_records(path, shards, count)
+    with refusing(f"the shards of {path} cannot be read"):
+        records = grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
+    if len(records) != count:
+        raise UsageError(
+            f"{path} has an index of {count} cutouts, and {len(records)} of them in shards"
+        )
     bands, planes = select_in(path, names, wanted)
     reasons = np.ma.filled(np.ma.asarray(index[REASON]), "").astype(str)
-    form = _forms(path, index, pixel_scale)
-    records = _Records(data, form, reasons, len(names), planes)
+    form = {name: np.ma.filled(np.ma.asarray(index[name])) for name in (HEIGHT, WIDTH, TYPE, SCALE)}
+    if pixel_scale is not None:
+        form[SCALE] = np.full(count, pixel_scale)
+    for scale in np.unique(form[SCALE][~np.isnan(form[SCALE])]).tolist():
+        pixel_scale_of(scale, f"{path / INDEX}: {SCALE}")
+
+    def pixels(row: int) -> np.ndarray:
+        if reasons[row]:
+            raise Unreadable(str(reasons[row]))
+        kind, shape = form[TYPE][row], (form[HEIGHT][row], form[WIDTH][row], channels)
+        try:
+            image = np.asarray(_decoded(records[row], kind)).reshape(shape)
+        # Arbitrary bytes: the libraries have errors of their own.
+        except Exception as error:
+            raise Unreadable(f"the shard is damaged: {one_line(error, 100)}") from error
+        return image[..., planes]
+
+    def scale_of(row: int) -> float | None:
+        return None if np.isnan(form[SCALE][row]) else float(form[SCALE][row])
+
+    def cutout(row: int) -> Cutout:
+        return Cutout(np.ascontiguousarray(pixels(row), np.float32), scale_of(row))
+
     table = standardise(index, str(path))
     table.remove_columns([name for name in (*OF_CUTOUT, _MASKED) if name in table.colnames])
     if "path" not in table.colnames:
         table["path"] = rows_of_file(path, count)
-    readable = np.flatnonzero(reasons == "")
-    seen, stack = "none can be read", None
+    places = [place_of("channel", plane, names[plane]) for plane in planes]
+    seen, stack, readable = "none can be read", None, np.flatnonzero(reasons == "")
     if len(readable):
         first = int(readable[0])
         shape = (int(form[HEIGHT][first]), int(form[WIDTH][first]), len(bands))
-        scale, kind = records.scale(first), str(form[TYPE][first])
-        seen = describe(table, bands, shape, scale)
+        kind, seen = str(form[TYPE][first]), describe(table, bands, shape, scale_of(first))
         if kind in TYPES and all(len(np.unique(each[readable])) == 1 for each in form.values()):
-            stack = Stack(shape, np.dtype(kind), scale, records.many)
+            many = lambda rows: map(pixels, range(rows.start, rows.stop))  # noqa: E731
+            stack = Stack(shape, np.dtype(kind), scale_of(first), many)
     return source_of(
         table,
         bands=bands,
         description=f"shards {path}: {seen}",
-        read=records.cutout,
+        read=cutout,
         stack=stack,
         files=lambda: map(str, (path / INDEX, *shards)),
-        bands_from=tuple(place_of("channel", plane, names[plane]) for plane in planes)
-        if len(readable)
-        else (),
+        bands_from=tuple(places) if len(readable) else (),
     )
 
 
@@ -188,38 +172,16 @@ def _read_index(path: Path) -> tuple[Table, tuple[str | None, ...]]:
 
     if not are_shards(path):
         raise UsageError(f"{path} is no folder of shards: it has no {INDEX}")
-    index = read_table(path / INDEX)
-    described = arrow.parquet_metadata(path / INDEX).get(_BANDS)
-    try:
-        bands = json.loads(described or "")
-    except ValueError:
-        bands = None
+    index, bands = read_table(path / INDEX), None
+    with suppress(ValueError):
+        bands = json.loads(arrow.parquet_metadata(path / INDEX).get(_BANDS, ""))
     if not isinstance(bands, list) or not len(index) or not set(OF_CUTOUT) <= set(index.colnames):
         raise UsageError(f"{path / INDEX} is no index of shards: pack the cutouts again")
     return index, tuple(bands)
 
 
-def _open_records(
-    path: Path, shards: Sequence[Path], count: int
-) -> grain.sources.ArrayRecordDataSource:
-    """Returns the records of the shards. Raises `UsageError` where they are not `count`."""
-    with refusing(f"the shards of {path} cannot be read"):
-        records = grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
-    if len(records) != count:
-        raise UsageError(
-            f"{path} has an index of {count} cutouts, and {len(records)} of them in shards"
-        )
-    return records
-
-
-def _forms(path: Path, index: Table, pixel_scale: float | None) -> dict[str, np.ndarray]:
-    """Returns height, width, type and pixel scale (NaN: unknown) of each cutout."""
-    form = {name: np.ma.filled(np.ma.asarray(index[name])) for name in (HEIGHT, WIDTH, TYPE, SCALE)}
-    if pixel_scale is not None:
-        form[SCALE] = np.full(len(index), pixel_scale)
-    for scale in np.unique(form[SCALE][~np.isnan(form[SCALE])]).tolist():
-        pixel_scale_of(scale, f"{path / INDEX}: {SCALE}")
-    return form
+def _decoded(record: bytes, kind: str) -> np.ndarray:
+    return imagecodecs.png_decode(record) if kind == PNG else np.frombuffer(record, kind)
 
 
 def _packed(
@@ -236,12 +198,12 @@ def _packed(
             cutout = source[row]
         except Unreadable as error:
             return b"", entry | {REASON: str(error)}
-        record, kind = _record(cutout.image, encoding)
-        height, width, _ = cutout.image.shape
-        entry |= {HEIGHT: height, WIDTH: width, TYPE: kind}
+        entry[HEIGHT], entry[WIDTH], _ = cutout.image.shape
         entry[SCALE] = cutout.pixel_scale or np.nan
-        for name, value in (("ra", cutout.ra), ("dec", cutout.dec)):
-            entry[name] = entry[name] if np.isfinite(entry[name]) else value
+        for name in ("ra", "dec"):
+            if not np.isfinite(entry[name]):
+                entry[name] = getattr(cutout, name)
+        record, entry[TYPE] = _record(cutout.image, encoding)
         return record, entry
 
     threads = source.threads if threads is None else threads
@@ -251,12 +213,9 @@ def _packed(
 
 def _record(image: np.ndarray, encoding: Encoding) -> tuple[bytes, str]:
     """Returns an image (height, width, band) float32 as bytes, and their type."""
-    kind = "float32"
     with np.errstate(invalid="ignore"):
-        for name in ("uint8", "uint16"):
-            if np.array_equal(image.astype(name), image):
-                kind = name
-                break
+        exact = (name for name in TYPES[:2] if np.array_equal(image.astype(name), image))
+        kind = next(exact, "float32")
     pixels = np.ascontiguousarray(image, kind)
     if encoding == "png" and kind != "float32" and pixels.shape[2] in (1, 3):
         return bytes(imagecodecs.png_encode(pixels)), PNG
@@ -264,9 +223,7 @@ def _record(image: np.ndarray, encoding: Encoding) -> tuple[bytes, str]:
 
 
 def _write_shard(
-    path: Path,
-    packed: Iterator[tuple[bytes, dict[str, Any]]],
-    progress: Callable[[int], object],
+    path: Path, packed: Iterator[tuple[bytes, dict[str, Any]]], progress: Callable[[int], object]
 ) -> dict[str, np.ndarray]:
     """Writes a shard, whole or not at all, and returns the columns of the index for it."""
     remove_drafts(path)

@@ -73,8 +73,8 @@ def column_texts(path: Path, name: str) -> Iterable[str]:
 
     if has_suffix(path, (*FITS_SUFFIXES, *VOTABLE_SUFFIXES)):
         return texts(read_table(path)[name])
-    read = arrow.parquet_column if has_suffix(path, PARQUET_SUFFIXES) else arrow.csv_column
-    return ("" if value is None else as_text(value).strip() for value in read(path, name))
+    values = arrow.column(path, name, is_parquet=has_suffix(path, PARQUET_SUFFIXES))
+    return ("" if value is None else as_text(value).strip() for value in values)
 
 
 def texts(column: Column) -> Iterable[str]:
