@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from astropy.table import Table
@@ -73,15 +73,9 @@ class DataOptions:
 
     def opened(self, data: str, needed: Sequence[str] | None, part: Part = WHOLE) -> Source:
         """Returns the cutouts at `data`, as `open_source` does."""
-        return open_source(
-            data,
-            needed=needed,
-            bands=self.bands,
-            pixel_scale=self.pixel_scale,
-            form=self.format,
-            max_values=self.max_values,
-            part=part,
-        )
+        options = self.of_data()
+        del options["fit"]
+        return open_source(data, needed=needed, part=part, **options)
 
 
 def open_source(
@@ -90,7 +84,7 @@ def open_source(
     needed: Sequence[str] | None,
     bands: str | None = None,
     pixel_scale: float | None = None,
-    form: Format = "auto",
+    format: Format = "auto",
     max_values: int = MAX_VALUES,
     part: Part = WHOLE,
 ) -> Source:
@@ -99,7 +93,7 @@ def open_source(
 
     `needed`: the bands to give out, in this order; None for all that the data hold. `bands`: what
     the user says the data hold (`i,r,g`, or `g=VIS_BGSUB,r=NIR_Y`). `pixel_scale` in arcsec per
-    pixel overrides the FITS headers, `form` the recognised format. `max_values`:
+    pixel overrides the FITS headers, `format` the recognised format. `max_values`:
     of a cutout in a file of its own (pixels times bands); a larger one is not decoded. `part`: of
     the rows; of a catalogue the others are not kept.
 
@@ -115,14 +109,14 @@ def open_source(
     wanted = parse(needed, bands)._replace(most_values=max_values)
     if pixel_scale is not None:
         pixel_scale = pixel_scale_of(pixel_scale, "--pixel-scale")
-    if form == "template" or (form == "auto" and "{" in str(data)):
-        return open_template(str(data), wanted, pixel_scale).part(part)
-    path = Path(data)
-    if not path.exists():
-        raise UsageError(f"--data {path}: no such file or folder")
-    if form == "auto":
-        form = recognise(path, wanted)
-    _check_format(path, form)
+    path, form = Path(data), format
+    if form == "auto" and "{" in str(data):
+        form = "template"
+    if form != "template":
+        if not path.exists():
+            raise UsageError(f"--data {path}: no such file or folder")
+        form = recognise(path, wanted) if form == "auto" else form
+        _check_format(path, form)
     if form == "catalogue":
         return _open_catalogue(path, wanted, pixel_scale, part)
     return _OPENED_BY[form](path, wanted, pixel_scale).part(part)
@@ -160,43 +154,38 @@ def recognise(path: Path, wanted: Wanted) -> Format:
 
 def _check_format(path: Path, form: Format) -> None:
     """Raises `UsageError` where a file or folder cannot be of the format."""
-    if path.is_dir():
-        fits_it = form in ("folder", "zarr", "shards")
-    elif form == "zarr":
-        fits_it = arrays.is_zarr_catalogue(path)
-    elif form == "image":
-        fits_it = has_suffix(path, IMAGE_SUFFIXES)
-    else:
-        fits_it = form not in ("folder", "shards")
-    if not fits_it:
-        kind = "folder" if path.is_dir() else "file"
+    kind = "folder" if path.is_dir() else "file"
+    allowed = (
+        form in ("folder", "zarr", "shards")
+        if kind == "folder"
+        else form not in ("folder", "shards")
+    )
+    if kind == "file" and form == "zarr":
+        allowed = arrays.is_zarr_catalogue(path)
+    elif kind == "file" and form == "image":
+        allowed = has_suffix(path, IMAGE_SUFFIXES)
+    if not allowed:
         raise UsageError(f"--data {path} is a {kind} that cannot be of the format {form}")
 
 
-def _open_image(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
-    table = Table({"id": [stem(path.name)], "path": [str(path.absolute())]})
-    return source_of_files(table, f"file {path}", wanted, pixel_scale)
-
-
-def _open_folder(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
-    files = list(_scan(path))
+def _open_images(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source:
+    """Returns the cutouts in an image file, or in those of a folder and of the folders below it."""
+    kind, folder, files = "file", path.parent, [path.name]
+    if path.is_dir():
+        kind, folder, files = "folder", path, list(_scan(path))
     if not files:
         raise UsageError(
             f"--data {path}: the folder holds no image; known are {', '.join(IMAGE_SUFFIXES)}"
         )
-    template = band_folder(path, files, wanted)
+    template = band_folder(folder, files, wanted)
     if template is not None:
         return open_template(template, wanted, pixel_scale)
-    table = Table(
-        {
-            "id": [stem(file) for file in files],
-            "path": np.array(list(paths_below(path, files)), object),
-        }
-    )
+    paths = np.array(list(paths_below(folder, files)), object)
+    table = Table({"id": [stem(file) for file in files], "path": paths})
     labels = np.array([_folder_label(file) for file in files], np.int64)
     if (labels != UNKNOWN_LABEL).any():
         table["label"] = labels
-    return source_of_files(table, f"folder {path}", wanted, pixel_scale)
+    return source_of_files(table, f"{kind} {path}", wanted, pixel_scale)
 
 
 def _scan(folder: Path, below: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
@@ -254,10 +243,10 @@ def _open_catalogue(path: Path, wanted: Wanted, pixel_scale: float | None, part:
             place = _place_in_stack(file)
             if place is None:
                 yield from (file.replace("{band}", str(band)) for band in band_names or [""])
-            elif place.stack not in of_stacks:
-                of_stacks.add(place.stack)
-                stack = _stack(place.stack, wanted)
-                yield from stack.files() if isinstance(stack, Source) else [place.stack]
+            elif place[0] not in of_stacks:
+                of_stacks.add(place[0])
+                stack = _stack(place[0], wanted)
+                yield from stack.files() if isinstance(stack, Source) else place[:1]
 
     kind = f"catalogue {path}"
     if part != WHOLE:
@@ -273,18 +262,11 @@ def _band_names(paths: Iterable[str]) -> Names:
     return tuple(sorted({band for _, band in found}))
 
 
-class _Place(NamedTuple):
-    """A cutout of a stack."""
-
-    stack: str
-    row: int
-
-
-def _place_in_stack(path: str) -> _Place | None:
-    """Returns the place that `FILE[ROW]` names; None for any other path and where there is such a
-    file."""
+def _place_in_stack(path: str) -> tuple[str, int] | None:
+    """Returns the stack and the row that `FILE[ROW]` names; None for any other path and where there
+    is such a file."""
     found = _IN_STACK.fullmatch(path) if path.endswith("]") else None
-    return None if found is None or os.path.exists(path) else _Place(found[1], int(found[2]))
+    return None if found is None or os.path.exists(path) else (found[1], int(found[2]))
 
 
 def _of_stack(path: str, wanted: Wanted) -> FileCutout | None:
@@ -295,12 +277,13 @@ def _of_stack(path: str, wanted: Wanted) -> FileCutout | None:
     place = _place_in_stack(path)
     if place is None:
         return None
-    stack = _stack(place.stack, wanted)
+    file, row = place
+    stack = _stack(file, wanted)
     if not isinstance(stack, Source):
         raise type(stack)(str(stack))
-    if place.row >= len(stack):
-        raise Unreadable(f"there is no row {place.row} among the {len(stack)} of {place.stack}")
-    return FileCutout(stack.bands, stack.bands_from, stack[place.row])
+    if row >= len(stack):
+        raise Unreadable(f"there is no row {row} among the {len(stack)} of {file}")
+    return FileCutout(stack.bands, stack.bands_from, stack[row])
 
 
 def _stack(file: str, wanted: Wanted) -> Source | Unreadable | UsageError:
@@ -316,23 +299,22 @@ def _stack(file: str, wanted: Wanted) -> Source | Unreadable | UsageError:
 @lru_cache(maxsize=8)
 def _opened_stack(file: str, wanted: Wanted, changed: int) -> Source | Unreadable | UsageError:
     del changed
+    path = Path(file)
     try:
-        if "{band}" in file:
-            return open_template(file, wanted, None)
-        path = Path(file)
-        form = recognise(path, wanted)
+        form = "template" if "{band}" in file else recognise(path, wanted)
         if form == "image" and has_suffix(path, FITS_SUFFIXES):
             form = "fits"
-        if form in arrays.FORMS or form == "shards":
-            return _OPENED_BY[form](path, wanted, None)
-        return Unreadable(f"{file} is no stack of cutouts")
+        if form in ("folder", "image", "catalogue"):
+            return Unreadable(f"{file} is no stack of cutouts")
+        return _OPENED_BY[form](path, wanted, None)
     except UsageError as error:
         return error
 
 
 _OPENED_BY: dict[str, Callable[[Path, Wanted, float | None], Source]] = {
-    "folder": _open_folder,
-    "image": _open_image,
-    **{form: partial(arrays.open_arrays, form) for form in arrays.FORMS},
+    "folder": _open_images,
+    "image": _open_images,
+    "template": open_template,
     "shards": shards.open_shards,
+    **{form: partial(arrays.open_arrays, form) for form in arrays.FORMS},
 }

@@ -433,11 +433,11 @@ def test_a_wrong_format_is_one_clear_line(tmp_path):
     for name, formats in own.items():
         for form in words.keys() - set(formats):
             with pytest.raises(UsageError, match=words[form]) as caught:
-                open_source(tmp_path / name, needed=GRI, form=form)
+                open_source(tmp_path / name, needed=GRI, format=form)
             assert str(caught.value).isprintable() and len(str(caught.value)) < 400
     for form, said in {
         "shards": "no folder of shards",
         "zarr": "Zarr",
         "fits": "folder that",
     }.items():
-        refused(tmp_path / "folder", said, form=form)
+        refused(tmp_path / "folder", said, format=form)

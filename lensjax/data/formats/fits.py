@@ -30,9 +30,8 @@ from lensjax.data.planes import (
     is_pixel_scale,
     masked,
     place_of,
-    short,
+    refusing,
 )
-from lensjax.errors import UsageError
 
 # Blocks of 36 cards. Longer ones are no headers of cutouts.
 LONGEST_HEADER = 512
@@ -143,17 +142,13 @@ def fits_stack(path: str | Path) -> tuple[np.ndarray, Names, Astrometry]:
     It is mapped, not read, where the file holds plain numbers (not compressed nor scaled).
     Raises `UsageError`.
     """
-    try:
+    with refusing(f"{path} cannot be read as FITS"):
         check_file(path)
         with open_fits(path, memmap=True) as hdus:
             image = next(_images(hdus), None)
             if image is None:
                 raise Unreadable("the FITS file holds no image")
             return _pixels(image.hdu), _names_of_planes(image.hdu), _astrometry(image.hdu)
-    except Unreadable as error:
-        raise UsageError(f"{path}: {error}") from error
-    except Exception as error:
-        raise UsageError(f"{path}: {short(error)}") from error
 
 
 class _Image(NamedTuple):

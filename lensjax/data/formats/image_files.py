@@ -174,11 +174,12 @@ def _only_plane(path: str, most_values: int) -> Plane:
         raise Unreadable(f"{Path(path).name}: {error}") from error
 
 
-def open_template(template: str, wanted: Wanted, pixel_scale: float | None) -> Source:
+def open_template(data: str | Path, wanted: Wanted, pixel_scale: float | None) -> Source:
     """Returns cutouts of one file per band: `{band}` stands for the band, `{id}` for the object.
 
     Without `{id}` the files are one cutout, or, where they are (N, H, W), a stack of N.
     """
+    template = str(data)
     if template.count("{band}") != 1 or template.count("{id}") > 1:
         raise UsageError(f"--data {template}: a template has {{band}} once and {{id}} at most once")
     found = template_matches(

@@ -146,9 +146,9 @@ def test_the_format_can_be_said(tmp_path, hdf5):
     hdf5.rename(tmp_path / "cutouts.dat")
     with pytest.raises(UsageError, match="--format"):
         open_source(tmp_path / "cutouts.dat", needed=GRI)
-    holds(open_source(tmp_path / "cutouts.dat", needed=GRI, form="hdf5"))
+    holds(open_source(tmp_path / "cutouts.dat", needed=GRI, format="hdf5"))
     with pytest.raises(UsageError, match="is a folder that cannot be of the format hdf5"):
-        open_source(tmp_path, needed=GRI, form="hdf5")
+        open_source(tmp_path, needed=GRI, format="hdf5")
 
 
 # --- what lies beside the images ---
