@@ -26,12 +26,13 @@ class ImportConfig:
     arch: str = "resnet18"
     """Architecture of the weights: resnet18, resnet34, vit_ti16, vit_s16, vit_b16,
     light_transformer, trans_enc_s."""
-    weights: Path | None = None
-    """File of the state dict, .safetensors or .pth; or the folder of a member, to store it anew."""
+    weights: str | None = None
+    """File of the state dict, .safetensors or .pth; hf://OWNER/REPOSITORY[@REVISION][/FILE]; or the
+    folder of a member, to store it anew."""
     output: Path = Path("checkpoints")
     """Folder of the members."""
     name: str | None = None
-    """Name of the member (None: that of the file)."""
+    """Name of the member (None: that of the file or repository)."""
     bands: str = "i,r,g"
     """Bands that the member sees, in order."""
     input_size: int | None = None
@@ -69,11 +70,11 @@ def import_member(options: ImportConfig) -> str:
     its names and shapes are not those of the architecture.
     """
     if options.weights is None:
-        raise UsageError("--weights is missing: give a .safetensors or .pth file")
-    path = options.weights
+        raise UsageError("--weights is missing: give a .safetensors or .pth file, or hf://...")
+    path, source, default_name = _located(options.weights)
     is_member = (path / "member.json").is_file()
-    info = _info_of_member(options, path) if is_member else _info(options, path)
-    name = options.name or (path.name if is_member else path.stem)
+    info = _info_of_member(options, path) if is_member else _info(options, source)
+    name = options.name or default_name
     if Path(name).name != name or name.startswith("."):
         raise UsageError(
             f"--name '{name}' must be a plain name: it is a folder in {options.output}"
@@ -91,6 +92,20 @@ def import_member(options: ImportConfig) -> str:
     return "\n".join([*lines, *(f"  {note}" for note in adapted)])
 
 
+def _located(weights: str) -> tuple[Path, dict[str, str], str]:
+    """Returns where weights are, what the member's record says of that, and a name for it."""
+    if not weights.startswith("hf://"):
+        path = Path(weights)
+        return path, {"file": path.name}, path.name if path.is_dir() else path.stem
+    try:
+        from lensjax.models.hub import fetch
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{weights} needs {error.name}: pip install 'lensjax[hub]'") from error
+    found = fetch(weights)
+    record = {key: getattr(found, key) for key in ("repository", "revision", "file")}
+    return found.path, record, found.repository.split("/")[1]
+
+
 def _info_of_member(options: ImportConfig, folder: Path) -> MemberInfo:
     """Returns what the member in `folder` is; it stays that, whatever else the options say."""
     for field in dataclasses.fields(options):
@@ -101,8 +116,8 @@ def _info_of_member(options: ImportConfig, folder: Path) -> MemberInfo:
     return checkpoint.read_info(folder)
 
 
-def _info(options: ImportConfig, path: Path) -> MemberInfo:
-    """Returns what the options say of a member with the weights at `path`."""
+def _info(options: ImportConfig, source: dict[str, str]) -> MemberInfo:
+    """Returns what the options say of a member with the weights from `source`."""
     architecture = registry.resolve(options.arch)
     bands = tuple(band.strip() for band in options.bands.split(","))
     wrong = {
@@ -126,7 +141,7 @@ def _info(options: ImportConfig, path: Path) -> MemberInfo:
         architecture.name,
         preprocessing,
         options.dropout,
-        training={"imported_from": path.name},
+        training={"imported_from": source},
         versions=runtime.versions(),
     )
 
@@ -141,9 +156,9 @@ def _converted(
     except LensjaxError as error:
         fitting = _fitting(info, tensors)
         if not fitting:
-            raise type(error)(f"{path}: {error}") from error
+            raise type(error)(f"{options.weights}: {error}") from error
         raise UsageError(
-            f"{path} does not hold weights of {info.architecture}; they fit --arch "
+            f"{options.weights} does not hold weights of {info.architecture}; they fit --arch "
             + " or ".join(fitting)
         ) from error
     return Member(info, checkpoint.state_of(model)), adapted

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from safetensors.numpy import save_file
 
 from lensjax.cli import import_weights, infer
@@ -41,6 +43,38 @@ def test_an_imported_member_scores_prepared_images_as_torchvision_does(
     logits = np.load(tmp_path / "r" / "predictions.npz")["resnet18_logits"]
     expected = np.load(f"{reference}/reference_outputs.npz")["resnet18_64_logit"][:, 0]
     np.testing.assert_allclose(logits, expected, rtol=1e-4)
+
+
+def test_weights_in_the_cache_of_the_hub_are_imported_without_a_network(
+    run, weights, tmp_path, monkeypatch
+):
+    commit, repository = "0123456789" * 4, tmp_path / "hub" / "models--timm--resnet18.a1_in1k"
+    for name, content in {
+        f"blobs/{'e' * 64}": weights.read_bytes(),
+        "refs/main": commit.encode(),
+        f"snapshots/{commit}/config.json": b"{}",
+    }.items():
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_bytes(content)
+    cached = repository / "snapshots" / commit / "model.safetensors"
+    cached.symlink_to(f"../../blobs/{'e' * 64}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    command = (import_weights.main, "--input-size", 64, "--output", tmp_path, "--weights")
+    ended = run(*command, "hf://timm/resnet18.a1_in1k")
+    assert ended.status == 0, ended.error
+    record = json.loads((tmp_path / "resnet18/resnet18.a1_in1k/member.json").read_text())
+    assert record["training"]["imported_from"] == {
+        **{"repository": "timm/resnet18.a1_in1k", "revision": commit},
+        "file": "model.safetensors",
+    }
+    ended = run(*command, "hf://timm/resnet18.a2_in1k")
+    assert ended.status == 2 and ended.error.count("\n") == 1
+    assert "HF_HUB_OFFLINE is set" in ended.error
+    monkeypatch.delitem(sys.modules, "lensjax.models.hub")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    ended = run(*command, "hf://timm/resnet18.a1_in1k")
+    assert ended.status == 2 and "needs huggingface_hub: pip install 'lensjax[hub]'" in ended.error
 
 
 def test_bands_and_normalisation_are_recorded(run, weights, tmp_path):
