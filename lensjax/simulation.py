@@ -198,6 +198,8 @@ def _backgrounds(options: SimulateConfig, survey: Survey) -> tuple[Survey, np.nd
         if not scale:
             raise UsageError(f"--survey {survey.name} needs --pixel-scale of the backgrounds")
         survey = dataclasses.replace(survey, pixel_scale=scale, pixel_scale_range=0.0)
+        # Backgrounds come from one survey, the middle of whose seeing --seeing says.
+        survey = dataclasses.replace(survey, seeing_range=min(survey.seeing_range, 0.12))
     plain = Preprocessing.unnormalised(survey.bands, survey.size, survey.pixel_scale, "none", 1.0)
     read = pipeline.batches(source, (plain,), how="auto", batch_size=64)
     prepare = jax.jit(on_device.prepare)

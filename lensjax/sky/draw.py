@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,12 @@ import numpy as np
 
 from lensjax.errors import UsageError
 from lensjax.runtime import one_ahead
-from lensjax.sky.artefacts import ARTEFACTS
-from lensjax.sky.render import draw_chunk
-from lensjax.sky.scenes import KINDS, LENS, OF_DEFLECTOR
+from lensjax.sky.artefacts import ARTEFACT_UNIFORMS, ARTEFACTS
+from lensjax.sky.lenses import LENS_UNIFORMS, Lens, draw_lenses, pictures_first, take
+from lensjax.sky.render import Picture, render
+from lensjax.sky.scenes import KINDS, LENS, OF_DEFLECTOR, SCENE_UNIFORMS, Sky, draw_scenes
 from lensjax.sky.stamps import Stamps
-from lensjax.sky.survey import Survey
+from lensjax.sky.survey import Observation, Survey, observation_uniforms, observe
 
 CHUNK = 256
 OF_LENS = (
@@ -143,28 +145,25 @@ def simulate(
     images = np.empty((count, survey.size, survey.size, len(survey.bands)), np.float32)
     columns: dict[str, np.ndarray] = {}
     to_draw, untouched = np.flatnonzero(todo.kind >= 0), np.flatnonzero(todo.kind < 0)
-    stamps = stamp_rows = None
+    stamp_rows = None
     if sources is not None:
-        stamps = jnp.asarray(sources.images, jnp.float32)
-        stamp_rows = source_rows(todo.group) if source_rows else todo.group % len(stamps)
-    keys = jax.random.split(jax.random.key(seed))
+        stamp_rows = source_rows(todo.group) if source_rows else todo.group % len(sources.name)
 
-    def launch(start: int) -> tuple[np.ndarray, jax.Array, dict[str, jax.Array]]:
+    def launch(start: int) -> tuple[np.ndarray, jax.Array, dict[str, Any]]:
         rows = to_draw[start : start + chunk]
         # The last chunk is filled up with copies, so that every chunk is the same program.
         filled = np.resize(rows, chunk)
         group = todo.group[filled]
-        return rows, *draw_chunk(
-            # With backgrounds every arc has a system of its own, though galaxies return.
-            jnp.asarray(filled, jnp.uint32),
-            jnp.asarray(group if backgrounds is None else filled, jnp.uint32),
-            jnp.asarray(todo.kind[filled], jnp.int32),
-            None if backgrounds is None else jnp.asarray(backgrounds[group], jnp.float32),
-            keys,
-            stamps,
-            None if stamp_rows is None else jnp.asarray(stamp_rows[filled], jnp.int32),
-            1.0 if sources is None else float(sources.pixel_scale),
+        return rows, *draw(
             survey,
+            index=filled,
+            # With backgrounds every arc has a system of its own, though galaxies return.
+            group=group if backgrounds is None else filled,
+            kind=todo.kind[filled],
+            seed=seed,
+            backgrounds=None if backgrounds is None else backgrounds[group],
+            sources=sources,
+            stamp_rows=None if stamp_rows is None else stamp_rows[filled],
         )
 
     advance = progress or (lambda _: None)
@@ -182,6 +181,103 @@ def simulate(
     return Simulation(images, _table(survey, seed, todo, columns))
 
 
+def draw(
+    survey: Survey,
+    *,
+    index: np.ndarray,
+    group: np.ndarray,
+    kind: np.ndarray,
+    seed: int,
+    backgrounds: np.ndarray | None = None,
+    sources: Stamps | None = None,
+    stamp_rows: np.ndarray | None = None,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """Returns images (n, size, size, band) of the kinds KINDS[kind], which the device may still be
+    rendering, and the truth about them (n,).
+
+    The lens system and how it is observed depend on the `group`, all else on the `index`.
+    """
+    observation = observe(_uniform(seed, 0, group, observation_uniforms(survey)), survey)
+    if backgrounds is not None:
+        observation = observation_of(backgrounds, observation)
+    lensed = np.flatnonzero(np.isin(kind, [list(KINDS).index(name) for name in OF_DEFLECTOR]))
+    lens = draw_lenses(
+        _uniform(seed, 1, group[lensed], LENS_UNIFORMS), survey, take(observation, lensed)
+    )
+    uniform = _uniform(seed, 2, index, SCENE_UNIFORMS + ARTEFACT_UNIFORMS)
+    scene = draw_scenes(uniform[:SCENE_UNIFORMS], kind, lens, lensed, Sky(survey, observation))
+    arc_snr = np.zeros(len(kind))
+    arc_snr[lensed] = lens.arc_snr
+    pictures = pictures_first(
+        Picture(scene, observation, arc_snr * (kind == LENS), uniform[SCENE_UNIFORMS:], None)
+    )
+    images, seen = render(
+        pictures._replace(background=backgrounds),
+        index.astype(np.uint32),
+        np.uint32(seed),
+        None if sources is None else jnp.asarray(sources.images, jnp.float32),
+        stamp_rows,
+        1.0 if sources is None else float(sources.pixel_scale),
+        survey,
+    )
+    return images, _truth(lens, lensed, observation, survey) | seen
+
+
+def _uniform(seed: int, purpose: int, numbers: np.ndarray, count: int) -> np.ndarray:
+    """Returns random numbers (count, n) between 0 and 1: a stream of its own for each number (n,),
+    so that a picture is the same whatever is drawn beside it."""
+    streams = [np.random.default_rng((seed, purpose, number)) for number in numbers.tolist()]
+    drawn = np.array([stream.random(count) for stream in streams]).reshape(len(streams), count)
+    return np.clip(drawn.T, 1e-6, 1 - 1e-6)
+
+
+def observation_of(backgrounds: np.ndarray, observation: Observation) -> Observation:
+    """Returns observations with the noise, and in the flux units, of real cutouts (n, y, x, band).
+
+    Units are told by the noise of the sky, bands taken together, so that colours are kept.
+    """
+    level = np.nanmedian(backgrounds, axis=(1, 2), keepdims=True)
+    sky_sigma = 1.4826 * np.nanmedian(np.abs(backgrounds - level), axis=(1, 2)).T + 1e-12
+    unit = np.exp(np.mean(np.log(sky_sigma / observation.sky_sigma), axis=0))
+    return observation._replace(
+        sky_sigma=sky_sigma,
+        zero_points=observation.zero_points + 2.5 * np.log10(unit),
+        gains=observation.gains / unit,
+    )
+
+
+def _truth(
+    lens: Lens, lensed: np.ndarray, observation: Observation, survey: Survey
+) -> dict[str, np.ndarray]:
+    """Returns what truth.csv says of the lens systems of the pictures `lensed`, and of how all (n,)
+    were observed."""
+    band, system = survey.selection_index, lens.system
+    of_system = {
+        "einstein_radius": system.einstein_radius,
+        "slope": system.slope,
+        "lens_redshift": system.lens_redshift,
+        "source_redshift": system.source_redshift,
+        "velocity_dispersion": system.velocity_dispersion,
+        "axis_ratio": system.axis_ratio,
+        "shear": np.hypot(system.gamma1, system.gamma2),
+        "lens_magnitude": system.lens_magnitudes[band],
+        "source_magnitude": system.source_magnitudes[band],
+    }
+    truth = {name: np.full(observation.pixel_scale.shape, np.nan) for name in of_system}
+    for name, values in of_system.items():
+        truth[name][lensed] = values
+    truth |= {"true_pixel_scale": observation.pixel_scale, "moffat_beta": observation.moffat_beta}
+    by_band = {
+        "seeing": observation.fwhm,
+        "sky_sigma": observation.sky_sigma,
+        "noise_width": observation.noise_width,
+        "gain": observation.gains,
+    }
+    for at, letter in enumerate(survey.bands):
+        truth |= {f"{name}_{letter}": values[at] for name, values in by_band.items()}
+    return truth
+
+
 def _table(
     survey: Survey, seed: int, todo: Assignment, columns: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
@@ -191,7 +287,8 @@ def _table(
     applies = dict.fromkeys(OF_LENS, is_lens)
     applies |= dict.fromkeys(OF_SOURCE, is_lens | (kind == "unlensed"))
     applies |= dict.fromkeys(OF_GALAXY, np.isin(kind, OF_DEFLECTOR))
-    artefact = np.nan_to_num(columns.pop("artefact", np.zeros(len(kind)))).astype(int)
+    columns["source_magnitude"] -= 2.5 * np.log10(columns.pop("brighter"))
+    artefact = np.nan_to_num(columns.pop("artefact")).astype(int)
     return {
         "id": np.array([f"{survey.name}-{seed}-{row:07d}" for row in range(len(kind))]),
         "label": is_lens.astype(np.int64),

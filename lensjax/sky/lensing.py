@@ -7,11 +7,13 @@ major axis. Every function of one object takes scalars and a grid of any shape, 
 precision it is given, and has finite gradients everywhere, the centre and the round case included.
 """
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import gammaln
 
 Scalar = jax.Array | float
 
@@ -19,32 +21,36 @@ SERIES_TERMS = 16  # of the deflection: exact to 1e-5 of theta_E for axis ratios
 
 
 class Galaxies(NamedTuple):
-    """Sersic profiles, one a slot: total flux (slot, band), the rest (slot,)."""
+    """Sersic profiles, one a slot: total flux (slot, band), the rest (slot,).
 
-    flux: jax.Array
-    x: jax.Array
-    y: jax.Array
-    axis_ratio: jax.Array
-    angle: jax.Array
-    radius: jax.Array
-    n_sersic: jax.Array
+    Of many pictures, on the host, each array has one more axis, the last.
+    """
+
+    flux: Any
+    x: Any
+    y: Any
+    axis_ratio: Any
+    angle: Any
+    radius: Any
+    n_sersic: Any
 
 
 class Mass(NamedTuple):
     """An elliptical power law at the origin, external shear, and round perturbers (perturber,).
 
-    theta_E is 0 where there is no lens; `slope` is that of the density, 2 for isothermal.
+    theta_E is 0 where there is no lens; `slope` is that of the density, 2 for isothermal. Of many
+    pictures, on the host, each array has one more axis, the last.
     """
 
-    theta_E: jax.Array
-    slope: jax.Array
-    axis_ratio: jax.Array
-    angle: jax.Array
-    gamma1: jax.Array
-    gamma2: jax.Array
-    perturber_theta_E: jax.Array
-    perturber_x: jax.Array
-    perturber_y: jax.Array
+    theta_E: Any
+    slope: Any
+    axis_ratio: Any
+    angle: Any
+    gamma1: Any
+    gamma2: Any
+    perturber_theta_E: Any
+    perturber_x: Any
+    perturber_y: Any
 
 
 def axis_ratio_and_angle(e1: Scalar, e2: Scalar) -> tuple[jax.Array, jax.Array]:
@@ -170,16 +176,6 @@ def sersic(
     return amp * jnp.exp(-sersic_b(n_sersic) * (scaled - 1))
 
 
-def log_gamma(z: Scalar) -> jax.Array:
-    """Returns ln Gamma(z) to 1e-5 for z > 0.5, by Stirling's series two steps further on.
-
-    It compiles in a tenth of the time of `jax.lax.lgamma`.
-    """
-    w = z + 2
-    series = (w - 0.5) * jnp.log(w) - w + 0.5 * jnp.log(2 * jnp.pi) + 1 / (12 * w)
-    return series - 1 / (360 * w**3) - jnp.log(z * (z + 1))
-
-
 def sersic_amplitude(R_sersic: Scalar, n_sersic: Scalar) -> jax.Array:
     """Returns the `amp` (arcsec^-2) that gives a Sersic profile unit flux.
 
@@ -191,7 +187,7 @@ def sersic_amplitude(R_sersic: Scalar, n_sersic: Scalar) -> jax.Array:
         + 2 * jnp.log(R_sersic)
         + b
         - 2 * n_sersic * jnp.log(b)
-        + log_gamma(2 * n_sersic)
+        + gammaln(2 * n_sersic)
     )
     return jnp.exp(-log_flux)
 
@@ -199,10 +195,25 @@ def sersic_amplitude(R_sersic: Scalar, n_sersic: Scalar) -> jax.Array:
 def sersic_light(
     x: jax.Array, y: jax.Array, galaxies: Galaxies, softening: Scalar = 0.0
 ) -> jax.Array:
-    """Returns the summed brightness (band, *grid) of all slots, flux per square arcsec."""
+    """Returns the summed brightness (band, *grid) of all slots, flux per square arcsec.
+
+    Dark slots cost nothing where they come last.
+    """
     e1, e2 = ellipticity(galaxies.axis_ratio, galaxies.angle)
     amplitude = sersic_amplitude(galaxies.radius, galaxies.n_sersic)
     shapes = (amplitude, galaxies.radius, galaxies.n_sersic, e1, e2, galaxies.x, galaxies.y)
     one = partial(sersic, x, y, softening=softening)
-    profiles = jax.vmap(lambda *shape: one(*shape))(*shapes)
-    return jnp.einsum("sb,syx->byx", galaxies.flux, profiles)
+
+    def add(slot: jax.Array, light: jax.Array) -> jax.Array:
+        profile = one(*(shape[slot] for shape in shapes))
+        return light + galaxies.flux[slot][:, None, None] * profile[None]
+
+    return add_lit(add, galaxies.flux, x)
+
+
+def add_lit(
+    add: Callable[[jax.Array, jax.Array], jax.Array], flux: jax.Array, x: jax.Array
+) -> jax.Array:
+    """Returns light (band, *grid) after `add(slot, light)` of all slots up to the last lit one."""
+    lit = jnp.max(jnp.where(flux > 0, jnp.arange(1, len(flux) + 1)[:, None], 0))
+    return jax.lax.fori_loop(0, lit, add, jnp.zeros((flux.shape[1], *x.shape), flux.dtype))

@@ -1,18 +1,20 @@
 """Published populations of galaxies, each number with its source.
 
 Where no paper is named a number was chosen, by eye, for pictures like those of real surveys.
-Lengths are in arcsec, velocities in km/s, magnitudes in the AB system.
+Lengths are in arcsec, velocities in km/s, magnitudes in the AB system. The last axis of all arrays
+is that of pictures, n; before it stands that of bands, where there is one.
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammainc, gammaincinv
 
-from lensjax.sky.lensing import Scalar
 from lensjax.sky.survey import Observation, Survey
+
+Array = NDArray[Any]
 
 SPEED_OF_LIGHT = 299792.458
 ARCSEC_PER_RADIAN = 206264.806
@@ -39,155 +41,126 @@ STAR_FORMING = (
 )  # fmt: skip
 
 
-class Table(NamedTuple):
-    """A function at evenly spaced points from `first` to `last`."""
-
-    first: float
-    last: float
-    values: np.ndarray
-
-
-def lookup(table: Table, x: jax.Array) -> jax.Array:
-    """Returns the function between its points, linearly, and its end values beyond them.
-
-    Even spacing needs no search, which `jnp.interp` compiles to a loop.
-    """
-    last = len(table.values) - 1
-    place = jnp.clip((x - table.first) / (table.last - table.first) * last, 0, last)
-    left = jnp.minimum(place.astype(int), last - 1)
-    values = jnp.asarray(table.values, jnp.result_type(x, float))
-    return values[left] + (place - left) * (values[left + 1] - values[left])
-
-
-class Tables(NamedTuple):
-    """Functions of redshift (Mpc, mag), of probability (inverse distributions), of ln(nm)."""
-
-    comoving_distance: Table
-    distance_modulus: Table
-    source_cumulative: Table
-    source_redshift: Table
-    lens_redshift: Table
-    velocity_dispersion: Table
-    quiescent: Table
-    star_forming: Table
-
-
-def _inverse(values: np.ndarray, density: np.ndarray) -> Table:
-    """Returns the inverse of the distribution function of a density."""
-    cumulative = np.cumsum(density)
-    cumulative = (cumulative - cumulative[0]) / (cumulative[-1] - cumulative[0])
-    return Table(0.0, 1.0, np.interp(np.linspace(0, 1, 1024), cumulative, values))
-
-
 @lru_cache(maxsize=1)
-def tables() -> Tables:
-    """Returns all tables, in a flat universe with H0 = 70 km/s/Mpc and Omega_m = 0.3."""
+def _distances() -> tuple[Array, Array]:
+    """Returns redshifts from 0 to 5 and comoving distances (Mpc) in a flat universe with H0 = 70
+    km/s/Mpc and Omega_m = 0.3."""
     from astropy.cosmology import FlatLambdaCDM  # takes half a second to import
 
-    cosmology = FlatLambdaCDM(H0=70, Om0=0.3)
     redshift = np.linspace(0.0, 5.0, 1001)
-    # The form of Smail, Ellis & Fitchett (1994), z^2 exp(-(z / z0)^1.5), with z0 chosen.
-    sources = redshift**2 * np.exp(-((redshift / 0.9) ** 1.5))
-    dispersion = np.linspace(120.0, 420.0, 1500)
-    scaled = dispersion / VDF_SIGMA
-    # The cross-section of an isothermal sphere goes as sigma^4.
-    lensing = scaled ** (VDF_ALPHA - 1 + 4) * np.exp(-(scaled**VDF_BETA))
-    lenses = np.linspace(0.2, 1.0, 500)
-    modulus = cosmology.distmod(np.maximum(redshift, 1e-3)).value
-    logarithm = np.linspace(np.log(WAVELENGTHS[0]), np.log(WAVELENGTHS[-1]), 512)
-    spectra = [
-        Table(logarithm[0], logarithm[-1], np.interp(np.exp(logarithm), WAVELENGTHS, magnitudes))
-        for magnitudes in (QUIESCENT, STAR_FORMING)
-    ]
-    return Tables(
-        comoving_distance=Table(0.0, 5.0, cosmology.comoving_distance(redshift).value),
-        distance_modulus=Table(0.0, 5.0, modulus),
-        source_cumulative=Table(0.0, 5.0, np.cumsum(sources) / np.sum(sources)),
-        source_redshift=_inverse(redshift, sources),
-        lens_redshift=_inverse(lenses, cosmology.differential_comoving_volume(lenses).value),
-        velocity_dispersion=_inverse(dispersion, lensing),
-        quiescent=spectra[0],
-        star_forming=spectra[1],
-    )
+    return redshift, FlatLambdaCDM(H0=70, Om0=0.3).comoving_distance(redshift).value
 
 
-def velocity_dispersion(uniform: jax.Array) -> jax.Array:
-    """Returns velocity dispersions: the function of Choi et al. (2007) times sigma^4."""
-    return lookup(tables().velocity_dispersion, uniform)
+def comoving_distance(redshift: Array) -> Array:
+    """Returns comoving distances, Mpc."""
+    return np.interp(redshift, *_distances())
 
 
-def axis_ratio(uniform: jax.Array, dispersion: jax.Array) -> jax.Array:
+def velocity_dispersion(uniform: Array) -> Array:
+    """Returns velocity dispersions, 120 to 420 km/s: the function of Choi et al. (2007) times
+    sigma^4, which the cross-section of an isothermal sphere goes as.
+
+    (sigma / sigma*)^beta is then distributed as gamma.
+    """
+    shape = (VDF_ALPHA + 4) / VDF_BETA
+    first, last = gammainc(shape, (np.array([120.0, 420.0]) / VDF_SIGMA) ** VDF_BETA)
+    return VDF_SIGMA * gammaincinv(shape, between(uniform, first, last)) ** (1 / VDF_BETA)
+
+
+def axis_ratio(uniform: Array, dispersion: Array) -> Array:
     """Returns axis ratios q > 0.2: 1 - q is Rayleigh, after Collett (2015), eq. 4.
 
     The scale is 0.38 - 5.7e-4 sigma: the paper prints a plus sign, but says that massive galaxies
     are rounder, and its code (LensPop) has the minus.
     """
     scale = 0.38 - 5.7e-4 * dispersion
-    below_cut = 1 - jnp.exp(-0.5 * (0.8 / scale) ** 2)
-    return 1 - scale * jnp.sqrt(-2 * jnp.log1p(-uniform * below_cut))
+    below_cut = 1 - np.exp(-0.5 * (0.8 / scale) ** 2)
+    return 1 - scale * np.sqrt(-2 * np.log1p(-uniform * below_cut))
 
 
-def source_redshift(uniform: jax.Array, lens_redshift: jax.Array) -> jax.Array:
-    """Returns redshifts of sources at least 0.2 behind their lens."""
-    first = lookup(tables().source_cumulative, lens_redshift + 0.2)
-    return lookup(tables().source_redshift, first + uniform * (0.999 - first))
+def lens_redshift(uniform: Array) -> Array:
+    """Returns redshifts of deflectors, 0.2 to 1, of constant density in comoving volume."""
+    nearest, farthest = comoving_distance(np.array([0.2, 1.0])) ** 3
+    redshift, distance = _distances()
+    return np.interp(between(uniform, nearest, farthest) ** (1 / 3), distance, redshift)
 
 
-def einstein_radius(dispersion: jax.Array, lens: jax.Array, source: jax.Array) -> jax.Array:
+def source_redshift(uniform: Array, lens_redshift: Array) -> Array:
+    """Returns redshifts of sources at least 0.2 behind their lens.
+
+    Their density has the form of Smail, Ellis & Fitchett (1994), z^2 exp(-(z / z0)^1.5), with z0
+    chosen: (z / z0)^1.5 is distributed as gamma.
+    """
+    first = gammainc(2, ((lens_redshift + 0.2) / 0.9) ** 1.5)
+    return 0.9 * gammaincinv(2, between(uniform, first, 0.999)) ** (1 / 1.5)
+
+
+def einstein_radius(dispersion: Array, lens: Array, source: Array) -> Array:
     """Returns theta_E = 4 pi (sigma / c)^2 D_ls / D_s of an isothermal sphere, arcsec.
 
     In a flat universe D_ls / D_s is the ratio of comoving distances, 1 - chi_l / chi_s.
     """
-    distance = tables().comoving_distance
-    ratio = 1 - lookup(distance, lens) / lookup(distance, source)
-    return ARCSEC_PER_RADIAN * 4 * jnp.pi * (dispersion / SPEED_OF_LIGHT) ** 2 * ratio
+    ratio = 1 - comoving_distance(lens) / comoving_distance(source)
+    return ARCSEC_PER_RADIAN * 4 * np.pi * (dispersion / SPEED_OF_LIGHT) ** 2 * ratio
 
 
-def arcsec(kiloparsec: jax.Array, redshift: jax.Array) -> jax.Array:
+def arcsec(kiloparsec: Array, redshift: Array) -> Array:
     """Returns the angle under which a length is seen."""
-    distance = lookup(tables().comoving_distance, redshift) / (1 + redshift)
+    distance = comoving_distance(redshift) / (1 + redshift)
     return ARCSEC_PER_RADIAN * kiloparsec / (1000 * distance)
 
 
-def distance_modulus(redshift: jax.Array) -> jax.Array:
+def distance_modulus(redshift: Array) -> Array:
     """Returns 5 log10 of the luminosity distance over 10 pc."""
-    return lookup(tables().distance_modulus, redshift)
+    return 5 * np.log10(comoving_distance(redshift) * (1 + redshift)) + 25
 
 
-def spectrum(young: Scalar, redshift: Scalar, wavelengths: tuple[float, ...]) -> jax.Array:
-    """Returns AB magnitudes (band,) relative to rest 620 nm of a mix of the two spectra.
+def spectrum(
+    young: Array | float, redshift: Array, wavelengths: tuple[float, ...], dust: Array | float = 0.0
+) -> Array:
+    """Returns AB magnitudes (..., band, n), relative to rest 620 nm, of mixes (..., n) of the two.
 
-    `young` is the share of the light at 620 nm that comes from the star-forming one.
+    `young` is the share of the light at 620 nm that comes from the star-forming one, `dust` the
+    extinction there (mag), which goes as one over the wavelength.
     """
-    rest = jnp.log(jnp.asarray(wavelengths) / (1 + redshift))
-    old_flux = 10 ** (-0.4 * lookup(tables().quiescent, rest))
-    young_flux = 10 ** (-0.4 * lookup(tables().star_forming, rest))
-    return -2.5 * jnp.log10(young * young_flux + (1 - young) * old_flux)
+    rest = np.array(wavelengths)[:, None] / (1 + redshift[..., None, :])
+    young, dust = (np.broadcast_to(v, redshift.shape)[..., None, :] for v in (young, dust))
+    old_flux, young_flux = (
+        10 ** (-0.4 * np.interp(np.log(rest), np.log(WAVELENGTHS), magnitudes))
+        for magnitudes in (QUIESCENT, STAR_FORMING)
+    )
+    mixed = -2.5 * np.log10(young * young_flux + (1 - young) * old_flux)
+    return mixed + dust * (620 / rest - 1)
 
 
 def apparent(
-    selection_magnitude: Scalar, young: Scalar, redshift: Scalar, survey: Survey
-) -> jax.Array:
-    """Returns magnitudes (band,) of a galaxy that has the first in the selection band."""
-    colours = spectrum(young, redshift, survey.wavelengths)
-    return selection_magnitude + colours - colours[survey.selection_index]
+    selection_magnitude: Array,
+    young: Array | float,
+    redshift: Array,
+    survey: Survey,
+    dust: Array | float = 0.0,
+) -> Array:
+    """Returns magnitudes (..., band, n) of galaxies that have the first in the selection band."""
+    colours = spectrum(young, redshift, survey.wavelengths, dust)
+    selected = colours[..., survey.selection_index, :]
+    return colours + (selection_magnitude - selected)[..., None, :]
 
 
-def flux(magnitudes: jax.Array, observation: Observation) -> jax.Array:
-    """Returns fluxes (band,) in the units of the observation."""
+def flux(magnitudes: Array, observation: Observation) -> Array:
+    """Returns fluxes (..., band, n) in the units of the observation."""
     return 10 ** (-0.4 * (magnitudes - observation.zero_points))
 
 
-def lens_absolute_magnitude(dispersion: jax.Array) -> jax.Array:
+def lens_absolute_magnitude(dispersion: Array) -> Array:
     """Returns the r-band absolute magnitude today, L ~ sigma^4 (Faber & Jackson 1976).
 
     The zero point, -22.2 at 250 km/s, is chosen: with one magnitude of passive fading since
     redshift one (chosen too) red galaxies have the fluxes of those in the Dark Energy Survey.
     """
-    return -22.2 - 10 * jnp.log10(dispersion / 250)
+    return -22.2 - 10 * np.log10(dispersion / 250)
 
 
-def early_type_radius(absolute_magnitude: jax.Array, redshift: jax.Array) -> jax.Array:
+def early_type_radius(absolute_magnitude: Array, redshift: Array) -> Array:
     """Returns the median half-light radius in kpc of early types of some luminosity today.
 
     Shen et al. (2003), eq. 14, measured near redshift 0.1, shrinking with redshift as (1 + z)^-1.48
@@ -196,7 +169,7 @@ def early_type_radius(absolute_magnitude: jax.Array, redshift: jax.Array) -> jax
     return 10 ** (-0.4 * 0.60 * absolute_magnitude - 4.63) * ((1 + redshift) / 1.1) ** -1.48
 
 
-def source_radius(absolute_magnitude: jax.Array, redshift: jax.Array) -> jax.Array:
+def source_radius(absolute_magnitude: Array, redshift: Array) -> Array:
     """Returns the median half-light radius in kpc of star-forming galaxies, Shibuya et al. (2015).
 
     r_e = 6.9 (1 + z)^-1.20 kpc (L / L0)^0.27, where L0 is M_UV = -21.
@@ -205,13 +178,13 @@ def source_radius(absolute_magnitude: jax.Array, redshift: jax.Array) -> jax.Arr
 
 
 def number_count_magnitude(
-    uniform: jax.Array, bright: Scalar, faint: Scalar, slope: float = 0.3
-) -> jax.Array:
+    uniform: Array, bright: float, faint: Array | float, slope: float = 0.3
+) -> Array:
     """Returns magnitudes between two limits whose counts rise as 10^(slope m) (slope chosen)."""
     rise = 10 ** (slope * (faint - bright)) - 1
-    return bright + jnp.log10(1 + uniform * rise) / slope
+    return bright + np.log10(1 + uniform * rise) / slope
 
 
-def between(uniform: Scalar, low: Scalar, high: Scalar) -> jax.Array:
-    """Returns `uniform`, from 0 to 1, stretched to reach from `low` to `high`."""
-    return low + (high - low) * jnp.asarray(uniform)
+def between(uniform: Any, low: Any, high: Any) -> Any:
+    """Returns `uniform`, an array from 0 to 1, stretched to reach from `low` to `high`."""
+    return low + (high - low) * uniform

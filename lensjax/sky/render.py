@@ -5,28 +5,27 @@ Light is sampled on a grid finer than the pixels (`SUPERSAMPLING`) and wider tha
 of round Gaussians, so that blurring and integration over the pixels are one pair of matrix
 products. Noise is Gaussian: sky and photons alike, the limit of many electrons.
 
-One compiled program draws every kind of picture, with every pixel scale, seeing and depth.
+One compiled program draws every kind of picture, with every pixel scale, seeing and depth. What it
+is given was drawn on the host.
 """
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
-from jax.scipy.special import erf, i0e
+from jax.scipy.special import erf
 
-from lensjax.sky.artefacts import ARTEFACT_UNIFORMS, with_artefact
-from lensjax.sky.lenses import Lens, draw_lens
-from lensjax.sky.lensing import aligned, sersic_light, trace
-from lensjax.sky.scenes import LENS, SCENE_UNIFORMS, Scene, Sky, Stars, Swirls, draw_scene
-from lensjax.sky.survey import Observation, Survey, observation_uniforms, observe
-from lensjax.sky.visibility import Visibility, visibility
+from lensjax.sky.artefacts import with_artefact
+from lensjax.sky.lensing import add_lit, aligned, sersic_light, trace
+from lensjax.sky.scenes import Scene, Stars, Swirls
+from lensjax.sky.survey import Observation, Survey
+from lensjax.sky.visibility import smooth_noise, visibility
 
 SUPERSAMPLING = 2
 MARGIN = 2  # pixels of light beyond each edge, which the PSF scatters into the cutout
-MOST_LOBES = 4
-AT_ONCE = 16  # pictures of a chunk in flight together: they fit a processor's cache
 
 # A Moffat profile (Moffat 1969) of FWHM 1 as three Gaussians: least squares, within 0.7 per cent
 # of the peak at every radius. A row for each 1 / beta: three sigmas, then their shares of the flux.
@@ -70,24 +69,11 @@ def grid(axis: np.ndarray, observation: Observation) -> tuple[jax.Array, jax.Arr
     )
 
 
-def multiple_angle(
-    cosine: jax.Array, sine: jax.Array, times: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns cosine and sine of `times` (a whole number from 1 to 4, scalar) times an angle."""
-    many_cosine, many_sine = cosine, sine
-    for count in range(2, MOST_LOBES + 1):
-        wanted = times >= count
-        next_cosine = many_cosine * cosine - many_sine * sine
-        next_sine = many_sine * cosine + many_cosine * sine
-        many_cosine = jnp.where(wanted, next_cosine, many_cosine)
-        many_sine = jnp.where(wanted, next_sine, many_sine)
-    return many_cosine, many_sine
-
-
 def swirl_light(x: jax.Array, y: jax.Array, swirls: Swirls) -> jax.Array:
     """Returns the summed brightness (band, *grid) of discs with arms, rings and tails."""
 
-    def profile(swirl: Swirls) -> jax.Array:
+    def add(slot: jax.Array, light: jax.Array) -> jax.Array:
+        swirl = Swirls(*(values[slot] for values in swirls))
         along, across = aligned(x, y, swirl.x, swirl.y, swirl.angle)
         # Seen at an angle: the ellipse of the given axis ratio is a circle in its own plane.
         across = across / swirl.axis_ratio
@@ -97,18 +83,12 @@ def swirl_light(x: jax.Array, y: jax.Array, swirls: Swirls) -> jax.Array:
             -0.5 * ((radius - swirl.ring) / swirl.width) ** 2,
             -radius / swirl.width,
         )
-        # cos(lobes (theta - winding ln R) - phase), without the slow arc tangent.
-        cosine, sine = multiple_angle(along / radius, across / radius, swirl.lobes)
-        shift = swirl.lobes * swirl.winding * jnp.log(radius) + swirl.phase
-        wave = cosine * jnp.cos(shift) + sine * jnp.sin(shift)
-        lobes = jnp.exp(swirl.sharpness * (wave - 1))
-        light = jnp.exp(fall_off) * (swirl.smooth + (1 - swirl.smooth) * lobes)
-        ring_area = (2 * jnp.pi) ** 1.5 * swirl.ring * swirl.width
-        area = jnp.where(swirl.is_ring > 0.5, ring_area, 2 * jnp.pi * swirl.width**2)
-        mean = swirl.smooth + (1 - swirl.smooth) * i0e(swirl.sharpness)
-        return light / (area * swirl.axis_ratio * mean)
+        turned = jnp.arctan2(across, along) - swirl.winding * jnp.log(radius)
+        lobes = jnp.exp(swirl.sharpness * (jnp.cos(swirl.lobes * turned - swirl.phase) - 1))
+        profile = jnp.exp(fall_off) * (swirl.smooth + (1 - swirl.smooth) * lobes) / swirl.area
+        return light + swirl.flux[:, None, None] * profile[None]
 
-    return jnp.einsum("sb,syx->byx", swirls.flux, jax.vmap(profile)(swirls))
+    return add_lit(add, swirls.flux, x)
 
 
 def spike_light(x: jax.Array, y: jax.Array, scene: Scene) -> jax.Array:
@@ -149,7 +129,7 @@ def pixel_weights(offset: jax.Array, sigma: jax.Array) -> jax.Array:
 
 
 def blur(light: jax.Array, observation: Observation, survey: Survey) -> jax.Array:
-    """Returns images (band, size, size): light (band, fine, fine) through PSF and pixels.
+    """Returns images (..., band, size, size): light (..., band, fine, fine) through PSF and pixels.
 
     Each sample is a point; its Gaussians are integrated exactly over each pixel, which factors
     into rows and columns.
@@ -159,8 +139,8 @@ def blur(light: jax.Array, observation: Observation, survey: Survey) -> jax.Arra
     sigmas, shares = psf_gaussians(observation)
     weights = pixel_weights(jnp.asarray(distinct)[None, None], sigmas[:, :, None])
     weights = weights[:, :, where.reshape(offsets.shape)]
-    rows = jnp.einsum("bkif,bfg->bkig", weights, light)
-    return jnp.einsum("bkig,bkjg,k->bij", rows, weights, shares)
+    rows = jnp.einsum("bkif,...bfg->...bkig", weights, light)
+    return jnp.einsum("...bkig,bkjg,k->...bij", rows, weights, shares)
 
 
 def star_images(stars: Stars, observation: Observation, survey: Survey) -> jax.Array:
@@ -203,27 +183,25 @@ def add_noise(
     return jnp.where(image == 0.0, image, image + jnp.sqrt(variance) * noise)
 
 
-def arc_images(
+def source_light(
     scene: Scene,
     stamp: jax.Array | None,
     stamp_scale: float,
     observation: Observation,
     survey: Survey,
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the source's images (band, size, size) and its magnification in the cutout."""
+) -> jax.Array:
+    """Returns the light (band, fine, fine) of the source's images, flux per sample."""
     x, y = grid(samples(survey), observation)
     x, y = trace(x - scene.x, y - scene.y, scene.mass)
     if stamp is None:
         light = sersic_light(x, y, scene.source)
     else:
         light = stamp_light(x, y, scene, stamp, stamp_scale)
-    light = light * (observation.pixel_scale / SUPERSAMPLING) ** 2
-    magnification = jnp.sum(light) / jnp.maximum(jnp.sum(scene.source.flux), 1e-12)
-    return blur(light, observation, survey), magnification
+    return light * (observation.pixel_scale / SUPERSAMPLING) ** 2
 
 
-def foreground_images(scene: Scene, observation: Observation, survey: Survey) -> jax.Array:
-    """Returns images (band, size, size) of all in the scene but the source."""
+def foreground_light(scene: Scene, observation: Observation, survey: Survey) -> jax.Array:
+    """Returns the light (band, fine, fine) of all in the scene but source and stars."""
     x, y = grid(samples(survey), observation)
     x, y = x - scene.x, y - scene.y
     step = observation.pixel_scale / SUPERSAMPLING
@@ -232,132 +210,89 @@ def foreground_images(scene: Scene, observation: Observation, survey: Survey) ->
         + swirl_light(x, y, scene.swirls)
         + spike_light(x, y, scene)
     )
-    stars = scene.stars._replace(x=scene.stars.x + scene.x, y=scene.stars.y + scene.y)
-    return blur(light * step**2, observation, survey) + star_images(stars, observation, survey)
+    return light * step**2
 
 
-def observation_of(background: jax.Array, observation: Observation) -> Observation:
-    """Returns an observation with the noise, and in the flux units, of a real cutout.
+class Picture(NamedTuple):
+    """What one picture is drawn from.
 
-    Units are told by the noise of the sky, bands taken together, so that colours are kept.
+    `arc_snr` is the S/N that arcs are to have, 0 for none; `artefact` (ARTEFACT_UNIFORMS,) chooses
+    one; `background` is a real cutout (size, size, band), or None.
     """
-    level = jnp.nanmedian(background, axis=(0, 1), keepdims=True)
-    sky_sigma = 1.4826 * jnp.nanmedian(jnp.abs(background - level), axis=(0, 1)) + 1e-12
-    unit = jnp.exp(jnp.mean(jnp.log(sky_sigma / observation.sky_sigma)))
-    return observation._replace(
-        sky_sigma=sky_sigma,
-        zero_points=observation.zero_points + 2.5 * jnp.log10(unit),
-        gains=observation.gains / unit,
-    )
+
+    scene: Scene
+    observation: Observation
+    arc_snr: Any
+    artefact: Any
+    background: Any
 
 
-def draw_picture(
-    index: jax.Array,
-    group: jax.Array,
-    kind: jax.Array,
-    background: jax.Array | None,
-    keys: jax.Array,
-    stamp: jax.Array | None,
-    stamp_scale: float,
-    survey: Survey,
+def render_picture(
+    picture: Picture, key: jax.Array, stamp: jax.Array | None, stamp_scale: float, survey: Survey
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns one image (size, size, band) and its truth, scalars.
+    """Returns one image (size, size, band) and how its arcs are seen, scalars; `brighter` is the
+    factor by which the source was made so.
 
-    The lens system and how it is observed depend on the `group`, all else on the `index`. With a
-    `background` the arcs are laid upon it, with the noise of their own photons; it brings all else.
+    With a background the arcs are laid upon it, with the noise of their own photons; it brings all
+    else.
     """
-    lens_key, observation_key = jax.random.split(jax.random.fold_in(keys[0], group))
-    scene_key, noise_key = jax.random.split(jax.random.fold_in(keys[1], index))
-    uniform = jax.random.uniform(observation_key, (observation_uniforms(survey),))
-    observation = observe(uniform, survey)
-    if background is not None:
-        observation = observation_of(background, observation)
-    lens = draw_lens(lens_key, survey, observation)
-    uniform = jax.random.uniform(scene_key, (SCENE_UNIFORMS + ARTEFACT_UNIFORMS,), minval=1e-6)
-    scene = draw_scene(uniform[:SCENE_UNIFORMS], kind, lens, Sky(survey, observation))
-    arcs, magnification = arc_images(scene, stamp, stamp_scale, observation, survey)
+    scene, observation, background = picture.scene, picture.observation, picture.background
+    light = source_light(scene, stamp, stamp_scale, observation, survey)
+    magnification = jnp.sum(light) / jnp.maximum(jnp.sum(scene.source.flux), 1e-12)
     if background is None:
-        front = foreground_images(scene, observation, survey)
+        both = jnp.stack([light, foreground_light(scene, observation, survey)])
+        arcs, front = blur(both, observation, survey)
+        stars = scene.stars._replace(x=scene.stars.x + scene.x, y=scene.stars.y + scene.y)
+        front = front + star_images(stars, observation, survey)
     else:
+        arcs = blur(light, observation, survey)
         front = jnp.nan_to_num(background - jnp.nanmedian(background, axis=(0, 1), keepdims=True))
         front = jnp.moveaxis(front, -1, 0)
     x, y = grid(pixels(survey), observation)
-    taken = (observation.sky_sigma, observation.gains, observation.fwhm)
+    taken = (smooth_noise(observation), observation.gains, observation.fwhm)
     seen = visibility(arcs, front, *taken, x - scene.x, y - scene.y)
     # The source was made as bright as it should be on a coarse grid: this is the last correction.
-    factor = jnp.where(kind == LENS, lens.arc_snr / seen.arc_snr, 1.0)
+    factor = jnp.where(picture.arc_snr > 0, picture.arc_snr / seen.arc_snr, 1.0)
     arcs = jnp.moveaxis(factor * arcs, 0, -1)
-    truth = truth_of(lens, seen, magnification, factor, observation, survey)
-    gains, no_sky = observation.gains, jnp.zeros_like(observation.sky_sigma)
-    if background is not None:
-        grain = add_noise(noise_key, arcs, no_sky, observation.noise_width, gains)
-        return background + grain, truth | {"artefact": jnp.zeros((), int)}
-    image = jnp.maximum(arcs + jnp.moveaxis(front, 0, -1), 1e-20)  # zero means: no data
-    image, artefact = with_artefact(uniform[SCENE_UNIFORMS:], image, observation, survey)
-    if survey.noise:
-        image = add_noise(noise_key, image, observation.sky_sigma, observation.noise_width, gains)
-    return image, truth | {"artefact": artefact}
-
-
-def truth_of(
-    lens: Lens,
-    seen: Visibility,
-    magnification: jax.Array,
-    factor: jax.Array,
-    observation: Observation,
-    survey: Survey,
-) -> dict[str, jax.Array]:
-    """Returns what truth.csv says of a lens system, its source brighter by a factor, and of how it
-    was observed; scalars."""
-    band, system = survey.selection_index, lens.system
-    by_band = {
-        "seeing": observation.fwhm,
-        "sky_sigma": observation.sky_sigma,
-        "noise_width": observation.noise_width,
-        "gain": observation.gains,
-    }
-    return {
-        "einstein_radius": system.einstein_radius,
-        "slope": system.slope,
-        "lens_redshift": system.lens_redshift,
-        "source_redshift": system.source_redshift,
-        "velocity_dispersion": system.velocity_dispersion,
-        "axis_ratio": system.axis_ratio,
-        "shear": jnp.hypot(system.gamma1, system.gamma2),
-        "lens_magnitude": system.lens_magnitudes[band],
-        "source_magnitude": system.source_magnitudes[band] - 2.5 * jnp.log10(factor),
-        "magnification": magnification,
+    truth = {
         "arc_snr": factor * seen.arc_snr,
         "peak_snr": factor * seen.peak_snr,
         "counter_snr": factor * seen.counter_snr,
         "arc_extent": seen.arc_extent,
-        "true_pixel_scale": observation.pixel_scale,
-        "moffat_beta": observation.moffat_beta,
-    } | {
-        f"{name}_{survey.bands[at]}": values[at]
-        for name, values in by_band.items()
-        for at in range(len(survey.bands))
+        "magnification": magnification,
+        "brighter": factor,
     }
+    gains, no_sky = observation.gains, jnp.zeros_like(observation.sky_sigma)
+    if background is not None:
+        grain = add_noise(key, arcs, no_sky, observation.noise_width, gains)
+        return background + grain, truth | {"artefact": jnp.zeros((), int)}
+    image = jnp.maximum(arcs + jnp.moveaxis(front, 0, -1), 1e-20)  # zero means: no data
+    image, artefact = with_artefact(picture.artefact, image, observation, survey)
+    if survey.noise:
+        image = add_noise(key, image, observation.sky_sigma, observation.noise_width, gains)
+    return image, truth | {"artefact": artefact}
 
 
 @partial(jax.jit, static_argnames=("stamp_scale", "survey"))
-def draw_chunk(
+def render(
+    pictures: Picture,
     index: jax.Array,
-    group: jax.Array,
-    kind: jax.Array,
-    backgrounds: jax.Array | None,
-    keys: jax.Array,
+    seed: jax.Array,
     stamps: jax.Array | None,
     stamp_rows: jax.Array | None,
     stamp_scale: float,
     survey: Survey,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns images (chunk, size, size, band) and their truth; see `draw_picture`. Each has the
-    stamp of its row in `stamps`, where there are such."""
+    """Returns images (n, size, size, band) and how their arcs are seen; see `render_picture`.
 
-    def one(picture: tuple) -> tuple[jax.Array, dict[str, jax.Array]]:
-        index, group, kind, background, row = picture
+    The noise depends on `seed` and `index` (n,) uint32. Each has the stamp of its row in `stamps`,
+    where there are such.
+    """
+
+    def one(of_picture: tuple) -> tuple[jax.Array, dict[str, jax.Array]]:
+        picture, index, row = of_picture
+        key = jax.random.fold_in(jax.random.key(seed), index)
         stamp = None if stamps is None else stamps[row]
-        return draw_picture(index, group, kind, background, keys, stamp, stamp_scale, survey)
+        return render_picture(picture, key, stamp, stamp_scale, survey)
 
-    return jax.lax.map(one, (index, group, kind, backgrounds, stamp_rows), batch_size=AT_ONCE)
+    return jax.lax.map(one, (pictures, index, stamp_rows))

@@ -5,10 +5,8 @@ single survey the ranges are narrow; for `ground` they hold all that are taken f
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 Bands = tuple[float, ...]
@@ -99,16 +97,16 @@ class Survey:
 
 
 class Observation(NamedTuple):
-    """How one cutout was taken: scalars, or one number per band (band,)."""
+    """How cutouts were taken: one number for each (n,), or one per band (band, n)."""
 
-    pixel_scale: jax.Array
-    fwhm: jax.Array
-    moffat_beta: jax.Array
-    zero_points: jax.Array
-    sky_sigma: jax.Array
-    noise_width: jax.Array
-    gains: jax.Array
-    magnitude_limit: jax.Array
+    pixel_scale: Any
+    fwhm: Any
+    moffat_beta: Any
+    zero_points: Any
+    sky_sigma: Any
+    noise_width: Any
+    gains: Any
+    magnitude_limit: Any
 
 
 def observation_uniforms(survey: Survey) -> int:
@@ -116,31 +114,35 @@ def observation_uniforms(survey: Survey) -> int:
     return 5 + 3 * len(survey.bands)
 
 
-def observe(uniform: jax.Array, survey: Survey) -> Observation:
-    """Returns the observation that `uniform` (observation_uniforms,), from 0 to 1, makes."""
+def observe(uniform: np.ndarray, survey: Survey) -> Observation:
+    """Returns the observations that `uniform` (observation_uniforms, n), from 0 to 1, make."""
     signed = 2 * uniform - 1
-    shared, own = signed[:4], signed[5:].reshape(3, len(survey.bands))
-    pixel_scale = survey.pixel_scale * jnp.exp(survey.pixel_scale_range * shared[0])
+    shared, own = signed[:4], signed[5:].reshape(3, len(survey.bands), -1)
+    pixel_scale = survey.pixel_scale * np.exp(survey.pixel_scale_range * shared[0])
     seeing = survey.seeing_range * shared[1] + survey.seeing_scatter * own[0]
     depth = survey.sky_range * shared[2] + survey.sky_scatter * own[1]
     low, high = survey.moffat_beta
     # The same sky on larger pixels has more noise in each, and with it more electrons.
     area = (pixel_scale / survey.pixel_scale) ** 2
+
+    def per_band(values: Bands) -> np.ndarray:
+        return np.array(values)[:, None]
+
     return Observation(
         pixel_scale=pixel_scale,
-        fwhm=jnp.asarray(survey.seeing) * jnp.exp(seeing),
+        fwhm=per_band(survey.seeing) * np.exp(seeing),
         moffat_beta=1 / (1 / low + (1 / high - 1 / low) * uniform[4]),
-        zero_points=jnp.asarray(survey.zero_points) + survey.zero_point_scatter * own[2],
-        sky_sigma=jnp.asarray(survey.sky_sigma) * jnp.exp(depth) * jnp.sqrt(area),
-        noise_width=jnp.asarray(survey.noise_width) * jnp.exp(survey.noise_width_range * shared[3]),
-        gains=jnp.asarray(survey.gains) * jnp.exp(-2 * depth),
+        zero_points=per_band(survey.zero_points) + survey.zero_point_scatter * own[2],
+        sky_sigma=per_band(survey.sky_sigma) * np.exp(depth) * np.sqrt(area),
+        noise_width=per_band(survey.noise_width) * np.exp(survey.noise_width_range * shared[3]),
+        gains=per_band(survey.gains) * np.exp(-2 * depth),
         # Half as many magnitudes deeper as the survey is (chosen).
-        magnitude_limit=survey.selection_limit - 0.5 * 1.0857 * jnp.mean(depth),
+        magnitude_limit=survey.selection_limit - 0.5 * 1.0857 * np.mean(depth, axis=0),
     )
 
 
-def half_width(observation: Observation, survey: Survey) -> jax.Array:
-    """Returns half the side of a cutout, arcsec."""
+def half_width(observation: Observation, survey: Survey) -> np.ndarray:
+    """Returns half the side of each cutout (n,), arcsec."""
     return survey.size * observation.pixel_scale / 2
 
 

@@ -4,19 +4,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from lensjax.sky.survey import Survey
+from lensjax.sky.survey import Observation, Survey
 
 # Light of the lens galaxy hides arcs fainter than this share of it, however little noise there is.
 CONTRAST = 0.3
-PEAK_SNR = 8.0
-COUNTER_IMAGE_SNR = 5.0
-RESOLVED = 1.8
+PEAK_SNR = 9.0
+COUNTER_IMAGE_SNR = 6.0
+RESOLVED = 2.2
 LONG_ARC = 4.0
 
 
 class Visibility(NamedTuple):
-    """How well the images of a source are seen in the band that shows them best; scalars.
+    """How well the images of a source are seen in the band that shows them best; scalars, or (n,).
 
     arc_snr:     S/N of all images, summed over pixels, above sky, photons and the light in front
     peak_snr:    the same within the area of a PSF, FWHM squared, where it is largest
@@ -28,6 +29,16 @@ class Visibility(NamedTuple):
     peak_snr: jax.Array
     counter_snr: jax.Array
     arc_extent: jax.Array
+
+
+def smooth_noise(observation: Observation) -> jax.Array:
+    """Returns the sky sigma (band,) of pixels that would hide as much as these correlated ones.
+
+    Noise that was smoothed by a Gaussian has less power in single pixels than on larger scales.
+    """
+    distance = jnp.arange(-5.0, 6.0)[None]
+    kernel = jnp.exp(-0.5 * (distance / observation.noise_width[:, None]) ** 2)
+    return observation.sky_sigma * jnp.sum(kernel, axis=1) ** 2 / jnp.sum(kernel**2, axis=1)
 
 
 def visibility(
@@ -64,16 +75,16 @@ def visibility(
     return Visibility(jnp.sqrt(total), peak, jnp.sqrt(jnp.maximum(total - main, 0.0)), extent)
 
 
-def margin(seen: Visibility, survey: Survey) -> jax.Array:
-    """Returns by which factor (scalar) a lens is plainer than the survey's strictness asks.
+def margin(seen: Visibility, survey: Survey) -> np.ndarray:
+    """Returns by which factor (n,) a lens is plainer than the survey's strictness asks.
 
     The brightest spot must stand out, the arc must be longer than the PSF, and there must be a
     counter-image, or else a long arc.
     """
     if survey.strictness == 0:
-        return jnp.ones_like(seen.arc_snr)
+        return np.ones_like(seen.arc_snr)
     is_resolved = seen.arc_extent / (1 + (RESOLVED - 1) * survey.strictness)
     has_counter_image = seen.counter_snr / (COUNTER_IMAGE_SNR * survey.strictness)
-    is_whole = jnp.maximum(has_counter_image, seen.arc_extent / LONG_ARC)
+    is_whole = np.maximum(has_counter_image, seen.arc_extent / LONG_ARC)
     stands_out = seen.peak_snr / (PEAK_SNR * survey.strictness)
-    return jnp.minimum(stands_out, jnp.minimum(is_resolved, is_whole))
+    return np.minimum(stands_out, np.minimum(is_resolved, is_whole))

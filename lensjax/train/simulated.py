@@ -6,15 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import grain
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lensjax.data.brightness import measure
 from lensjax.data.on_device import ImageSpec, Transform
 from lensjax.data.preprocess import Preprocessing, geometry
-from lensjax.sky.draw import Assignment, assign, simulate
-from lensjax.sky.render import draw_chunk
+from lensjax.sky.draw import Assignment, assign, draw, simulate
 from lensjax.sky.scenes import LENS
 from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import Survey
@@ -97,32 +94,27 @@ class Simulated:
     def batches(self, batch_size: int) -> grain.IterDataset[dict[str, Any]]:
         """Returns endless batches as `Labelled.batches` does, their images on the device, where
         they are being drawn while the host goes on."""
-        keys = jax.random.split(jax.random.key(self.sky.seed))
         sources = self.sky.stamps
-        stamps = None if sources is None else jnp.asarray(sources.images)
         labels, of_epoch = self.labels, len(self) // batch_size
 
-        def draw(number: int) -> dict[str, Any]:
+        def batch(number: int) -> dict[str, Any]:
             epoch, place = divmod(number, of_epoch)
             rows = np.arange(place * batch_size, (place + 1) * batch_size)
-            # As 32 bits: the numbers of four thousand million pictures.
-            first = np.uint32(epoch * len(self) % 2**32)
-            group = self.assignment.group[rows].astype(np.uint32) + first
-            images, _ = draw_chunk(
-                rows.astype(np.uint32) + first,
-                group,
-                self.assignment.kind[rows].astype(np.int32),
-                None,
-                keys,
-                stamps,
-                None if sources is None else (group % len(sources.name)).astype(np.int32),
-                1.0 if sources is None else float(sources.pixel_scale),
+            first = epoch * len(self)
+            group = self.assignment.group[rows] + first
+            images, _ = draw(
                 self.sky.survey,
+                index=rows + first,
+                group=group,
+                kind=self.assignment.kind[rows],
+                seed=self.sky.seed,
+                sources=sources,
+                stamp_rows=None if sources is None else group % len(sources.name),
             )
             brightness = measure(np.asarray(images), *self.transform.measured)
             return {"images": images, "brightness": brightness, "label": labels[rows], "row": rows}
 
-        numbers = grain.MapDataset.range(2**62).map(draw)
+        numbers = grain.MapDataset.range(2**62).map(batch)
         return numbers.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
 
 

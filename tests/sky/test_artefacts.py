@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lensjax.sky.artefacts import ARTEFACT_UNIFORMS, ARTEFACTS, with_artefact
+from lensjax.sky.lenses import pictures_first
 from lensjax.sky.survey import GROUND, observation_uniforms, observe
 
 SMALL = replace(GROUND, size=32, artefact_fraction=0.6)
@@ -15,7 +16,8 @@ SMALL = replace(GROUND, size=32, artefact_fraction=0.6)
 
 def test_each_is_what_it_is_called_and_comes_as_often_as_asked():
     uniform = jax.random.uniform(jax.random.key(0), (600, ARTEFACT_UNIFORMS))
-    observation = observe(jnp.full(observation_uniforms(SMALL), 0.5), SMALL)
+    middle = observe(np.full((observation_uniforms(SMALL), 1), 0.5), SMALL)
+    observation = jax.tree.map(lambda values: values[0], pictures_first(middle))
     image = jnp.ones((32, 32, 3))
     one = partial(with_artefact, observation=observation, survey=SMALL)
     changed = jax.jit(jax.vmap(one, (0, None)))

@@ -12,7 +12,7 @@ from lensjax.sky import draw
 from lensjax.sky.draw import simulate
 from lensjax.sky.scenes import KINDS
 from lensjax.sky.stamps import Stamps
-from lensjax.sky.survey import DECAM, GROUND
+from lensjax.sky.survey import DECAM, GROUND, observation_uniforms, observe
 
 # In one process, which makes once what the tests share.
 pytestmark = pytest.mark.xdist_group("simulation")
@@ -112,6 +112,18 @@ def test_arcs_on_backgrounds_and_untouched_twins():
     assert np.isnan(sky.truth["lens_magnitude"][~lens]).all()
     shown = [f"galaxy-{group % 3}" for group in sky.truth["group"]]
     np.testing.assert_array_equal(sky.truth["source"], np.where(lens, shown, ""))
+
+
+def test_a_real_cutout_tells_its_noise_and_its_units():
+    rng = np.random.default_rng(0)
+    sigma = 0.1 * np.array(GROUND.sky_sigma)
+    cutouts = (5.0 + sigma * rng.normal(size=(1, 64, 64, 3))).astype(np.float32)
+    cutouts[:, :3] = np.nan
+    middle = observe(np.full((observation_uniforms(GROUND), 1), 0.5), GROUND)
+    found = draw.observation_of(cutouts, middle)
+    np.testing.assert_allclose(found.sky_sigma[:, 0], sigma, rtol=0.05)
+    np.testing.assert_allclose(found.zero_points, 30 - 2.5, atol=0.05)
+    np.testing.assert_allclose(found.gains, 150, rtol=0.05)
 
 
 @given(st.integers(1, 400), st.floats(0, 1), st.integers(0, 9))

@@ -10,14 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from scipy.integrate import quad
-from scipy.special import gammaln
 
 from lensjax.sky.lensing import (
     Mass,
     axis_ratio_and_angle,
     ellipticity,
     epl_deflection,
-    log_gamma,
     sersic,
     sersic_amplitude,
     shear_deflection,
@@ -70,11 +68,6 @@ def test_a_perturber_deflects_towards_itself():
     x, y = trace(jnp.asarray([3.0, 1.0]), jnp.asarray([0.0, -2.0]), mass)
     np.testing.assert_allclose(x, [2.7, 1.0], atol=1e-4)
     np.testing.assert_allclose(y, [0.0, -1.7], atol=1e-4)
-
-
-def test_log_gamma_is_that_of_scipy():
-    z = np.linspace(0.6, 20, 200)
-    np.testing.assert_allclose(log_gamma(z), gammaln(z), atol=3e-5)
 
 
 @pytest.mark.parametrize("image", ["lensed", "unlensed"])
