@@ -20,11 +20,12 @@ from lensjax.data.catalog import DataOptions
 from lensjax.data.on_device import InputSpec
 from lensjax.data.preprocess import Fit
 from lensjax.data.source import Source
-from lensjax.ensemble import sharding
+from lensjax.ensemble import scoring, sharding
 from lensjax.ensemble.checkpoint import MemberInfo
+from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.step import Weights
 from lensjax.errors import UsageError
-from lensjax.inference import CompiledStep, Members, ScoringOptions
+from lensjax.inference import Members, ScoringOptions
 from lensjax.metrics import Metrics
 from lensjax.predictions import Predictions
 from lensjax.resume import PartialRows
@@ -64,7 +65,7 @@ class LensFinder:
         return self._members.infos
 
     def __repr__(self) -> str:
-        return f"LensFinder({', '.join(self.members)}; bands {', '.join(self._members.bands())})"
+        return f"LensFinder({', '.join(self.members)}; bands {', '.join(self._members.bands)})"
 
     def score(
         self,
@@ -85,8 +86,8 @@ class LensFinder:
         """
         options = DataOptions(bands=bands, pixel_scale=pixel_scale, fit=fit)
         if isinstance(data, Cutouts):
-            source = data.source(self._members.bands())
-            pipeline.check_fields(source, self._members.preprocessings(), fit)
+            source = data.source(self._members.bands)
+            pipeline.check_fields(source, self._members.preprocessings, fit)
         else:
             source = inference.open_cutouts(str(data), self._members, options)
         predictions = self._predict(source, fit)
@@ -96,7 +97,7 @@ class LensFinder:
 
     def _predict(self, source: Source, fit: Fit) -> Predictions:
         """Returns the predictions for all cutouts of a source."""
-        input_spec = pipeline.input_spec(source, self._members.preprocessings(), fit)
+        input_spec = pipeline.input_spec(source, self._members.preprocessings, fit)
         if input_spec not in self._steps:
             self._steps[input_spec] = inference.compile_step(
                 self._members, input_spec, len(source), self._options, self._mesh
@@ -106,7 +107,7 @@ class LensFinder:
             self._weights = inference.load_weights(self._members, step, self._options)
         with tempfile.TemporaryDirectory() as folder:
             rows = PartialRows(Path(folder) / "scores", {}, source.rows)
-            inference.score(step, self._weights, source, rows, self._options, fit)
+            scoring.score(step, self._weights, source, rows, fit, self._options.workers)
             return Predictions.of_columns(step.ensemble.names, rows.columns())
 
 
@@ -183,4 +184,4 @@ def evaluate(candidates: Table, labels: ArrayLike | None = None) -> dict[str, Me
     members = [name.removesuffix(ending) for name in candidates.colnames if name.endswith(ending)]
     scores = {"ensemble": candidates["probability"]}
     scores |= {name: candidates[name + ending] for name in members}
-    return {name: metrics.evaluate(values, labels) for name, values in scores.items()}
+    return metrics.evaluate_all(scores, labels)

@@ -24,11 +24,20 @@ def draft_of(path: Path, process: int | str) -> Path:
     return path.with_name(f".{path.name}.{platform.node()}.{process}")
 
 
-def remove_drafts(path: Path) -> None:
-    """Deletes the drafts of a file that processes of this machine have left which are no more."""
-    for draft in path.parent.glob(glob.escape(draft_of(path, "").name) + "*"):
-        if _has_ended(draft.name.rpartition(".")[2]):
-            draft.unlink(missing_ok=True)
+def remove_drafts(folder: Path) -> None:
+    """Deletes the drafts in a folder that processes of this machine have left which are no more."""
+    for draft in folder.glob(f".*.{glob.escape(platform.node())}.*"):
+        process = draft.suffix.removeprefix(".")
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            _remove(draft)
+
+
+def _remove(path: Path) -> None:
+    """Deletes a file or a folder, where there is one."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -37,7 +46,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     draft = draft_of(path, os.getpid())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_drafts(path)
+        remove_drafts(path.parent)
         with draft.open("wb") as file:
             try:
                 yield file
@@ -62,10 +71,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     draft = draft_of(folder, os.getpid())
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _clear_drafts(folder.parent)
+        remove_drafts(folder.parent)
+        _remove(draft)  # numbers return: a process that is no more may have had this one's
         if folder.exists() and aside.exists():
             os.replace(aside, draft)
-            shutil.rmtree(draft)
+            _remove(draft)
         elif aside.exists():
             os.replace(aside, folder)
         draft.mkdir()
@@ -78,7 +88,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise _unwritable(folder, error) from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        _remove(draft)
 
 
 def standing_folders(parent: Path) -> dict[str, Path]:
@@ -91,20 +101,6 @@ def standing_folders(parent: Path) -> dict[str, Path]:
         if path.name.startswith(".") and path.name.endswith(ASIDE)
     }
     return set_aside | {path.name: path for path in folders if not path.name.startswith(".")}
-
-
-def _clear_drafts(parent: Path) -> None:
-    """Deletes the drafts of folders that processes of this machine have left which are no more."""
-    for draft in parent.glob(f".*.{glob.escape(platform.node())}.*"):
-        process = draft.suffix.removeprefix(".")
-        # Numbers return: a process that is no more may have had this one's.
-        if process == str(os.getpid()) or _has_ended(process):
-            shutil.rmtree(draft, ignore_errors=True)
-
-
-def _has_ended(process: str) -> bool:
-    """Returns whether this is the number of a process, and of none that there is."""
-    return process.isdecimal() and not psutil.pid_exists(int(process))
 
 
 def _unwritable(path: Path, error: OSError) -> LensjaxError:

@@ -1,18 +1,16 @@
 """Scoring cutouts with an ensemble, from members on disk to the output folder.
 
 A run is a few steps, each of which can be called alone: `find_members`, `open_cutouts`,
-`compile_step`, `load_weights`, `score`, `write`; `infer` is all of them. The simpler way in for a
-notebook is `lensjax.load_ensemble`.
+`compile_step`, `load_weights`, `scoring.score`, `write`; `infer` is all of them. The simpler way in
+for a notebook is `lensjax.load_ensemble`.
 """
 
 import contextlib
 import dataclasses
-import functools
-import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,39 +27,22 @@ from lensjax.data.identity import content_sha256
 from lensjax.data.on_device import InputSpec
 from lensjax.data.parts import WHOLE, Part
 from lensjax.data.planes import Unreadable
-from lensjax.data.preprocess import Fit, Preprocessing, doubts, fields_of_view
+from lensjax.data.preprocess import Preprocessing, doubts, fields_of_view
 from lensjax.data.source import Source
-from lensjax.ensemble import checkpoint, rate, scoring, sharding
+from lensjax.ensemble import checkpoint, plan, rate, scoring, sharding
 from lensjax.ensemble.checkpoint import MemberInfo, Validation
 from lensjax.ensemble.fusion import Fusion
-from lensjax.ensemble.plan import (
-    FULL_BATCH,
-    SHARE_OF_HOST,
-    InferencePlan,
-    batch_sizes,
-    plan,
-    unplanned,
-)
+from lensjax.ensemble.plan import FULL_BATCH, SHARE_OF_HOST, CompiledStep, batch_sizes
 from lensjax.ensemble.stack import Ensemble, abstract_ensemble, with_weights
-from lensjax.ensemble.step import (
-    Precision,
-    Step,
-    Weights,
-    abstract_weights,
-    ensemble_step,
-    one_by_one_step,
-    place_weights,
-)
+from lensjax.ensemble.step import Precision, Weights, place_weights
 from lensjax.errors import LensjaxError, UsageError, refuse
-from lensjax.files import gathering, make_folder
+from lensjax.files import gathering
 from lensjax.memory import memory_budget
 from lensjax.metrics import Metrics
 from lensjax.predictions import Predictions
 from lensjax.resume import PartialRows
 
 PARTS = ".scores"
-
-MANY_FILES, MOST_WORKERS = 20_000, 16
 
 
 @dataclass(frozen=True)
@@ -157,39 +138,28 @@ class Members(NamedTuple):
     folders: Mapping[str, Path]
     infos: Mapping[str, MemberInfo]
     validations: Mapping[str, Validation | None]
-
-    def bands(self) -> tuple[str, ...]:
-        """Returns every band that some member sees, in the order in which members name them."""
-        return tuple(dict.fromkeys(b for p in self.preprocessings() for b in p.bands))
-
-    def preprocessings(self) -> tuple[Preprocessing, ...]:
-        """Returns what members see and how, each once."""
-        return tuple(dict.fromkeys(info.preprocessing for info in self.infos.values()))
-
-    def identities(self) -> dict[str, str]:
-        """Returns a hash of all that the scores of each member depend on."""
-        return {name: info.identity(self.validations[name]) for name, info in self.infos.items()}
-
-
-class CompiledStep(NamedTuple):
-    """A step compiled for an abstract ensemble and batches of one form: all that scoring needs but
-    the weights and the pixels."""
-
-    plan: InferencePlan
-    ensemble: Ensemble
-    mesh: Mesh
-    input_spec: InputSpec
+    preprocessings: tuple[Preprocessing, ...]
+    """What members see and how, each once."""
+    bands: tuple[str, ...]
+    """Every band that some member sees, in the order in which members name them."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did: the content of run.json, and metrics by score where labels were given."""
+    """What a run did: the content of run.json, and metrics by score where labels were given. Of a
+    part of the rows, what is said of its scoring."""
 
     run: dict[str, Any]
     metrics: Mapping[str, Metrics]
 
     def summary(self, output: Path) -> str:
         """Returns the lines that a user reads at the end."""
+        if "part" in self.run:
+            rows = self.run["rows"]
+            return (
+                f"part {self.run['part']}: rows {rows.start} to {rows.stop} of {self.run['given']} "
+                "are scored; the same command without --part writes the catalogue"
+            )
         counts = f"{self.run['scored']} scored + {self.run['rejected']} rejected"
         lines = [f"{counts} = {self.run['given']} given; {self.run['data']}"]
         rates = self.run.get("benchmark")
@@ -211,14 +181,35 @@ class Outcome:
 def infer(config: InferenceConfig) -> Outcome:
     """Scores all cutouts of `config.data`, writes `config.output`, and returns the Outcome.
 
-    What runs of single parts have scored is taken from there. Raises UsageError for options that
-    cannot be carried out, LensjaxError where the run fails.
+    Of a `config.part` the scores are only kept, in `config.output`: a run for all rows takes them
+    from there. Raises UsageError for options that cannot be carried out, LensjaxError where the run
+    fails.
     """
-    with _scored(config) as run:
-        predictions = Predictions.of_columns(run.ensemble.names, run.parts.columns())
+    if config.checkpoints is None or config.data is None:
+        raise UsageError("--checkpoints and --data are both needed")
+    _check_apart(config.data, config.output)
+    mesh = sharding.mesh_of(jax.local_devices(), config.member_shards)
+    members = find_members(config.checkpoints, config.ensemble)
+    source = open_cutouts(config.data, members, config, config.rows_part())
+    settings = _settings(config, members, source)
+    rows = PartialRows(config.output / PARTS, settings, source.rows, resume=config.resume)
+    with contextlib.closing(rows):  # no other process scores the same rows meanwhile
+        input_spec = pipeline.input_spec(source, members.preprocessings, config.fit)
+        step = compile_step(members, input_spec, len(source), config, mesh)
+        weights = load_weights(members, step, config)
+        timing = scoring.score(
+            step, weights, source, rows, config.fit, config.workers, config.profile
+        )
+        record = step.record() | timing
+        if config.benchmark:
+            record["benchmark"] = compare_steps(step, weights, members, config)
+        if config.part is not None:
+            done = {"part": config.part, "rows": rows.rows, "given": source.given}
+            return Outcome(record | done, {})
+        predictions = Predictions.of_columns(step.ensemble.names, rows.columns())
         results.clear(config.output)
-        outcome = write(config, run.members, run.ensemble, run.source, predictions, run.record)
-        run.parts.remove()
+        outcome = write(config, members, step.ensemble, source, predictions, record)
+        rows.remove()
     if not outcome.run["scored"]:
         reason = Counter(predictions.reason.tolist()).most_common(1)[0][0]
         raise LensjaxError(
@@ -226,52 +217,6 @@ def infer(config: InferenceConfig) -> Outcome:
             f"{config.output / 'rejects.csv'} has the reason for each"
         )
     return outcome
-
-
-def infer_part(config: InferenceConfig) -> str:
-    """Scores the rows of `config.part`, keeps them in `config.output`, and returns a line.
-
-    Raises as `infer` does.
-    """
-    with _scored(config) as run:
-        rows = run.parts.rows
-    return (
-        f"part {config.part}: rows {rows.start} to {rows.stop} of {run.source.given} are scored; "
-        "the same command without --part writes the catalogue"
-    )
-
-
-class _Scored(NamedTuple):
-    """What a run has scored, with what, and what run.json says of it."""
-
-    members: Members
-    ensemble: Ensemble
-    source: Source
-    parts: PartialRows
-    record: Mapping[str, Any]
-
-
-@contextlib.contextmanager
-def _scored(config: InferenceConfig) -> Iterator[_Scored]:
-    """Scores those rows of the run that are not scored yet, and yields all that is needed to write
-    the results. No other process may score the same rows meanwhile."""
-    if config.checkpoints is None or config.data is None:
-        raise UsageError("--checkpoints and --data are both needed")
-    members = find_members(config.checkpoints, config.ensemble)
-    mesh = sharding.mesh_of(jax.local_devices(), config.member_shards)
-    _check_apart(config.data, config.output)
-    source = open_cutouts(config.data, members, config, config.rows_part())
-    make_folder(config.output)
-    settings = _settings(config, members, source)
-    rows = PartialRows(config.output / PARTS, settings, source.rows, resume=config.resume)
-    with contextlib.closing(rows):
-        input_spec = pipeline.input_spec(source, members.preprocessings(), config.fit)
-        step = compile_step(members, input_spec, len(source), config, mesh)
-        weights = load_weights(members, step, config)
-        record = score(step, weights, source, rows, config, config.fit, config.profile)
-        if config.benchmark:
-            record["benchmark"] = compare_steps(step, weights, config)
-        yield _Scored(members, step.ensemble, source, rows, record)
 
 
 def find_members(checkpoints: Path, ensemble: str | None) -> Members:
@@ -282,7 +227,9 @@ def find_members(checkpoints: Path, ensemble: str | None) -> Members:
     folders = checkpoint.find_members(checkpoints, ensemble)
     infos = {name: checkpoint.read_info(folder) for name, folder in folders.items()}
     validations = {name: checkpoint.read_validation(folder) for name, folder in folders.items()}
-    return Members(folders, infos, validations)
+    preprocessings = tuple(dict.fromkeys(info.preprocessing for info in infos.values()))
+    bands = dict.fromkeys(band for preprocessing in preprocessings for band in preprocessing.bands)
+    return Members(folders, infos, validations, preprocessings, tuple(bands))
 
 
 def open_cutouts(data: str, members: Members, options: DataOptions, part: Part = WHOLE) -> Source:
@@ -291,20 +238,43 @@ def open_cutouts(data: str, members: Members, options: DataOptions, part: Part =
     Raises UsageError where they cannot be opened, lack a band, or show another field of view than
     the members were trained on.
     """
-    source = options.opened(data, members.bands(), part)
-    pipeline.check_fields(source, members.preprocessings(), options.fit)
+    source = options.opened(data, members.bands, part)
+    pipeline.check_fields(source, members.preprocessings, options.fit)
     return source
 
 
 def compile_step(
-    members: Members, input_spec: InputSpec, rows: int, options: ScoringOptions, mesh: Mesh
+    members: Members,
+    input_spec: InputSpec,
+    rows: int,
+    options: ScoringOptions,
+    mesh: Mesh,
+    one_by_one: bool = False,
 ) -> CompiledStep:
     """Returns the step for these members and so many cutouts, compiled for as many at once as fit
     the memory. No weights are read yet: what memory compiling takes is free again for them."""
-    ensemble = abstract_ensemble(members.infos, members.validations)
-    planned = _plan(options, ensemble, input_spec, rows, mesh)
+    if options.batch_size == "auto":
+        batches = batch_sizes(rows, input_spec, mesh)
+    else:
+        batches = [sharding.divisible(options.batch_size, mesh)]
+        if batches[0] != options.batch_size:
+            print(f"batches of {batches[0]} cutouts, so that {mesh.size} devices can share them")
+    compiled = plan.compile_step(
+        abstract_ensemble(members.infos, members.validations),
+        mesh,
+        input_spec,
+        batches,
+        seed=options.seed,
+        samples=options.mc_samples,
+        fusion=options.fusion,
+        precision=options.precision,
+        budget=memory_budget(mesh, SHARE_OF_HOST),
+        one_by_one=one_by_one or not options.batch_parallel,
+    )
+    if options.batch_size == "auto" or compiled.samples_at_once:
+        print(f"a step takes {compiled}", flush=True)
     runtime.give_back_memory()
-    return CompiledStep(planned, ensemble, mesh, input_spec)
+    return compiled
 
 
 def load_weights(members: Members, step: CompiledStep, options: ScoringOptions) -> Weights:
@@ -314,98 +284,23 @@ def load_weights(members: Members, step: CompiledStep, options: ScoringOptions) 
         members.infos,
         lambda name: checkpoint.read_weights(members.folders[name], members.infos[name]),
     )
-    weights = place_weights(ensemble, step.mesh, **_of_weights(options))
+    samples, precision = options.mc_samples, options.precision
+    weights = place_weights(
+        ensemble, step.mesh, seed=options.seed, samples=samples, precision=precision
+    )
     del ensemble
     runtime.give_back_memory()
     return weights
 
 
-def score(
-    step: CompiledStep,
-    weights: Weights,
-    source: Source,
-    rows: PartialRows,
-    options: ScoringOptions,
-    fit: Fit,
-    profile: Path | None = None,
-) -> dict[str, Any]:
-    """Adds the scores that `rows` lack, and returns what run.json says of the scoring."""
-    timing = scoring.score(
-        step.plan,
-        weights,
-        step.mesh,
-        step.ensemble,
-        source,
-        rows,
-        how=fit,
-        workers=_workers(options.workers, len(source)),
-        profile=profile,
-    )
-    mesh = {"mesh": dict(step.mesh.shape)}
-    return step.plan.record() | mesh | dataclasses.asdict(timing)
-
-
 def compare_steps(
-    step: CompiledStep, weights: Weights, options: ScoringOptions
+    step: CompiledStep, weights: Weights, members: Members, options: ScoringOptions
 ) -> dict[str, float]:
     """Returns the cutouts per second of all members and samples in one step, and one by one."""
-    one_by_one = _step_maker(options, step.ensemble, step.mesh, together=False)()
-    blank = step.input_spec.blank(step.plan.size.cutouts)
-    steps = {"one_step": step.plan.step, "one_by_one": one_by_one}
-    return rate.side_by_side(steps, weights, blank, step.mesh)
-
-
-def _plan(
-    options: ScoringOptions, ensemble: Ensemble, input_spec: InputSpec, rows: int, mesh: Mesh
-) -> InferencePlan:
-    """Returns the plan of the step that `options` ask for, and says what a user may not expect."""
-    make = _step_maker(options, ensemble, mesh, together=options.batch_parallel)
-    if options.batch_size == "auto":
-        batches = batch_sizes(rows, input_spec, mesh)
-    else:
-        batches = [sharding.divisible(options.batch_size, mesh)]
-        if batches[0] != options.batch_size:
-            print(f"batches of {batches[0]} cutouts, so that {mesh.size} devices can share them")
-    if not options.batch_parallel:
-        return unplanned(make(), batches[0])
-    abstract = abstract_weights(ensemble, mesh, **_of_weights(options))
-    budget = memory_budget(mesh, SHARE_OF_HOST)
-    planned = plan(make, abstract, input_spec, mesh, batches, budget=budget)
-    if options.batch_size == "auto" or planned.is_chunked:
-        print(f"a step takes {planned}", flush=True)
-    return planned
-
-
-def _of_weights(options: ScoringOptions) -> dict[str, Any]:
-    """Returns what the arrangement of weights and dropout keys depends on."""
-    return {
-        "seed": options.seed,
-        "samples": options.mc_samples,
-        "precision": options.precision,
-    }
-
-
-def _step_maker(
-    options: ScoringOptions, ensemble: Ensemble, mesh: Mesh, *, together: bool
-) -> Callable[..., Step]:
-    """Returns what makes a step of members and samples together, or one by one."""
-    return functools.partial(
-        ensemble_step if together else one_by_one_step,
-        ensemble,
-        mesh,
-        samples=options.mc_samples,
-        fusion=options.fusion,
-        precision=options.precision,
-    )
-
-
-def _workers(asked: int | Literal["auto"], cutouts: int) -> int:
-    """Returns how many processes read. They take seconds to start, and on a CPU the networks are
-    slower than one reader."""
-    if asked != "auto":
-        return asked
-    outrun = cutouts >= MANY_FILES and jax.default_backend() != "cpu"
-    return min(MOST_WORKERS, os.cpu_count() or 1) if outrun else 0
+    options = ScoringOptions(step.cutouts, options.mc_samples, options.fusion, options.precision)
+    one_by_one = compile_step(members, step.input_spec, 0, options, step.mesh, one_by_one=True)
+    steps = {"one_step": step.step, "one_by_one": one_by_one.step}
+    return rate.side_by_side(steps, weights, step.input_spec.blank(step.cutouts), step.mesh)
 
 
 def _settings(config: InferenceConfig, members: Members, source: Source) -> dict[str, Any]:
@@ -417,7 +312,10 @@ def _settings(config: InferenceConfig, members: Members, source: Source) -> dict
         | {name: getattr(config, name) for name in kept}
         | {
             "data_sha256": content_sha256(source),
-            "members": members.identities(),
+            "members": {
+                name: info.identity(members.validations[name])
+                for name, info in members.infos.items()
+            },
             "order": list(members.infos),
             "version": __version__,
         }
@@ -450,7 +348,9 @@ def write(
     warnings = doubts(field, action, ensemble.preprocessings, config.fit)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    found = _metrics(labels, predictions)
+    found = {}
+    if labels is not None and (labels[readable] >= 0).any():
+        found = metrics.evaluate_all(predictions.probabilities(), labels)
     record = {
         "config": dataclasses.asdict(config),
         "members": [
@@ -526,13 +426,3 @@ def draw(
             rejects=rejects,
             metrics=found,
         )
-
-
-def _metrics(labels: np.ndarray | None, predictions: Predictions) -> dict[str, Metrics]:
-    """Returns the metrics of the ensemble and of each member, none where no label is known."""
-    if labels is None or not (labels[predictions.readable] >= 0).any():
-        return {}
-    return {
-        name: metrics.evaluate(values, labels)
-        for name, values in predictions.probabilities().items()
-    }

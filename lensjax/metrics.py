@@ -95,6 +95,13 @@ def evaluate(
     )
 
 
+def evaluate_all(
+    probabilities: Mapping[str, ArrayLike], labels: ArrayLike, **options: int
+) -> dict[str, Metrics]:
+    """Returns the metrics of scores by name, as `evaluate` does."""
+    return {name: evaluate(values, labels, **options) for name, values in probabilities.items()}
+
+
 def values(probabilities: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     """Returns the metrics of `evaluate` by name, without intervals."""
     scores, lens, _, _ = _known(probabilities, labels)

@@ -83,12 +83,16 @@ def write_outputs(
     """Writes the predictions, the rejects and the ranked `candidates`; a file that fails does not
     stop the others.
 
-    `catalogue` has the rows of the `predictions`, in input order.
+    `catalogue` has the rows of the `predictions`, in input order. The three files of candidates
+    hold the same rows. Gaps are nulls in Parquet, empty fields in CSV (as NaN is), TNULL, NaN or
+    blank in FITS, whose texts are UTF-8. A column of vectors is a list in Parquet, a vector in
+    FITS, and a JSON array in CSV. FITS has no room for all columns and all names: see `fits_table`.
     """
     with gathering() as attempt:
         attempt("predictions.npz", write_predictions, folder, catalogue, predictions)
         attempt("rejects.csv", write_rejects, folder, catalogue, predictions)
-        attempt("candidates", write_candidates, folder, candidates)
+        for name, write in CANDIDATES.items():
+            attempt(name, write, Path(folder) / name, candidates)
 
 
 def candidate_table(catalogue: Table, predictions: Predictions) -> Table:
@@ -142,22 +146,6 @@ def notes(candidates: Table) -> list[str]:
             "header (TCOMM) says which"
         )
     return said
-
-
-def write_candidates(folder: str | os.PathLike[str], table: Table) -> None:
-    """Writes candidates.parquet, candidates.csv and candidates.fits, all holding the same rows.
-
-    Gaps are nulls in Parquet, empty fields in CSV (as NaN is), TNULL, NaN or blank in FITS, whose
-    texts are UTF-8. A column of vectors is a list in Parquet, a vector in FITS, and a JSON array in
-    CSV. FITS has no room for all columns and all names: see `fits_table`.
-    """
-    with gathering() as attempt:
-        for name, write in (
-            ("candidates.parquet", _write_parquet),
-            ("candidates.csv", _write_csv),
-            ("candidates.fits", _write_fits),
-        ):
-            attempt(name, write, Path(folder) / name, table)
 
 
 def write_rejects(
@@ -216,6 +204,13 @@ def _write_csv(path: Path, table: Table) -> None:
 def _write_fits(path: Path, table: Table) -> None:
     with replacing(path) as file:
         fits.HDUList([fits.PrimaryHDU(), fits_table.hdu(table, "CANDIDATES")]).writeto(file)
+
+
+CANDIDATES = {
+    "candidates.parquet": _write_parquet,
+    "candidates.csv": _write_csv,
+    "candidates.fits": _write_fits,
+}
 
 
 def to_json(value: Any) -> Any:

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 
@@ -25,22 +25,6 @@ SETTINGS, LOCK = "settings.json", "lock"
 BEYOND_ALL_ROWS = 2**62
 
 Columns = dict[str, np.ndarray]
-
-
-class _Part(NamedTuple):
-    """Columns of some rows in a row, which are their last axis: in a file, or not saved yet."""
-
-    rows: range
-    content: Path | Columns
-
-    def columns(self, wanted: range) -> Columns:
-        """Returns the columns of the `wanted` ones of its rows."""
-        chosen = slice(wanted.start - self.rows.start, wanted.stop - self.rows.start)
-        columns = self.content
-        if isinstance(columns, Path):
-            with np.load(columns, allow_pickle=False) as arrays:
-                columns = dict(arrays)
-        return {name: values[..., chosen] for name, values in columns.items()}
 
 
 class PartialRows:
@@ -60,7 +44,8 @@ class PartialRows:
     ) -> None:
         self.rows = rows
         self._folder = folder
-        self._unsaved: list[_Part] = []
+        self._unsaved: list[Columns] = []
+        self._unsaved_from = rows.start
         self._saved_at = time.monotonic()
         self._lock = _open_lock(folder / LOCK)
         try:
@@ -72,9 +57,9 @@ class PartialRows:
 
     def _take(self, settings: Mapping[str, Any], resume: bool) -> None:
         """Makes the folder one of these settings, and the rows those of this process."""
-        others = ", ".join(differences(read_settings(self._folder / SETTINGS), settings))
+        others = ", ".join(differences(self._folder / SETTINGS, settings))
         if others:
-            count = sum(len(part.rows) for part in self._saved())
+            count = sum(map(len, self._saved()))
             if not self._is_alone():
                 raise UsageError(
                     f"a run with {others} is at work in {self._folder}: give another output folder"
@@ -103,23 +88,31 @@ class PartialRows:
 
     def add(self, start: int, columns: Columns) -> None:
         """Takes the rows from `start` on; saves when the last save is long enough ago."""
-        count = next(iter(columns.values())).shape[-1]
-        if self._unsaved and self._unsaved[-1].rows.stop != start:
+        if start != self._unsaved_from + sum(map(_count, self._unsaved)):
             self.save()
-        self._unsaved.append(_Part(range(start, start + count), columns))
+            self._unsaved_from = start
+        self._unsaved.append(columns)
         if time.monotonic() - self._saved_at > SAVE_INTERVAL_SECONDS:
             self.save()
 
     def save(self) -> None:
         """Writes the rows that are not on disk yet as one part."""
         if self._unsaved:
-            rows = range(self._unsaved[0].rows.start, self._unsaved[-1].rows.stop)
-            self._write(rows, _joined([part.columns(part.rows) for part in self._unsaved]))
-        self._unsaved, self._saved_at = [], time.monotonic()
+            columns = _joined(self._unsaved)
+            rows = range(self._unsaved_from, self._unsaved_from + _count(columns))
+            with replacing(self._file(rows)) as file:
+                np.savez(file, allow_pickle=False, **columns)  # type: ignore[arg-type]
+            self._unsaved, self._unsaved_from = [], rows.stop
+        self._saved_at = time.monotonic()
 
     def columns(self) -> Columns:
         """Returns one array per column, of all rows. None of them may be missing."""
-        return _joined([part.columns(rows) for rows, part in self._first_of_each()])
+        parts = []
+        for rows, part in self._first_of_each():
+            chosen = slice(rows.start - part.start, rows.stop - part.start)
+            with np.load(self._file(part), allow_pickle=False) as arrays:
+                parts.append({name: values[..., chosen] for name, values in arrays.items()})
+        return _joined(parts)
 
     def remove(self) -> None:
         """Deletes the parts, also those of other rows: the results are written."""
@@ -144,43 +137,35 @@ class PartialRows:
         return alone
 
     def _discard(self, rows: range) -> None:
-        """Deletes what is there of these rows. What a part has of others is written anew first."""
+        """Deletes the parts that have some of these rows."""
         for part in self._saved():
-            if _overlap(part.rows, rows):
-                before = range(part.rows.start, rows.start)
-                after = range(rows.stop, part.rows.stop)
-                for kept in filter(len, (before, after)):
-                    self._write(kept, part.columns(kept))
-                self._file(part.rows).unlink()
-
-    def _write(self, rows: range, columns: Columns) -> None:
-        with replacing(self._file(rows)) as file:
-            np.savez(file, allow_pickle=False, **columns)  # type: ignore[arg-type]
+            if _overlap(part, rows):
+                self._file(part).unlink()
 
     def _file(self, rows: range) -> Path:
         return self._folder / f"{rows.start:012d}-{rows.stop:012d}.npz"
 
-    def _first_of_each(self) -> Iterator[tuple[range, _Part]]:
-        """Yields parts, in order, each with those of `rows` that no part before it has."""
+    def _first_of_each(self) -> Iterator[tuple[range, range]]:
+        """Yields those of `rows` that a part has and no part before it, and the rows of the part;
+        all in order, and on disk."""
+        self.save()
         reached = self.rows.start
-        for part in sorted(self._saved() + self._unsaved, key=lambda part: part.rows.start):
-            new = _overlap(part.rows, range(reached, self.rows.stop))
+        for part in self._saved():
+            new = _overlap(part, range(reached, self.rows.stop))
             if new:
                 yield new, part
                 reached = new.stop
 
-    def _saved(self) -> list[_Part]:
-        """Returns the parts on disk."""
-        parts = []
-        for path in self._folder.glob("*.npz"):
-            start, stop = map(int, path.stem.split("-"))
-            parts.append(_Part(range(start, stop), path))
-        return parts
+    def _saved(self) -> list[range]:
+        """Returns the rows of each part on disk, in order."""
+        return [
+            range(*map(int, path.stem.split("-"))) for path in sorted(self._folder.glob("*.npz"))
+        ]
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns words for each setting that is not what it was: `seed 0 (now 5)`."""
-    old, new = _flat(before), _flat(json.loads(json.dumps(now)))
+def differences(path: Path, settings: Mapping[str, Any]) -> list[str]:
+    """Returns words for each setting that is not what a file has: `seed 0 (now 5)`."""
+    old, new = _flat(read_settings(path)), _flat(json.loads(json.dumps(settings)))
     return [
         f"{name} {_short(old.get(name))} (now {_short(new.get(name))})"
         for name in sorted(old.keys() | new.keys())
@@ -251,6 +236,10 @@ def _unlock(file: IO[bytes], start: int, count: int) -> None:
 
 def _overlap(rows: range, others: range) -> range:
     return range(max(rows.start, others.start), min(rows.stop, others.stop))
+
+
+def _count(columns: Columns) -> int:
+    return next(iter(columns.values())).shape[-1]
 
 
 def _joined(parts: list[Columns]) -> Columns:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,13 +19,7 @@ from typing import Any, TypeVar
 import jax
 import psutil
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TextColumn
 
 Item = TypeVar("Item")
 Launched = TypeVar("Launched")
@@ -133,63 +128,30 @@ def progress(what: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     a second, and one at the end.
     """
     console = Console(stderr=True)
-    if console.is_terminal:
-        with contextlib.ExitStack() as stack:
-            yield _bar(stack, console, what, total, unit)
-        return
-    done, batches, shown = 0, 0, ""
-    start = written = time.perf_counter()
+    columns = TextColumn("{task.description:<22}"), BarColumn(24), TextColumn("{task.fields[said]}")
+    start = logged = time.perf_counter()
+    done, batches, said = 0, 0, ""
 
-    def write() -> None:
-        nonlocal written, batches
-        written, batches = time.perf_counter(), 0
-        elapsed = written - start
-        rate = done / max(elapsed, 1e-9)
-        left = (total - done) / rate if done else 0.0
-        line = (
-            f"{done}/{total} {unit}, {rate:.0f}/s, {elapsed:.0f} s gone, {left:.0f} s left {shown}"
-        )
-        print(f"{what}: {line}".rstrip(), file=sys.stderr, flush=True)
-
-    def advance(count: int, **values: Any) -> None:
-        nonlocal done, batches, shown
-        done, batches, shown = done + count, batches + 1, _describe(values)
-        waited = time.perf_counter() - written
-        are_many = batches >= LOG_INTERVAL_BATCHES and waited >= LEAST_LOG_INTERVAL_SECONDS
-        if are_many or waited >= LOG_INTERVAL_SECONDS:
-            write()
-
-    yield advance
-    if batches:
-        write()
-
-
-def _bar(
-    stack: contextlib.ExitStack, console: Console, what: str, total: int, unit: str
-) -> Callable[..., None]:
-    """Returns the `advance` of a progress bar that lives as long as `stack`."""
-    columns = (
-        TextColumn("{task.description:<22}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[shown]}"),
-    )
-    bar = stack.enter_context(Progress(*columns, console=console))
-    task = bar.add_task(what, total=total, rate="", shown="")
-    start = time.perf_counter()
+    def log() -> None:
+        nonlocal logged, batches
+        logged, batches = time.perf_counter(), 0
+        if not console.is_terminal:
+            print(f"{what}: {said}", file=sys.stderr, flush=True)
 
     def advance(count: int, **shown: Any) -> None:
-        done = bar.tasks[0].completed + count
-        rate = done / max(time.perf_counter() - start, 1e-9)
-        bar.update(task, advance=count, rate=f"{rate:.0f} {unit}/s", shown=_describe(shown))
+        nonlocal done, batches, said
+        done, batches, now = done + count, batches + 1, time.perf_counter()
+        rate = max(done, 1) / max(now - start, 1e-9)
+        left = timedelta(seconds=round((total - done) / rate))
+        values = (f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+        said = " ".join([f"{done}/{total} {unit}, {rate:.0f}/s, {left} left", *values])
+        bar.update(task, completed=done, said=said)
+        are_many = batches >= LOG_INTERVAL_BATCHES and now - logged >= LEAST_LOG_INTERVAL_SECONDS
+        if are_many or now - logged >= LOG_INTERVAL_SECONDS:
+            log()
 
-    return advance
-
-
-def _describe(shown: dict[str, Any]) -> str:
-    return " ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in shown.items()
-    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total, said="")
+        yield advance
+        if batches:
+            log()

@@ -115,8 +115,9 @@ def test_drafts_of_a_file_go_where_their_process_has_gone(tmp_path):
     ended.wait()
     path = tmp_path / "mosaic.png"
     others = [draft_of(path, os.getppid()), draft_of(path, "mine"), draft_of(path, "")]
-    others += [draft_of(tmp_path / "own.png", ended.pid), tmp_path / "mosaic.png.1"]
-    for file in (draft_of(path, ended.pid), *others):
+    others += [tmp_path / "mosaic.png.1"]
+    left = [draft_of(path, ended.pid), draft_of(tmp_path / "own.png", ended.pid)]
+    for file in (*left, *others):
         file.write_text("half")
     with replacing(path) as file:
         file.write(b"whole")

@@ -50,6 +50,11 @@ def write(folder: Path, job: Run) -> None:
     results.write_outputs(folder, results.candidate_table(*job), *job)
 
 
+def write_candidates(folder: Path, table: Table) -> None:
+    for name, write_form in results.CANDIDATES.items():
+        write_form(folder / name, table)
+
+
 def from_parquet(folder: Path) -> dict[str, list]:
     return pyarrow.parquet.read_table(folder / "candidates.parquet").to_pydict()
 
@@ -118,7 +123,7 @@ def test_the_three_files_hold_the_same_table(tmp_path: Path) -> None:
         raw=np.char.encode(texts, "utf-8"),
     )
     table = results.candidate_table(*job)
-    results.write_candidates(tmp_path, table)
+    write_candidates(tmp_path, table)
     parquet, binary = from_parquet(tmp_path), from_fits(tmp_path)
     text = Table.read(tmp_path / "candidates.csv", format="ascii.csv")
     assert list(parquet) == text.colnames == binary.colnames == table.colnames
@@ -145,7 +150,7 @@ def test_any_float_and_any_id_survive(tmp_path_factory, values: list[float], dat
     job.catalogue["id"] = np.array(ids, np.int64)
     job.catalogue["carried"] = np.array(values, np.float32)
     table = results.candidate_table(*job)
-    results.write_candidates(folder, table)
+    write_candidates(folder, table)
     text = Table.read(folder / "candidates.csv", format="ascii.csv")
     for source in (text, from_fits(folder), Table(from_parquet(folder))):
         np.testing.assert_array_equal(source["id"], table["id"])
@@ -157,7 +162,7 @@ def test_any_float_and_any_id_survive(tmp_path_factory, values: list[float], dat
 def test_vectors_are_kept(tmp_path: Path) -> None:
     shapes, flux = np.arange(48).reshape(12, 2, 2), np.arange(36.0).reshape(12, 3)
     table = results.candidate_table(*run(flux=flux, shapes=shapes))
-    results.write_candidates(tmp_path, table)
+    write_candidates(tmp_path, table)
     np.testing.assert_array_equal(from_fits(tmp_path)["shapes"], table["shapes"])
     np.testing.assert_array_equal(np.array(from_parquet(tmp_path)["shapes"]), table["shapes"])
     text = Table.read(tmp_path / "candidates.csv", format="ascii.csv")
@@ -223,7 +228,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "fsync", full)
     table = results.candidate_table(*run(size=5, unreadable=()))
     writers = (
-        lambda: results.write_candidates(tmp_path, table),
+        lambda: write_candidates(tmp_path, table),
         lambda: results.write_predictions(tmp_path, *job),
         lambda: results.write_json(Path(tmp_path) / "run.json", {}),
     )
@@ -310,7 +315,7 @@ def test_one_form_that_fails_loses_no_other(tmp_path: Path, monkeypatch) -> None
     }
     (tmp_path / "second").mkdir()
     monkeypatch.setattr(results, "write_predictions", fail)
-    with pytest.raises(LensjaxError, match="no such table; not written either: candidates"):
+    with pytest.raises(LensjaxError, match="no such table; not written either: candidates.fits"):
         write(tmp_path / "second", run())
     assert (tmp_path / "second" / "candidates.csv").exists()
 

@@ -46,7 +46,7 @@ def test_without_a_terminal_progress_is_a_line_every_ten_batches_or_seconds(monk
         clock.now += 0.1
         advance(5, loss=0.25)
     line = capsys.readouterr().err
-    assert line == "scoring: 5/100 cutouts, 50/s, 0 s gone, 2 s left loss 0.25\n"
+    assert line == "scoring: 5/100 cutouts, 50/s, 0:00:02 left loss 0.25\n"
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):

@@ -43,12 +43,9 @@ def evaluate(options: EvaluateConfig) -> str:
         raise UsageError("--bootstrap must be at least 1, and --seed not negative")
     catalogue, probabilities = read_probabilities(options.predictions)
     matched = match(catalogue, read_labels(options.labels))
-    found = {
-        name: metrics.evaluate(
-            values, matched.labels, bootstrap=options.bootstrap, seed=options.seed
-        )
-        for name, values in probabilities.items()
-    }
+    found = metrics.evaluate_all(
+        probabilities, matched.labels, bootstrap=options.bootstrap, seed=options.seed
+    )
     beside = options.predictions if options.predictions.is_dir() else options.predictions.parent
     folder = options.output or beside
     make_folder(folder)

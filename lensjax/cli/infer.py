@@ -39,11 +39,7 @@ def main(argv: Sequence[str]) -> None:
     if options.pack is not None:
         print(pack(options, options.pack))
         return
-    options = _with_members(options)
-    if options.part is not None:
-        print(inference.infer_part(options))
-    else:
-        print(inference.infer(options).summary(options.output))
+    print(inference.infer(_with_members(options)).summary(options.output))
 
 
 def _with_members(options: InferConfig) -> InferConfig:

@@ -1,10 +1,11 @@
-"""How much an inference step takes at a time, so that it fits the memory of its devices."""
+"""The inference step, compiled for as much at a time as fits the memory of its devices."""
 
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from jax import ShapeDtypeStruct
@@ -12,7 +13,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from lensjax.data.on_device import Inputs, InputSpec
 from lensjax.ensemble import sharding
-from lensjax.ensemble.step import Step, Weights
+from lensjax.ensemble.fusion import Fusion
+from lensjax.ensemble.stack import Ensemble
+from lensjax.ensemble.step import Precision, Step, abstract_weights, ensemble_step, one_by_one_step
 from lensjax.memory import Target, bytes_per_device, choose, footprint, host_bytes_left, in_gib
 
 # Enough cutouts to keep a device busy in every layer.
@@ -36,78 +39,98 @@ class Size:
 
 
 @dataclass(frozen=True)
-class InferencePlan:
-    """A step, the Size that it was made for, and the bytes that it takes of those it may take.
+class CompiledStep:
+    """A step for batches of one form: all that scoring needs but the weights and the pixels.
 
-    `is_chunked`: whether samples are computed some at a time. Bytes are of each device,
-    None where no compiler was asked.
+    `samples_at_once`: None where all samples are computed together. Bytes, those that it takes and
+    may take, are of each device, None where no compiler was asked.
     """
 
     step: Step
-    size: Size
-    is_chunked: bool
-    step_bytes: float | None
-    memory_limit_bytes: int | None
-    compile_seconds: float
+    ensemble: Ensemble
+    mesh: Mesh
+    input_spec: InputSpec
+    cutouts: int
+    samples_at_once: int | None = None
+    step_bytes: float | None = None
+    memory_limit_bytes: int | None = None
+    compile_seconds: float | None = None
 
     def __str__(self) -> str:
-        size, needed, limit = self.size, self.step_bytes, self.memory_limit_bytes
-        chunks = f", {size.samples} samples at a time" if self.is_chunked else ""
+        needed, limit, samples = self.step_bytes, self.memory_limit_bytes, self.samples_at_once
+        chunks = f", {samples} samples at a time" if samples else ""
         memory = f": {in_gib(needed)} of {in_gib(limit)}" if needed and limit else ""
-        return f"{size.cutouts} cutouts{chunks}{memory}"
+        return f"{self.cutouts} cutouts{chunks}{memory}"
 
-    def record(self) -> dict[str, float | None]:
+    def record(self) -> dict[str, Any]:
         """Returns what run.json says of it."""
         return {
-            "batch_size": self.size.cutouts,
-            "samples_at_once": self.size.samples,
+            "batch_size": self.cutouts,
+            "samples_at_once": self.samples_at_once,
             "step_bytes": self.step_bytes,
-            # Members one by one are compiled as they are first called.
-            "compile_seconds": self.compile_seconds or None,
+            "compile_seconds": self.compile_seconds,
             "memory_limit_bytes": self.memory_limit_bytes,
+            "mesh": dict(self.mesh.shape),
         }
 
 
-def unplanned(step: Step, cutouts: int) -> InferencePlan:
-    """Returns the plan of a step that takes the members and their samples one by one."""
-    return InferencePlan(step, Size(cutouts, 1), False, None, None, 0.0)
-
-
-def plan(
-    make: Callable[..., Step],
-    weights: Weights,
-    input_spec: InputSpec,
+def compile_step(
+    ensemble: Ensemble,
     mesh: Mesh,
+    input_spec: InputSpec,
     batches: Sequence[int],
     *,
+    seed: int,
+    samples: int,
+    fusion: Fusion,
+    precision: Precision,
     budget: int,
     target: Target | None = None,
-) -> InferencePlan:
-    """Returns the plan of the largest step that fits the `budget`, in bytes on each device.
+    one_by_one: bool = False,
+) -> CompiledStep:
+    """Returns the largest step that fits the `budget`, in bytes on each device.
 
-    `make` is `ensemble_step`, all but what it takes at a time; `batches`, ascending, are the
-    numbers of cutouts to choose from. The step is compiled for its batch. Where nothing fits, the
-    smallest is left.
+    `batches`, ascending, are the numbers of cutouts to choose from. Where nothing fits, the
+    smallest is left. Without a `target` the step can be called at once, with weights of the same
+    seed, samples and precision. `one_by_one`: members and samples are not computed together, and
+    compiled, for the first of the `batches`, as they are first called.
     """
-    samples = weights.keys[0].shape[1]
+    if one_by_one:
+        step = one_by_one_step(ensemble, mesh, samples=samples, fusion=fusion, precision=precision)
+        return CompiledStep(step, ensemble, mesh, input_spec, batches[0])
+    weights = abstract_weights(ensemble, mesh, seed=seed, samples=samples, precision=precision)
 
     @functools.cache
-    def step(samples_at_once: int) -> Step:
-        return make(samples_at_once=samples_at_once)
+    def together(samples_at_once: int) -> Step:
+        return ensemble_step(
+            ensemble,
+            mesh,
+            samples=samples,
+            fusion=fusion,
+            precision=precision,
+            samples_at_once=samples_at_once,
+        )
 
     @functools.cache
     def peak_bytes(size: Size) -> float:
         inputs = abstract_inputs(input_spec, size.cutouts, mesh)
-        found = footprint(step(size.samples), (weights, inputs), target)
+        found = footprint(together(size.samples), (weights, inputs), target)
         # While a step computes, the next batch arrives and its outputs need a place.
         return found.peak + bytes_per_device(inputs) + found.outputs if found else math.inf
 
     began = time.perf_counter()
-    size = choose(ladders(batches, samples), peak_bytes, budget)
-    size = size or Size(batches[0], 1)
-    is_chunked = size.samples != samples
-    needed, seconds = peak_bytes(size), time.perf_counter() - began
-    return InferencePlan(step(size.samples), size, is_chunked, needed, budget, seconds)
+    size = choose(ladders(batches, samples), peak_bytes, budget) or Size(batches[0], 1)
+    return CompiledStep(
+        together(size.samples),
+        ensemble,
+        mesh,
+        input_spec,
+        cutouts=size.cutouts,
+        samples_at_once=size.samples if size.samples != samples else None,
+        step_bytes=peak_bytes(size),
+        memory_limit_bytes=budget,
+        compile_seconds=time.perf_counter() - began,
+    )
 
 
 def ladders(batches: Sequence[int], samples: int) -> list[list[Size]]:

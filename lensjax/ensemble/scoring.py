@@ -1,16 +1,16 @@
 """Scores all cutouts of a source, batch by batch."""
 
 import operator
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from lensjax import runtime, trace
 from lensjax.data import pipeline
@@ -18,9 +18,8 @@ from lensjax.data.on_device import Inputs
 from lensjax.data.preprocess import Fit
 from lensjax.data.source import Source
 from lensjax.ensemble import sharding
-from lensjax.ensemble.plan import InferencePlan
-from lensjax.ensemble.stack import Ensemble
-from lensjax.ensemble.step import Step, Weights
+from lensjax.ensemble.plan import CompiledStep
+from lensjax.ensemble.step import Weights
 from lensjax.errors import Interrupted, LensjaxError
 from lensjax.memory import is_out_of_memory
 from lensjax.predictions import Predictions, Scores
@@ -29,49 +28,38 @@ from lensjax.resume import PartialRows
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Timing:
-    """How fast the scoring was.
-
-    `images_per_second` leaves out the first batch, `waiting_share` is of the same time, in which
-    the run waited for cutouts to be read: the devices, a batch behind, waited less.
-    `seconds_to_first_batch` counts from the start of the program to its scores.
-    """
-
-    images_per_second: float | None
-    waiting_share: float | None
-    seconds_to_first_batch: float | None
-    scored_before: int
-    """Rows that an earlier run had scored."""
-    cutouts_at_once: int
-    """Fewer than the batch size where the memory did not suffice."""
+# Processes that read take seconds to start, and on a CPU the networks are slower than one reader.
+MANY_FILES, MOST_WORKERS = 20_000, 16
 
 
 def score(
-    plan: InferencePlan,
+    step: CompiledStep,
     weights: Weights,
-    mesh: Mesh,
-    ensemble: Ensemble,
     source: Source,
     parts: PartialRows,
-    *,
-    how: Fit,
-    workers: int = 0,
+    fit: Fit,
+    workers: int | Literal["auto"] = 0,
     profile: Path | None = None,
-) -> Timing:
-    """Adds the scores of the cutouts that `parts` does not have yet, and returns the Timing.
+) -> dict[str, float | None]:
+    """Adds the scores of the cutouts that `parts` does not have yet, and returns how fast it was.
 
     The scores of a batch are fetched when the next one is on the devices and under way. `workers`
     are processes that read. `profile` is where to write a trace of some batches. Raises Interrupted
     where the process is asked to stop: what is scored is kept.
+
+    `images_per_second` leaves out the first batch, `waiting_share` is of the same time, in which
+    the run waited for cutouts to be read: the devices, a batch behind, waited less.
+    `seconds_to_first_batch` counts from the start of the program to its scores. An earlier run had
+    scored `scored_before` rows. `cutouts_at_once` is less than the batch size where the memory did
+    not suffice.
     """
     missing, total = sum(map(len, parts.missing())), len(parts.rows)
-    scorer = _Scorer(plan.step, weights, mesh, plan.size.cutouts)
+    scorer = _Scorer(step, weights)
     waits: list[float] = []
     ends: list[float] = []
     counts: list[int] = []
     to_first = None
-    batches = _batches(parts, source, ensemble, plan.size.cutouts, how, workers)
+    batches = _batches(parts, source, step, fit, workers)
     launched = runtime.one_ahead(scorer.launch, trace.waits("load", batches, waits))
     with (
         runtime.asked_to_stop() as asked_to_stop,
@@ -82,7 +70,7 @@ def score(
                 with trace.stage("fetch"):
                     scores = scorer.fetch(batch, started)
                 with trace.stage("keep"):
-                    predictions = _predictions(ensemble.names, batch, scores)
+                    predictions = _predictions(step.ensemble.names, batch, scores)
                     parts.add(source.first_row + int(batch.rows[0]), predictions.columns())
                 to_first = to_first or runtime.seconds_since_start()
                 ends.append(time.perf_counter())
@@ -101,42 +89,46 @@ def score(
                 f"stopped after {total - left} of {total} rows; the same command goes on there"
             )
     steady = ends[-1] - ends[0] if counts[1:] else None
-    return Timing(
-        images_per_second=sum(counts[1:]) / steady if steady else None,
+    return {
+        "images_per_second": sum(counts[1:]) / steady if steady else None,
         # When the first batch ends, the second has arrived.
-        waiting_share=sum(waits[2:]) / steady if steady else None,
-        seconds_to_first_batch=to_first,
-        scored_before=total - missing,
-        cutouts_at_once=scorer.at_once,
-    )
+        "waiting_share": sum(waits[2:]) / steady if steady else None,
+        "seconds_to_first_batch": to_first,
+        "scored_before": total - missing,
+        "cutouts_at_once": scorer.at_once,
+    }
 
 
 def _batches(
     parts: PartialRows,
     source: Source,
-    ensemble: Ensemble,
-    batch_size: int,
-    how: Fit,
-    workers: int,
+    step: CompiledStep,
+    fit: Fit,
+    workers: int | Literal["auto"],
 ) -> Iterator[pipeline.Batch]:
     """Yields the rows that `parts` does not have yet, in order."""
+    if workers == "auto":
+        outrun = len(source) >= MANY_FILES and jax.default_backend() != "cpu"
+        processes = min(MOST_WORKERS, os.cpu_count() or 1) if outrun else 0
+    else:
+        processes = workers
     for rows in parts.missing():
         yield from pipeline.batches(
             source,
-            ensemble.preprocessings,
-            how=how,
-            batch_size=batch_size,
+            step.ensemble.preprocessings,
+            how=fit,
+            batch_size=step.cutouts,
             rows=range(rows.start - source.first_row, rows.stop - source.first_row),
-            processes=workers,
+            processes=processes,
         )
 
 
 class _Scorer:
     """The step, on as many cutouts at once as the devices turn out to have memory for."""
 
-    def __init__(self, step: Step, weights: Weights, mesh: Mesh, at_once: int) -> None:
-        self._step, self._weights, self._mesh = step, weights, mesh
-        self.at_once = at_once
+    def __init__(self, step: CompiledStep, weights: Weights) -> None:
+        self._step, self._mesh, self._weights = step.step, step.mesh, weights
+        self.at_once = step.cutouts
 
     @trace.is_stage("launch")
     def launch(self, batch: pipeline.Batch) -> tuple[pipeline.Batch, list[Scores] | None]:

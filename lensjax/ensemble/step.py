@@ -111,19 +111,17 @@ def parts(members: int, mesh: Mesh) -> list[slice]:
 
 
 def _map_members(
-    function: Callable[[Any, Array], Array], states: Sequence[Any], keys: Array
+    function: Callable[[Any, Array], Array], states: Sequence[Any], keys: Array, mesh: Mesh
 ) -> Array:
     """Returns `function` of the state and the keys of each member of a group, on a leading axis."""
-    results, start = [], 0
-    for state in states:
-        count = jax.tree.leaves(state)[0].shape[0]
-        own_keys = keys[start : start + count]
-        if count == 1:
+    results = []
+    for state, members in zip(states, parts(len(keys), mesh), strict=True):
+        own = state, keys[members]
+        if len(keys[members]) == 1:
             # Under vmap XLA would move the layer axis of a transformer to the front in every step.
-            results.append(function(*_member((state, own_keys), 0))[None])
+            results.append(function(*_member(own, 0))[None])
         else:
-            results.append(jax.vmap(function)(state, own_keys))
-        start += count
+            results.append(jax.vmap(function)(*own))
     return jnp.concatenate(results)
 
 
@@ -157,7 +155,7 @@ def ensemble_step(
                 of_member = functools.partial(
                     _member_logits, group, images, samples, samples_at_once
                 )
-                logits.append(_map_members(of_member, of_parts, group_keys))
+                logits.append(_map_members(of_member, of_parts, group_keys, mesh))
         return tuple(logits)
 
     in_groups = tuple(sharding.weights_spec(group.members, mesh) for group in ensemble.groups)
@@ -188,14 +186,9 @@ def one_by_one_step(
     options = _compiler_options(precision, mesh)
 
     @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=options)
-    def one_pass(group: MemberGroup, index: int, part: Any, key: Array, inputs: Inputs) -> Array:
-        def logits(part: Any, key: Array, inputs: Inputs) -> Array:
-            images = _prepare(inputs, precision)[group.preprocessing]
-            return _member_logits(group, images, samples, None, _member(part, index), key[None])[0]
-
-        in_specs = (sharding.EVERYWHERE, sharding.EVERYWHERE, sharding.BY_CUTOUT)
-        on_mesh = sharding.shard_map(logits, mesh, in_specs, sharding.BY_CUTOUT)
-        return on_mesh(part, key, inputs)
+    def one_pass(group: MemberGroup, row: int, part: Any, key: Array, inputs: Inputs) -> Array:
+        images = _prepare(inputs, precision)[group.preprocessing]
+        return _member_logits(group, images, samples, None, _member(part, row), key[None])[0]
 
     @jax.jit
     def fuse_all(logits: list[list[Array]], fusion_params: FusionParams) -> Scores:
@@ -203,14 +196,12 @@ def one_by_one_step(
 
     def step(weights: Weights, inputs: Inputs) -> Scores:
         logits = []
-        for group, states, keys in zip(ensemble.groups, weights.states, weights.keys, strict=True):
-            members = (
-                (state, index)
-                for state in states
-                for index in range(jax.tree.leaves(state)[0].shape[0])
-            )
-            for (state, index), own_keys in zip(members, keys, strict=True):
-                logits.append([one_pass(group, index, state, key, inputs) for key in own_keys])
+        for group, of_parts, keys in zip(
+            ensemble.groups, weights.states, weights.keys, strict=True
+        ):
+            rows = [(p, n) for p in of_parts for n in range(len(jax.tree.leaves(p)[0]))]
+            for (part, row), own_keys in zip(rows, keys, strict=True):
+                logits.append([one_pass(group, row, part, key, inputs) for key in own_keys])
         return fuse_all(logits, weights.fusion_params)
 
     return step

@@ -3,7 +3,7 @@
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from lensjax import metrics
@@ -26,6 +26,7 @@ LENS, OTHER, MAIN = "#e0734a", "#4f86c6", "#2f9e82"
 MEMBERS = ("#4f86c6", "#b58a2c", "#a06cc4", "#c9587a", "#5c9a3f", "#8a8f9c")
 POINTS = 4000  # drawn of each class: more would only cover each other
 BAND = "95 % interval"
+PLAIN = StrMethodFormatter("{x:g}")
 BAND_POINTS = 400  # of a curve at which its interval is drawn
 INK = "#7a8090"
 DOTTED: Any = {"color": INK, "linewidth": 0.9, "linestyle": (0, (2, 3))}
@@ -86,10 +87,10 @@ def draw(scored: Scored) -> dict[str, Figure]:
     need both classes, that of uncertainty the logits."""
     if not np.isfinite(scored.fused).any():
         return {}
-    wanted = {"scores": _scores}
+    wanted: dict[str, Callable[[Figure, Scored], None]] = {}
     if min(scored.counts) > 0:
-        curves = {"roc": _roc, "precision_recall": _precision_recall, "reliability": _reliability}
-        wanted = curves | wanted
+        wanted |= {"roc": _roc, "precision_recall": _precision_recall, "reliability": _reliability}
+    wanted["scores"] = _scores
     if scored.logit is not None:
         wanted["uncertainty"] = _uncertainty
     figures = {}
@@ -106,15 +107,15 @@ def write_figures(folder: str | os.PathLike[str], scored: Scored) -> list[Path]:
     Those of former data that these do not allow are removed. Raises LensjaxError where they cannot
     be written.
     """
+    for former in FIGURES:
+        for form in FORMS:
+            (Path(folder) / f"{former}.{form}").unlink(missing_ok=True)
     paths = []
     for name, figure in draw(scored).items():
         for form in FORMS:
             paths.append(Path(folder) / f"{name}.{form}")
             with matplotlib.rc_context(_STYLE), replacing(paths[-1]) as file:
                 figure.savefig(file, format=form, dpi=160, facecolor="white")
-    for former in {Path(folder) / f"{name}.{form}" for name in FIGURES for form in FORMS}:
-        if former not in paths:
-            former.unlink(missing_ok=True)
     return paths
 
 
@@ -134,12 +135,24 @@ def as_svg(figure: Figure) -> str:
     return f"{head}>{body}".replace(INK, "currentColor").strip()
 
 
-def _lines(scored: Scored) -> Iterator[tuple[str, Array, dict[str, Any]]]:
-    """Yields name, probabilities and line style of each score, the ensemble's first and on top."""
+def _curves(
+    axes: Axes, scored: Scored, metric: str, curve: Callable, step: Literal["pre", "post"]
+) -> tuple[Array, Array]:
+    """Draws a curve of each score, its area in the legend, and returns that of the ensemble, which
+    is on top."""
     for index, (name, probabilities) in enumerate(scored.probabilities.items()):
         tone = MEMBERS[(index - 1) % len(MEMBERS)] if index else MAIN
-        top = {"linewidth": 1.1, "alpha": 0.8} if index else {"linewidth": 2.4, "zorder": 3}
-        yield name.replace("$", r"\$"), np.asarray(probabilities), {"color": tone, **top}
+        style: Any = {"linewidth": 1.1, "alpha": 0.8} if index else {"linewidth": 2.4, "zorder": 3}
+        area = metrics.values(probabilities, scored.classes)[metric]
+        label = f"{_text(name)}  {area:.4f}"
+        found = curve(probabilities, scored.classes)
+        axes.plot(*found, drawstyle=f"steps-{step}", color=tone, label=label, **style)
+    return curve(scored.fused, scored.classes)
+
+
+def _text(name: str) -> str:
+    """Returns a name that matplotlib does not take for a formula."""
+    return name.replace("$", r"\$")
 
 
 def _band(axes: Axes, place: Array, found: Array, of: Array, step: Literal["pre", "post"]) -> None:
@@ -154,55 +167,36 @@ def _band(axes: Axes, place: Array, found: Array, of: Array, step: Literal["pre"
 def _roc(figure: Figure, scored: Scored) -> None:
     axes = figure.subplots()
     lenses, others = scored.counts
-    floor = 0.5 / others
-    for name, probabilities, style in _lines(scored):
-        area = metrics.values(probabilities, scored.classes)["auroc"]
-        false_rate, true_rate = metrics.roc_curve(probabilities, scored.classes)
-        axes.plot(
-            np.maximum(false_rate, floor),
-            true_rate,
-            drawstyle="steps-post",
-            label=f"{name}  {area:.4f}",
-            **style,
-        )
-    false_rate, true_rate = metrics.roc_curve(scored.fused, scored.classes)
+    floor = 0.5 / others  # there is no 0 on a logarithmic axis
+    axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 1.02))
+    false_rate, true_rate = _curves(axes, scored, "auroc", metrics.roc_curve, "post")
     found = np.rint(true_rate * lenses)
     _band(axes, np.maximum(false_rate, floor), found, np.full(found.size, lenses), "post")
-    axes.legend(loc="lower right")
     for count in (1, 10):
         if count < others:
             axes.axvline(count / others, **DOTTED)
-            axes.text(
-                count / others,
-                1.02,
-                f" {count} false",
-                transform=axes.get_xaxis_transform(),
-                fontsize=8,
-                ha="center",
-            )
-    axes.set(xscale="log", xlim=(floor, 1), ylim=(0, 1.02))
+            place: Any = {"transform": axes.get_xaxis_transform(), "ha": "center"}
+            axes.text(count / others, 1.02, f" {count} false", fontsize=8, **place)
     axes.set(xlabel="false-positive rate", ylabel="lenses found")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter(PLAIN)
+    axes.legend(loc="lower right")
 
 
 def _precision_recall(figure: Figure, scored: Scored) -> None:
     axes = figure.subplots()
     lenses, others = scored.counts
     axes.axhline(lenses / (lenses + others), **DOTTED)
-    for name, probabilities, style in _lines(scored):
-        area = metrics.values(probabilities, scored.classes)["average_precision"]
-        recall, precision = metrics.precision_recall_curve(probabilities, scored.classes)
-        axes.plot(recall, precision, drawstyle="steps-pre", label=f"{name}  {area:.4f}", **style)
-    recall, precision = metrics.precision_recall_curve(scored.fused, scored.classes)
+    curve = metrics.precision_recall_curve
+    recall, precision = _curves(axes, scored, "average_precision", curve, "pre")
     recall, precision = recall[recall > 0], precision[recall > 0]
     found = np.rint(recall * lenses)
     _band(axes, recall, found, np.rint(found / precision), "pre")
-    axes.legend(loc="lower left")
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02))
     axes.set(xlabel="lenses found (recall)", ylabel="purity (precision)")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(loc="lower left")
 
 
 def _reliability(figure: Figure, scored: Scored) -> None:
@@ -221,7 +215,7 @@ def _reliability(figure: Figure, scored: Scored) -> None:
         markersize=5,
         elinewidth=1,
         linewidth=1.6,
-        label=f"{next(iter(scored.probabilities))}, {BAND}".replace("$", r"\$"),
+        label=_text(f"{next(iter(scored.probabilities))}, {BAND}"),
     )
     axes.legend(loc="upper left")
     axes.set(xlim=(0, 1), ylim=(-0.02, 1.02), ylabel="fraction of lenses")
@@ -229,7 +223,7 @@ def _reliability(figure: Figure, scored: Scored) -> None:
     width = 0.86 / metrics.BINS
     counts.bar(middles[filled], count, width=width, color=MAIN, alpha=0.55, log=True)
     counts.set(xlabel="probability", ylabel="objects", ylim=(0.7, None))
-    counts.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    counts.yaxis.set_major_formatter(PLAIN)
     counts.grid(axis="x", visible=False)
 
 
@@ -250,7 +244,7 @@ def _scores(figure: Figure, scored: Scored) -> None:
     for name, tone, rows in _by_class(scored):
         axes.hist(scored.fused[rows], bins=40, range=(0, 1), color=tone, alpha=0.5, label=name)
     axes.set(xlim=(0, 1), yscale="log", ylim=(0.7, None), xlabel="probability", ylabel="objects")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_formatter(PLAIN)
     axes.legend()
 
 

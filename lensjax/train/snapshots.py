@@ -1,6 +1,5 @@
 """The state of a training run on disk, so that a run killed anywhere goes on where it was."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -135,7 +134,7 @@ def discard(folder: Path) -> None:
 def _claim(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     """Writes the settings of the run, or raises UsageError naming those that were others."""
     path = folder / SETTINGS
-    others = differences(read_settings(path), json.loads(json.dumps(settings)))
+    others = differences(path, settings)
     if others and resume and seeds_under_way(folder):
         raise UsageError(
             f"{folder} holds a run that was begun with {', '.join(others)}: give another "

@@ -1,5 +1,7 @@
 """Lines that users of the PyTorch system type run as they stand."""
 
+from unittest.mock import MagicMock
+
 import pytest
 
 from lensjax import demonstration as demo
@@ -27,7 +29,7 @@ def test_infer_with_parallel_and_torchvisions_names_is_the_demonstration(run, mo
 def test_parallel_is_batch_parallel(monkeypatch, switch, together):
     kept = []
     monkeypatch.setattr(infer, "_with_members", lambda options: kept.append(options) or options)
-    monkeypatch.setattr(infer.inference, "infer_part", lambda options: "")
+    monkeypatch.setattr(infer.inference, "infer", lambda options: MagicMock())
     infer.main([switch, "--part", "1/2"])
     assert kept[0].batch_parallel is together
 

@@ -107,12 +107,12 @@ def test_the_surveys_scoring_step_is_a_program(lowered):
         for architecture, count in checkpoint.parse_ensemble(options.ensemble).items()
         for index in range(count)
     }
-    members = inference.Members({}, infos, dict.fromkeys(infos))
+    members = inference.Members({}, infos, dict.fromkeys(infos), (sees,), sees.bands)
     images = np.zeros((2, 224, 224, 3), np.float32)
     arrays = Arrays(images, {}, sees.bands, 0.2)
     source = source_of_arrays(arrays, Path("zeros"), Wanted())
     with networks.real():
-        input_spec = pipeline.input_spec(source, members.preprocessings(), options.fit)
+        input_spec = pipeline.input_spec(source, members.preprocessings, options.fit)
         mesh = sharding.mesh_of(jax.local_devices()[:1])
         inference.compile_step(members, input_spec, len(source), options, mesh)
     (text,) = lowered

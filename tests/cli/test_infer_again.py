@@ -58,7 +58,7 @@ def stopped(run, command, monkeypatch):
 
     monkeypatch.setattr(inference, "compile_step", lambda *_: None)
     monkeypatch.setattr(inference, "load_weights", lambda *_: None)
-    monkeypatch.setattr(inference, "score", stop)
+    monkeypatch.setattr(inference.scoring, "score", stop)
     return lambda **more: run(infer.main, *command(**more))
 
 

@@ -37,7 +37,7 @@ def written(
         preprocessings=(),
     )
     options = inference.InferenceConfig(output=folder / "results")
-    members = inference.Members({}, infos, {})
+    members = inference.Members({}, infos, {}, (), ())
     return inference.write(options, members, ensemble, source, predictions, {})
 
 

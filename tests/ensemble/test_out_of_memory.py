@@ -8,7 +8,7 @@ import pytest
 
 from lensjax.data.catalog import open_source
 from lensjax.ensemble import sharding
-from lensjax.ensemble.plan import unplanned
+from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.scoring import score
 from lensjax.errors import LensjaxError
 from lensjax.predictions import Scores
@@ -46,7 +46,7 @@ class Step:
 
 @pytest.fixture
 def scored(tmp_path):
-    """Returns a function that scores 23 cutouts and returns Timing, columns and the truth."""
+    """Returns a function that scores 23 cutouts and returns its timing, columns and the truth."""
     images = np.random.default_rng(0).normal(9.0, 2.0, (ROWS, 32, 32, 2)).astype(np.float32)
     np.savez(tmp_path / "stack.npz", images=images, bands=np.array(["g", "r"]))
     source = open_source(tmp_path / "stack.npz", needed=("g", "r"))
@@ -54,7 +54,8 @@ def scored(tmp_path):
 
     def run(step, batch=BATCH):
         parts = PartialRows(tmp_path / "parts", {}, range(ROWS), resume=False)
-        timing = score(unplanned(step, batch), None, MESH, ensemble, source, parts, how="resize")
+        compiled = CompiledStep(step, ensemble, MESH, None, batch)
+        timing = score(compiled, None, source, parts, "resize")
         return timing, parts.columns(), images[:, 0, 0, 0]
 
     return run
@@ -65,7 +66,7 @@ def scored(tmp_path):
 def test_a_batch_in_hand_is_scored_again_in_halves(scored, most, left, fails_at):
     step = Step(most, fails_at)
     timing, columns, expected = scored(step)
-    assert timing.cutouts_at_once == left
+    assert timing["cutouts_at_once"] == left
     np.testing.assert_array_equal(columns["probability"], expected)
     np.testing.assert_array_equal(columns["member_logits"], expected[None])
     halvings = (BATCH // left).bit_length() - 1
@@ -78,7 +79,7 @@ def test_a_batch_in_hand_is_scored_again_in_halves(scored, most, left, fails_at)
 
 def test_halves_of_an_odd_batch_leave_nothing_out(scored):
     timing, columns, expected = scored(Step(3), batch=7)
-    assert timing.cutouts_at_once == 3
+    assert timing["cutouts_at_once"] == 3
     np.testing.assert_array_equal(columns["probability"], expected)
 
 

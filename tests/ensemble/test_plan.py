@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -16,9 +15,9 @@ from lensjax.data.on_device import ImageSpec, InputSpec, Transform
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.ensemble import plan as planning
 from lensjax.ensemble import sharding
-from lensjax.ensemble.plan import InferencePlan, Size, batch_sizes, ladders, plan
+from lensjax.ensemble.plan import CompiledStep, Size, batch_sizes, compile_step, ladders
 from lensjax.ensemble.stack import stack
-from lensjax.ensemble.step import ensemble_step, place_weights
+from lensjax.ensemble.step import place_weights
 from lensjax.memory import Target, choose
 from tests import networks
 from tests.ensemble.members import PREPROCESSING, blank_member, random_member
@@ -109,104 +108,95 @@ def test_batches_are_no_larger_than_the_data_and_the_host_allow(monkeypatch):
     assert batch_sizes(10**6, input_spec(32), MESH)[-1] == 32
 
 
-def maker(ensemble, mesh, samples: int):
-    weights = place_weights(ensemble, MESH, seed=0, samples=samples, precision="float32")
-    step = functools.partial(
-        ensemble_step,
-        ensemble,
-        mesh,
-        samples=samples,
-        fusion="mean_prob",
-        precision="float32",
+OPTIONS = {"seed": 0, "samples": 2, "fusion": "mean_prob", "precision": "float32"}
+
+
+def compiled(ensemble, batch: int, budget: int, mesh=MESH, size=32, **options) -> CompiledStep:
+    return compile_step(
+        *(ensemble, mesh, input_spec(size), [batch]), budget=budget, **OPTIONS | options
     )
-    return functools.cache(step), weights
 
 
 @pytest.fixture(scope="module")
 def dropping(vit_tiny):
-    """Two transformers that drop in their blocks: what makes their step, and their weights."""
+    """Two transformers that drop in their blocks: what makes their step takes memory."""
     members = {
         str(seed): random_member(vit_tiny, seed, preprocessing(32), block_dropout=0.1)
         for seed in (0, 1)
     }
-    return maker(stack(members), MESH, 2)
+    return stack(members)
+
+
+@pytest.fixture(scope="module")
+def weights(dropping):
+    return place_weights(dropping, MESH, seed=0, samples=2, precision="float32")
 
 
 @pytest.mark.slow
-def test_a_chunked_step_gives_the_same_scores_from_less_memory(dropping):
-    make, weights = dropping
+def test_a_chunked_step_gives_the_same_scores_from_less_memory(dropping, weights):
     images = np.random.default_rng(0).normal(5.0, 2.0, (64, 32, 32, 2)).astype(np.float32)
     inputs = dataclasses.replace(input_spec(32).blank(64), images=(images,))
-    at_once = plan(make, weights, input_spec(32), MESH, [64], budget=2**40)
-    assert at_once.size == Size(64, 2) and not at_once.is_chunked
+    at_once = compiled(dropping, 64, 2**40)
+    assert at_once.cutouts == 64 and at_once.samples_at_once is None
     expected = jax.device_get(at_once.step(weights, inputs))
     # As soon as one byte is missing.
-    planned = plan(make, weights, input_spec(32), MESH, [64], budget=int(at_once.step_bytes) - 1)
-    assert planned.size == Size(64, 1) and planned.is_chunked
-    found = jax.device_get(planned.step(weights, inputs))
+    chunked = compiled(dropping, 64, int(at_once.step_bytes) - 1)
+    assert chunked.cutouts == 64 and chunked.samples_at_once == 1
+    found = jax.device_get(chunked.step(weights, inputs))
     for name, values in expected._asdict().items():
         largest = np.abs(values).max()
         np.testing.assert_allclose(getattr(found, name), values, atol=2e-5 * largest, rtol=0)
 
 
-def test_the_step_of_a_plan_is_compiled(dropping):
-    make, weights = dropping
-    # Before there are any weights.
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), weights
-    )
-    planned = plan(make, abstract, input_spec(32), MESH, [2], budget=2**40)
+def test_a_step_is_compiled_before_it_is_called(dropping, weights):
+    step = compiled(dropping, 2, 2**40).step
     on_devices = jax.sharding.NamedSharding(MESH, sharding.BY_CUTOUT)
     inputs = jax.device_put(input_spec(32).blank(2), on_devices)
-    compiled = []
+    compiled_anew = []
 
     def on_compilation(event, _, **about):
         if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(about["fun_name"])
+            compiled_anew.append(about["fun_name"])
 
     monitoring.register_event_duration_secs_listener(on_compilation)
     try:
-        planned.step(weights, inputs)
-        assert compiled == []
+        step(weights, inputs)
+        assert compiled_anew == []
         jax.jit(lambda x: x + 1)(1.0)
-        assert compiled
+        assert compiled_anew
     finally:
         monitoring.unregister_event_duration_listener(on_compilation)
 
 
-def on_h100(target: Target, ensemble, samples: int) -> Callable[[int], InferencePlan]:
-    """Returns a function from a budget to the Plan for 512 cutouts of 64 pixels."""
+def on_h100(target: Target, ensemble, samples: int, budget: int) -> CompiledStep:
+    """Returns the step for 512 cutouts of 64 pixels."""
     mesh = sharding.mesh_of([target.device])
-    make, weights = maker(ensemble, mesh, samples)
-    return lambda budget: plan(
-        make, weights, input_spec(64), mesh, [512], budget=budget, target=target
-    )
+    return compiled(ensemble, 512, budget, mesh, 64, samples=samples, target=target)
 
 
 @pytest.mark.slow
 def test_samples_take_no_memory_on_an_h100_with_dropout_in_the_head(h100):
     with networks.real():
         members = {name: blank_member(name, preprocessing(64)) for name in ("resnet18", "vit_b16")}
-        one, ten = (on_h100(h100, stack(members), samples)(2**30) for samples in (1, 10))
+        one, ten = (on_h100(h100, stack(members), samples, 2**30) for samples in (1, 10))
     assert ten.step_bytes < 1.1 * one.step_bytes
     # A budget of a hundredth of the card; 390 MB are weights.
-    assert ten.step_bytes < 2**30 and not ten.is_chunked
+    assert ten.step_bytes < 2**30 and ten.samples_at_once is None
 
 
 @pytest.mark.slow
-def test_turns_bound_the_memory_of_dropout_in_blocks_on_an_h100(h100, vit_tiny):
+def test_chunks_bound_the_memory_of_dropout_in_blocks_on_an_h100(h100, vit_tiny):
     ensemble = stack({"a": blank_member(vit_tiny, preprocessing(64), block_dropout=0.1)})
-    one = on_h100(h100, ensemble, 1)(2**40)
-    ten = on_h100(h100, ensemble, 10)
-    together = ten(2**40)
-    assert not together.is_chunked and together.step_bytes > 2 * one.step_bytes
-    in_turns = ten(int(1.5 * one.step_bytes))
-    assert in_turns.is_chunked and in_turns.step_bytes <= in_turns.memory_limit_bytes
+    one = on_h100(h100, ensemble, 1, 2**40)
+    together = on_h100(h100, ensemble, 10, 2**40)
+    assert together.samples_at_once is None and together.step_bytes > 2 * one.step_bytes
+    chunked = on_h100(h100, ensemble, 10, int(1.5 * one.step_bytes))
+    assert chunked.samples_at_once and chunked.step_bytes <= chunked.memory_limit_bytes
 
 
 @pytest.mark.slow
-def test_a_plan_for_a_tpu(v5e, vit_tiny):
+def test_a_step_for_a_tpu(v5e, vit_tiny):
     mesh = sharding.mesh_of([v5e.device])
-    make, weights = maker(stack({"a": blank_member(vit_tiny, preprocessing(32))}), mesh, 4)
-    planned = plan(make, weights, input_spec(32), mesh, [64], budget=2**30, target=v5e)
-    assert planned.size == Size(64, 4) and planned.step_bytes < 2**28
+    ensemble = stack({"a": blank_member(vit_tiny, preprocessing(32))})
+    step = compiled(ensemble, 64, 2**30, mesh, samples=4, target=v5e)
+    assert step.samples_at_once is None and step.step_bytes < 2**28

@@ -11,7 +11,7 @@ from lensjax import trace
 from lensjax.data import pipeline
 from lensjax.data.catalog import open_source
 from lensjax.ensemble import scoring, sharding
-from lensjax.ensemble.plan import unplanned
+from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.stack import stack
 from lensjax.ensemble.step import ensemble_step, one_by_one_step, place_weights
 from lensjax.predictions import Scores
@@ -59,12 +59,8 @@ def run(ensemble, tmp_path, monkeypatch):
             with monkeypatch.context() as patched, jax.transfer_guard("disallow"):
                 patched.setattr(jax, "device_put", record("put", jax.device_put))
                 patched.setattr(jax, "device_get", record("get", jax.device_get))
-                scoring.score(
-                    unplanned(record("step", step), BATCH),
-                    *(weights, mesh, ensemble, source, parts),
-                    how="auto",
-                    profile=profile,
-                )
+                compiled_step = CompiledStep(record("step", step), ensemble, mesh, None, BATCH)
+                scoring.score(compiled_step, weights, source, parts, "auto", profile=profile)
         finally:
             monitoring.unregister_event_duration_listener(on_compilation)
         assert not parts.missing()
@@ -111,14 +107,12 @@ def test_the_share_of_waiting_is_told(tmp_path, monkeypatch):
         return scoring.Scores(*[logits] * 6, logits[None], logits[None])
 
     monkeypatch.setattr(scoring.pipeline, "batches", slowly)
-    timing = scoring.score(
-        *(unplanned(step, BATCH), None, sharding.mesh_of(jax.devices())),
-        *(SimpleNamespace(names=("a",), preprocessings=(PREPROCESSING,)), source),
-        PartialRows(tmp_path / "parts", {}, range(len(source))),
-        how="auto",
-    )
-    assert timing.waiting_share == 3 / 4
-    assert timing.images_per_second == BATCH * (BATCHES - 1) / (4 * (BATCHES - 2))
+    ensemble = SimpleNamespace(names=("a",), preprocessings=(PREPROCESSING,))
+    compiled = CompiledStep(step, ensemble, sharding.mesh_of(jax.devices()), None, BATCH)
+    rows = PartialRows(tmp_path / "parts", {}, range(len(source)))
+    timing = scoring.score(compiled, None, source, rows, "auto")
+    assert timing["waiting_share"] == 3 / 4
+    assert timing["images_per_second"] == BATCH * (BATCHES - 1) / (4 * (BATCHES - 2))
 
 
 def test_members_one_by_one_move_nothing_implicitly_either(run):

@@ -226,7 +226,7 @@ def _write_shard(
     path: Path, packed: Iterator[tuple[bytes, dict[str, Any]]], progress: Callable[[int], object]
 ) -> dict[str, np.ndarray]:
     """Writes a shard, whole or not at all, and returns the columns of the index for it."""
-    remove_drafts(path)
+    remove_drafts(path.parent)
     draft = draft_of(path, os.getpid())
     entries = []
     try:
