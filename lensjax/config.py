@@ -51,8 +51,10 @@ def parse(
         return _parsed(kind, [*sum(of_files.values(), []), *respelled], about)
     except UsageError:
         for path, its_words in of_files.items():
-            with _naming(path):
+            try:
                 _parsed(kind, its_words, "")
+            except UsageError as error:
+                raise UsageError(f"{path}: {error}") from error
         raise
 
 
@@ -76,15 +78,6 @@ def _parsed(kind: type[Config], words: list[str], description: str) -> Config:
     for name, value in vars(config).items():
         _check(f"--{name.replace('_', '-')}", value)
     return config
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Has a UsageError name the file that it is about."""
-    try:
-        yield
-    except UsageError as error:
-        raise UsageError(f"{path}: {error}") from error
 
 
 def _refuse_empty(words: Sequence[str]) -> None:

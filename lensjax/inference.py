@@ -29,7 +29,7 @@ from lensjax.data.parts import WHOLE, Part
 from lensjax.data.planes import Unreadable
 from lensjax.data.preprocess import Preprocessing, doubts, fields_of_view
 from lensjax.data.source import Source
-from lensjax.ensemble import checkpoint, plan, rate, scoring, sharding
+from lensjax.ensemble import checkpoint, plan, scoring, sharding
 from lensjax.ensemble.checkpoint import MemberInfo, Validation
 from lensjax.ensemble.fusion import Fusion
 from lensjax.ensemble.plan import FULL_BATCH, SHARE_OF_HOST, CompiledStep, batch_sizes
@@ -300,7 +300,7 @@ def compare_steps(
     options = ScoringOptions(step.cutouts, options.mc_samples, options.fusion, options.precision)
     one_by_one = compile_step(members, step.input_spec, 0, options, step.mesh, one_by_one=True)
     steps = {"one_step": step.step, "one_by_one": one_by_one.step}
-    return rate.side_by_side(steps, weights, step.input_spec.blank(step.cutouts), step.mesh)
+    return scoring.side_by_side(steps, weights, step.input_spec.blank(step.cutouts), step.mesh)
 
 
 def _settings(config: InferenceConfig, members: Members, source: Source) -> dict[str, Any]:

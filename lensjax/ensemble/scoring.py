@@ -4,13 +4,13 @@ import operator
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from lensjax import runtime, trace
 from lensjax.data import pipeline
@@ -19,7 +19,7 @@ from lensjax.data.preprocess import Fit
 from lensjax.data.source import Source
 from lensjax.ensemble import sharding
 from lensjax.ensemble.plan import CompiledStep
-from lensjax.ensemble.step import Weights
+from lensjax.ensemble.step import Step, Weights
 from lensjax.errors import Interrupted, LensjaxError
 from lensjax.memory import is_out_of_memory
 from lensjax.predictions import Predictions, Scores
@@ -30,6 +30,8 @@ Result = TypeVar("Result")
 
 # Processes that read take seconds to start, and on a CPU the networks are slower than one reader.
 MANY_FILES, MOST_WORKERS = 20_000, 16
+
+ROUNDS = 3
 
 
 def score(
@@ -186,6 +188,25 @@ def _unless_out_of_memory(compute: Callable[[], Result]) -> Result | None:
         if not is_out_of_memory(error):
             raise
         return None
+
+
+def side_by_side(
+    steps: Mapping[str, Step], weights: Weights, inputs: Inputs, mesh: Mesh
+) -> dict[str, float]:
+    """Returns the cutouts per second of each of the `steps`, from the median of its runs.
+
+    They alternate, so that what slows the machine for a while slows all of them; a first run,
+    in which they are compiled, does not count.
+    """
+    placed = jax.device_put(inputs, NamedSharding(mesh, sharding.BY_CUTOUT))
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(1 + ROUNDS):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            jax.block_until_ready(step(weights, placed))
+            seconds[name].append(time.perf_counter() - began)
+    batch = len(inputs.images[0])
+    return {name: batch / float(np.median(turns[1:])) for name, turns in seconds.items()}
 
 
 def _predictions(members: tuple[str, ...], batch: pipeline.Batch, scores: Scores) -> Predictions:

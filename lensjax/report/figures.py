@@ -30,28 +30,7 @@ PLAIN = StrMethodFormatter("{x:g}")
 BAND_POINTS = 400  # of a curve at which its interval is drawn
 INK = "#7a8090"
 DOTTED: Any = {"color": INK, "linewidth": 0.9, "linestyle": (0, (2, 3))}
-_STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 9.5,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "lensjax",
-    "pdf.fonttype": 42,  # text stays text
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "axes.grid": True,
-    "grid.color": INK,
-    "grid.alpha": 0.18,
-    "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.4,
-    "lines.solid_capstyle": "round",
-}
+STYLE = Path(__file__).with_name("figures.mplstyle")
 
 
 @dataclass(frozen=True)
@@ -94,7 +73,7 @@ def draw(scored: Scored) -> dict[str, Figure]:
     if scored.logit is not None:
         wanted["uncertainty"] = _uncertainty
     figures = {}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(fname=STYLE):
         for name, paint in wanted.items():
             figures[name] = Figure(figsize=(4.8, 3.5), layout="constrained")
             paint(figures[name], scored)
@@ -114,7 +93,7 @@ def write_figures(folder: str | os.PathLike[str], scored: Scored) -> list[Path]:
     for name, figure in draw(scored).items():
         for form in FORMS:
             paths.append(Path(folder) / f"{name}.{form}")
-            with matplotlib.rc_context(_STYLE), replacing(paths[-1]) as file:
+            with matplotlib.rc_context(fname=STYLE), replacing(paths[-1]) as file:
                 figure.savefig(file, format=form, dpi=160, facecolor="white")
     return paths
 
@@ -123,7 +102,7 @@ def as_svg(figure: Figure) -> str:
     """Returns an <svg> element for a page, in the page's font and colour of text."""
     text = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(fname=STYLE):
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     svg = text.getvalue()
     # Inside a page the element needs no name spaces, takes its size from the page, and shares

@@ -29,39 +29,6 @@ SHOWN_FIRST = (
     *("rank", "id", "ra", "dec", "label", "flag", "probability", "logit", "logit_std"),
     *("total_entropy", "mutual_information"),
 )
-OF_THE_DATA = {
-    "data": "read",
-    "bands_from": "bands taken from",
-    "fitted": "size and pixel scale",
-    "field_of_view": "field of view",
-    "masked_pixels": "masked pixels, filled in",
-    "flagged": "flagged cutouts",
-    "flags": "flagged for",
-}
-METRIC_NAMES = {
-    "AUROC": "area under the ROC curve",
-    "AP": "average precision",
-    "TPR0": "lenses scored above every non-lens",
-    "TPR10": "lenses scored above the tenth-ranked non-lens",
-    "ECE": "expected calibration error, lower is better",
-    "log loss": "in nats, lower is better",
-    "Brier": "mean squared error of the probability, lower is better",
-}
-FIGURE_TITLES = {
-    "roc": (
-        "What the ranking finds",
-        "ROC curve, area in the legend; shaded: exact 95 % interval (Clopper-Pearson) of the "
-        "ensemble at each threshold",
-    ),
-    "precision_recall": (
-        "How pure the list is",
-        "Average precision in the legend; shaded: exact 95 % interval of the ensemble (purity, for "
-        "each length of the list)",
-    ),
-    "reliability": ("What a probability is worth", "Of the ensemble; bars: exact 95 % intervals"),
-    "scores": ("Scores", "Of the ensemble"),
-    "uncertainty": ("How sure each score is", "How far members and dropout samples disagree"),
-}
 _NAME_OR_NUMBER = re.compile(r"\S*[./\d]\S*")
 
 
@@ -89,12 +56,10 @@ def write_report(
     page = templates.get_template("page.html").render(
         run=run,
         record=json.dumps(to_json(run), indent=2, ensure_ascii=False),
-        of_the_data=OF_THE_DATA,
         candidates=len(candidates),
         cards=[_card(*each, carried) for each in zip(candidates, pictures, strict=False)],
         metrics=metrics,
-        metric_names=METRIC_NAMES,
-        figures=[(*FIGURE_TITLES[name], svg) for name, svg in _figures(candidates).items()],
+        figures=_figures(candidates),
         columns=_columns(candidates[:top], carried),
         left_out=len(_carried(candidates)) - len(carried),
         meanings={c.name: _meaning(c) for c in candidates.itercols() if c.description},

@@ -13,6 +13,7 @@ from astropy.table import Table
 from astropy.visualization import make_lupton_rgb
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from scipy.special import expit
 
 from lensjax.files import replacing
 
@@ -126,22 +127,20 @@ def score_text(logit: float, logit_std: float, probability: float) -> tuple[str,
     rest = max(min(probability, 1 - probability), 1e-5)
     digits = int(np.clip(np.ceil(-np.log10(rest)) + 1, 3, 5))
     limit = 10.0**-digits
-    if probability > 1 - limit / 2:
-        text = f">{1 - limit:.{digits}f}"
-    elif probability < limit / 2:
-        text = f"<{limit:.{digits}f}"
-    else:
-        text = f"{probability:.{digits}f}"
+
+    def shown(value: float) -> str:
+        if value < limit / 2:
+            return f"<{limit:.{digits}f}"
+        return f">{1 - limit:.{digits}f}" if value > 1 - limit / 2 else f"{value:.{digits}f}"
+
     spread = uncertainty(logit, logit_std)
-    if not np.isfinite(spread):
-        return text, ""
-    return text, f"± {spread:.{digits}f}" if spread >= limit / 2 else f"± <{limit:.{digits}f}"
+    return shown(probability), f"± {shown(spread)}" if np.isfinite(spread) else ""
 
 
 def uncertainty(logit: Any, logit_std: Any) -> Any:
     """Returns half the width in probability of one standard deviation of the logit to either
     side."""
-    return (_sigmoid(logit + logit_std) - _sigmoid(logit - logit_std)) / 2
+    return (expit(logit + logit_std) - expit(logit - logit_std)) / 2
 
 
 def as_bytes(picture: Array) -> Array:
@@ -155,12 +154,9 @@ def as_bytes(picture: Array) -> Array:
 def _tile(sheet: Image.Image, place: tuple[int, int, int, int], picture: Array, row: Any) -> None:
     left, top, side, foot = place
     draw = ImageDraw.Draw(sheet)
-    box = (left, top, left + side - 1, top + side + foot - 1)
-    draw.rounded_rectangle(box, radius=7, fill=PANEL)
+    draw.rectangle((left, top, left + side - 1, top + side + foot - 1), fill=PANEL)
     image = Image.fromarray(as_bytes(picture)).resize((side, side), Image.Resampling.BICUBIC)
-    corners = Image.new("L", (side, side + foot), 0)
-    ImageDraw.Draw(corners).rounded_rectangle((0, 0, side - 1, side + foot - 1), 7, fill=255)
-    sheet.paste(image, (left, top), corners.crop((0, 0, side, side)))
+    sheet.paste(image, (left, top))
 
     badge = f"{row['rank']}"
     end = left + 13 + draw.textlength(badge, _font(12, bold=True))
@@ -241,7 +237,3 @@ def _balanced(plane: Array) -> tuple[Array, float]:
 def _central(plane: Array) -> Array:
     height, width = plane.shape
     return plane[height // 4 : height - height // 4, width // 4 : width - width // 4]
-
-
-def _sigmoid(x: Any) -> Any:
-    return 0.5 * (1 + np.tanh(0.5 * np.asarray(x, float)))

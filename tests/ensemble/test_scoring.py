@@ -17,6 +17,7 @@ from lensjax.ensemble.step import ensemble_step, one_by_one_step, place_weights
 from lensjax.predictions import Scores
 from lensjax.resume import PartialRows
 from tests.ensemble.members import PREPROCESSING, random_member
+from tests.ensemble.test_step import inputs
 
 BATCH, BATCHES = 4, 9
 
@@ -153,3 +154,24 @@ def test_a_score_that_is_not_finite_is_a_reject(ensemble, tmp_path):
     assert found.flag.tolist() == ["no data in g", "", "", ""]
     for values in found.scores:
         assert np.isnan(values[..., 1:]).all() and (values[..., 0] == 1).all()
+
+
+def test_the_median_turn_counts_and_the_first_does_not(monkeypatch):
+    now, turns = [0.0], []
+    monkeypatch.setattr(scoring.time, "perf_counter", lambda: now[0])
+
+    def step(name, seconds):
+        lasting = iter(seconds)
+
+        def run(weights, placed):
+            assert isinstance(placed.images[0], jax.Array)
+            turns.append(name)
+            now[0] += next(lasting)
+
+        return run
+
+    steps = {"fast": step("fast", [60.0, 0.5, 9.0, 0.25]), "slow": step("slow", [90.0, 4, 4, 8])}
+    mesh = sharding.mesh_of(jax.devices()[:1])
+    found = scoring.side_by_side(steps, None, inputs(8), mesh)
+    assert found == {"fast": pytest.approx(16.0), "slow": pytest.approx(2.0)}
+    assert turns == ["fast", "slow"] * 4
