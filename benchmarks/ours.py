@@ -17,7 +17,7 @@ from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.ensemble import sharding
 from lensjax.ensemble.checkpoint import Member, MemberInfo, state_of
 from lensjax.ensemble.stack import abstract_ensemble, stack
-from lensjax.ensemble.step import Precision, ensemble_step, place_weights
+from lensjax.ensemble.step import Precision, StepOptions, ensemble_step, place_weights
 from lensjax.models.torch_import import load_torch_weights, tensor_shapes
 from lensjax.train.data import transforms_at
 from lensjax.train.losses import binary_loss
@@ -32,9 +32,10 @@ def scoring(
     mesh = sharding.mesh_of(jax.local_devices()[:1])
     infos = {name: _info(name, size) for name in members}
     abstract = abstract_ensemble(infos, dict.fromkeys(infos))
-    step = ensemble_step(abstract, mesh, samples=samples, fusion="stacked", precision=precision)
+    options = StepOptions(mc_samples=samples, precision=precision)
+    step = ensemble_step(abstract, mesh, options)
     ensemble = stack({name: member(name, size) for name in members})
-    weights = place_weights(ensemble, mesh, seed=0, samples=samples, precision=precision)
+    weights = place_weights(ensemble, mesh, options)
     del ensemble
     runtime.give_back_memory()
     given = inputs(workload.images(batch, size))

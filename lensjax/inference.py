@@ -31,10 +31,9 @@ from lensjax.data.preprocess import Preprocessing, doubts, fields_of_view
 from lensjax.data.source import Source
 from lensjax.ensemble import checkpoint, plan, scoring, sharding
 from lensjax.ensemble.checkpoint import MemberInfo, Validation
-from lensjax.ensemble.fusion import Fusion
 from lensjax.ensemble.plan import FULL_BATCH, SHARE_OF_HOST, CompiledStep, batch_sizes
 from lensjax.ensemble.stack import Ensemble, abstract_ensemble, with_weights
-from lensjax.ensemble.step import Precision, Weights, place_weights
+from lensjax.ensemble.step import StepOptions, Weights, place_weights
 from lensjax.errors import LensjaxError, UsageError, refuse
 from lensjax.files import gathering
 from lensjax.memory import memory_budget
@@ -46,23 +45,15 @@ PARTS = ".scores"
 
 
 @dataclass(frozen=True)
-class ScoringOptions:
+class ScoringOptions(StepOptions):
     """How scores are computed."""
 
     batch_size: int | Literal["auto"] = FULL_BATCH
     """Cutouts per step; auto, for accelerators: as many as fit into the memory."""
-    mc_samples: int = 10
-    """Monte Carlo dropout samples; 1: dropout off."""
-    fusion: Fusion = "stacked"
-    """How the members' scores are combined."""
-    precision: Precision = "float32"
-    """Precision of the networks' arithmetic."""
     batch_parallel: bool = True
     """Run all members and samples in one step, not one by one."""
     member_shards: int = 1
     """Distribute the weights over this many devices; the others share the cutouts."""
-    seed: int = 0
-    """Seed of the dropout masks."""
     workers: int | Literal["auto"] = "auto"
     """Processes that read files; 0: threads; auto: one per core if there are many files and an
     accelerator."""
@@ -188,8 +179,8 @@ def infer(config: InferenceConfig) -> Outcome:
     if config.checkpoints is None or config.data is None:
         raise UsageError("--checkpoints and --data are both needed")
     _check_apart(config.data, config.output)
-    mesh = sharding.mesh_of(jax.local_devices(), config.member_shards)
     members = find_members(config.checkpoints, config.ensemble)
+    mesh = sharding.mesh_of(jax.local_devices(), config.member_shards)
     source = open_cutouts(config.data, members, config, config.rows_part())
     settings = _settings(config, members, source)
     rows = PartialRows(config.output / PARTS, settings, source.rows, resume=config.resume)
@@ -264,10 +255,7 @@ def compile_step(
         mesh,
         input_spec,
         batches,
-        seed=options.seed,
-        samples=options.mc_samples,
-        fusion=options.fusion,
-        precision=options.precision,
+        options,
         budget=memory_budget(mesh, SHARE_OF_HOST),
         one_by_one=one_by_one or not options.batch_parallel,
     )
@@ -284,10 +272,7 @@ def load_weights(members: Members, step: CompiledStep, options: ScoringOptions) 
         members.infos,
         lambda name: checkpoint.read_weights(members.folders[name], members.infos[name]),
     )
-    samples, precision = options.mc_samples, options.precision
-    weights = place_weights(
-        ensemble, step.mesh, seed=options.seed, samples=samples, precision=precision
-    )
+    weights = place_weights(ensemble, step.mesh, options)
     del ensemble
     runtime.give_back_memory()
     return weights
@@ -297,7 +282,7 @@ def compare_steps(
     step: CompiledStep, weights: Weights, members: Members, options: ScoringOptions
 ) -> dict[str, float]:
     """Returns the cutouts per second of all members and samples in one step, and one by one."""
-    options = ScoringOptions(step.cutouts, options.mc_samples, options.fusion, options.precision)
+    options = ScoringOptions(**_of_step(options), batch_size=step.cutouts)
     one_by_one = compile_step(members, step.input_spec, 0, options, step.mesh, one_by_one=True)
     steps = {"one_step": step.step, "one_by_one": one_by_one.step}
     return scoring.side_by_side(steps, weights, step.input_spec.blank(step.cutouts), step.mesh)
@@ -306,10 +291,9 @@ def compare_steps(
 def _settings(config: InferenceConfig, members: Members, source: Source) -> dict[str, Any]:
     """Returns what a run must share with a killed one to go on from its scores: all that a score
     depends on."""
-    kept = ("mc_samples", "fusion", "precision", "seed")
     return (
         config.of_data()
-        | {name: getattr(config, name) for name in kept}
+        | _of_step(config)
         | {
             "data_sha256": content_sha256(source),
             "members": {
@@ -320,6 +304,11 @@ def _settings(config: InferenceConfig, members: Members, source: Source) -> dict
             "version": __version__,
         }
     )
+
+
+def _of_step(options: StepOptions) -> dict[str, Any]:
+    """Returns the options of the step alone, by name."""
+    return {field.name: getattr(options, field.name) for field in dataclasses.fields(StepOptions)}
 
 
 def _check_apart(data: str, output: Path) -> None:

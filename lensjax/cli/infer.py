@@ -44,27 +44,22 @@ def main(argv: Sequence[str]) -> None:
 
 def _with_members(options: InferConfig) -> InferConfig:
     """Returns the options with members and data, those of the demonstration where it is meant."""
-    checkpoints = DEMO if options.smoke else options.checkpoints
-    if checkpoints is None:
-        checkpoints = DEMO if options.data is None else Path("checkpoints")
-    if checkpoints == DEMO:
-        from lensjax import (
-            demonstration as demo,  # simulates and trains: nothing that other runs need
-        )
+    default = DEMO if options.data is None else Path("checkpoints")
+    checkpoints = DEMO if options.smoke else options.checkpoints or default
+    if checkpoints != DEMO:
+        if options.data is None:
+            raise UsageError("--data is missing: name the cutouts, or leave out --checkpoints too")
+        return dataclasses.replace(options, checkpoints=checkpoints)
+    from lensjax import demonstration as demo  # simulates and trains: nothing that others need
 
-        ensemble = options.ensemble or demo.ENSEMBLE
-        if options.smoke:
-            ensemble = ",".join(checkpoint.parse_ensemble(ensemble))
-        then = f"scores {options.data or 'the held-back part'}"
-        print(demo.announce(ensemble, options.smoke, then), flush=True)
-        prepared = demo.prepare(ensemble, options.smoke)
-        data = options.data or str(prepared.held_back)
-        return dataclasses.replace(
-            options, ensemble=ensemble, checkpoints=prepared.members, data=data
-        )
-    if options.data is None:
-        raise UsageError("--data is missing: name the cutouts, or leave out --checkpoints too")
-    return dataclasses.replace(options, checkpoints=checkpoints)
+    ensemble = options.ensemble or demo.ENSEMBLE
+    if options.smoke:
+        ensemble = ",".join(checkpoint.parse_ensemble(ensemble))
+    then = f"scores {options.data or 'the held-back part'}"
+    print(demo.announce(ensemble, options.smoke, then), flush=True)
+    prepared = demo.prepare(ensemble, options.smoke)
+    data = options.data or str(prepared.held_back)
+    return dataclasses.replace(options, ensemble=ensemble, checkpoints=prepared.members, data=data)
 
 
 def pack(options: InferConfig, folder: Path) -> str:

@@ -13,9 +13,14 @@ from jax.sharding import Mesh, NamedSharding
 
 from lensjax.data.on_device import Inputs, InputSpec
 from lensjax.ensemble import sharding
-from lensjax.ensemble.fusion import Fusion
 from lensjax.ensemble.stack import Ensemble
-from lensjax.ensemble.step import Precision, Step, abstract_weights, ensemble_step, one_by_one_step
+from lensjax.ensemble.step import (
+    Step,
+    StepOptions,
+    abstract_weights,
+    ensemble_step,
+    one_by_one_step,
+)
 from lensjax.memory import Target, bytes_per_device, choose, footprint, host_bytes_left, in_gib
 
 # Enough cutouts to keep a device busy in every layer.
@@ -79,11 +84,8 @@ def compile_step(
     mesh: Mesh,
     input_spec: InputSpec,
     batches: Sequence[int],
+    options: StepOptions,
     *,
-    seed: int,
-    samples: int,
-    fusion: Fusion,
-    precision: Precision,
     budget: int,
     target: Target | None = None,
     one_by_one: bool = False,
@@ -91,25 +93,17 @@ def compile_step(
     """Returns the largest step that fits the `budget`, in bytes on each device.
 
     `batches`, ascending, are the numbers of cutouts to choose from. Where nothing fits, the
-    smallest is left. Without a `target` the step can be called at once, with weights of the same
-    seed, samples and precision. `one_by_one`: members and samples are not computed together, and
-    compiled, for the first of the `batches`, as they are first called.
+    smallest is left. Without a `target` the step can be called at once. `one_by_one`: members and
+    samples are computed one after another, and compiled as they are first called.
     """
     if one_by_one:
-        step = one_by_one_step(ensemble, mesh, samples=samples, fusion=fusion, precision=precision)
+        step = one_by_one_step(ensemble, mesh, options)
         return CompiledStep(step, ensemble, mesh, input_spec, batches[0])
-    weights = abstract_weights(ensemble, mesh, seed=seed, samples=samples, precision=precision)
+    samples, weights = options.mc_samples, abstract_weights(ensemble, mesh, options)
 
     @functools.cache
     def together(samples_at_once: int) -> Step:
-        return ensemble_step(
-            ensemble,
-            mesh,
-            samples=samples,
-            fusion=fusion,
-            precision=precision,
-            samples_at_once=samples_at_once,
-        )
+        return ensemble_step(ensemble, mesh, options, samples_at_once)
 
     @functools.cache
     def peak_bytes(size: Size) -> float:
@@ -143,7 +137,8 @@ def ladders(batches: Sequence[int], samples: int) -> list[list[Size]]:
     full = [batch for batch in batches if batch >= FULL_BATCH] or [batches[-1]]
     return [
         [Size(batch, samples) for batch in full],
-        [Size(full[0], number) for number in _divisors(samples)],
+        # Parts of one length compile once.
+        [Size(full[0], part) for part in range(1, samples + 1) if samples % part == 0],
         [Size(batch, 1) for batch in batches if batch < full[0]],
     ]
 
@@ -168,8 +163,3 @@ def abstract_inputs(input_spec: InputSpec, cutouts: int, mesh: Mesh) -> Inputs:
         lambda leaf: ShapeDtypeStruct((cutouts, *leaf.shape[1:]), leaf.dtype, sharding=place),
         input_spec.blank(1),
     )
-
-
-def _divisors(number: int) -> list[int]:
-    """Returns the divisors of `number`, ascending: parts of one length compile once."""
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,6 +22,20 @@ from lensjax.predictions import Scores
 Precision = Literal["float32", "bfloat16"]
 
 
+@dataclass(frozen=True)
+class StepOptions:
+    """What a step computes."""
+
+    mc_samples: int = 10
+    """Monte Carlo dropout samples; 1: dropout off."""
+    fusion: Fusion = "stacked"
+    """How the members' scores are combined."""
+    precision: Precision = "float32"
+    """Precision of the networks' arithmetic."""
+    seed: int = 0
+    """Seed of the dropout masks."""
+
+
 class Weights(NamedTuple):
     """Everything that stays on the devices for the run: per group the `states` of its parts, arrays
     with a leading member axis (see `parts`), and the `keys` (member, sample)."""
@@ -33,22 +48,18 @@ class Weights(NamedTuple):
 Step = Callable[[Weights, Inputs], Scores]
 
 
-def place_weights(
-    ensemble: Ensemble, mesh: Mesh, *, seed: int, samples: int, precision: Precision
-) -> Weights:
+def place_weights(ensemble: Ensemble, mesh: Mesh, options: StepOptions) -> Weights:
     """Returns the weights of `ensemble` on the devices, in the precision of the computation."""
     # Rounded on the host, so that no device ever holds more than its part.
-    arrays = _arrays(ensemble, mesh, seed, samples, precision, ensemble.states)
+    arrays = _arrays(ensemble, mesh, options, ensemble.states)
     places = _places(ensemble, mesh)
     return jax.tree.map(lambda place, tree: jax.device_put(tree, place), places, arrays)
 
 
-def abstract_weights(
-    ensemble: Ensemble, mesh: Mesh, *, seed: int, samples: int, precision: Precision
-) -> Weights:
+def abstract_weights(ensemble: Ensemble, mesh: Mesh, options: StepOptions) -> Weights:
     """Returns the shapes, types and shardings of what `place_weights` makes of `ensemble`, abstract
     or not."""
-    arrays = functools.partial(_arrays, ensemble, mesh, seed, samples, precision)
+    arrays = functools.partial(_arrays, ensemble, mesh, options)
 
     def placed(place: NamedSharding, tree: Any) -> Any:
         return jax.tree.map(
@@ -58,23 +69,16 @@ def abstract_weights(
     return jax.tree.map(placed, _places(ensemble, mesh), jax.eval_shape(arrays, ensemble.states))
 
 
-def _arrays(
-    ensemble: Ensemble,
-    mesh: Mesh,
-    seed: int,
-    samples: int,
-    precision: Precision,
-    states: Sequence[Any],
-) -> Weights:
+def _arrays(ensemble: Ensemble, mesh: Mesh, options: StepOptions, states: Sequence[Any]) -> Weights:
     """Returns the Weights of an ensemble whose groups have these `states`, of NumPy or traced."""
 
     def of_part(state: Any, rows: slice) -> Any:
-        return jax.tree.map(lambda leaf: leaf[rows].astype(precision, copy=False), state)
+        return jax.tree.map(lambda leaf: leaf[rows].astype(options.precision, copy=False), state)
 
     keys, start = [], 0
     for group in ensemble.groups:
         identities = ensemble.identities[start : start + group.members]
-        keys.append(member_keys(identities, seed, samples))
+        keys.append(member_keys(identities, options.seed, options.mc_samples))
         start += group.members
     return Weights(
         tuple(
@@ -131,13 +135,7 @@ def _member(members: Any, index: int) -> Any:
 
 
 def ensemble_step(
-    ensemble: Ensemble,
-    mesh: Mesh,
-    *,
-    samples: int,
-    fusion: Fusion,
-    precision: Precision,
-    samples_at_once: int | None = None,
+    ensemble: Ensemble, mesh: Mesh, options: StepOptions, samples_at_once: int | None = None
 ) -> Step:
     """Returns the jitted step in which all members and samples see a batch together.
 
@@ -147,13 +145,13 @@ def ensemble_step(
     """
 
     def all_logits(states: tuple, keys: tuple[Array, ...], inputs: Inputs) -> tuple[Array, ...]:
-        prepared = _prepare(inputs, precision)
+        prepared = _prepare(inputs, options.precision)
         logits = []
         for group, of_parts, group_keys in zip(ensemble.groups, states, keys, strict=True):
             with jax.named_scope(f"member/{group.architecture}"):
                 images = sharding.own_part(prepared[group.preprocessing], group.members, mesh)
                 of_member = functools.partial(
-                    _member_logits, group, images, samples, samples_at_once
+                    _member_logits, group, images, options.mc_samples, samples_at_once
                 )
                 logits.append(_map_members(of_member, of_parts, group_keys, mesh))
         return tuple(logits)
@@ -164,35 +162,35 @@ def ensemble_step(
         all_logits, mesh, (in_groups, in_groups, sharding.BY_CUTOUT), out_groups
     )
 
-    options = _compiler_options(precision, mesh)
+    compiler_options = _compiler_options(options.precision, mesh)
 
-    @functools.partial(jax.jit, compiler_options=options)
+    @functools.partial(jax.jit, compiler_options=compiler_options)
     def step(weights: Weights, inputs: Inputs) -> Scores:
         logits = on_mesh(weights.states, weights.keys, inputs)
         with jax.named_scope("fuse"):
-            return fuse(jnp.concatenate(logits), weights.fusion_params, fusion)
+            return fuse(jnp.concatenate(logits), weights.fusion_params, options.fusion)
 
     return step
 
 
-def one_by_one_step(
-    ensemble: Ensemble, mesh: Mesh, *, samples: int, fusion: Fusion, precision: Precision
-) -> Step:
+def one_by_one_step(ensemble: Ensemble, mesh: Mesh, options: StepOptions) -> Step:
     """Returns a step that walks the members one by one, each sample a full pass of its own.
 
     The way of older systems, kept to compare with: the scores are those of `ensemble_step`. The
     weights must be whole on each device of `mesh`.
     """
-    options = _compiler_options(precision, mesh)
+    compiler_options = _compiler_options(options.precision, mesh)
 
-    @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=options)
+    @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=compiler_options)
     def one_pass(group: MemberGroup, row: int, part: Any, key: Array, inputs: Inputs) -> Array:
-        images = _prepare(inputs, precision)[group.preprocessing]
-        return _member_logits(group, images, samples, None, _member(part, row), key[None])[0]
+        images = _prepare(inputs, options.precision)[group.preprocessing]
+        return _member_logits(
+            group, images, options.mc_samples, None, _member(part, row), key[None]
+        )[0]
 
     @jax.jit
     def fuse_all(logits: list[list[Array]], fusion_params: FusionParams) -> Scores:
-        return fuse(jnp.array(logits), fusion_params, fusion)
+        return fuse(jnp.array(logits), fusion_params, options.fusion)
 
     def step(weights: Weights, inputs: Inputs) -> Scores:
         logits = []

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from lensjax import metrics
@@ -26,7 +26,7 @@ LENS, OTHER, MAIN = "#e0734a", "#4f86c6", "#2f9e82"
 MEMBERS = ("#4f86c6", "#b58a2c", "#a06cc4", "#c9587a", "#5c9a3f", "#8a8f9c")
 POINTS = 4000  # drawn of each class: more would only cover each other
 BAND = "95 % interval"
-PLAIN = StrMethodFormatter("{x:g}")
+PLAIN = "{x:g}"
 BAND_POINTS = 400  # of a curve at which its interval is drawn
 INK = "#7a8090"
 DOTTED: Any = {"color": INK, "linewidth": 0.9, "linestyle": (0, (2, 3))}

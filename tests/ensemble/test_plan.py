@@ -17,7 +17,7 @@ from lensjax.ensemble import plan as planning
 from lensjax.ensemble import sharding
 from lensjax.ensemble.plan import CompiledStep, Size, batch_sizes, compile_step, ladders
 from lensjax.ensemble.stack import stack
-from lensjax.ensemble.step import place_weights
+from lensjax.ensemble.step import StepOptions, place_weights
 from lensjax.memory import Target, choose
 from tests import networks
 from tests.ensemble.members import PREPROCESSING, blank_member, random_member
@@ -108,13 +108,12 @@ def test_batches_are_no_larger_than_the_data_and_the_host_allow(monkeypatch):
     assert batch_sizes(10**6, input_spec(32), MESH)[-1] == 32
 
 
-OPTIONS = {"seed": 0, "samples": 2, "fusion": "mean_prob", "precision": "float32"}
-
-
-def compiled(ensemble, batch: int, budget: int, mesh=MESH, size=32, **options) -> CompiledStep:
-    return compile_step(
-        *(ensemble, mesh, input_spec(size), [batch]), budget=budget, **OPTIONS | options
-    )
+def compiled(
+    ensemble, batch: int, budget: int, mesh=MESH, size=32, samples=2, target=None
+) -> CompiledStep:
+    options = StepOptions(samples, "mean_prob")
+    given = ensemble, mesh, input_spec(size), [batch], options
+    return compile_step(*given, budget=budget, target=target)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +128,7 @@ def dropping(vit_tiny):
 
 @pytest.fixture(scope="module")
 def weights(dropping):
-    return place_weights(dropping, MESH, seed=0, samples=2, precision="float32")
+    return place_weights(dropping, MESH, StepOptions(2))
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from lensjax.data.catalog import open_source
 from lensjax.ensemble import scoring, sharding
 from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.stack import stack
-from lensjax.ensemble.step import ensemble_step, one_by_one_step, place_weights
+from lensjax.ensemble.step import StepOptions, ensemble_step, one_by_one_step, place_weights
 from lensjax.predictions import Scores
 from lensjax.resume import PartialRows
 from tests.ensemble.members import PREPROCESSING, random_member
@@ -49,9 +49,9 @@ def run(ensemble, tmp_path, monkeypatch):
             compiled.append(about["fun_name"])
 
     def scored(make, profile=None):
-        settings = {"samples": 2, "precision": "float32"}
-        weights = place_weights(ensemble, mesh, seed=0, **settings)
-        step = make(ensemble, mesh, fusion="stacked", **settings)
+        options = StepOptions(mc_samples=2)
+        weights = place_weights(ensemble, mesh, options)
+        step = make(ensemble, mesh, options)
         parts = PartialRows(tmp_path / "parts", {}, range(len(source)))
         # From here on each program is compiled anew, also those of single operations.
         jax.clear_caches()

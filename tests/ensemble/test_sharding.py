@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 from lensjax import runtime
 from lensjax.ensemble import sharding
 from lensjax.ensemble.stack import stack
-from lensjax.ensemble.step import ensemble_step, place_weights
+from lensjax.ensemble.step import StepOptions, ensemble_step, place_weights
 from tests import networks
 from tests.ensemble.members import random_member
 from tests.ensemble.test_step import inputs
@@ -30,13 +30,13 @@ runtime.set_up()
 architectures = ["resnet18"] * 4 + ["vit_s16"]
 with networks.small():
     ensemble = stack({f"m{i}": random_member(name, i) for i, name in enumerate(architectures)})
-settings = dict(samples=10, precision="float32")
+options = StepOptions(seed=1)
 found = {}
 for members, data in [(1, 1), (1, 8), (2, 4), (8, 1)]:
     mesh = sharding.mesh_of(jax.devices()[: members * data], members)
-    weights = place_weights(ensemble, mesh, seed=1, **settings)
+    weights = place_weights(ensemble, mesh, options)
     batch = jax.device_put(inputs(16), NamedSharding(mesh, sharding.BY_CUTOUT))
-    step = ensemble_step(ensemble, mesh, fusion="stacked", **settings)
+    step = ensemble_step(ensemble, mesh, options)
     compiled = step.lower(weights, batch).compile()
     with jax.transfer_guard("disallow"):
         scores = jax.device_get(compiled(weights, batch))

@@ -1,5 +1,7 @@
 """Members on an axis: the same ensemble whether the weights are there at once or are read."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,11 +9,11 @@ import pytest
 from lensjax.ensemble import sharding
 from lensjax.ensemble.checkpoint import load_member, read_info, read_weights, save_member
 from lensjax.ensemble.stack import abstract_ensemble, stack, with_weights
-from lensjax.ensemble.step import abstract_weights, place_weights
+from lensjax.ensemble.step import StepOptions, abstract_weights, place_weights
 from tests.ensemble.members import random_member
 
 MESH = sharding.mesh_of(jax.devices()[:1])
-SETTINGS = {"mesh": MESH, "seed": 3, "samples": 2, "precision": "float32"}
+OPTIONS = StepOptions(mc_samples=2, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,7 @@ def test_weights_read_one_by_one_are_those_of_members_at_hand(folders):
 
 def test_weights_on_a_cpu_are_not_copied(folders):
     ensemble = read_one_by_one({"vit.0": folders["vit.0"]})
-    placed = place_weights(ensemble, **SETTINGS)
+    placed = place_weights(ensemble, MESH, OPTIONS)
     for leaf, on_device in zip(
         jax.tree.leaves(ensemble.states), jax.tree.leaves(placed.states), strict=True
     ):
@@ -51,10 +53,10 @@ def test_weights_on_a_cpu_are_not_copied(folders):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_an_outline_has_the_form_of_the_weights(folders, precision):
-    settings = SETTINGS | {"precision": precision}
-    placed = place_weights(read_one_by_one(folders), **settings)
+    options = dataclasses.replace(OPTIONS, precision=precision)
+    placed = place_weights(read_one_by_one(folders), MESH, options)
     infos = {name: read_info(folder) for name, folder in folders.items()}
-    abstract = abstract_weights(abstract_ensemble(infos, dict.fromkeys(infos)), **settings)
+    abstract = abstract_weights(abstract_ensemble(infos, dict.fromkeys(infos)), MESH, options)
 
     def form(leaf):
         return leaf.shape, leaf.dtype, leaf.sharding

@@ -16,7 +16,7 @@ from lensjax.ensemble import sharding
 from lensjax.ensemble import step as step_module
 from lensjax.ensemble.checkpoint import Member, nnx_state
 from lensjax.ensemble.stack import member_keys, stack
-from lensjax.ensemble.step import ensemble_step, one_by_one_step, parts, place_weights
+from lensjax.ensemble.step import StepOptions, ensemble_step, one_by_one_step, parts, place_weights
 from lensjax.models.registry import ARCHITECTURES
 from tests import networks
 from tests.ensemble.members import PREPROCESSING, blank_member, random_member
@@ -53,8 +53,9 @@ def rows(batch: Inputs, chosen: np.ndarray) -> Inputs:
 
 def scores(members, batch, samples=SAMPLES, make=ensemble_step, fusion="mean_prob"):
     ensemble = stack(members)
-    weights = place_weights(ensemble, MESH, seed=SEED, samples=samples, precision="float32")
-    step = make(ensemble, MESH, samples=samples, fusion=fusion, precision="float32")
+    options = StepOptions(samples, fusion, seed=SEED)
+    weights = place_weights(ensemble, MESH, options)
+    step = make(ensemble, MESH, options)
     return ensemble, step(weights, batch)
 
 
@@ -152,8 +153,9 @@ def test_one_sample_has_no_dropout(members):
 
 def test_one_compilation_and_one_dispatch_serve_all_batches(members):
     ensemble = stack(members)
-    weights = place_weights(ensemble, MESH, seed=SEED, samples=2, precision="float32")
-    step = ensemble_step(ensemble, MESH, samples=2, fusion="stacked", precision="float32")
+    options = StepOptions(2, "stacked", "float32", SEED)
+    weights = place_weights(ensemble, MESH, options)
+    step = ensemble_step(ensemble, MESH, options)
     for _ in range(3):
         step(weights, inputs(4))
     assert step._cache_size() == 1
@@ -164,8 +166,9 @@ def test_samples_repeat_the_head_only(architecture):
     ensemble = stack({"a": blank_member(architecture)})
 
     def flops(samples: int) -> float:
-        weights = place_weights(ensemble, MESH, seed=0, samples=samples, precision="float32")
-        step = ensemble_step(ensemble, MESH, samples=samples, fusion="stacked", precision="float32")
+        options = StepOptions(samples, "stacked", "float32", 0)
+        weights = place_weights(ensemble, MESH, options)
+        step = ensemble_step(ensemble, MESH, options)
         return step.lower(weights, inputs(4)).compile().cost_analysis()["flops"]
 
     assert flops(10) < 1.05 * flops(1)
@@ -177,8 +180,9 @@ def test_members_work_in_the_same_memory_on_a_cpu():
         with networks.real():
             members = {str(n): blank_member("resnet18") for n in range(count)}
             ensemble = stack(members)
-        weights = place_weights(ensemble, MESH, seed=SEED, samples=1, precision="float32")
-        step = ensemble_step(ensemble, MESH, samples=1, fusion="mean_prob", precision="float32")
+        options = StepOptions(1, "mean_prob", "float32", SEED)
+        weights = place_weights(ensemble, MESH, options)
+        step = ensemble_step(ensemble, MESH, options)
         compiled = step.lower(weights, inputs(64)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -189,8 +193,9 @@ def test_bfloat16_stays_near_float32(members):
     batch, ensemble = inputs(4), stack(members)
     found = []
     for precision in ("float32", "bfloat16"):
-        weights = place_weights(ensemble, MESH, seed=0, samples=1, precision=precision)
-        step = ensemble_step(ensemble, MESH, samples=1, fusion="mean_prob", precision=precision)
+        options = StepOptions(1, "mean_prob", precision, 0)
+        weights = place_weights(ensemble, MESH, options)
+        step = ensemble_step(ensemble, MESH, options)
         found.append(np.asarray(step(weights, batch).logit))
     np.testing.assert_allclose(found[1], found[0], atol=0.15)
     assert np.abs(found[1] - found[0]).max() > 0
