@@ -77,4 +77,6 @@ def _figure(value: Any) -> str:
     """Returns a value as it stands in a table."""
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_figure(inner)}" for name, inner in value.items())
     return ", ".join(map(_figure, value)) if isinstance(value, list | tuple) else str(value)

@@ -81,6 +81,7 @@ def test_a_simulated_sky_can_be_packed(run, sky, tmp_path):
 def test_simulate_train_infer_evaluate(run, sky, tmp_path):
     members, results = tmp_path / "members", tmp_path / "results"
     command = ("--data", sky / "train.npz", "--arch", "vit_s16", "--output", members)
+    command = (*command, "--store", "int8")
     hyperparameters = ("--epochs", 1, "--batch-size", 16, "--validation-fraction", 0.3)
     ended = run(train.main, *command, *hyperparameters)
     assert ended.status == 0 and "trained; validation AUROC" in ended.out, ended
@@ -94,6 +95,8 @@ def test_simulate_train_infer_evaluate(run, sky, tmp_path):
     assert ended.status == 0 and "AUROC" in ended.out and "report.html" in ended.out
     record = json.loads((members / "vit_s16" / "0" / "member.json").read_text())
     assert record["preprocessing"]["pixel_scale"] == pytest.approx(0.263)
+    assert record["store"] == "int8"
+    assert "| AUROC |" in (members / "vit_s16" / "0" / "README.md").read_text()
 
     ended = run(evaluate.main, "--predictions", results, "--labels", sky / "truth.csv")
     assert ended.status == 0, ended

@@ -85,7 +85,9 @@ def test_a_card_of_a_member_in_int8_says_so_and_has_the_notes(member, tmp_path):
 
 
 def test_a_card_of_imported_weights_says_that_nothing_was_measured(member, tmp_path):
-    info = dataclasses.replace(member.info, metrics={}, training={"imported_from": "model.pth"})
+    info = dataclasses.replace(
+        member.info, metrics={}, training={"imported_from": {"repository": "a/b", "file": "c.pth"}}
+    )
     text = card(tmp_path, Member(info, member.state))
-    assert "`model.pth`" in text and "how good it is is not known" in text
+    assert "from repository a/b, file c.pth.\n" in text and "how good it is is not known" in text
     assert "AUROC" not in text and "lenses found" not in text and "cutouts seen" not in text
