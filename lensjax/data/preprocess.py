@@ -7,9 +7,9 @@ is the step's alone.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from scipy import sparse
@@ -82,13 +82,6 @@ class Preprocessing:
         band."""
         zeros, ones = (0.0,) * len(bands), (1.0,) * len(bands)
         return cls(tuple(bands), input_size, pixel_scale, stretch, softening, zeros, ones)
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the fields as JSON has them: a dict of strings, numbers and lists."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
 
 
 @dataclass(frozen=True)

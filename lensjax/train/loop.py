@@ -72,7 +72,7 @@ def train_members(
     settings = training_record(hyperparameters, training, architecture) | {
         "architecture": architecture,
         "seeds": list(seeds),
-        "preprocessing": training.preprocessing.to_json(),
+        "preprocessing": dataclasses.asdict(training.preprocessing),
     }
     with (
         closing(Snapshots(folder, settings, resume=resume)) as snapshots,

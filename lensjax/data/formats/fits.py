@@ -89,16 +89,20 @@ def fits_planes(path: str | Path, choose: Choose, most_values: int = MAX_VALUES)
     """Returns the chosen planes of a FITS file: those of its first image, where that is a cube,
     else its two-dimensional images. Raises `Unreadable`."""
     with open_fits(path, most_values) as hdus:
-        images = [found for found in _images(hdus, most_values) if len(found.shape) <= 3]
+        images = [hdu for hdu in _images(hdus, most_values) if len(_lengths(hdu.shape)) <= 3]
         if not images:
             raise Unreadable("the FITS file holds no image")
-        if len(images[0].shape) == 3:
-            return _planes_of_cube(images[0].hdu, choose)
-        images = [found for found in images if len(found.shape) == 2]
+        if len(_lengths(images[0].shape)) == 3:
+            return _planes_of_cube(images[0], choose)
+        images = [hdu for hdu in images if len(_lengths(hdu.shape)) == 2]
+        names = tuple(_plane_name(hdu.header) for hdu in images)
         return [
-            Plane(masked(_pixels(hdu)), _astrometry(hdu), place_of("image", index, name))
-            for index in choose(tuple(found.name for found in images))
-            for name, _, hdu in (images[index],)
+            Plane(
+                masked(_pixels(images[index])),
+                _astrometry(images[index]),
+                place_of("image", index, names[index]),
+            )
+            for index in choose(names)
         ]
 
 
@@ -130,7 +134,7 @@ def first_of(path: str | Path) -> First:
         if not first.is_image:
             return First(is_table=True)
         image = next(_images(hdus))
-        return First(False, image.shape, _names_of_planes(image.hdu))
+        return First(False, _lengths(image.shape), _names_of_planes(image))
     return First()
 
 
@@ -148,18 +152,10 @@ def fits_stack(path: str | Path) -> tuple[np.ndarray, Names, Astrometry]:
             image = next(_images(hdus), None)
             if image is None:
                 raise Unreadable("the FITS file holds no image")
-            return _pixels(image.hdu), _names_of_planes(image.hdu), _astrometry(image.hdu)
+            return _pixels(image), _names_of_planes(image), _astrometry(image)
 
 
-class _Image(NamedTuple):
-    """An image, what its header calls it, and its shape without axes of one pixel."""
-
-    name: str | None
-    shape: tuple[int, ...]
-    hdu: fits.ImageHDU
-
-
-def _images(hdus: fits.HDUList, most_values: int | None = None) -> Iterator[_Image]:
+def _images(hdus: fits.HDUList, most_values: int | None = None) -> Iterator[fits.ImageHDU]:
     """Yields the images of two and more axes that are no companions of others. Raises `Unreadable`
     at one of more than `most_values`: to go on beyond it may decompress it."""
     for hdu in hdus:
@@ -167,9 +163,8 @@ def _images(hdus: fits.HDUList, most_values: int | None = None) -> Iterator[_Ima
             continue
         if most_values is not None:
             check_size(hdu.shape, most_values)
-        name = _plane_name(hdu.header)
-        if len(hdu.shape) >= 2 and not _is_companion(name):
-            yield _Image(name, _lengths(hdu.shape), hdu)
+        if len(hdu.shape) >= 2 and not _is_companion(_plane_name(hdu.header)):
+            yield hdu
 
 
 def _lengths(shape: Sequence[int]) -> tuple[int, ...]:
