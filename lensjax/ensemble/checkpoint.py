@@ -20,10 +20,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from flax import nnx
-from jax import ShapeDtypeStruct
 from numpy.typing import DTypeLike
 
 from lensjax.data.preprocess import Preprocessing
+from lensjax.ensemble.quantisation import SCALES, quantised, quantised_form
 from lensjax.errors import LensjaxError, UsageError, one_line, unknown
 from lensjax.files import replacing_folder, standing_folders
 from lensjax.models import registry
@@ -32,7 +32,6 @@ LEARNED = (nnx.Param, nnx.BatchStat)
 # A file that has more gets no further array, or part of one, and none of these is larger: all files
 # are below 48 MiB, as hosts of repositories want it.
 FILE_BYTES = 24 * 2**20
-SCALES = ".scales"
 Store = Literal["float32", "int8"]
 """How the kernels are stored: as they are, or as int8 with a scale for each output channel."""
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1)]
@@ -189,7 +188,8 @@ def read_weights(folder: Path, info: MemberInfo) -> State:
         }
         if not arrays:
             raise FileNotFoundError("there are none")
-        compare(folder, _as_stored(state_of(info.abstract_model()), info.store), arrays)
+        wanted = state_of(info.abstract_model())
+        compare(folder, quantised_form(wanted) if info.store == "int8" else wanted, arrays)
         # The largest first, so that little is held beside them while they are read.
         largest_first = sorted(arrays, key=lambda name: -arrays[name].size)
         stored = {name: _read(arrays[name]) for name in largest_first}
@@ -202,7 +202,7 @@ def read_weights(folder: Path, info: MemberInfo) -> State:
         raise LensjaxError(f"the weights of {folder} are not those that member.json names (sha256)")
     for name in [name for name in stored if name.endswith(SCALES)]:
         kernel, scales = name.removesuffix(SCALES), stored.pop(name)
-        room = aligned_zeros(stored[kernel].shape, scales.dtype)
+        room = aligned_zeros(stored[kernel].shape, np.float32)
         stored[kernel] = np.multiply(stored[kernel], scales, out=room)
     return stored
 
@@ -211,39 +211,6 @@ def _read(array: ts.TensorStore) -> np.ndarray:
     room = aligned_zeros(array.shape, array.dtype.numpy_dtype)
     ts.array(room).write(array).result()
     return room
-
-
-def quantised(state: State) -> State:
-    """Returns `state` with the kernels in int8, and beside each its float32 scales: symmetric, a
-    scale for each output channel, so that no weight moves by more than half of its scale."""
-    stored = dict(state)
-    for name in filter(_is_kernel, state):
-        kernel = state[name]
-        scales = np.abs(kernel).max(_inputs(kernel.ndim), keepdims=True) / np.float32(127)
-        levels = np.rint(kernel / np.where(scales > 0, scales, 1))
-        stored |= {name: levels.astype(np.int8), name + SCALES: scales}
-    return stored
-
-
-def _as_stored(state: State, store: Store) -> State:
-    """Returns the shapes and types in which weights of these shapes are stored."""
-    stored = dict(state)
-    for name in filter(_is_kernel, state if store == "int8" else ()):
-        shape, inputs = state[name].shape, _inputs(len(state[name].shape))
-        scales = tuple(1 if axis in inputs else size for axis, size in enumerate(shape))
-        stored[name] = ShapeDtypeStruct(shape, np.int8)
-        stored[name + SCALES] = ShapeDtypeStruct(scales, np.float32)
-    return stored
-
-
-def _is_kernel(name: str) -> bool:
-    return name.endswith("kernel")
-
-
-def _inputs(axes: int) -> tuple[int, ...]:
-    """Returns the axes of a kernel that are summed over: of a convolution (height, width, input,
-    output), a matrix (input, output), or one of each transformer block (block, input, output)."""
-    return tuple(range(1 if axes == 3 else 0, axes - 1))
 
 
 def find_members(checkpoints: Path, ensemble: str | None) -> dict[str, Path]:

@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader
 from scipy.special import expit
 
 from lensjax import metrics
+from lensjax.ensemble.quantisation import SCALES
 
 METRICS = {
     "auroc": "AUROC",
@@ -38,7 +39,7 @@ def model_card(
     told = {name: value for name, value in training.items() if value not in (None, [])}
     return templates.get_template("model_card.md").render(
         **record,
-        weights=sum(array.size for name, array in stored.items() if not name.endswith(".scales")),
+        weights=sum(array.size for name, array in stored.items() if not name.endswith(SCALES)),
         megabytes=sum(array.nbytes for array in stored.values()) / 1e6,
         seen=round(training.get("epochs", 0) * training.get("cutouts", 0)),
         metric_names=METRICS,
