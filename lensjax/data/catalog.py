@@ -26,16 +26,11 @@ from lensjax.data.formats.image_files import (
 )
 from lensjax.data.formats.pictures import FITS_SUFFIXES, IMAGE_SUFFIXES, has_suffix, stem
 from lensjax.data.formats.tables import (
-    SPELLINGS,
     TABLE_SUFFIXES,
     UNKNOWN_LABEL,
-    column_texts,
-    find_column,
     label_of,
     paths_below,
-    read_rows,
-    standardise,
-    texts,
+    read_catalogue,
 )
 from lensjax.data.parts import WHOLE, Part
 from lensjax.data.planes import MAX_VALUES, Names, Unreadable
@@ -215,26 +210,8 @@ def _folder_label(file: str) -> int:
 
 
 def _open_catalogue(path: Path, wanted: Wanted, pixel_scale: float | None, part: Part) -> Source:
-    raw, rows, count = read_rows(path, part)
-    name = find_column("path", raw.colnames)
-    if name is None:
-        raise UsageError(
-            f"{path} has no column {' or '.join(SPELLINGS['path'])}; its columns are "
-            f"{', '.join(raw.colnames) or 'none'}"
-        )
-    if not count:
-        raise UsageError(f"{path} has no rows")
-    table = standardise(raw, str(path))
-    del raw  # a copy of each path
-    if "id" not in table.colnames:
-        table["id"] = [stem(file) for file in texts(table["path"])]
-    paths = np.array(list(paths_below(path.parent, texts(table["path"]))), object)
-    table["path"] = paths
-
-    def of_all_rows() -> Iterable[str]:
-        return paths if part == WHOLE else paths_below(path.parent, column_texts(path, name))
-
-    in_bands = any("{band}" in file for file in paths)
+    (table, rows, count), of_all_rows = read_catalogue(path, part)
+    in_bands = any("{band}" in file for file in table["path"])
     band_names = _band_names(of_all_rows()) if in_bands else ()
 
     def files() -> Iterator[str]:

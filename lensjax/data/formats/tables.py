@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from astropy.table import Column, MaskedColumn, Table
 
-from lensjax.data.formats.pictures import FITS_SUFFIXES, has_suffix
+from lensjax.data.formats.pictures import FITS_SUFFIXES, has_suffix, stem
 from lensjax.data.formats.reader_warnings import silenced
 from lensjax.data.parts import WHOLE, Part, Rows, rows_of
 from lensjax.data.planes import refusing
@@ -65,6 +65,34 @@ def read_rows(path: Path, part: Part = WHOLE) -> Rows:
 
         is_parquet = has_suffix(path, PARQUET_SUFFIXES)
         return arrow.read_parquet(path, part) if is_parquet else arrow.read_csv(path, part)
+
+
+def read_catalogue(path: Path, part: Part) -> tuple[Rows, Callable[[], Iterable[str]]]:
+    """Returns the rows of a catalogue of cutouts that a part takes, as `standardise` has them, with
+    an `id` and with a `path` below the catalogue's folder; and what gives the paths of all rows.
+
+    Raises `UsageError` where there are no paths.
+    """
+    raw, rows, count = read_rows(path, part)
+    name = find_column("path", raw.colnames)
+    if name is None:
+        raise UsageError(
+            f"{path} has no column {' or '.join(SPELLINGS['path'])}; its columns are "
+            f"{', '.join(raw.colnames) or 'none'}"
+        )
+    if not count:
+        raise UsageError(f"{path} has no rows")
+    table = standardise(raw, str(path))
+    del raw  # a copy of each path
+    if "id" not in table.colnames:
+        table["id"] = [stem(file) for file in texts(table["path"])]
+    paths = np.array(list(paths_below(path.parent, texts(table["path"]))), object)
+    table["path"] = paths
+
+    def of_all_rows() -> Iterable[str]:
+        return paths if part == WHOLE else paths_below(path.parent, column_texts(path, name))
+
+    return Rows(table, rows, count), of_all_rows
 
 
 def column_texts(path: Path, name: str) -> Iterable[str]:
