@@ -132,6 +132,7 @@ def shrunk(options: TrainConfig, given: Collection[str]) -> TrainConfig:
         memory_budget="auto",
         start_from=None,
         grow_from=None,
+        teachers=None,
         output=options.output if is_own else folder / "members",
         resume=options.resume and is_own,
     )
@@ -431,6 +432,16 @@ def _check(options: TrainConfig) -> None:
         "--batch-size must be at least 1": options.batch_size < 1,
         "--start-from and --grow-from exclude each other": bool(
             options.start_from and options.grow_from
+        ),
+        "--teacher-weight must lie in 0..1": not 0 <= options.teacher_weight <= 1,
+        f"--teachers {options.teachers} is the folder of the members to train as well: name the "
+        "teachers in it, as --teacher-ensemble resnet18": (
+            options.teachers is not None
+            and options.teacher_ensemble is None
+            and Path(options.teachers).absolute() == options.output.absolute()
+        ),
+        "--teacher-ensemble chooses among --teachers: give that too": (
+            options.teachers is None and options.teacher_ensemble is not None
         ),
         "--micro-batches must be at least 1": options.micro_batches < 1,
         "--member-shards must be at least 1": options.member_shards < 1,

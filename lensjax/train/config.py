@@ -56,6 +56,12 @@ class Hyperparameters(Augmentation):
     grow_from: str | None = None
     """Folder of a member of a narrower architecture, as vit_ti16 for vit_b16, that is widened to
     start from; what --start-from keeps is kept too."""
+    teachers: str | None = None
+    """Folder of members, or of one, whose mean logit is learnt beside the labels."""
+    teacher_ensemble: str | None = None
+    """Which members of --teachers, as --ensemble of infer.py names them (None: all)."""
+    teacher_weight: float = 0.5
+    """Weight of the teachers in the loss; that of the labels is the rest."""
     freeze: str | None = None
     """Weights to freeze, by the beginning of their names: stem,stages.0."""
     layer_decay: float = 1.0

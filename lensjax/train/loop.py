@@ -97,7 +97,7 @@ def train_members(
                 scales = active_scales(schedule, step - 1, setup.steps, scale_count)
                 arrays, weight = next(iterator)
                 rows = arrays.pop("row")
-                batch = TrainBatch(**arrays, weight=weight)
+                batch = TrainBatch(**arrays, weight=weight, teachers=setup.teachers)
                 state, new = train_step(setup.config, groups[scales], state, batch, setup.keys)
                 if losses is not None:
                     # A step late, so that the device never waits for the host.

@@ -21,6 +21,13 @@ def binary_loss(logits: Array, labels: Array, smoothing: float, focusing: float 
     return optax.sigmoid_focal_loss(logits, targets, gamma=focusing)
 
 
+def distillation_loss(logits: Array, teacher_logits: Array) -> Array:
+    """Returns the cross entropies, in nats, of logits (..., batch) against the probabilities of
+    teachers whose logits are (batch,) (Hinton et al. 2015, at temperature 1)."""
+    targets = jnp.broadcast_to(jax.nn.sigmoid(teacher_logits), logits.shape)
+    return optax.sigmoid_binary_cross_entropy(logits, targets)
+
+
 def consistency(logits: Array) -> Array:
     """Returns how much the predictions of several scales (scale, batch) differ, (batch,) in nats.
 

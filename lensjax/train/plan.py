@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import ShapeDtypeStruct
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lensjax import results
 from lensjax.data.on_device import ImageSpec
@@ -332,7 +332,7 @@ def plan_group(
     `scale_count` scales."""
     config = setup.config
     state, keys = abstract_members((state, setup.keys), config.mesh)
-    batch = abstract_batch(len(setup.keys), image_spec, batch_size, config.mesh)
+    batch = abstract_batch(setup, image_spec, batch_size)
     resident = BATCHES_AHEAD * bytes_per_device(batch.images)
     if len(group.scales) == scale_count:
         found = footprint(single_group_step, (config, group, state, batch, keys), target)
@@ -352,17 +352,22 @@ def abstract_members(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda leaf: ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
 
 
-def abstract_batch(members: int, image_spec: ImageSpec, batch_size: int, mesh: Mesh) -> TrainBatch:
-    """Returns shapes, types and sharding of a batch of images."""
-    by_cutout = NamedSharding(mesh, sharding.BY_CUTOUT)
-    both = NamedSharding(mesh, sharding.BY_MEMBER_AND_CUTOUT)
+def abstract_batch(setup: TrainSetup, image_spec: ImageSpec, batch_size: int) -> TrainBatch:
+    """Returns shapes, types and sharding of a batch of images, with the teachers' weights."""
+
+    def placed(spec: PartitionSpec, *shape: int, dtype: str = "float32") -> ShapeDtypeStruct:
+        place = NamedSharding(setup.config.mesh, spec)
+        return ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=place)
+
+    height, width, bands = image_spec.shape
     return TrainBatch(
-        ShapeDtypeStruct(
-            (batch_size, *image_spec.shape), jnp.dtype(image_spec.dtype), sharding=by_cutout
+        placed(sharding.BY_CUTOUT, batch_size, height, width, bands, dtype=image_spec.dtype),
+        placed(sharding.BY_CUTOUT, batch_size, bands, 4),
+        placed(sharding.BY_CUTOUT, batch_size),
+        placed(sharding.BY_MEMBER_AND_CUTOUT, len(setup.keys), batch_size),
+        teachers=jax.tree.map(
+            lambda leaf: placed(sharding.EVERYWHERE, *leaf.shape, dtype=leaf.dtype), setup.teachers
         ),
-        ShapeDtypeStruct((batch_size, image_spec.shape[2], 4), jnp.float32, sharding=by_cutout),
-        ShapeDtypeStruct((batch_size,), jnp.float32, sharding=by_cutout),
-        ShapeDtypeStruct((members, batch_size), jnp.float32, sharding=both),
     )
 
 
@@ -420,8 +425,8 @@ def steps_per_second(plan: TrainingPlan, state: TrainState, image_spec: ImageSpe
 
     The state is given away.
     """
-    setup, mesh = plan.setup, plan.setup.config.mesh
-    blank = abstract_batch(len(setup.keys), image_spec, plan.batch_size, mesh)
+    setup = plan.setup
+    blank = abstract_batch(setup, image_spec, plan.batch_size)
     batch = jax.tree.map(
         lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), blank
     )

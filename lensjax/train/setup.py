@@ -18,6 +18,7 @@ from lensjax.ensemble import sharding
 from lensjax.ensemble.checkpoint import MemberInfo
 from lensjax.errors import UsageError
 from lensjax.models import registry
+from lensjax.train import teachers
 from lensjax.train.config import Hyperparameters
 from lensjax.train.data import Labelled, transforms_at
 from lensjax.train.finetune import frozen_names, hashes, layerwise, origins, starts
@@ -35,7 +36,7 @@ class TrainSetup(NamedTuple):
 
     `scale_sets`: the sets of scales that steps train at. `micro_batches`: of each batch, at least.
     `keys` (member,) draw augmentation and dropout. `weights` (member, cutout) are those of the
-    training cutouts in the loss.
+    training cutouts in the loss. `teachers`: the weights of each teacher.
     """
 
     architecture: str
@@ -46,6 +47,7 @@ class TrainSetup(NamedTuple):
     weights: np.ndarray
     steps: int
     steps_per_epoch: int
+    teachers: tuple[Any, ...] = ()
 
 
 def set_up(
@@ -77,6 +79,7 @@ def set_up(
         hyperparameters.layer_decay,
         frozen_names(hyperparameters.freeze, params),
     )
+    taught_by, weights_of_teachers = teachers.load(hyperparameters, transform, mesh)
     config = StepConfig(
         graph=graph,
         transforms=transforms,
@@ -99,6 +102,8 @@ def set_up(
         precision=hyperparameters.precision,
         average_decay=hyperparameters.average_decay,
         augmentation=hyperparameters.augmentation(),
+        teachers=taught_by,
+        teacher_weight=hyperparameters.teacher_weight,
     )
     setup = TrainSetup(
         info.architecture,
@@ -109,6 +114,7 @@ def set_up(
         example_weights(seeds, labels, hyperparameters),
         steps,
         steps_per_epoch,
+        weights_of_teachers,
     )
     return setup, initial_state(config, params, batch_stats)
 
@@ -198,6 +204,7 @@ def training_record(
             "dropout": dropout,
             "block_dropout": block_dropout,
             "started_from_sha256": hashes(origins(hyperparameters, architecture)),
+            "taught_by": teachers.record(hyperparameters),
         }
         | training.record
     )

@@ -28,8 +28,9 @@ from lensjax.ensemble.sharding import MEMBER
 from lensjax.ensemble.step import Precision
 from lensjax.models.product import compiler_options
 from lensjax.train.augment import Augmentation, augmented, flip_bits, flipped
-from lensjax.train.losses import consistency
+from lensjax.train.losses import consistency, distillation_loss
 from lensjax.train.state import Average, TrainState
+from lensjax.train.teachers import Teacher, mean_logits
 
 
 class TrainBatch(NamedTuple):
@@ -38,7 +39,8 @@ class TrainBatch(NamedTuple):
     Images and brightness are as `on_device.seen` takes them, labels (batch,) float32. `weight`:
     that of each example in the loss, (batch,) float32, one on average, of a member; (member, batch)
     of all. `flips` (batch, 3): how each image is turned. `logit_gradient` (batch, scale): of what
-    the loss depends on beside a group's own scales. Either is None where there is none.
+    the loss depends on beside a group's own scales. Either is None where there is none. `teachers`:
+    the weights of each teacher; `teacher_logits` (batch,): what they say of the augmented images.
     """
 
     images: Any
@@ -47,10 +49,12 @@ class TrainBatch(NamedTuple):
     weight: Any
     flips: Any = None
     logit_gradient: Any = None
+    teachers: Any = ()
+    teacher_logits: Any = None
 
 
 # What of a batch has the members in front.
-MEMBER_AXES = TrainBatch(None, None, None, 0, None, 0)
+MEMBER_AXES = TrainBatch(None, None, None, 0, None, 0, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +63,9 @@ class StepConfig:
 
     `transforms`: what each scale takes of a batch, from the smallest to the largest. `loss`: from
     logits (..., batch) and labels (batch,) to losses in the logits' shape. `average_decay`: of the
-    moving average. `augmentation`: of each batch, for all scales alike. Parameters are float32
-    whatever the `precision` of the rest.
+    moving average. `augmentation`: of each batch, for all scales alike. `teacher_weight`: of what
+    the `teachers` say, that of the labels being the rest. Parameters are float32 whatever the
+    `precision` of the rest.
     """
 
     graph: nnx.GraphDef
@@ -72,6 +77,8 @@ class StepConfig:
     precision: Precision = "float32"
     average_decay: float | None = None
     augmentation: Augmentation = Augmentation()
+    teachers: tuple[Teacher, ...] = ()
+    teacher_weight: float = 0.0
 
     def model(self, params: Any, batch_stats: Any) -> nnx.Module:
         """Returns a network of these weights, in the precision of the computation."""
@@ -80,8 +87,14 @@ class StepConfig:
 
     def images(self, scale: int, batch: TrainBatch) -> Array:
         """Returns what the network sees of a batch at a scale."""
-        images = seen(self.transforms[scale], batch.images, batch.brightness)
-        return images if batch.flips is None else flipped(images, batch.flips)
+        return shown(self.transforms[scale], batch)
+
+
+def shown(transform: Transform, batch: TrainBatch) -> Array:
+    """Returns what a network sees of a batch, (batch, S, S, band)."""
+    brightness = jnp.asarray(batch.brightness)[:, np.array(transform.channels)]
+    images = seen(transform, batch.images, brightness)
+    return images if batch.flips is None else flipped(images, batch.flips)
 
 
 @dataclass(frozen=True)
@@ -104,16 +117,20 @@ class ResolutionGroup:
 def augment_batch(
     config: StepConfig, step: Array, batch: TrainBatch, key: Array | None
 ) -> tuple[TrainBatch, Array | None]:
-    """Returns what step number `step` shows of a batch to the member with this `key`, and the key
-    of its dropout. Without a key the batch is as it is, and there is no dropout."""
-    batch = jax.tree.map(jnp.asarray, batch)
-    if key is None:
-        return batch, None
-    look, dropout_key = jax.random.split(jax.random.fold_in(key, step))
-    keys = jax.random.split(look, len(batch.label))
-    images, brightness = augmented(config.augmentation, keys, batch.images, batch.brightness)
-    shown = batch._replace(images=images, brightness=brightness, flips=flip_bits(keys))
-    return shown, dropout_key
+    """Returns what step number `step` shows of a batch to the member with this `key`, with what its
+    teachers say of that, and the key of its dropout. Without a key the batch is as it is, and there
+    is no dropout."""
+    batch, dropout_key = jax.tree.map(jnp.asarray, batch), None
+    if key is not None:
+        look, dropout_key = jax.random.split(jax.random.fold_in(key, step))
+        keys = jax.random.split(look, len(batch.label))
+        images, brightness = augmented(config.augmentation, keys, batch.images, batch.brightness)
+        batch = batch._replace(images=images, brightness=brightness, flips=flip_bits(keys))
+    if config.teachers:
+        look_at = functools.partial(shown, batch=batch)
+        said = mean_logits(config.teachers, batch.teachers, look_at)
+        batch = batch._replace(teachers=(), teacher_logits=said)
+    return batch, dropout_key
 
 
 def forward(
@@ -146,7 +163,11 @@ def forward(
 
 def example_losses(config: StepConfig, logits: Array, batch: TrainBatch) -> Array:
     """Returns the weighted losses (scale, batch) of logits (batch, scale)."""
-    return config.loss(logits.T, jnp.asarray(batch.label)) * jnp.asarray(batch.weight)[None]
+    losses = config.loss(logits.T, batch.label)
+    if batch.teacher_logits is not None:
+        taught = distillation_loss(logits.T, batch.teacher_logits)
+        losses += config.teacher_weight * (taught - losses)
+    return losses * batch.weight[None]
 
 
 def group_loss(
@@ -198,8 +219,8 @@ def group_gradient(
 ) -> tuple[Any, tuple[Any, ...], Array]:
     """Returns a group's part of the gradient of the joint loss, the batch statistics, and the
     losses (scale,)."""
-    shown, dropout_key = augment_batch(config, state.step, batch, key)
-    examples = len(shown.label)
+    batch, dropout_key = augment_batch(config, state.step, batch, key)
+    examples = len(batch.label)
 
     def gradient(state: TrainState, batch: TrainBatch, key: Array | None) -> Any:
         def loss(params: Any) -> Any:
@@ -210,7 +231,7 @@ def group_gradient(
         return found, logits, new
 
     found, logits, batch_stats = over_micro_batches(
-        group.micro_batches, gradient, state.params, state, shown, dropout_key
+        group.micro_batches, gradient, state.params, state, batch, dropout_key
     )
     return found, batch_stats, example_losses(config, logits, batch).mean(-1)
 
@@ -227,8 +248,8 @@ def group_logits(
     def logits(state: TrainState, batch: TrainBatch, key: Array | None) -> Any:
         return (), *forward(config, group, state, batch, key)
 
-    shown = augment_batch(config, state.step, batch, key)
-    return over_micro_batches(group.micro_batches, logits, (), state, *shown)[1]
+    augmented_batch = augment_batch(config, state.step, batch, key)
+    return over_micro_batches(group.micro_batches, logits, (), state, *augmented_batch)[1]
 
 
 def consistency_gradient(config: StepConfig, logits: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -275,20 +296,35 @@ def averaged(decay: float, scales: Sequence[int], state: TrainState) -> Average:
 # --- of all members ---
 
 
-def over_members(function: Callable, in_axes: tuple, mesh: Mesh) -> Callable:
+def over_members(
+    function: Callable, in_axes: tuple, mesh: Mesh, *, plain_alone: bool = True
+) -> Callable:
     """Returns `function` of one member mapped over the leading axis of its arguments, as `jax.vmap`
     has `in_axes`, of which each device along the mesh's member axis takes its own.
 
     The batch may be split over the mesh's other axis: what depends on all of it, such as the
-    statistics of batch normalisation, the devices exchange.
+    statistics of batch normalisation, the devices exchange. With `plain_alone` a sole member is not
+    mapped: XLA would copy a transformer's layers, which stand behind the axis, in every step.
     """
-    mapped = jax.vmap(function, in_axes)
+
+    def is_none(axis: Any) -> bool:
+        return axis is None
+
+    def first(axis: int | None, part: Any) -> Any:
+        return part if axis is None else jax.tree.map(lambda leaf: leaf[0], part)
+
+    def mapped(*arguments: Any) -> Any:
+        if not plain_alone or len(jax.tree.leaves(arguments)[0]) > 1:
+            return jax.vmap(function, in_axes)(*arguments)
+        alone = jax.tree.map(first, in_axes, arguments, is_leaf=is_none)
+        return jax.tree.map(lambda leaf: leaf[None], function(*alone))
+
     if mesh.shape[MEMBER] == 1:
         return mapped
     in_specs = jax.tree.map(
         lambda axis: PartitionSpec() if axis is None else PartitionSpec(MEMBER),
         in_axes,
-        is_leaf=lambda axis: axis is None,
+        is_leaf=is_none,
     )
     return jax.shard_map(
         mapped,
@@ -309,7 +345,8 @@ def _gradients(
 
 def _updates(config: StepConfig, scales: Sequence[int], *arguments: Any) -> TrainState:
     function = functools.partial(update, config, scales)
-    return over_members(function, (0, 0), config.mesh)(*arguments)
+    # Without the axis the state would be another array, and copied where it is given away.
+    return over_members(function, (0, 0), config.mesh, plain_alone=False)(*arguments)
 
 
 # --- what runs ---

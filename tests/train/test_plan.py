@@ -188,7 +188,13 @@ def test_what_cannot_be_planned_is_refused(tmp_path):
             train.main(["--plan", "--output", str(tmp_path), *options])
 
 
-def test_canvases_travel_in_their_own_type():
-    found = abstract_batch(2, ImageSpec((48, 48, 2), "uint8"), 4, MESH)
+def test_images_travel_in_their_own_type_and_teachers_beside_them():
+    keys = jax.vmap(jax.random.key)(jnp.arange(MEMBERS))
+    config, _ = config_and_state(Convolutional)
+    setup = TrainSetup("two", config, ((0,),), 1, keys, np.ones((MEMBERS, 9)), 1, 1)
+    setup = setup._replace(teachers=({"kernel": jnp.ones((3, 2), jnp.bfloat16)},))
+    found = abstract_batch(setup, ImageSpec((48, 48, 2), "uint8"), 4)
     assert found.images.shape == (4, 48, 48, 2) and found.images.dtype == jnp.uint8
     assert found.weight.shape == (2, 4)
+    assert found.teachers[0]["kernel"].shape == (3, 2)
+    assert found.teachers[0]["kernel"].dtype == jnp.bfloat16

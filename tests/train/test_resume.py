@@ -1,4 +1,5 @@
-"""A real process that trains, killed at any moment: it ends where it would have ended."""
+"""A real process that trains with a teacher, killed at any moment: it ends where it would have
+ended."""
 
 import json
 import os
@@ -13,6 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lensjax.data.preprocess import Preprocessing
+from lensjax.ensemble import checkpoint
+from tests import networks
+from tests.ensemble.members import random_member
+
 ARCHITECTURE = "light_transformer"
 STEPS = 60
 KILLS = 2
@@ -26,6 +32,10 @@ def cutouts(tmp_path_factory) -> Path:
     images[label == 1, 6:10, 6:10] += 2.0
     path = tmp_path_factory.mktemp("data") / "cutouts.npz"
     np.savez(path, images=images, label=label, id=np.arange(96), bands=np.array(["g"]))
+    preprocessing = Preprocessing(("g",), 16, None, "none", 1.0, (0.0,), (1.0,))
+    with networks.real():
+        teacher = random_member(ARCHITECTURE, 7, preprocessing)
+    checkpoint.save_member(path.parent / "teachers" / ARCHITECTURE / "7", teacher)
     return path
 
 
@@ -39,6 +49,7 @@ def begin(cutouts: Path, output: Path, *more: str) -> subprocess.Popen:
         "--batch-size": 16,
         "--save-minutes": 0,
         "--output": output,
+        "--teachers": cutouts.parent / "teachers",
     }
     command = [
         sys.executable,
