@@ -17,7 +17,7 @@ from lensjax.sky.scenes import KINDS, LENS, OF_DEFLECTOR, SCENE_UNIFORMS, Sky, d
 from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import Observation, Survey, observation_uniforms, observe
 
-CHUNK = 256
+CHUNK = 128
 OF_LENS = (
     "einstein_radius", "slope", "shear", "magnification", "arc_snr", "peak_snr", "counter_snr",
     "arc_extent",
@@ -201,6 +201,7 @@ def draw(
     if backgrounds is not None:
         observation = observation_of(backgrounds, observation)
     lensed = np.flatnonzero(np.isin(kind, [list(KINDS).index(name) for name in OF_DEFLECTOR]))
+    lensed = lensed if len(lensed) else np.arange(1)  # one that is not shown
     lens = draw_lenses(
         _uniform(seed, 1, group[lensed], LENS_UNIFORMS), survey, take(observation, lensed)
     )
@@ -252,13 +253,11 @@ def _truth(
     """Returns what truth.csv says of the lens systems of the pictures `lensed`, and of how all (n,)
     were observed."""
     band, system = survey.selection_index, lens.system
-    of_system = {
-        "einstein_radius": system.einstein_radius,
-        "slope": system.slope,
-        "lens_redshift": system.lens_redshift,
-        "source_redshift": system.source_redshift,
-        "velocity_dispersion": system.velocity_dispersion,
-        "axis_ratio": system.axis_ratio,
+    names = (
+        "einstein_radius", "slope", "lens_redshift", "source_redshift", "velocity_dispersion",
+        "axis_ratio",
+    )  # fmt: skip
+    of_system = {name: getattr(system, name) for name in names} | {
         "shear": np.hypot(system.gamma1, system.gamma2),
         "lens_magnitude": system.lens_magnitudes[band],
         "source_magnitude": system.source_magnitudes[band],

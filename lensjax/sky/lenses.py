@@ -27,7 +27,7 @@ SOURCE_COMPONENTS = 4
 DETAIL_UNIFORMS = 3 + 5 * PERTURBERS + 5 * SOURCE_COMPONENTS
 LENS_UNIFORMS = CANDIDATES * (CANDIDATE_UNIFORMS + 1) + SHORTLIST * DETAIL_UNIFORMS + 1
 COARSE = 32  # pixels along a side of the grid on which the shortlist is traced
-AT_ONCE = 64  # systems that are traced at once
+AT_ONCE = 32  # systems that are traced at once
 
 # Einstein radii that are kept: at most this share of half the cutout, at least this share of the
 # sharpest seeing. Chosen.

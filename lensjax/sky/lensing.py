@@ -1,10 +1,8 @@
 """Deflection of light by elliptical galaxies, and the light of galaxies, as pure functions.
 
-Angles are in arcsec. Parameters follow lenstronomy's conventions (Birrer & Amara 2018): an
-ellipticity (e1, e2) has modulus (1 - q) / (1 + q) and phase twice the position angle of the
-major axis; theta_E is the Einstein radius of the galaxy averaged as sqrt(q) times that along the
-major axis. Every function of one object takes scalars and a grid of any shape, works in the
-precision it is given, and has finite gradients everywhere, the centre and the round case included.
+Angles are in arcsec, position angles in radians. As in lenstronomy (Birrer & Amara 2018) theta_E
+and half-light radii are the geometric means of those along the two axes. Every function of one
+object takes scalars and a grid of any shape, and works in the precision it is given.
 """
 
 from collections.abc import Callable
@@ -53,25 +51,6 @@ class Mass(NamedTuple):
     perturber_y: Any
 
 
-def axis_ratio_and_angle(e1: Scalar, e2: Scalar) -> tuple[jax.Array, jax.Array]:
-    """Returns the axis ratio q in (0, 1] and the position angle (radians) of an ellipticity.
-
-    An exactly round object has no angle: it is made flatter by less than rounding shows, so that
-    the angle and all gradients exist.
-    """
-    nearly_zero = jnp.finfo(jnp.result_type(e1, float)).eps ** 0.7
-    is_round = e1**2 + e2**2 < nearly_zero**2
-    e1 = jnp.where(is_round, e1 + nearly_zero, e1)
-    modulus = jnp.minimum(jnp.sqrt(e1**2 + e2**2), 0.9999)
-    return (1 - modulus) / (1 + modulus), jnp.arctan2(e2, e1) / 2
-
-
-def ellipticity(axis_ratio: Scalar, angle: Scalar) -> tuple[jax.Array, jax.Array]:
-    """Returns (e1, e2) of an axis ratio and a position angle (radians)."""
-    modulus = (1 - axis_ratio) / (1 + axis_ratio)
-    return modulus * jnp.cos(2 * angle), modulus * jnp.sin(2 * angle)
-
-
 def aligned(
     x: jax.Array, y: jax.Array, center_x: Scalar, center_y: Scalar, angle: Scalar
 ) -> tuple[jax.Array, jax.Array]:
@@ -82,45 +61,28 @@ def aligned(
 
 
 def epl_deflection(
-    x: jax.Array,
-    y: jax.Array,
-    theta_E: Scalar,
-    gamma: Scalar,
-    e1: Scalar,
-    e2: Scalar,
-    center_x: Scalar,
-    center_y: Scalar,
+    x: jax.Array, y: jax.Array, theta_E: Scalar, slope: Scalar, axis_ratio: Scalar, angle: Scalar
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns the deflection (alpha_x, alpha_y) in arcsec of an elliptical power law.
+    """Returns the deflection (alpha_x, alpha_y) in arcsec of an elliptical power law at the origin.
 
-    The density falls as r^-gamma. Tessore & Metcalf (2015), eq. 13 and 29: in the frame of the
-    major axis, with R e^(i phi) = q x + i y, f = (1 - q) / (1 + q) and t = gamma - 1,
+    The density falls as r^-slope. Tessore & Metcalf (2015), eq. 13 and 29: in the frame of the
+    major axis, with R e^(i phi) = q x + i y, f = (1 - q) / (1 + q) and t = slope - 1,
     alpha = 2 b / (1 + q) (b / R)^(t - 1) sum_n a_n (-f)^n e^(i (2n + 1) phi).
     """
-    axis_ratio, angle = axis_ratio_and_angle(e1, e2)
-    along, across = aligned(x, y, center_x, center_y, angle)
-    tiny = jnp.finfo(jnp.result_type(x, float)).tiny ** 0.25
+    along, across = aligned(x, y, 0.0, 0.0, angle)
+    tiny = jnp.finfo(along.dtype).tiny ** 0.25
     radius = jnp.sqrt((axis_ratio * along) ** 2 + across**2 + tiny)
-    cosine, sine = axis_ratio * along / radius, across / radius
-    flattening = (1 - axis_ratio) / (1 + axis_ratio)
-    real = -flattening * (cosine**2 - sine**2)
-    imaginary = -flattening * 2 * cosine * sine
-    exponent = gamma - 1
-    factors = [(2 * n - 2 + exponent) / (2 * n + 2 - exponent) for n in range(1, SERIES_TERMS)]
-    # The series by Horner's rule, in real and imaginary part.
-    sum_real, sum_imaginary = jnp.ones_like(radius), jnp.zeros_like(radius)
-    for factor in reversed(factors):
-        sum_real, sum_imaginary = (
-            1 + factor * (real * sum_real - imaginary * sum_imaginary),
-            factor * (real * sum_imaginary + imaginary * sum_real),
-        )
-    scale = jnp.sqrt(axis_ratio) * theta_E
-    ratio = jnp.log(jnp.maximum(scale, tiny)) - jnp.log(radius)
-    strength = 2 * scale / (1 + axis_ratio) * jnp.exp((exponent - 1) * ratio)
-    alpha_along = strength * (cosine * sum_real - sine * sum_imaginary)
-    alpha_across = strength * (cosine * sum_imaginary + sine * sum_real)
+    direction = jax.lax.complex(axis_ratio * along / radius, across / radius)
+    step = -(1 - axis_ratio) / (1 + axis_ratio) * direction**2
+    exponent = slope - 1
+    series = jnp.ones_like(direction)
+    for n in reversed(range(1, SERIES_TERMS)):
+        series = 1 + (2 * n - 2 + exponent) / (2 * n + 2 - exponent) * step * series
+    scale = jnp.maximum(jnp.sqrt(axis_ratio) * theta_E, tiny)
+    strength = 2 * scale / (1 + axis_ratio) * (scale / radius) ** (exponent - 1)
+    alpha = strength * direction * series
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
-    return cosine * alpha_along - sine * alpha_across, sine * alpha_along + cosine * alpha_across
+    return cosine * alpha.real - sine * alpha.imag, sine * alpha.real + cosine * alpha.imag
 
 
 def shear_deflection(
@@ -132,8 +94,7 @@ def shear_deflection(
 
 def trace(x: jax.Array, y: jax.Array, mass: Mass) -> tuple[jax.Array, jax.Array]:
     """Returns where in the source plane the ray through each point of the image comes from."""
-    e1, e2 = ellipticity(mass.axis_ratio, mass.angle)
-    alpha_x, alpha_y = epl_deflection(x, y, mass.theta_E, mass.slope, e1, e2, 0.0, 0.0)
+    alpha_x, alpha_y = epl_deflection(x, y, mass.theta_E, mass.slope, mass.axis_ratio, mass.angle)
     shear_x, shear_y = shear_deflection(x, y, mass.gamma1, mass.gamma2)
     x_source, y_source = x - alpha_x - shear_x, y - alpha_y - shear_y
     for which in range(mass.perturber_theta_E.shape[0]):
@@ -155,8 +116,8 @@ def sersic(
     amp: Scalar,
     R_sersic: Scalar,
     n_sersic: Scalar,
-    e1: Scalar,
-    e2: Scalar,
+    axis_ratio: Scalar,
+    angle: Scalar,
     center_x: Scalar,
     center_y: Scalar,
     softening: Scalar = 0.0,
@@ -167,9 +128,8 @@ def sersic(
     mean of the two axes of that isophote. `softening` (arcsec) rounds off the cusp, as a grid of
     finite step needs.
     """
-    axis_ratio, angle = axis_ratio_and_angle(e1, e2)
     along, across = aligned(x, y, center_x, center_y, angle)
-    tiny = jnp.finfo(jnp.result_type(x, float)).tiny ** 0.25
+    tiny = jnp.finfo(along.dtype).tiny ** 0.25
     squared = axis_ratio * along**2 + across**2 / axis_ratio + softening**2 + tiny
     # One logarithm and two exponentials a pixel: the cheapest form of (R / R_e)^(1 / n).
     scaled = jnp.exp((0.5 * jnp.log(squared) - jnp.log(R_sersic)) / n_sersic)
@@ -199,9 +159,9 @@ def sersic_light(
 
     Dark slots cost nothing where they come last.
     """
-    e1, e2 = ellipticity(galaxies.axis_ratio, galaxies.angle)
-    amplitude = sersic_amplitude(galaxies.radius, galaxies.n_sersic)
-    shapes = (amplitude, galaxies.radius, galaxies.n_sersic, e1, e2, galaxies.x, galaxies.y)
+    _, center_x, center_y, axis_ratio, angle, radius, n_sersic = galaxies
+    amplitude = sersic_amplitude(radius, n_sersic)
+    shapes = (amplitude, radius, n_sersic, axis_ratio, angle, center_x, center_y)
     one = partial(sersic, x, y, softening=softening)
 
     def add(slot: jax.Array, light: jax.Array) -> jax.Array:

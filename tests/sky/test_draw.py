@@ -78,6 +78,13 @@ def test_a_seed_makes_the_images_and_not_the_chunk(sky):
     assert not np.allclose(part.images, sky.images[:16])
 
 
+def test_a_sky_without_lenses_is_drawn_too():
+    survey = replace(SMALL, shares=(("star", 1.0),))
+    sky = simulate(survey, count=3, lens_fraction=0.0, seed=1, chunk=16)
+    assert (sky.truth["kind"] == "star").all() and np.isfinite(sky.images).all()
+    assert np.isnan(sky.truth["einstein_radius"]).all()
+
+
 @pytest.mark.slow
 def test_a_noise_free_sky_is_the_same_without_noise(sky):
     bare = simulate(replace(SMALL, noise=False), count=COUNT, seed=4, chunk=32)

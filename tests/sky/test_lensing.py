@@ -3,24 +3,34 @@
 import json
 from pathlib import Path
 
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
 from scipy.integrate import quad
 
 from lensjax.sky.lensing import (
     Mass,
-    axis_ratio_and_angle,
-    ellipticity,
     epl_deflection,
     sersic,
     sersic_amplitude,
     shear_deflection,
     trace,
 )
+
+
+def own_terms(lens):
+    """Returns lenstronomy's parameters as ours: an ellipticity (e1, e2) has modulus
+    (1 - q) / (1 + q) and phase twice the position angle."""
+    lens = dict(lens)
+    e1, e2 = lens.pop("e1"), lens.pop("e2")
+    modulus = jnp.hypot(e1, e2)
+    return lens | {"axis_ratio": (1 - modulus) / (1 + modulus), "angle": jnp.arctan2(e2, e1) / 2}
+
+
+def deflected(x, y, *, center_x, center_y, gamma=2.0, **lens):
+    """Returns the deflection by a power law with lenstronomy's parameters."""
+    return epl_deflection(x - center_x, y - center_y, slope=gamma, **own_terms(lens))
 
 
 @pytest.fixture(scope="module", params=["float64", "float32"])
@@ -34,9 +44,10 @@ def computed(request, reference):
         for case in cases:
             sie, shear = ({k: jnp.asarray(v, x.dtype) for k, v in p.items()} for p in case["lens"])
             source = {k: jnp.asarray(v, x.dtype) for k, v in case["source"][0].items()}
-            sie_x, sie_y = epl_deflection(x, y, gamma=2.0, **sie)
+            sie_x, sie_y = deflected(x, y, **sie)
             shear_x, shear_y = shear_deflection(x, y, shear["gamma1"], shear["gamma2"])
             deflection.append((sie_x + shear_x, sie_y + shear_y))
+            source = own_terms(source)
             lensed.append(sersic(x - deflection[-1][0], y - deflection[-1][1], **source))
             unlensed.append(sersic(x, y, **source))
         images = {"lensed": np.array(lensed), "unlensed": np.array(unlensed)}
@@ -58,7 +69,8 @@ def test_power_laws_deflect_as_in_lenstronomy(reference, dtype, tolerance):
     with jax.enable_x64(dtype == "float64"):
         x, y = (jnp.asarray(expected[name], dtype) for name in "xy")
         lenses = [jnp.asarray(expected[name], dtype) for name in names]
-        found = jax.vmap(lambda *lens: jnp.stack(epl_deflection(x, y, *lens)))(*lenses)
+        cases = [dict(zip(names, case, strict=True)) for case in zip(*lenses, strict=True)]
+        found = jnp.stack([jnp.stack(deflected(x, y, **case)) for case in cases])
     assert np.abs(found - expected["deflection"]).max() < tolerance
 
 
@@ -77,60 +89,27 @@ def test_sersic_images_agree_with_lenstronomy(computed, image):
     assert np.abs((images[image] - expected[image]) / peak).max() < 1e-3
 
 
-@given(st.floats(0.2, 0.98), st.floats(-1.5, 1.5))
-@settings(max_examples=30, deadline=None)
-def test_ellipticity_comes_back(axis_ratio, angle):
-    e1, e2 = ellipticity(jnp.asarray(axis_ratio), jnp.asarray(angle))
-    found_ratio, found_angle = axis_ratio_and_angle(e1, e2)
-    assert found_ratio == pytest.approx(axis_ratio, abs=1e-5)
-    assert found_angle == pytest.approx(angle, abs=1e-3)
-
-
-def test_nearly_round_lens_becomes_isothermal_sphere():
+def test_round_lens_is_an_isothermal_sphere():
     x, y = jnp.asarray([0.3, -1.0, 2.0]), jnp.asarray([0.4, 0.1, -1.5])
     radius = jnp.hypot(x, y)
-    for e1 in (0.0, 1e-7, 1e-5):
-        alpha_x, alpha_y = epl_deflection(x, y, 1.3, 2.0, jnp.asarray(e1), jnp.zeros(()), 0.0, 0.0)
+    for axis_ratio in (1.0, 0.99999):
+        alpha_x, alpha_y = epl_deflection(x, y, 1.3, 2.0, axis_ratio, 0.4)
         np.testing.assert_allclose(alpha_x, 1.3 * x / radius, atol=3e-5)
         np.testing.assert_allclose(alpha_y, 1.3 * y / radius, atol=3e-5)
 
 
-def test_gradients_are_finite_everywhere():
-    places = [(0.0, 0.0), (1e-6, 0.0), (0.0, 1.0), (0.7, -0.4)]
-    shapes = [(0.0, 0.0), (1e-9, 0.0), (1e-3, -1e-3), (0.2, 0.3)]
-
-    def total(parameters):
-        x, y, e1, e2, theta_E, center_x, center_y = parameters
-        alpha_x, alpha_y = epl_deflection(x, y, theta_E, 2.2, e1, e2, center_x, center_y)
-        light = sersic(x, y, 1.0, 0.3, 2.0, e1, e2, center_x, center_y)
-        return alpha_x + alpha_y + light
-
-    parameters = jnp.asarray([[*xy, *e, 1.0, 0.0, 0.0] for xy in places for e in shapes])
-    assert jnp.isfinite(jax.vmap(jax.grad(total))(parameters)).all()
-
-
-def test_round_gradient_with_respect_to_ellipticity_is_right():
-    def alpha(e1, e2):
-        return epl_deflection(jnp.asarray(0.7), jnp.asarray(-0.4), 1.0, 2.0, e1, e2, 0.0, 0.0)[0]
-
-    with jax.enable_x64(True):
-        zero, step = jnp.zeros(()), 1e-4
-        gradient = jax.grad(alpha, (0, 1))(zero, zero)
-        numerical = [
-            (alpha(zero + step, zero) - alpha(zero - step, zero)) / (2 * step),
-            (alpha(zero, zero + step) - alpha(zero, zero - step)) / (2 * step),
-        ]
-        np.testing.assert_allclose(gradient, numerical, atol=1e-3)
+def test_without_mass_nothing_is_deflected_not_even_at_the_centre():
+    alpha = epl_deflection(jnp.zeros(2), jnp.asarray([0.0, 1.0]), 0.0, 2.3, 0.7, 0.3)
+    np.testing.assert_allclose(alpha, 0.0, atol=1e-5)
 
 
 def test_magnification_of_isothermal_ellipsoid():
     """Without shear an isothermal lens has det(d beta / d theta) = 1 - 2 kappa, exactly."""
     axis_ratio, angle, theta_E = 0.6, 0.8, 1.2
-    e1, e2 = ellipticity(jnp.asarray(axis_ratio), jnp.asarray(angle))
 
     def source_position(position):
         return position - jnp.stack(
-            epl_deflection(position[0], position[1], theta_E, 2.0, e1, e2, 0.0, 0.0)
+            epl_deflection(position[0], position[1], theta_E, 2.0, axis_ratio, angle)
         )
 
     for x, y in [(0.5, 0.2), (1.5, -0.3), (-0.2, 2.0)]:
@@ -148,10 +127,11 @@ def test_images_of_small_source_are_magnified_as_by_a_sphere(offset, expected):
     """Total magnification behind a sphere: 2 / beta inside theta_E = 1, 1 + 1 / beta outside."""
     axis = np.linspace(-4, 4, 1600, dtype=np.float32)
     x, y = (jnp.asarray(grid) for grid in np.meshgrid(axis, axis))
-    zero = jnp.zeros(())
-    alpha_x, alpha_y = epl_deflection(x, y, 1.0, 2.0, zero, zero, 0.0, 0.0)
+    alpha_x, alpha_y = epl_deflection(x, y, 1.0, 2.0, 1.0, 0.0)
     # Of index 0.7 the profile has no cusp and hardly any wings.
-    shape = dict(R_sersic=0.04, n_sersic=0.7, e1=zero, e2=zero, center_x=offset, center_y=0.0)
+    shape = dict(
+        R_sersic=0.04, n_sersic=0.7, axis_ratio=1.0, angle=0.0, center_x=offset, center_y=0.0
+    )
     light = sersic(x - alpha_x, y - alpha_y, sersic_amplitude(0.04, 0.7), **shape)
     assert float(light.sum()) * (8 / 1599) ** 2 == pytest.approx(expected, rel=0.02)
 
@@ -161,7 +141,7 @@ def test_unit_amplitude_gives_unit_flux(n_sersic):
     amp = float(sersic_amplitude(0.5, n_sersic))
 
     def ring(radius):
-        light = sersic(jnp.asarray(radius), jnp.zeros(()), amp, 0.5, n_sersic, 0.0, 0.0, 0.0, 0.0)
+        light = sersic(jnp.asarray(radius), jnp.zeros(()), amp, 0.5, n_sersic, 1.0, 0.0, 0.0, 0.0)
         return 2 * np.pi * radius * float(light)
 
     total = quad(ring, 0, 2, limit=200, epsrel=1e-4)[0] + quad(ring, 2, 400, limit=200)[0]
