@@ -2,10 +2,9 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isqrt
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,10 +17,7 @@ from lensjax.models.torch_file import StateDict
 from lensjax.models.vit import PATCH_SIZE, VisionTransformer, interpolate_position_embedding
 
 # How the path of an array in the model becomes its name in the file: parts replaced in this order.
-# `{layer}` counts the blocks of a transformer.
-Names = tuple[tuple[str, str], ...]
-
-RESNET_NAMES: Names = (
+RESNET_NAMES = (
     ("stem.entry.conv", "conv1"),
     ("stem.entry.norm", "bn1"),
     ("stages.0.blocks", "layer1"),
@@ -40,49 +36,32 @@ RESNET_NAMES: Names = (
     ("mean", "running_mean"),
     ("var", "running_var"),
 )
-
-TORCHVISION_VIT_NAMES: Names = (
-    ("embedding.patches", "conv_proj"),
-    ("embedding.class_token", "class_token"),
-    ("embedding.positions", "encoder.pos_embedding"),
-    ("blocks", "encoder.layers.encoder_layer_{layer}"),
-    ("last", "encoder.layers.encoder_layer_{layer}"),
-    ("norm1", "ln_1"),
-    ("norm2", "ln_2"),
-    ("attention.query.kernel", "self_attention.in_proj_weight"),
-    ("attention.query.bias", "self_attention.in_proj_bias"),
-    ("attention.key_value.kernel", "self_attention.in_proj_weight"),
-    ("attention.key_value.bias", "self_attention.in_proj_bias"),
-    ("attention.projection", "self_attention.out_proj"),
-    ("expand", "mlp.0"),
-    ("contract", "mlp.3"),
-    ("norm", "encoder.ln"),
-    ("head.linear", "heads.head"),
-    ("kernel", "weight"),
-    ("scale", "weight"),
+# The same, with torchvision's names and then timm's; `{layer}` counts the blocks.
+VIT_NAMES = (
+    ("embedding.patches", "conv_proj", "patch_embed.proj"),
+    ("embedding.class_token", "class_token", "cls_token"),
+    ("embedding.positions", "encoder.pos_embedding", "pos_embed"),
+    ("blocks", "encoder.layers.encoder_layer_{layer}", "blocks.{layer}"),
+    ("last", "encoder.layers.encoder_layer_{layer}", "blocks.{layer}"),
+    ("norm1", "ln_1", "norm1"),
+    ("norm2", "ln_2", "norm2"),
+    ("attention.query.kernel", "self_attention.in_proj_weight", "attn.qkv.weight"),
+    ("attention.query.bias", "self_attention.in_proj_bias", "attn.qkv.bias"),
+    ("attention.key_value.kernel", "self_attention.in_proj_weight", "attn.qkv.weight"),
+    ("attention.key_value.bias", "self_attention.in_proj_bias", "attn.qkv.bias"),
+    ("attention.projection", "self_attention.out_proj", "attn.proj"),
+    ("expand", "mlp.0", "mlp.fc1"),
+    ("contract", "mlp.3", "mlp.fc2"),
+    ("norm", "encoder.ln", "norm"),
+    ("head.linear", "heads.head", "head"),
+    ("kernel", "weight", "weight"),
+    ("scale", "weight", "weight"),
 )
 
-TIMM_VIT_NAMES: Names = (
-    ("embedding.patches", "patch_embed.proj"),
-    ("embedding.class_token", "cls_token"),
-    ("embedding.positions", "pos_embed"),
-    ("blocks", "blocks.{layer}"),
-    ("last", "blocks.{layer}"),
-    ("attention.query", "attn.qkv"),
-    ("attention.key_value", "attn.qkv"),
-    ("attention.projection", "attn.proj"),
-    ("expand", "mlp.fc1"),
-    ("contract", "mlp.fc2"),
-    ("head.linear", "head"),
-    ("kernel", "weight"),
-    ("scale", "weight"),
-)
-
-# What torchvision first called the layers of the perceptron, what counts steps and is no weight,
-# and where people put a last layer of their own, alone or in a Sequential.
-OLD_SPELLINGS = (("mlp.linear_1.", "mlp.0."), ("mlp.linear_2.", "mlp.3."))
+# What counts steps and is no weight, and where people put a last layer of their own, alone or in a
+# Sequential.
 COUNTERS = ("num_batches_tracked", "n_averaged")
-HEADS = ("fc", "head", "heads", "classifier", "last_linear", "linear", "output")
+HEADS = {"fc", "head", "heads", "classifier", "last_linear", "linear", "output"}
 
 FEW = 4
 """So many names are listed in a message."""
@@ -97,16 +76,6 @@ class _Source:
     rows: slice
 
 
-class _Match(NamedTuple):
-    """The tensors of a file by the model's names, where each array comes from, what was adapted,
-    and what does not fit, in words: none where all does."""
-
-    tensors: StateDict
-    sources: dict[str, _Source]
-    notes: tuple[str, ...]
-    misfits: tuple[str, ...]
-
-
 def load_torch_weights(model: nnx.Module, state_dict: StateDict) -> tuple[str, ...]:
     """Puts the weights of a torchvision or timm network into `model`, in place.
 
@@ -119,10 +88,9 @@ def load_torch_weights(model: nnx.Module, state_dict: StateDict) -> tuple[str, .
     Raises LensjaxError saying how many tensors are missing, unexpected, of the wrong shape or not
     finite, and which are the first. The model is then as it was.
     """
-    tensors, sources, notes, misfits = _match(model, state_dict)
-    if misfits:
-        told = "; ".join(misfits)
-        raise LensjaxError(f"the weights are not those of this architecture; {told}")
+    tensors, sources, notes = _matched(model, state_dict)
+    if misfits := _misfits(tensors, sources):
+        raise LensjaxError(f"the weights are not those of this architecture; {'; '.join(misfits)}")
     state, arrays = _arrays(model)
     for path, source in sources.items():
         stack = np.stack([_own_layout(tensors[name][source.rows]) for name in source.names])
@@ -133,20 +101,25 @@ def load_torch_weights(model: nnx.Module, state_dict: StateDict) -> tuple[str, .
 
 def fits(model: nnx.Module, state_dict: StateDict) -> bool:
     """Returns whether these are weights for `model`, which may be abstract."""
-    return not _match(model, state_dict).misfits
-
-
-def _match(model: nnx.Module, state_dict: StateDict) -> _Match:
-    sources = _sources(_arrays(model)[1], _naming(model, state_dict))
-    tensors = _plain_names(state_dict, sources)
-    notes = _adapt(tensors, sources)
-    return _Match(tensors, sources, notes, _misfits(tensors, sources))
+    tensors, sources, _ = _matched(model, state_dict)
+    return not _misfits(tensors, sources)
 
 
 def tensor_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
     """Returns the names and shapes that the weights of `model` have in torchvision."""
-    sources = _sources(_arrays(model)[1], _naming(model, {}))
+    sources = _sources(model, {})
     return {name: source.shape for source in sources.values() for name in source.names}
+
+
+def _matched(
+    model: nnx.Module, state_dict: StateDict
+) -> tuple[StateDict, dict[str, _Source], tuple[str, ...]]:
+    """Returns the tensors of a file by the model's names, where each array of the model comes from,
+    and what was adapted."""
+    sources = _sources(model, state_dict)
+    tensors = _plain_names(state_dict, sources)
+    notes = [*_adapt_bands(tensors, sources), *_adapt_positions(tensors, sources)]
+    return tensors, sources, (*notes, *_adapt_head(tensors, sources))
 
 
 def _arrays(model: nnx.Module) -> tuple[nnx.State, dict[str, nnx.Variable]]:
@@ -155,7 +128,15 @@ def _arrays(model: nnx.Module) -> tuple[nnx.State, dict[str, nnx.Variable]]:
     return state, {".".join(map(str, path)): array for path, array in nnx.to_flat_state(state)}
 
 
-def _sources(arrays: dict[str, nnx.Variable], names: Names) -> dict[str, _Source]:
+def _sources(model: nnx.Module, state_dict: StateDict) -> dict[str, _Source]:
+    """Returns where each array of `model`, by its path, comes from."""
+    if isinstance(model, HybridTransformer):
+        raise UsageError("neither torchvision nor timm has weights for this architecture")
+    names = dict(RESNET_NAMES)
+    if isinstance(model, VisionTransformer):
+        is_timm = any(name.split(".")[-1] == "cls_token" for name in state_dict)
+        names = {ours: theirs[is_timm] for ours, *theirs in VIT_NAMES}
+    arrays = _arrays(model)[1]
     return {path: _source(path, array.shape, arrays, names) for path, array in arrays.items()}
 
 
@@ -164,36 +145,30 @@ def _plain_names(state_dict: StateDict, sources: dict[str, _Source]) -> StateDic
     that it has in the model. Raises LensjaxError where a name would be there twice."""
     tensors = {n: tensor for n, tensor in state_dict.items() if not n.endswith(COUNTERS)}
     tensors = _renamed(tensors, _new_spelling)
-    tensors = _moved(tensors, _shared_prefix(tensors), "")
+    shared = os.path.commonprefix([*tensors]).rfind(".") + 1
+    tensors = _renamed(tensors, lambda name: name[shared:])
     wanted = {name for source in sources.values() for name in source.names}
-    (first,) = (sources[path].names[0] for path in FIRST_KERNELS if path in sources)
+    first = _first(sources).names[0]
     before = sorted(n.removesuffix(first) for n in tensors if f".{n}".endswith(f".{first}"))
     if before:
         # A block may have a layer of the same name: the prefix of most names is meant.
         most = max(before, key=lambda prefix: sum(prefix + name in tensors for name in wanted))
-        tensors = _moved(tensors, most, "")
+        tensors = _renamed(tensors, lambda name: name.removeprefix(most))
     head = sources["head.linear.kernel"].names[0]
     others = [
-        name
+        name.removesuffix("weight")
         for name, tensor in tensors.items()
         if name not in wanted and name.split(".")[0] in HEADS and tensor.ndim == 2
     ]
     if head not in tensors and len(others) == 1:
-        tensors = _moved(tensors, *(name.removesuffix("weight") for name in (others[0], head)))
+        (other,), ours = others, head.removesuffix("weight")
+        tensors = _renamed(tensors, lambda name: re.sub(f"^{re.escape(other)}", ours, name))
     return tensors
 
 
 def _new_spelling(name: str) -> str:
-    for old, new in OLD_SPELLINGS:
-        name = name.replace(old, new)
-    return name
-
-
-def _moved(tensors: StateDict, old: str, new: str) -> StateDict:
-    """Returns the tensors, those whose names begin with `old` under names that begin with `new`."""
-    return _renamed(
-        tensors, lambda name: new + name.removeprefix(old) if name.startswith(old) else name
-    )
+    """Returns the name that torchvision now has for a layer of the perceptron."""
+    return name.replace("mlp.linear_1.", "mlp.0.").replace("mlp.linear_2.", "mlp.3.")
 
 
 def _renamed(tensors: StateDict, rename: Callable[[str], str]) -> StateDict:
@@ -207,28 +182,12 @@ def _renamed(tensors: StateDict, rename: Callable[[str], str]) -> StateDict:
     return renamed
 
 
-def _shared_prefix(names: Iterable[str]) -> str:
-    """Returns the parts, up to a dot, that all names begin with."""
-    shared = os.path.commonprefix(list(names))
-    return shared[: shared.rfind(".") + 1]
-
-
-def _naming(model: nnx.Module, tensors: StateDict) -> Names:
-    match model:
-        case VisionTransformer():
-            is_timm = any(name.split(".")[-1] == "cls_token" for name in tensors)
-            return TIMM_VIT_NAMES if is_timm else TORCHVISION_VIT_NAMES
-        case HybridTransformer():
-            raise UsageError("neither torchvision nor timm has weights for this architecture")
-    return RESNET_NAMES
-
-
 def _source(
-    path: str, shape: tuple[int, ...], arrays: dict[str, nnx.Variable], names: Names
+    path: str, shape: tuple[int, ...], arrays: dict[str, nnx.Variable], names: dict[str, str]
 ) -> _Source:
     """Returns the name and shape, in PyTorch's layout, of the array at `path` in the model."""
     name = path
-    for ours, theirs in names:
+    for ours, theirs in names.items():
         name = re.sub(rf"(?<![^.]){re.escape(ours)}(?![^.])", theirs, name)
     layers = range(1)
     if path.startswith("blocks."):
@@ -245,67 +204,68 @@ def _source(
 
 
 def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    match path, shape:
-        case "embedding.class_token", (width,):
-            return 1, 1, width
-        case "embedding.positions", (tokens, width):
-            return 1, tokens, width
-        case "embedding.patches.kernel", (inputs, width):
+    match path:
+        case "embedding.class_token":
+            return 1, 1, *shape
+        case "embedding.positions":
+            return 1, *shape
+        case "embedding.patches.kernel":
+            inputs, width = shape
             return width, inputs // PATCH_SIZE**2, PATCH_SIZE, PATCH_SIZE
-        case _, (rows, columns, inputs, outputs):
-            return outputs, inputs, rows, columns
-        case _, (inputs, outputs):
-            return outputs, inputs
-        case _, other:
-            return other
+    return *shape[-1:], *shape[-2:-1], *shape[:-2]
 
 
 def _own_layout(tensor: np.ndarray) -> np.ndarray:
     """Returns a tensor with its axes in the model's order."""
-    if tensor.ndim == 4:
-        return tensor.transpose(2, 3, 1, 0)
-    return tensor.T if tensor.ndim == 2 else tensor
+    axes = {2: (1, 0), 4: (2, 3, 1, 0)}
+    return tensor.transpose(axes.get(tensor.ndim, range(tensor.ndim)))
 
 
-def _adapt(tensors: StateDict, sources: dict[str, _Source]) -> tuple[str, ...]:
-    """Fits the first layer, the positions and the head to the model where that has a meaning.
+def _first(sources: dict[str, _Source]) -> _Source:
+    return next(sources[path] for path in FIRST_KERNELS if path in sources)
 
-    Changes `tensors`; a head that is not to be loaded is taken out of both dictionaries.
-    """
-    notes = []
-    (first,) = (sources[name] for name in FIRST_KERNELS if name in sources)
-    kernel = tensors.get(first.names[0])
-    if kernel is not None and kernel.ndim == 4 and kernel.shape[1] not in (0, first.shape[1]):
-        held, bands = kernel.shape[1], first.shape[1]
-        tensors[first.names[0]] = to_bands(kernel, bands, axis=1)
-        notes.append(f"first layer adapted from {held} bands to {bands}")
 
-    positions = sources.get("embedding.positions")
-    embedding = None if positions is None else tensors.get(positions.names[0])
-    if positions is not None and embedding is not None and embedding.size and embedding.ndim == 3:
-        old, new = (isqrt(shape[1] - 1) for shape in (embedding.shape, positions.shape))
-        if old not in (0, new) and embedding.shape == (1, old**2 + 1, positions.shape[2]):
+def _adapt_bands(tensors: StateDict, sources: dict[str, _Source]) -> Iterator[str]:
+    """Fits the first layer to the model's bands; yields what it did, in words."""
+    (name,), (_, bands, *_) = _first(sources).names, _first(sources).shape
+    kernel = tensors.get(name)
+    if kernel is not None and kernel.ndim == 4 and kernel.shape[1] not in (0, bands):
+        tensors[name] = to_bands(kernel, bands, axis=1)
+        yield f"first layer adapted from {kernel.shape[1]} bands to {bands}"
+
+
+def _adapt_positions(tensors: StateDict, sources: dict[str, _Source]) -> Iterator[str]:
+    """Resamples the position embedding to the model's grid; yields what it did, in words."""
+    if positions := sources.get("embedding.positions"):
+        (name,), (_, tokens, width) = positions.names, positions.shape
+        embedding = tensors.get(name, np.zeros(0))
+        old, new = (isqrt(max(count - 1, 0)) for count in (embedding.size // width, tokens))
+        if old not in (0, new) and embedding.shape == (1, old**2 + 1, width):
             resampled = interpolate_position_embedding(embedding[0].astype(np.float32), old, new)
-            tensors[positions.names[0]] = np.asarray(resampled)[None]
-            notes.append(f"position embedding adapted from a grid of {old}x{old} to {new}x{new}")
+            tensors[name] = np.asarray(resampled)[None]
+            yield f"position embedding adapted from a grid of {old}x{old} to {new}x{new}"
 
-    weight, bias = (sources[f"head.linear.{leaf}"] for leaf in ("kernel", "bias"))
-    held_head = [tensors.get(source.names[0], np.zeros(0)) for source in (weight, bias)]
-    outputs = held_head[0].shape[:1]
-    if [tensor.shape for tensor in held_head] == [(2, weight.shape[1]), (2,)]:
-        for source in (weight, bias):
-            of_both = tensors[source.names[0]].astype(np.float32)
-            tensors[source.names[0]] = of_both[1:] - of_both[:1]
-        notes.append(
+
+def _adapt_head(tensors: StateDict, sources: dict[str, _Source]) -> Iterator[str]:
+    """Makes two outputs one, or takes a head that is not to be loaded out of both dictionaries;
+    yields what it did, in words."""
+    paths = ("head.linear.kernel", "head.linear.bias")
+    names = [sources[path].names[0] for path in paths]
+    held = [tensors.get(name, np.zeros(0)) for name in names]
+    outputs = held[0].shape[:1]
+    if [tensor.shape for tensor in held] == [(2, sources[paths[0]].shape[1]), (2,)]:
+        for name, tensor in zip(names, held, strict=True):
+            of_both = tensor.astype(np.float32)
+            tensors[name] = of_both[1:] - of_both[:1]
+        yield (
             "head with 2 outputs made one log-odds: the second, which is taken to be the lenses, "
             "less the first"
         )
-    elif all(tensor.shape[:1] == outputs for tensor in held_head) and outputs not in ((), (1,)):
-        for leaf, source in (("kernel", weight), ("bias", bias)):
-            del sources[f"head.linear.{leaf}"]
-            tensors.pop(source.names[0], None)
-        notes.append(f"head with {outputs[0]} outputs left out: the new one has yet to be trained")
-    return tuple(notes)
+    elif all(tensor.shape[:1] == outputs for tensor in held) and outputs not in ((), (1,)):
+        for path, name in zip(paths, names, strict=True):
+            del sources[path]
+            tensors.pop(name, None)
+        yield f"head with {outputs[0]} outputs left out: the new one has yet to be trained"
 
 
 def _misfits(tensors: StateDict, sources: dict[str, _Source]) -> tuple[str, ...]:
