@@ -125,11 +125,8 @@ def read_probabilities(folder: str | os.PathLike[str]) -> tuple[Table, dict[str,
     path = Path(folder)
     path = path / "predictions.npz" if path.is_dir() else path
     arrays = read_npz(path)
-    if "members" in arrays:
-        members = arrays["members"].tolist()
-    else:  # written by an earlier version
-        members = [name.removesuffix("_probs") for name in arrays if name.endswith("_probs")]
-    scores = list(dict.fromkeys(["ensemble", *members]))
+    members = arrays["members"].tolist() if "members" in arrays else []
+    scores = ["ensemble", *members]
     missing = {"id", *(f"{name}_probs" for name in scores)} - arrays.keys()
     if missing:
         raise UsageError(f"{path} lacks {' and '.join(sorted(missing))}: give the folder of a run")

@@ -148,7 +148,8 @@ class PartialRows:
     def _first_of_each(self) -> Iterator[tuple[range, range]]:
         """Yields those of `rows` that a part has and no part before it, and the rows of the part;
         all in order, and on disk."""
-        self.save()
+        if self._unsaved:
+            self.save()
         reached = self.rows.start
         for part in self._saved():
             new = _overlap(part, range(reached, self.rows.stop))

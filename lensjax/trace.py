@@ -3,6 +3,7 @@
 The stages of the host are named here, those of the device by `jax.named_scope` in the step.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -49,18 +50,13 @@ def traced(items: Iterable[Item], folder: Path | None) -> Iterator[Item]:
     options = jax.profiler.ProfileOptions()
     # A line for each call of a Python function would bury the stages.
     options.python_tracer_level = 0
-    tracing, number = False, 0
-    try:
+    number = 0
+    with contextlib.ExitStack() as tracing:
         for number, item in enumerate(items, start=1):
             yield item
             if number == UNSTEADY_BATCHES:
-                jax.profiler.start_trace(folder, profiler_options=options)
-                tracing = True
+                tracing.enter_context(jax.profiler.trace(folder, profiler_options=options))
             elif number == UNSTEADY_BATCHES + TRACED_BATCHES:
-                jax.profiler.stop_trace()
-                tracing = False
-    finally:
-        if tracing:
-            jax.profiler.stop_trace()
+                tracing.close()
     if number <= UNSTEADY_BATCHES:
         print(f"no trace: {number} are too few batches, it starts with the third", file=sys.stderr)
