@@ -29,6 +29,7 @@ from lensjax.inference import Members, ScoringOptions
 from lensjax.metrics import Metrics
 from lensjax.predictions import Predictions
 from lensjax.resume import PartialRows
+from lensjax.sky.noise import refuse_noise_free
 
 
 class Scored(NamedTuple):
@@ -88,6 +89,7 @@ class LensFinder:
         if isinstance(data, Cutouts):
             source = data.source(self._members.bands)
             pipeline.check_fields(source, self._members.preprocessings, fit)
+            refuse_noise_free(source.table)
         else:
             source = inference.open_cutouts(str(data), self._members, options)
         predictions = self._predict(source, fit)

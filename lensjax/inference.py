@@ -40,6 +40,7 @@ from lensjax.memory import memory_budget
 from lensjax.metrics import Metrics
 from lensjax.predictions import Predictions
 from lensjax.resume import PartialRows
+from lensjax.sky.noise import refuse_noise_free
 
 PARTS = ".scores"
 
@@ -231,6 +232,7 @@ def open_cutouts(data: str, members: Members, options: DataOptions, part: Part =
     """
     source = options.opened(data, members.bands, part)
     pipeline.check_fields(source, members.preprocessings, options.fit)
+    refuse_noise_free(source.table)
     return source
 
 

@@ -20,6 +20,7 @@ from lensjax.data.splits import held_back
 from lensjax.errors import UsageError
 from lensjax.files import make_folder, replacing
 from lensjax.sky.draw import Simulation, simulate
+from lensjax.sky.noise import NOISE_FREE, noise_of, with_noise
 from lensjax.sky.scenes import KINDS
 from lensjax.sky.stamps import HUBBLE, Stamps, hubble_stamps, read_stamps
 from lensjax.sky.survey import SURVEYS, Survey
@@ -64,7 +65,7 @@ class SimulateConfig:
     seeing: float | None = None
     """FWHM of the backgrounds, arcsec, all bands alike (None: the survey's own)."""
     noise_free: bool = False
-    """Leave noise out; truth.csv says what noise belongs to each cutout."""
+    """Leave noise out of the cutouts to train on: training adds it, each time anew."""
     pack: bool = False
     """Write folders of ArrayRecord shards, train and test, not .npz."""
     seed: int = 0
@@ -120,9 +121,21 @@ def simulated(options: SimulateConfig) -> tuple[Survey, Simulation, np.ndarray]:
             progress=advance,
         )
     test = held_back(sky.truth["group"], options.test_fraction, "test")
+    if not survey.noise and backgrounds is None:
+        _observe(sky, test, survey.bands, options.seed)
     if stamps is not None:
         sky = Simulation(sky.images, sky.truth | {"group": _joined(sky.truth)})
     return survey, sky, test
+
+
+def _observe(sky: Simulation, rows: np.ndarray, bands: tuple[str, ...], seed: int) -> None:
+    """Adds the noise of a noise-free sky to the cutouts of a mask (count,), and writes down which
+    have none."""
+    sky.truth[NOISE_FREE] = np.ones(len(rows), np.int64)
+    numbers, described = np.flatnonzero(rows), noise_of(Table(sky.truth), bands)
+    assert described is not None
+    sky.images[rows] = with_noise(sky.images[rows], described[rows], numbers, seed)
+    sky.truth[NOISE_FREE][rows] = 0
 
 
 def as_cutouts(survey: Survey, sky: Simulation) -> Cutouts:

@@ -26,11 +26,11 @@ from lensjax.errors import UsageError, refuse
 from lensjax.files import make_folder, standing_folders
 from lensjax.memory import find_target, in_gib
 from lensjax.simulation import SimulateConfig, simulate_survey, sources_of, survey_of
+from lensjax.sky.noise import noise_of
 from lensjax.train import finetune, snapshots
 from lensjax.train.config import Hyperparameters
 from lensjax.train.data import Labelled, first_of_each_class, read_labelled, split
 from lensjax.train.loop import train_members
-from lensjax.train.pictures import with_pictures
 from lensjax.train.plan import budget_bytes, plan_training, steps_per_second
 from lensjax.train.setup import TrainingData, member_info, set_up, training_record
 from lensjax.train.simulated import Simulated, Sky, simulated
@@ -59,8 +59,6 @@ class TrainConfig(Hyperparameters, DataOptions):
     """Brightness scale of the input (None: of the members to start from, else asinh)."""
     softening: float | None = None
     """Noise sigmas up to which asinh is linear (None: of the members to start from, else 2)."""
-    pictures: bool = False
-    """Train on an 8-bit colour picture of each cutout as well."""
     validation_fraction: float = 0.15
     """Fraction of the groups held back for validation."""
     output: Path = Path("checkpoints")
@@ -189,8 +187,6 @@ def _data(options: TrainConfig) -> tuple[TrainingData, Labelled, str]:
             file=sys.stderr,
         )
     training, validation = split(data, options.validation_fraction)
-    if options.pictures:
-        training = with_pictures(training, options.seed)
     counts = f"{len(training)} cutouts, {len(validation)} for validation"
     counts += f", {len(source) - len(data)} left out (unreadable, blank or without a label)"
     if data.flagged:
@@ -205,8 +201,10 @@ def _simulated(options: TrainConfig) -> tuple[Simulated, Labelled]:
     """
     sky = _sky_options(options)
     wrong = {
-        "--pictures wants cutouts in files": options.pictures,
         "--bootstrap wants cutouts that return; simulated ones do not": options.bootstrap,
+        f"{options.sky}: noise_free is for simulate.py: no cutout of --data {SIMULATED} returns": (
+            sky.noise_free
+        ),
         f"{options.sky}: backgrounds are for simulate.py, not for --data {SIMULATED}": (
             sky.backgrounds is not None
         ),
@@ -350,7 +348,9 @@ def _image_spec(options: TrainConfig) -> tuple[ImageSpec, Transform]:
     if options.data is not None:
         source, preprocessing = _opened(options)
         input_spec = pipeline.input_spec(source, (preprocessing,), options.fit)
-        return input_spec.image_specs[input_spec.transforms[0].image], input_spec.transforms[0]
+        image_spec = input_spec.image_specs[input_spec.transforms[0].image]
+        is_bare = noise_of(source.table, source.bands) is not None
+        return dataclasses.replace(image_spec, noise_free=is_bare), input_spec.transforms[0]
     size = max(options.sizes(), default=None) or _of_start(options, "input_size")
     if size is None:
         raise UsageError("--plan wants --data or --scales: how large are the cutouts?")
@@ -458,6 +458,11 @@ def _check(options: TrainConfig) -> None:
         "--block-dropout must lie in 0..1, below 1": not 0 <= (options.block_dropout or 0) < 1,
         "--augment-shift must lie in 0..0.5": not 0 <= options.augment_shift <= 0.5,
         "--augment-seeing must lie in 0..10": not 0 <= options.augment_seeing <= 10,
+        "--augment-zoom must lie in 0..1": not 0 <= options.augment_zoom <= 1,
+        "--augment-depth must lie in 0..5": not 0 <= options.augment_depth <= 5,
+        "--pictures does not go with --stretch zscale": (
+            options.pictures and options.stretch == "zscale"
+        ),
         "--augment-flux must not be negative": not 0 <= options.augment_flux < math.inf,
         "--augment-colour must not be negative": not 0 <= options.augment_colour < math.inf,
         "--augment-noise must not be negative": not 0 <= options.augment_noise < math.inf,

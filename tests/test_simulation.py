@@ -1,9 +1,12 @@
 """Options of simulate.py become a survey."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 from lensjax.errors import UsageError
-from lensjax.simulation import SimulateConfig, survey_of
+from lensjax.simulation import SimulateConfig, simulated, survey_of
 from lensjax.sky.survey import GROUND
 
 
@@ -29,3 +32,15 @@ def test_options_change_what_they_name_and_nothing_else():
 def test_shares_that_are_none_are_one_line(shares, message):
     with pytest.raises(UsageError, match=message):
         survey_of(SimulateConfig(shares=shares))
+
+
+@pytest.mark.slow
+def test_of_a_noise_free_sky_the_test_has_noise():
+    config = SimulateConfig(count=30, size=24, seed=2, test_fraction=0.4)
+    _, noisy, _ = simulated(config)
+    survey, sky, test = simulated(dataclasses.replace(config, noise_free=True))
+    np.testing.assert_array_equal(sky.truth["noise_free"], ~test)
+    left = (noisy.images - sky.images) / np.array(survey.sky_sigma)
+    assert np.abs(left[test]).max() < 1e-2
+    assert np.median(left[~test].std((1, 2))) == pytest.approx(1, abs=0.25)
+    assert "noise_free" not in noisy.truth

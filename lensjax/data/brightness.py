@@ -7,6 +7,7 @@ between which a linear stretch shows it. They travel with the images as one arra
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -76,6 +77,41 @@ def _zscale_limits(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ]
     low, high = np.array(found, np.float32).reshape(batch, bands, 2).transpose(2, 0, 1)
     return low, high
+
+
+def measure_in_step(images: Array, geometry: Geometry) -> Array:
+    """Returns what `measure` does of all channels of images (batch, height, width, channel) that a
+    compiled step has made, for every stretch but zscale."""
+    shown = images[:, *geometry.shown]
+    batch, height, width, channels = shown.shape
+    stride = -(-height * width // MOST_PIXELS)
+    pixels = shown.reshape(batch, height * width, channels)[:, ::stride].swapaxes(1, 2)
+    level = quantile(pixels, 0.5)
+    noise = SIGMA_PER_MAD * quantile(jnp.abs(pixels - level[..., None]), 0.5)
+    low, high = quantile(pixels, CLIPPED), quantile(pixels, 1 - CLIPPED)
+    high = jnp.where(high > level, high, pixels.max(-1))
+    return jnp.stack([level, noise, low, high], axis=-1)
+
+
+def quantile(values: Array, share: float) -> Array:
+    """Returns what `_quantile` does of values (..., n) in any order, to 2^-24 of their range, by
+    bisection: a compiled program sorts far more slowly on a CPU."""
+    place = share * (values.shape[-1] - 1)
+    below = math.floor(place)
+
+    def halved(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        is_above = (values <= middle[..., None]).sum(-1, dtype=jnp.int32) > below
+        return jnp.where(is_above, low, middle), jnp.where(is_above, middle, high)
+
+    _, value = jax.lax.fori_loop(0, 24, halved, (values.min(-1), values.max(-1)))
+    if place == below:
+        return value
+    is_beyond = values > value[..., None]
+    following = jnp.where(is_beyond, values, jnp.inf).min(-1)
+    is_single = (~is_beyond).sum(-1, dtype=jnp.int32) == below + 1
+    return value + (place - below) * jnp.where(is_single, following - value, 0.0)
 
 
 def noise_unit(brightness: Array, resampling: float = 1.0) -> Array:

@@ -21,10 +21,14 @@ from lensjax.data.preprocess import Geometry, Preprocessing
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Images on their way to the device: (height, width, channel) and the name of their type."""
+    """Images on their way to the device: (height, width, channel) and the name of their type.
+
+    `noise_free`: whether their noise is drawn there.
+    """
 
     shape: tuple[int, int, int]
     dtype: str
+    noise_free: bool = False
 
     @property
     def nbytes(self) -> int:

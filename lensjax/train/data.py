@@ -17,16 +17,21 @@ from jax.sharding import Mesh, NamedSharding
 
 from lensjax import runtime
 from lensjax.data import pipeline
+from lensjax.data.brightness import measure
 from lensjax.data.on_device import ImageSpec, Transform, seen
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.data.source import Picked, Source
 from lensjax.data.splits import held_back
 from lensjax.ensemble import sharding
-from lensjax.errors import LensjaxError, UsageError
+from lensjax.errors import LensjaxError, UsageError, refuse
 from lensjax.memory import host_bytes_left
+from lensjax.sky.noise import noise_of, with_noise
 
 READING_BATCH = 256
 MEASURED = 1024
+
+# Of the noise that noise-free cutouts have in validation; not a seed that a user is likely to give.
+NOISE_SEED = 1_000_000_001
 
 # Of the memory that is left; the rest is for batches, the network and its gradient.
 SHARE_FOR_IMAGES = 0.5
@@ -36,7 +41,8 @@ SHARE_FOR_IMAGES = 0.5
 class Labelled:
     """Cutouts as they travel to the device: `arrays` holds images (n, height, width, band), their
     brightness (n, band, 4) and label (n,) float32; `transform` makes of them what networks see;
-    `id` and `group` (n,) say which objects they are.
+    `id` and `group` (n,) say which objects they are. Noise-free images have their `sky` (n, band,
+    3) beside them, by which each training step draws their noise; their brightness says nothing.
     `origin`: of which data they are, and how these were read.
     `flagged`: how many of those read lack data in some band. `threads`: how many read batches
     ahead, 0 where the images are in memory.
@@ -64,7 +70,7 @@ class Labelled:
     @property
     def image_spec(self) -> ImageSpec:
         images = self.arrays["images"]
-        return ImageSpec(images.shape[1:], images.dtype.name)
+        return ImageSpec(images.shape[1:], images.dtype.name, "sky" in self.arrays)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -74,7 +80,8 @@ class Labelled:
         return counts | self.origin
 
     def batches(self, batch_size: int) -> grain.IterDataset[dict[str, Any]]:
-        """Returns endless batches, each of images, brightness, label, and `row` of these data.
+        """Returns endless batches, each of images, brightness, label, maybe sky, and `row` of these
+        data.
 
         Each epoch has another order, the same for all seeds: members that share batches see what
         each would see alone. What remains of an epoch and fills no batch is left out. Raises
@@ -102,6 +109,20 @@ class Labelled:
 
     def _gather(self, rows: np.ndarray) -> dict[str, Any]:
         return {name: values[rows] for name, values in self.arrays.items()}
+
+    def observed(self) -> "Labelled":
+        """Returns the same with noise, always the same; what has noise already as it is."""
+        if "sky" not in self.arrays:
+            return self
+        arrays = {name: values for name, values in self.arrays.items() if name != "sky"}
+        arrays["images"] = WithNoise(self.arrays["images"], self.arrays["sky"])
+        starts = range(0, len(self), READING_BATCH)
+        parts = [
+            measure(arrays["images"][part], *self.transform.measured)
+            for part in (np.arange(at, min(at + READING_BATCH, len(self))) for at in starts)
+        ]
+        arrays["brightness"] = np.concatenate(parts)
+        return dataclasses.replace(self, arrays=arrays)
 
     def take(self, rows: np.ndarray) -> "Labelled":
         """Returns the chosen rows, by index or mask."""
@@ -140,6 +161,24 @@ class ImagesOnDisk:
                 raise LensjaxError(f"cutout {name} could be read before: {reason}")
             images[place] = batch.inputs.images[0][0][..., list(self.transform.channels)]
         return images
+
+
+@dataclass(frozen=True)
+class WithNoise:
+    """Noise-free images (n, height, width, band) with the noise of their `sky` (n, band, 3), which
+    is added whenever they are needed."""
+
+    images: Any
+    sky: np.ndarray
+
+    dtype = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.images.shape
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return with_noise(self.images[rows], self.sky[rows], rows, NOISE_SEED)
 
 
 def prefetched(
@@ -195,14 +234,17 @@ def first_of_each_class(source: Source, count: int) -> Source:
 def read_labelled(source: Source, preprocessing: Preprocessing, how: str) -> Labelled:
     """Returns the readable cutouts of `source` that have a label, their pixels not normalised.
 
-    Objects without a `group` are groups of their own. Raises UsageError without labels.
+    Objects without a `group` are groups of their own. Raises UsageError without labels, and for
+    noise-free cutouts that cannot get their noise in the training step.
     """
-    label = _labels(source)
+    label, sky = _labels(source), noise_of(source.table, preprocessing.bands)
     input_spec = pipeline.input_spec(source, (preprocessing,), how)
     (transform,), count, bands = input_spec.transforms, len(source), len(preprocessing.bands)
     image_spec = ImageSpec(
         (*input_spec.image_specs[0].shape[:2], bands), input_spec.image_specs[0].dtype
     )
+    if sky is not None:
+        _check_noise_free(source, image_spec, preprocessing)
     in_memory = count * image_spec.nbytes <= SHARE_FOR_IMAGES * host_bytes_left()
     images = np.empty((count if in_memory else 0, *image_spec.shape), image_spec.dtype)
     brightness, rows = np.empty((count, bands, 4), np.float32), np.empty(count, np.int64)
@@ -224,6 +266,8 @@ def read_labelled(source: Source, preprocessing: Preprocessing, how: str) -> Lab
         read = pipeline.reader(source, (preprocessing,), how)
         found = Picked(ImagesOnDisk(source, read, transform, image_spec), rows)
     arrays = {"images": found, "brightness": brightness, "label": label[rows]}
+    if sky is not None:
+        arrays["sky"] = sky[rows]
     ids = np.asarray(source.table["id"])[rows]
     grouped = "group" in source.table.colnames
     group = np.asarray(source.table["group"])[rows] if grouped else ids
@@ -242,6 +286,7 @@ def split(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
     training, validation = data.take(~chosen), data.take(chosen)
     for name, part in (("training", training), ("validation", validation)):
         check_classes(name, part.labels)
+    validation = validation.observed()
     transform = dataclasses.replace(data.transform, preprocessing=measure_normalisation(training))
     return dataclasses.replace(training, transform=transform), dataclasses.replace(
         validation, transform=transform
@@ -262,12 +307,25 @@ def measure_normalisation(data: Labelled) -> Preprocessing:
     bands = len(data.preprocessing.bands)
     plain = data.preprocessing.normalised((0.0,) * bands, (1.0,) * bands)
     transform = dataclasses.replace(data.transform, preprocessing=plain)
-    images, brightness = (data.arrays[name][chosen] for name in ("images", "brightness"))
+    shown, rows = data.take(chosen).observed().arrays, np.arange(len(chosen))
+    images, brightness = (shown[name][rows] for name in ("images", "brightness"))
     stretched = np.asarray(
         jax.jit(seen, static_argnums=0)(transform, images, brightness), np.float64
     )
     mean, std = stretched.mean((0, 1, 2)), np.maximum(stretched.std((0, 1, 2)), 1e-6)
     return plain.normalised(mean, std)
+
+
+def _check_noise_free(source: Source, image_spec: ImageSpec, preprocessing: Preprocessing) -> None:
+    """Raises UsageError where noise that is added in the training step would be wrong."""
+    wrong = {
+        "noise-free cutouts must be as simulate.py wrote them, not in files of their own, and not "
+        "far larger than --scales": (
+            source.stack is None or source.stack.shape[:2] != image_spec.shape[:2]
+        ),
+        "--stretch zscale wants cutouts with noise": preprocessing.stretch == "zscale",
+    }
+    refuse(wrong)
 
 
 def _labels(source: Source) -> np.ndarray:

@@ -368,6 +368,7 @@ def abstract_batch(setup: TrainSetup, image_spec: ImageSpec, batch_size: int) ->
         teachers=jax.tree.map(
             lambda leaf: placed(sharding.EVERYWHERE, *leaf.shape, dtype=leaf.dtype), setup.teachers
         ),
+        sky=placed(sharding.BY_CUTOUT, batch_size, bands, 3) if image_spec.noise_free else None,
     )
 
 

@@ -39,8 +39,10 @@ class TrainBatch(NamedTuple):
     Images and brightness are as `on_device.seen` takes them, labels (batch,) float32. `weight`:
     that of each example in the loss, (batch,) float32, one on average, of a member; (member, batch)
     of all. `flips` (batch, 3): how each image is turned. `logit_gradient` (batch, scale): of what
-    the loss depends on beside a group's own scales. Either is None where there is none. `teachers`:
-    the weights of each teacher; `teacher_logits` (batch,): what they say of the augmented images.
+    the loss depends on beside a group's own scales. `teachers`: the weights of each teacher;
+    `teacher_logits` (batch,): what they say of the augmented images. `sky` (batch, band, 3): the
+    noise that noise-free images are to get, as `sky.noise` has it. Each is None where there is
+    none.
     """
 
     images: Any
@@ -51,6 +53,7 @@ class TrainBatch(NamedTuple):
     logit_gradient: Any = None
     teachers: Any = ()
     teacher_logits: Any = None
+    sky: Any = None
 
 
 # What of a batch has the members in front.
@@ -124,8 +127,13 @@ def augment_batch(
     if key is not None:
         look, dropout_key = jax.random.split(jax.random.fold_in(key, step))
         keys = jax.random.split(look, len(batch.label))
-        images, brightness = augmented(config.augmentation, keys, batch.images, batch.brightness)
-        batch = batch._replace(images=images, brightness=brightness, flips=flip_bits(keys))
+        images, brightness = augmented(
+            config.augmentation,
+            *(keys, batch.images, batch.brightness, batch.sky),
+            config.transforms[-1].geometry,
+        )
+        flips = flip_bits(keys)
+        batch = batch._replace(images=images, brightness=brightness, flips=flips, sky=None)
     if config.teachers:
         look_at = functools.partial(shown, batch=batch)
         said = mean_logits(config.teachers, batch.teachers, look_at)

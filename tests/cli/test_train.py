@@ -25,7 +25,7 @@ from tests.ensemble.members import random_member
 TINY = ("--arch", "light_transformer", "--batch-size", 8)
 # Augmentation takes long to compile.
 UNCHANGED = ("--augment-shift", "0", "--augment-seeing", "0", "--augment-flux", "0")
-UNCHANGED += ("--augment-colour", "0", "--augment-noise", "0")
+UNCHANGED += ("--augment-colour", "0", "--augment-noise", "0", "--augment-zoom", "0")
 
 
 @pytest.fixture

@@ -3,15 +3,19 @@
 import dataclasses
 import json
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lensjax.cutouts import Cutouts
 from lensjax.data import pipeline
+from lensjax.data.brightness import measure
 from lensjax.data.catalog import open_source
 from lensjax.data.formats import shards
 from lensjax.data.preprocess import Preprocessing
 from lensjax.errors import UsageError
+from lensjax.sky.noise import refuse_noise_free
 from lensjax.train import data
 from lensjax.train.data import Labelled, measure_normalisation, prefetched, read_labelled, split
 from tests.train.small import MESH
@@ -159,3 +163,71 @@ def test_blank_cutouts_are_left_out_and_those_without_a_band_kept_and_counted(tm
     found = read_labelled(source, preprocessing, "auto")
     assert found.id.tolist() == [0, 2, 3, 5] and found.flagged == 1
     assert not found.arrays["images"][1][..., 1].any()
+
+
+# --- noise-free cutouts ---
+
+SIGMA = np.array([2.0, 4.0])
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    """Twenty noise-free cutouts in a file, that say which noise is theirs."""
+    images = np.tile(np.linspace(1e-6, 2e-6, 12, dtype=np.float32)[:, None], (20, 12, 1, 2))
+    images[10:, 5:7, 5:7] *= 1e6
+    columns = {"label": np.arange(20) // 10, "noise_free": np.ones(20, np.int64)}
+    for band, sigma in zip("gr", SIGMA, strict=True):
+        columns[f"sky_sigma_{band}"] = np.full(20, sigma)
+        columns[f"noise_width_{band}"], columns[f"gain_{band}"] = np.full((2, 20), [[0.4], [9.0]])
+    return Cutouts(images, ("g", "r"), 0.2, columns).save(tmp_path_factory.mktemp("bare") / "c.npz")
+
+
+RED_FIRST = Preprocessing.unnormalised(("r", "g"), 12, 0.2, "asinh", 2.0)
+
+
+def test_training_has_the_noise_beside_it_and_validation_has_it_once(bare):
+    training, validation = split(
+        read_labelled(open_source(bare, needed=None), RED_FIRST, "auto"), 0.4
+    )
+    assert training.image_spec.noise_free and not validation.image_spec.noise_free
+    np.testing.assert_allclose(training.arrays["sky"][0], [[4.0, 0.4, 9.0], [2.0, 0.4, 9.0]])
+    batch = next(iter(training.batches(4)))
+    assert batch["sky"].shape == (4, 2, 3)
+    rows = np.arange(len(validation))
+    images = validation.arrays["images"][rows]
+    np.testing.assert_allclose(images[:, :4].std((0, 1, 2)), SIGMA[::-1], rtol=0.15)
+    np.testing.assert_array_equal(validation.arrays["images"][rows[::-1]][::-1], images)
+    again = split(read_labelled(open_source(bare, needed=None), RED_FIRST, "auto"), 0.4)[1]
+    np.testing.assert_array_equal(again.arrays["images"][rows], images)
+    brightness = measure(images, *validation.transform.measured)
+    np.testing.assert_array_equal(validation.arrays["brightness"], brightness)
+    # arcsinh of half of normal noise.
+    np.testing.assert_allclose(training.preprocessing.std, 0.46, rtol=0.1)
+
+
+def test_shards_keep_what_noise_there_is_to_add(bare, tmp_path):
+    shards.pack(open_source(bare, needed=None), tmp_path, resume=False)
+    packed, whole = (
+        read_labelled(open_source(p, needed=None), RED_FIRST, "auto") for p in (tmp_path, bare)
+    )
+    np.testing.assert_array_equal(packed.arrays["sky"], whole.arrays["sky"])
+
+
+@pytest.mark.parametrize(
+    "column, value, message",
+    [("noise_free", np.arange(20) % 2, "10 of 20 cutouts are noise-free"),
+     ("gain_r", None, "lack the column gain_r")],
+)  # fmt: skip
+def test_noise_that_cannot_be_known_is_one_line(bare, column, value, message):
+    source = open_source(bare, needed=None)
+    if value is None:
+        source.table.remove_column(column)
+    else:
+        source.table[column] = value
+    with pytest.raises(UsageError, match=message):
+        read_labelled(source, RED_FIRST, "auto")
+
+
+def test_noise_free_cutouts_are_not_scored(bare):
+    with pytest.raises(UsageError, match="score test.npz"):
+        refuse_noise_free(open_source(bare, needed=None).table)

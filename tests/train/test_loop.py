@@ -6,7 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy import ndimage, stats
+from sklearn.metrics import roc_auc_score
 
+from lensjax.api import load_ensemble
+from lensjax.cutouts import Cutouts
 from lensjax.data.brightness import measure
 from lensjax.data.on_device import Transform, seen
 from lensjax.data.preprocess import Preprocessing, geometry
@@ -15,7 +19,7 @@ from lensjax.errors import LensjaxError, UsageError
 from lensjax.train import loop
 from lensjax.train.augment import Augmentation
 from lensjax.train.config import Hyperparameters
-from lensjax.train.data import Labelled, split
+from lensjax.train.data import Labelled, read_labelled, split
 from lensjax.train.loop import train_members
 from lensjax.train.setup import example_weights
 from lensjax.train.state import TrainState
@@ -56,7 +60,7 @@ def sides():
 
 # Augmentation is tested apart, and takes long to compile.
 RECIPE = Hyperparameters(
-    **dataclasses.asdict(Augmentation(0, 0, 0, 0, 0)),
+    **dataclasses.asdict(Augmentation(0, 0, 0, 0, 0, 0, 0)),
     **{"batch_size": 16, "epochs": 5.5, "learning_rate": 5e-3},
 )
 
@@ -209,3 +213,39 @@ def test_patience_and_the_best_epoch_wait_for_the_members_own_size(
     rows = (tmp_path / "metrics.csv").read_text().splitlines()[1:]
     assert [row.split(",")[1] for row in rows[::2]] == ["1", "2", "3", "4", "5"]
     np.testing.assert_allclose(member.validation["logit"], best * 0.9**3)
+
+
+@pytest.mark.slow
+def test_a_member_trained_on_noise_free_cutouts_scores_noisy_files_as_validated(vit_tiny, tmp_path):
+    """Labels that are told by faint light, on noise that the training step draws."""
+    images = np.tile(np.linspace(1e-6, 2e-6, 16, dtype=np.float32)[:, None], (240, 16, 1, 1))
+    label = np.arange(240) % 2
+    images[label == 1, 6:10, 6:10] *= 2.0 / 1.5e-6
+    sky = {"sky_sigma_g": 1.0, "noise_width_g": 0.4, "gain_g": 10.0, "noise_free": 1.0}
+    columns = {"label": label} | {name: np.full(240, value) for name, value in sky.items()}
+    source = Cutouts(images, ("g",), None, columns).source()
+    preprocessing = dataclasses.replace(PREPROCESSING, stretch="asinh")
+    training, validation = split(read_labelled(source, preprocessing, "auto"), 0.3)
+    recipe = dataclasses.replace(RECIPE, augment_depth=0.3)
+    folder = tmp_path / "members"
+    (member,) = train_members(training, validation, vit_tiny, recipe, (3,), tmp_path / "run")
+    assert member.info.metrics["auroc"]["value"] > 0.9
+    checkpoint.save_member(folder / vit_tiny / "3", member)
+    # What another program would have written of this sky.
+    rng, shape = np.random.default_rng(9), (600, 16, 16, 1)
+    label = np.arange(600) % 2
+    noisy = ndimage.gaussian_filter(rng.standard_normal(shape), (0, 0.4, 0.4, 0), mode="wrap")
+    noisy /= noisy.std()
+    noisy[label == 1, 6:10, 6:10] *= 1.2**0.5  # of photons
+    noisy[label == 1, 6:10, 6:10] += 2.0
+    scored = load_ensemble(folder, mc_samples=1).score(Cutouts(noisy.astype(np.float32), ("g",)))
+    logit = np.zeros(600)
+    logit[np.asarray(scored.candidates["id"], int)] = scored.candidates["logit"]
+    assert roc_auc_score(label, logit) == pytest.approx(
+        member.info.metrics["auroc"]["value"], abs=0.06
+    )
+    calibrated = member.info.calibration
+    validated = calibrated["slope"] * member.validation["logit"] + calibrated["intercept"]
+    for one in (0, 1):
+        mine = logit[label == one]
+        assert stats.ks_2samp(mine, validated[validation.labels == one]).pvalue > 1e-3

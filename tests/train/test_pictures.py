@@ -1,13 +1,13 @@
-"""Colour pictures of cutouts: what an 8-bit file would hold, and the same objects."""
+"""Colour pictures of cutouts: what an 8-bit file would hold."""
 
+import jax
 import numpy as np
 
-from lensjax.data.brightness import measure
-from lensjax.train.pictures import as_picture, with_pictures
-from tests.train.test_loop import blobs
+from lensjax.train.pictures import as_picture
 
 LEVEL = np.array([5.0, 7.0, 9.0], np.float32)
 SCALE = np.array([1.0, 2.0, 4.0], np.float32)
+draw = jax.jit(as_picture)
 
 
 def galaxy() -> np.ndarray:
@@ -18,7 +18,7 @@ def galaxy() -> np.ndarray:
 
 
 def picture(image, level=LEVEL, scale=SCALE, seed=1) -> np.ndarray:
-    return as_picture(image, level, scale, np.random.default_rng(seed))
+    return np.asarray(draw(jax.random.key(seed), image, level, scale))
 
 
 def test_a_picture_holds_whole_numbers_of_eight_bits():
@@ -30,35 +30,15 @@ def test_a_picture_holds_whole_numbers_of_eight_bits():
 
 def test_the_unit_of_flux_does_not_matter():
     tiny = np.float32(2.0**-40)
-    np.testing.assert_array_equal(
-        picture(galaxy()), picture(galaxy() * tiny, LEVEL * tiny, SCALE * tiny)
-    )
+    again = picture(galaxy() * tiny, LEVEL * tiny, SCALE * tiny)
+    np.testing.assert_allclose(picture(galaxy()), again, atol=1)
 
 
 def test_settings_are_drawn_and_brighter_stays_brighter():
-    assert not np.array_equal(picture(galaxy(), seed=1), picture(galaxy(), seed=2))
+    """Stretch and balance of the colours, as ratios of what bands show of the same light."""
+    grey = np.broadcast_to(LEVEL + 6 * SCALE, (24, 24, 3)).astype(np.float32)
+    shown = np.array([picture(grey, seed=seed)[0, 0] for seed in range(30)])
+    assert shown.mean(1).std() > 10
+    assert (shown[:, 2] / shown[:, 0]).std() > 0.2
     bright, faint = picture(galaxy() + 20 * SCALE), picture(galaxy())
     assert (bright.mean(-1) >= faint.mean(-1) - 1).mean() > 0.99
-
-
-def test_each_cutout_is_followed_by_its_picture():
-    data = blobs(12)
-    both = with_pictures(data, 0)
-    assert len(both) == 24 and both.image_spec == data.image_spec
-    first, second = np.arange(12), 12 + np.arange(12)
-    for name in ("label", "images", "brightness"):
-        np.testing.assert_array_equal(both.arrays[name][first], data.arrays[name])
-    shown = both.arrays["images"][second]
-    np.testing.assert_array_equal(both.labels[second], data.labels)
-    measured = measure(shown, *data.transform.measured)
-    np.testing.assert_array_equal(both.arrays["brightness"][second], measured)
-    np.testing.assert_array_equal(both.group[12:], data.group)
-    image = data.arrays["images"][3]
-    level = np.median(image)
-    noise = np.full(1, 1.4826 * np.median(np.abs(image - level)))
-    expected = as_picture(image, np.full(1, level), noise, np.random.default_rng([0, 3]))
-    shown = both.arrays["images"][np.array([15, 3])]
-    np.testing.assert_allclose(shown[0], expected, atol=1)
-    np.testing.assert_array_equal(shown[1], image)
-    again = with_pictures(data, 0).arrays["images"][np.arange(24)]
-    np.testing.assert_array_equal(again[15], shown[0])
