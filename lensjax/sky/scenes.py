@@ -111,9 +111,9 @@ class Sky(NamedTuple):
     def star_flux(self, magnitude: Array, uniform: Array) -> Array:
         """Returns the flux (..., band, n) of stars, hot to cool as `uniform` rises: black bodies.
 
-        Temperatures of 3200 to 6500 K, M to F dwarfs.
+        Temperatures of 3200 to 8500 K, M to A dwarfs.
         """
-        temperature = between(uniform, 6500.0, 3200.0)[..., None, :]
+        temperature = between(uniform, 8500.0, 3200.0)[..., None, :]
         wavelength = np.array(self.survey.wavelengths)[:, None]
         # h c / k = 1.4388e7 nm K; flux per frequency ~ 1 / (wavelength^3 (exp(...) - 1)).
         body = 7.5 * np.log10(wavelength) + 2.5 * np.log10(
@@ -246,7 +246,7 @@ def group(uniform: Array, lens: Lens, sky: Sky) -> Centre:
 
 def ordinary(uniform: Array, lens: Lens, sky: Sky) -> Centre:
     """Any galaxy of the sky: an elliptical or a disc with a bulge, one in four with a neighbour."""
-    faint = sky.observation.magnitude_limit + 1.5
+    faint = sky.observation.magnitude_limit + 0.5
     magnitude, redshift = number_count_magnitude(uniform[0], 17.0, faint, 0.2), uniform[1] + 0.05
     is_elliptical = uniform[2] < 0.35
     bulge_share = np.where(is_elliptical, 1.0, 0.6 * uniform[3] ** 2)
