@@ -21,7 +21,8 @@ def widened(narrow: State, wide: State, rng: np.random.Generator) -> State:
     Were all copies read with the same weight they would learn the same and stay copies. So their
     weights, which sum to what was, are unequal (Wang et al. 2024, "LEMON", section 4.2): a draw is
     added that sums to zero over the copies, of the size that gives a weight the spread that it has
-    in a network drawn anew at this width, one over the root of the inputs.
+    in a network drawn anew at this width, one over the root of the inputs. (Trained on, such a
+    network was a little better than with a twentieth of the draw.)
     """
     return {name: _repeated(name, leaf, wide[name].shape, rng) for name, leaf in narrow.items()}
 
