@@ -7,6 +7,7 @@ Of `CANDIDATES` systems drawn for each picture a few that a search would look fo
 coarse grid, one after the other, until the arcs of one are such that a person would see them.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -310,6 +311,13 @@ def pictures_first(tree: Tree) -> Tree:
     return jax.tree.map(lambda v: np.ascontiguousarray(np.moveaxis(v, -1, 0), np.float32), tree)
 
 
+def map_pictures(one: Callable[[tuple], Any], pictures: tuple) -> Any:
+    """Returns `one` of each picture (n, ...): one after the other on a CPU, so that they fit its
+    cache and skip dark slots; many together on an accelerator."""
+    together = None if jax.default_backend() == "cpu" else 64
+    return jax.lax.map(one, pictures, batch_size=together)
+
+
 @jax.jit
 def look(systems: tuple) -> tuple[jax.Array, Visibility]:
     """Returns by which factor each source (n,) must be brighter, and how its arcs are seen then."""
@@ -326,7 +334,7 @@ def look(systems: tuple) -> tuple[jax.Array, Visibility]:
         factor = arc_snr / seen(1.0).arc_snr
         return factor, seen(factor)
 
-    return jax.lax.map(one, systems)
+    return map_pictures(one, systems)
 
 
 def coarse_axis() -> np.ndarray:

@@ -19,6 +19,7 @@ from jax.scipy.ndimage import map_coordinates
 from jax.scipy.special import erf
 
 from lensjax.sky.artefacts import with_artefact
+from lensjax.sky.lenses import map_pictures
 from lensjax.sky.lensing import add_lit, aligned, sersic_light, trace
 from lensjax.sky.scenes import Scene, Stars, Swirls
 from lensjax.sky.survey import Observation, Survey
@@ -295,4 +296,4 @@ def render(
         stamp = None if stamps is None else stamps[row]
         return render_picture(picture, key, stamp, stamp_scale, survey)
 
-    return jax.lax.map(one, (pictures, index, stamp_rows))
+    return map_pictures(one, (pictures, index, stamp_rows))
