@@ -18,6 +18,7 @@ from lensjax import runtime  # noqa: E402
 from lensjax.memory import Target, find_target  # noqa: E402
 from lensjax.models import registry  # noqa: E402
 from lensjax.models.vit import VisionTransformer  # noqa: E402
+from lensjax.sky import draw  # noqa: E402
 from tests import networks  # noqa: E402
 
 runtime.set_up()
@@ -27,6 +28,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples in every run, and no test that fails because the machine is busy.
 settings.register_profile("tests", derandomize=True, deadline=None)
 settings.load_profile("tests")
+
+
+# Simulations are of few pictures: no chunk is filled up with hundreds.
+draw.simulate.__kwdefaults__["chunk"] = 16
 
 
 @pytest.fixture(scope="session")
@@ -71,16 +76,11 @@ def v5e() -> Target:
     return find_target("v5e")
 
 
-# Whole runs, whose time is compilation: what is compiled is the affair of other tests.
-COMPILED_IN_HASTE = {"cli", "sky", "train"}
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Compiles with few passes, also in processes that a test starts: most of the time of the tests
-    is compilation. Optimised ones, and slow ones but for whole runs, are compiled as for users."""
-    is_slow = item.get_closest_marker("slow") and item.path.parent.name not in COMPILED_IN_HASTE
-    haste = not (is_slow or item.get_closest_marker("optimised"))
+    is compilation. Those marked as optimised are compiled as for users."""
+    haste = not item.get_closest_marker("optimised")
     jax.config.update("jax_disable_most_optimizations", haste)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(haste)
     return (yield)

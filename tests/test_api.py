@@ -7,6 +7,7 @@ from astropy.table import Table
 import lensjax
 from lensjax.errors import UsageError
 from tests import networks
+from tests.train.small import UNCHANGED_VALUES
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -24,6 +25,8 @@ def sky() -> lensjax.Cutouts:
 def folder(sky, tmp_path_factory):
     folder = tmp_path_factory.mktemp("members")
     hyperparameters = {"epochs": 0.5, "batch_size": 8, "validation_fraction": 0.3}
+    # Augmentation takes long to compile.
+    hyperparameters |= UNCHANGED_VALUES
     (info,) = lensjax.train_members(sky, folder, arch="vit_s16", **hyperparameters)
     assert info.architecture == "vit_s16" and 0 <= info.metrics["auroc"]["value"] <= 1
     (again,) = lensjax.train_members(sky, folder, arch="vit_s16", **hyperparameters)

@@ -67,8 +67,8 @@ def test_a_reader_that_has_gone_ends_it_quietly(what, buffered):
     ) as process:
         process.stdout.read(1)
         process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait(timeout=60) == 1
+        assert process.communicate(timeout=60)[1] == b""
+        assert process.returncode == 1
 
 
 def test_a_pipe_that_breaks_elsewhere_is_no_secret(capsys):

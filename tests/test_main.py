@@ -13,7 +13,7 @@ SCRIPTS = {path.stem for path in (Path(__file__).parents[1] / "scripts").glob("*
 
 def lensjax(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "lensjax", *arguments]
-    return subprocess.run(command, capture_output=True, text=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def test_every_script_is_a_command_with_a_line_of_its_own():
@@ -39,9 +39,9 @@ def test_a_command_gets_its_arguments_and_its_status_is_passed_on():
     ended = lensjax("evaluate", "--prediction", "x")
     assert ended.returncode == 2
     assert "unknown option '--prediction'; the nearest known one is '--predictions'" in ended.stderr
-    assert lensjax("evaluate", "--help").stdout.startswith("usage: lensjax evaluate ")
+    said = lensjax("evaluate", "--help").stdout
+    assert said.startswith("usage: lensjax evaluate ") and "--predictions" in said
 
 
-def test_a_command_with_two_words_is_written_either_way():
-    assert "--predictions" in lensjax("evaluate", "--help").stdout
+def test_a_command_with_two_words_is_written_with_a_hyphen():
     assert lensjax("import-weights", "--wight", "x").stderr.endswith("one is '--weights'\n")

@@ -177,6 +177,6 @@ def test_a_missing_driver_is_trouble_only_where_there_is_a_gpu(nvidia, says):
     """Whoever imports the package, a notebook too."""
     environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
     command = [sys.executable, "-c", SAID.format(nvidia=nvidia)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.stdout == "cpu\n"
     assert ("xla_cuda12" in ended.stderr) == says

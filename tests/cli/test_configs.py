@@ -22,6 +22,7 @@ from lensjax.train import plan as train_plan
 from lensjax.train.config import Hyperparameters
 from lensjax.training import TrainConfig
 from tests import networks
+from tests.train import small
 
 OPTIONS = {"infer": infer.InferConfig, "train": TrainConfig}
 
@@ -51,18 +52,20 @@ def test_its_options_are_those_of_its_command(path):
 @pytest.mark.parametrize("path", RUN, ids=name)
 def test_it_runs_in_small(run, path, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("LENSJAX_CACHE", str(tmp_path_factory.getbasetemp() / "configs"))
-    hyperparameters = Hyperparameters(batch_size=16, epochs=0.4)
-    small = dataclasses.replace(
+    monkeypatch.setattr("lensjax.train.simulated.MEASURED", 64)
+    hyperparameters = Hyperparameters(**small.UNCHANGED_VALUES, **{"batch_size": 16, "epochs": 0.4})
+    smoke = dataclasses.replace(
         demonstration.SMOKE,
         sky=SimulateConfig(count=80, size=32, test_fraction=0.3),
         convolutional=hyperparameters,
         transformer=hyperparameters,
     )
-    monkeypatch.setattr(demonstration, "SMOKE", small)
+    monkeypatch.setattr(demonstration, "SMOKE", smoke)
     monkeypatch.setattr(training, "SMOKE_SKY", SimulateConfig(count=80, size=32))
     command = command_of(path)
     main = {"infer": infer.main, "train": train.main}[command]
-    ended = run(main, "--config", path, "--smoke", "--output", tmp_path / "out")
+    options = small.UNCHANGED if command == "train" else ()
+    ended = run(main, "--config", path, "--smoke", "--output", tmp_path / "out", *options)
     assert ended.status == 0, ended
     said = {"infer": "scored + 0 rejected", "train": ": trained; validation"}
     assert said[command] in ended.out

@@ -17,6 +17,7 @@ from lensjax.errors import LensjaxError
 from lensjax.simulation import SimulateConfig
 from lensjax.train.config import Hyperparameters
 from lensjax.train.setup import member_info
+from tests.train.small import UNCHANGED, UNCHANGED_VALUES
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_a_simulated_sky_can_be_packed(run, sky, tmp_path):
 def test_simulate_train_infer_evaluate(run, sky, tmp_path):
     members, results = tmp_path / "members", tmp_path / "results"
     command = ("--data", sky / "train.npz", "--arch", "vit_s16", "--output", members)
-    command = (*command, "--store", "int8")
+    command = (*command, "--store", "int8", *UNCHANGED)
     hyperparameters = ("--epochs", 1, "--batch-size", 16, "--validation-fraction", 0.3)
     ended = run(train.main, *command, *hyperparameters)
     assert ended.status == 0 and "trained; validation AUROC" in ended.out, ended
@@ -204,7 +205,8 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def small_demo(monkeypatch, cache):
     monkeypatch.setenv("LENSJAX_CACHE", str(cache))
-    hyperparameters = Hyperparameters(batch_size=16, epochs=0.4)
+    unchanged = UNCHANGED_VALUES
+    hyperparameters = Hyperparameters(**unchanged, **{"batch_size": 16, "epochs": 0.4})
     sky = SimulateConfig(count=80, size=32, test_fraction=0.3)
     small = dataclasses.replace(
         demo.SMOKE, sky=sky, convolutional=hyperparameters, transformer=hyperparameters

@@ -21,11 +21,9 @@ from lensjax.sky.draw import Simulation
 from lensjax.train.simulated import Simulated
 from lensjax.train.snapshots import Snapshot, Snapshots
 from tests.ensemble.members import random_member
+from tests.train.small import UNCHANGED
 
 TINY = ("--arch", "light_transformer", "--batch-size", 8)
-# Augmentation takes long to compile.
-UNCHANGED = ("--augment-shift", "0", "--augment-seeing", "0", "--augment-flux", "0")
-UNCHANGED += ("--augment-colour", "0", "--augment-noise", "0", "--augment-zoom", "0")
 
 
 @pytest.fixture

@@ -111,7 +111,8 @@ def test_processes_change_nothing_and_leave_ctrl_c_to_the_one_that_they_read_for
 
 def test_a_process_that_dies_is_one_clear_line(folder):
     source = open_source(folder, needed=("g", "r"), pixel_scale=0.2)
-    read = batches(source, PREPARATIONS, how="auto", batch_size=2, processes=1)
+    # More batches than are read ahead: it cannot have ended before it is killed.
+    read = batches(source, PREPARATIONS, how="auto", batch_size=1, processes=1)
     next(read)
     for child in multiprocessing.active_children():
         child.kill()

@@ -10,6 +10,8 @@ from scipy.special import expit, logit
 
 from lensjax.ensemble.fusion import FusionParams, bernoulli_entropy, fuse
 
+fuse = jax.jit(fuse, static_argnames="fusion")
+
 MEMBERS, SAMPLES, BATCH = 3, 4, 5
 KNOWLEDGE = FusionParams(
     slope=jnp.array([1.0, 0.5, 2.0]),

@@ -132,6 +132,7 @@ def weights(dropping):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_a_chunked_step_gives_the_same_scores_from_less_memory(dropping, weights):
     images = np.random.default_rng(0).normal(5.0, 2.0, (64, 32, 32, 2)).astype(np.float32)
     inputs = dataclasses.replace(input_spec(32).blank(64), images=(images,))
@@ -174,6 +175,7 @@ def on_h100(target: Target, ensemble, samples: int, budget: int) -> CompiledStep
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_samples_take_no_memory_on_an_h100_with_dropout_in_the_head(h100):
     with networks.real():
         members = {name: blank_member(name, preprocessing(64)) for name in ("resnet18", "vit_b16")}
@@ -184,6 +186,7 @@ def test_samples_take_no_memory_on_an_h100_with_dropout_in_the_head(h100):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_chunks_bound_the_memory_of_dropout_in_blocks_on_an_h100(h100, vit_tiny):
     ensemble = stack({"a": blank_member(vit_tiny, preprocessing(64), block_dropout=0.1)})
     one = on_h100(h100, ensemble, 1, 2**40)
@@ -194,6 +197,7 @@ def test_chunks_bound_the_memory_of_dropout_in_blocks_on_an_h100(h100, vit_tiny)
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_a_step_for_a_tpu(v5e, vit_tiny):
     mesh = sharding.mesh_of([v5e.device])
     ensemble = stack({"a": blank_member(vit_tiny, preprocessing(32))})

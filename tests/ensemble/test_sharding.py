@@ -65,12 +65,13 @@ def on_eight_devices() -> dict[str, dict]:
     flags = "--xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", ON_EIGHT_DEVICES]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_scores_do_not_depend_on_the_devices(on_eight_devices):
     one = on_eight_devices["1 x 1"]
     for found in on_eight_devices.values():
@@ -80,6 +81,7 @@ def test_scores_do_not_depend_on_the_devices(on_eight_devices):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_devices_exchange_nothing_but_logits(on_eight_devices):
     """The axis of two splits the four resnet18, so that their logits must meet for the fusion."""
     resnets, samples, batch = 4, 10, 16
@@ -90,6 +92,7 @@ def test_devices_exchange_nothing_but_logits(on_eight_devices):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_weights_are_shared_where_the_axis_divides_them(on_eight_devices):
     resident = {shape: found["resident"] for shape, found in on_eight_devices.items()}
     assert resident == {"1 x 1": 4, "1 x 8": 4, "2 x 4": 2, "8 x 1": 4}

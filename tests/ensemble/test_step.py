@@ -78,6 +78,7 @@ def looped_logits(member: Member, identity: np.ndarray, batch: Inputs) -> np.nda
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_stacked_members_and_samples_equal_single_passes(members):
     batch = inputs(4)
     ensemble, found = scores(members, batch)
@@ -175,6 +176,7 @@ def test_samples_repeat_the_head_only(architecture):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_members_work_in_the_same_memory_on_a_cpu():
     def temporaries(count: int) -> int:
         with networks.real():

@@ -98,6 +98,7 @@ def test_vmap_and_its_gradients_equal_xla(shape, axes):
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 @each_form
 def test_optimised_programs_equal_xla(shape):
     args = operands(shape, ((3,), (3,)), jnp.float32)

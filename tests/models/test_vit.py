@@ -55,6 +55,7 @@ def images() -> jax.Array:
 
 
 @pytest.mark.slow
+@pytest.mark.optimised
 def test_blocks_and_logit_agree_with_torchvision(reference):
     expected = np.load(f"{reference}/reference_outputs.npz")
     model = blank("vit_b16", bands=3, input_size=224)

@@ -14,9 +14,6 @@ from lensjax.sky.scenes import KINDS
 from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import DECAM, GROUND, observation_uniforms, observe
 
-# In one process, which makes once what the tests share.
-pytestmark = pytest.mark.xdist_group("simulation")
-
 COUNT = 96
 SMALL = replace(GROUND, name="small", size=24, artefact_fraction=0.2)
 

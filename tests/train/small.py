@@ -1,5 +1,6 @@
 """Small networks, two members of each, and the settings that they train with."""
 
+import dataclasses
 import functools
 
 import jax
@@ -15,6 +16,7 @@ from lensjax.ensemble import sharding
 from lensjax.models.network import Head
 from lensjax.models.norm import ConvNorm
 from lensjax.models.vit import VisionTransformer
+from lensjax.train.augment import Augmentation
 from lensjax.train.data import transforms_at
 from lensjax.train.losses import binary_loss
 from lensjax.train.setup import initial_state
@@ -24,16 +26,27 @@ from lensjax.train.step import StepConfig
 BATCH, SIZES, WEIGHT, MEMBERS = 4, (16, 32, 48), 0.7, 2
 MESH = sharding.mesh_of(jax.devices()[:1])
 PREPROCESSING = Preprocessing(("g", "r"), 48, None, "none", 1.0, (0.0, 0.0), (1.0, 1.0))
+# No augmentation, which takes long to compile and is tested apart: as hyperparameters, as options.
+UNCHANGED_VALUES = {
+    field.name: 0.0 for field in dataclasses.fields(Augmentation) if field.name != "pictures"
+}
+UNCHANGED = tuple(
+    word for name in UNCHANGED_VALUES for word in (f"--{name.replace('_', '-')}", "0")
+)
+# Each member sees changes of its own.
+AUGMENTATION = Augmentation(**UNCHANGED_VALUES | {"augment_noise": 0.5})
 TRANSFORM = Transform(PREPROCESSING, 0, (0, 1), geometry((48, 48), None, PREPROCESSING))
 
 
 class Convolutional(nnx.Module):
     """Two convolutions with batch normalisation, and a head with dropout."""
 
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.first = ConvNorm(2, 8, 3, stride=2, rngs=rngs)
+    DEPTHS = {"first": 0, "second": 1, "head": 2}
+
+    def __init__(self, rngs: nnx.Rngs, bands: int = 2, dropout: float = 0.3, **_: object) -> None:
+        self.first = ConvNorm(bands, 8, 3, stride=2, rngs=rngs)
         self.second = ConvNorm(8, 16, 3, stride=2, rngs=rngs)
-        self.head = Head(16, 0.3, rngs=rngs)
+        self.head = Head(16, dropout, rngs=rngs)
 
     def __call__(self, images, *, rngs=None, train=False):
         features = self.second(nnx.relu(self.first(images, train=train)), train=train)
@@ -65,7 +78,7 @@ def config_and_state(build, **more) -> tuple[StepConfig, TrainState]:
         functools.partial(binary_loss, smoothing=0.1),
         optax.sgd(1.0),
         MESH,
-        **{"consistency_weight": WEIGHT, **more},
+        **{"consistency_weight": WEIGHT, "augmentation": AUGMENTATION, **more},
     )
     state = initial_state(config, params, statistics)
     return config, state._replace(step=jnp.array([3, 3]))

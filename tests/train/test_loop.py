@@ -16,6 +16,7 @@ from lensjax.data.on_device import Transform, seen
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.ensemble import checkpoint
 from lensjax.errors import LensjaxError, UsageError
+from lensjax.models import registry
 from lensjax.train import loop
 from lensjax.train.augment import Augmentation
 from lensjax.train.config import Hyperparameters
@@ -23,9 +24,7 @@ from lensjax.train.data import Labelled, read_labelled, split
 from lensjax.train.loop import train_members
 from lensjax.train.setup import example_weights
 from lensjax.train.state import TrainState
-
-# In one process, which makes once what the tests share.
-pytestmark = pytest.mark.xdist_group("trainer")
+from tests.train.small import Convolutional
 
 PREPROCESSING = Preprocessing(
     bands=("g",),
@@ -103,10 +102,12 @@ def test_a_trained_member_in_int8_scores_as_it_did(member, sides, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_member_of_several_sizes_scores_as_it_was_validated(sides, tmp_path):
+def test_a_member_of_several_sizes_scores_as_it_was_validated(sides, tmp_path, monkeypatch):
     """With the weights and the running statistics of its own size, the largest."""
+    tiny = registry.Architecture("conv_tiny", (), 0, 32, Convolutional.DEPTHS, Convolutional)
+    monkeypatch.setitem(registry.ARCHITECTURES, tiny.name, tiny)
     hyperparameters = dataclasses.replace(RECIPE, epochs=2.0, scales="8,16")
-    (member,) = train_members(*sides, "resnet18", hyperparameters, (3,), tmp_path)
+    (member,) = train_members(*sides, tiny.name, hyperparameters, (3,), tmp_path)
     abstract = member.info.abstract_model()
     state = checkpoint.nnx_state(abstract, member.state)
     arrays = sides[1].arrays

@@ -26,10 +26,7 @@ from lensjax.train.plan import (
 )
 from lensjax.train.setup import TrainSetup
 from lensjax.train.step import ResolutionGroup
-from tests.train.small import BATCH, MEMBERS, MESH, Convolutional, config_and_state
-
-# In one process, which makes once what the tests share.
-pytestmark = pytest.mark.xdist_group("plan")
+from tests.train.small import BATCH, MEMBERS, MESH, UNCHANGED, Convolutional, config_and_state
 
 SIZES = (1, 2, 3)
 
@@ -135,7 +132,7 @@ def cutouts(tmp_path_factory):
 def options(cutouts, vit_tiny) -> list[str]:
     return [
         *("--data", str(cutouts), "--arch", vit_tiny, "--batch-size", "32", "--stretch", "none"),
-        *("--scales", "16,32", "--epochs", "1", "--validation-fraction", "0.3"),
+        *("--scales", "16,32", "--epochs", "1", "--validation-fraction", "0.3", *UNCHANGED),
     ]
 
 

@@ -13,13 +13,20 @@ from lensjax.sky.survey import DECAM
 from lensjax.train.config import Hyperparameters
 from lensjax.train.loop import train_members
 from lensjax.train.simulated import Simulated, Sky, simulated
+from tests.train.small import UNCHANGED_VALUES
 
-# In one process, which makes once what the tests share.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stream")]
+pytestmark = pytest.mark.slow
 
 COUNT, BATCH = 50, 16
 SKY = Sky(dataclasses.replace(DECAM, size=24), 0.5, 3, None)
 SEEN = Preprocessing.unnormalised(DECAM.bands, 24, DECAM.pixel_scale, "asinh", 2.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_are_measured():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lensjax.train.simulated.MEASURED", 64)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +78,8 @@ def test_validation_is_fixed_and_of_another_sky(training, sides):
     _, again = simulated(SKY, COUNT, 40, SEEN)
     np.testing.assert_array_equal(again.arrays["images"], validation.arrays["images"])
     assert len(validation) == 40 and validation.transform == training.transform
-    (batch,) = taken(iter(training.batches(40)), 1)
-    assert not np.isin(validation.arrays["images"][:, 0, 0, 0], batch["images"]).any()
+    for batch in taken(iter(training.batches(BATCH)), COUNT // BATCH):
+        assert not np.isin(validation.arrays["images"][:, 0, 0, 0], batch["images"]).any()
 
 
 def test_no_source_is_in_both_training_and_validation(monkeypatch):
@@ -95,7 +102,7 @@ def test_no_source_is_in_both_training_and_validation(monkeypatch):
 
 
 def test_a_member_is_trained_on_it_and_says_so(sides, tmp_path):
-    hyperparameters = Hyperparameters(batch_size=BATCH, epochs=2.0)
+    hyperparameters = Hyperparameters(**UNCHANGED_VALUES, **{"batch_size": BATCH, "epochs": 2.0})
     (member,) = train_members(*sides, "light_transformer", hyperparameters, (0,), tmp_path)
     said = member.info.training["simulated"]
     assert said["name"] == "decam" and said["size"] == 24 and said["seed"] == 3
