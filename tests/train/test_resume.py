@@ -1,27 +1,29 @@
 """A real process that trains with a teacher, killed at any moment: it ends where it would have
 ended."""
 
+import contextlib
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lensjax import runtime
+from lensjax.cli import train
 from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
-from tests import networks
+from tests import processes
 from tests.ensemble.members import random_member
 
 ARCHITECTURE = "light_transformer"
-STEPS = 60
+STEPS = 40
 KILLS = 2
+# All changes of cutouts but one take long to compile.
+AUGMENTATION = {f"--augment-{name}": 0 for name in ("shift", "zoom", "seeing", "flux", "colour")}
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +35,34 @@ def cutouts(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("data") / "cutouts.npz"
     np.savez(path, images=images, label=label, id=np.arange(96), bands=np.array(["g"]))
     preprocessing = Preprocessing(("g",), 16, None, "none", 1.0, (0.0,), (1.0,))
-    with networks.real():
-        teacher = random_member(ARCHITECTURE, 7, preprocessing)
+    teacher = random_member(ARCHITECTURE, 7, preprocessing)
     checkpoint.save_member(path.parent / "teachers" / ARCHITECTURE / "7", teacher)
     return path
 
 
-def begin(cutouts: Path, output: Path, *more: str) -> subprocess.Popen:
+def train_until(arguments: list[str], errors: Path, step: int, number: int, seconds: float) -> None:
+    """Trains, and sends itself a signal so many seconds after a step of its own."""
+
+    @contextlib.contextmanager
+    def progress(*_: object) -> Iterator[Callable[..., None]]:
+        steps = iter(range(1, STEPS + 1))
+
+        def advance(*_: object, **__: object) -> None:
+            if next(steps, 0) == step:
+                processes.signal_itself(number, seconds)
+
+        yield advance
+
+    if step:
+        runtime.progress = progress
+    processes.run(train.main, arguments, errors)
+
+
+def begin(
+    cutouts: Path, output: Path, *more: str, step: int = 0, number: int = 0, seconds: float = 0.0
+) -> BaseProcess:
     """Starts a training whose state is kept after every step."""
-    options = {
+    options = AUGMENTATION | {
         "--data": cutouts,
         "--arch": ARCHITECTURE,
         "--members": 2,
@@ -51,14 +72,13 @@ def begin(cutouts: Path, output: Path, *more: str) -> subprocess.Popen:
         "--output": output,
         "--teachers": cutouts.parent / "teachers",
     }
-    command = [
-        sys.executable,
-        "scripts/train.py",
-        *(str(x) for pair in options.items() for x in pair),
-    ]
-    return subprocess.Popen(
-        [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
-    )
+    arguments = [str(word) for pair in options.items() for word in pair] + [*more]
+    return processes.begin(train_until, arguments, errors(output), step, number, seconds)
+
+
+def errors(output: Path) -> Path:
+    """Returns the file of what the last process wrote to its standard error."""
+    return output.with_suffix(".err")
 
 
 def reached(output: Path) -> int:
@@ -67,45 +87,27 @@ def reached(output: Path) -> int:
     return max((int(path.name) for path in states if path.name.isdigit()), default=0)
 
 
-def wait_until(there: Callable[[], bool], process: subprocess.Popen) -> None:
-    """Waits for what `process` does, ten minutes at most."""
-    began = time.monotonic()
-    while not there():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() - began < 600
-        time.sleep(0.02)
-
-
 def weights(output: Path) -> list[str]:
     records = sorted(output.glob(f"{ARCHITECTURE}/[01]/member.json"))
     return [json.loads(path.read_text())["weights_sha256"] for path in records]
-
-
-def ended(process: subprocess.Popen) -> tuple[int, str]:
-    _, errors = process.communicate()
-    return process.returncode, errors
 
 
 @pytest.mark.slow
 def test_a_run_stopped_at_any_moment_ends_with_the_same_bits(cutouts, tmp_path):
     """Told to end once, and then killed: what is on disk is whole, and nothing is lost by it."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert ended(begin(cutouts, whole))[0] == 0
-    process = begin(cutouts, stopped, "--save-minutes", "60")
-    table = stopped / ARCHITECTURE / "runs" / "0-1" / "metrics.csv"
-    wait_until(lambda: table.exists() and len(table.read_text().splitlines()) > 1, process)
-    process.send_signal(signal.SIGTERM)
-    status, errors = ended(process)
-    assert status == 3 and f"stopped after {reached(stopped)} of {STEPS} steps" in errors
+    assert processes.ended(begin(cutouts, whole)) == 0, errors(whole).read_text()
+    process = begin(cutouts, stopped, "--save-minutes", "60", step=7, number=signal.SIGTERM)
+    assert processes.ended(process) == 3, errors(stopped).read_text()
+    assert f"stopped after 7 of {STEPS} steps" in errors(stopped).read_text()
+    assert reached(stopped) == 7
     moments = random.Random(5)
     for _ in range(KILLS):
-        before, process = reached(stopped), begin(cutouts, stopped)
-        wait_until(lambda before=before: reached(stopped) >= before + 3, process)
-        time.sleep(moments.uniform(0.0, 0.5))
-        process.kill()
-        assert ended(process)[0] == -signal.SIGKILL
-    assert 0 < reached(stopped) < STEPS
-    assert ended(begin(cutouts, stopped))[0] == 0
+        before, moment = reached(stopped), moments.uniform(0.0, 0.1)
+        process = begin(cutouts, stopped, step=4, number=signal.SIGKILL, seconds=moment)
+        assert processes.ended(process) == -signal.SIGKILL, errors(stopped).read_text()
+        assert before < reached(stopped) < STEPS
+    assert processes.ended(begin(cutouts, stopped)) == 0, errors(stopped).read_text()
     assert len(weights(stopped)) == 2 and weights(stopped) == weights(whole)
     tables = [
         [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]  # all but the speed
