@@ -17,6 +17,7 @@ from lensjax import inference, metrics, results
 from lensjax.cutouts import Cutouts
 from lensjax.data import pipeline
 from lensjax.data.catalog import DataOptions
+from lensjax.data.noise_free import refuse_noise_free
 from lensjax.data.on_device import InputSpec
 from lensjax.data.preprocess import Fit
 from lensjax.data.source import Source
@@ -29,7 +30,6 @@ from lensjax.inference import Members, ScoringOptions
 from lensjax.metrics import Metrics
 from lensjax.predictions import Predictions
 from lensjax.resume import PartialRows
-from lensjax.sky.noise import refuse_noise_free
 
 
 class Scored(NamedTuple):

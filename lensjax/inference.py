@@ -24,6 +24,7 @@ from lensjax import __version__, metrics, results, runtime
 from lensjax.data import pipeline
 from lensjax.data.catalog import DataOptions
 from lensjax.data.identity import content_sha256
+from lensjax.data.noise_free import refuse_noise_free
 from lensjax.data.on_device import InputSpec
 from lensjax.data.parts import WHOLE, Part
 from lensjax.data.planes import Unreadable
@@ -40,7 +41,6 @@ from lensjax.memory import memory_budget
 from lensjax.metrics import Metrics
 from lensjax.predictions import Predictions
 from lensjax.resume import PartialRows
-from lensjax.sky.noise import refuse_noise_free
 
 PARTS = ".scores"
 

@@ -15,12 +15,13 @@ from lensjax.cutouts import Cutouts
 from lensjax.data import on_device, pipeline
 from lensjax.data.catalog import open_source
 from lensjax.data.formats import shards
+from lensjax.data.noise_free import NOISE_FREE, noise_of
 from lensjax.data.preprocess import Preprocessing
 from lensjax.data.splits import held_back
 from lensjax.errors import UsageError
 from lensjax.files import make_folder, replacing
 from lensjax.sky.draw import Simulation, simulate
-from lensjax.sky.noise import NOISE_FREE, noise_of, with_noise
+from lensjax.sky.noise import with_noise
 from lensjax.sky.scenes import KINDS
 from lensjax.sky.stamps import HUBBLE, Stamps, hubble_stamps, read_stamps
 from lensjax.sky.survey import SURVEYS, Survey

@@ -17,6 +17,7 @@ from lensjax import config, results, runtime
 from lensjax.data import pipeline
 from lensjax.data.catalog import DataOptions
 from lensjax.data.identity import content_sha256
+from lensjax.data.noise_free import noise_of
 from lensjax.data.on_device import ImageSpec, Transform
 from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.preprocess import Preprocessing, Stretch, geometry
@@ -26,7 +27,6 @@ from lensjax.errors import UsageError, refuse
 from lensjax.files import make_folder, standing_folders
 from lensjax.memory import find_target, in_gib
 from lensjax.simulation import SimulateConfig, simulate_survey, sources_of, survey_of
-from lensjax.sky.noise import noise_of
 from lensjax.train import finetune, snapshots
 from lensjax.train.config import Hyperparameters
 from lensjax.train.data import Labelled, first_of_each_class, read_labelled, split

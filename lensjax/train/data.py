@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from lensjax import runtime
 from lensjax.data import pipeline
 from lensjax.data.brightness import measure
+from lensjax.data.noise_free import noise_of
 from lensjax.data.on_device import ImageSpec, Transform, seen
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.data.source import Picked, Source
@@ -25,7 +26,7 @@ from lensjax.data.splits import held_back
 from lensjax.ensemble import sharding
 from lensjax.errors import LensjaxError, UsageError, refuse
 from lensjax.memory import host_bytes_left
-from lensjax.sky.noise import noise_of, with_noise
+from lensjax.sky.noise import with_noise
 
 READING_BATCH = 256
 MEASURED = 1024

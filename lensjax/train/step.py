@@ -41,8 +41,8 @@ class TrainBatch(NamedTuple):
     of all. `flips` (batch, 3): how each image is turned. `logit_gradient` (batch, scale): of what
     the loss depends on beside a group's own scales. `teachers`: the weights of each teacher;
     `teacher_logits` (batch,): what they say of the augmented images. `sky` (batch, band, 3): the
-    noise that noise-free images are to get, as `sky.noise` has it. Each is None where there is
-    none.
+    noise that noise-free images are to get, as `noise_free.noise_of` has it. Each is None where
+    there is none.
     """
 
     images: Any

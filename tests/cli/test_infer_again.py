@@ -199,7 +199,7 @@ def test_a_cutout_that_cannot_be_read_again_is_a_blank_tile(tmp_path):
             raise Unreadable("no such file")
         return Cutout(np.zeros((16, 16, 3), np.float32), 0.2)
 
-    source = Source(Table({"id": [7, 8, 9]}), ("g", "r", "i"), "", 0, read)
+    source = Source(Table({"id": [7, 8, 9]}), ("g", "r", "i"), "", read)
     predictions = scored(3, probability=np.array([0.9, 0.8, 0.7]))
     candidates = results.candidate_table(source.table, predictions)
     options = inference.InferenceConfig(output=tmp_path)

@@ -169,7 +169,6 @@ def test_an_endless_sky_is_refused_what_it_cannot_do(run, tmp_path):
     (tmp_path / "sky.yaml").write_text("backgrounds: real.npz\n")
     (tmp_path / "odd.yaml").write_text("surveys: decam\n")
     cases = {
-        "--pictures": ("--pictures",),
         "--bootstrap": ("--bootstrap",),
         "backgrounds are for simulate.py": ("--sky", tmp_path / "sky.yaml"),
         "unknown key 'surveys'": ("--sky", tmp_path / "odd.yaml"),

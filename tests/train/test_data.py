@@ -13,9 +13,9 @@ from lensjax.data import pipeline
 from lensjax.data.brightness import measure
 from lensjax.data.catalog import open_source
 from lensjax.data.formats import shards
+from lensjax.data.noise_free import refuse_noise_free
 from lensjax.data.preprocess import Preprocessing
 from lensjax.errors import UsageError
-from lensjax.sky.noise import refuse_noise_free
 from lensjax.train import data
 from lensjax.train.data import Labelled, measure_normalisation, prefetched, read_labelled, split
 from tests.train.small import MESH
