@@ -38,7 +38,7 @@ FULL = Demonstration(
     sky=dataclasses.replace(CLEAR_ARCS, count=6400, test_fraction=0.08),
     convolutional=Hyperparameters(batch_size=32, epochs=6.0, learning_rate=1e-3, pictures=True),
     transformer=Hyperparameters(batch_size=32, epochs=0.5, learning_rate=1e-4, pictures=True),
-    minutes=8.0,
+    minutes=12.0,
 )
 SMOKE = Demonstration(
     sky=dataclasses.replace(CLEAR_ARCS, count=512, test_fraction=0.25),
