@@ -6,6 +6,7 @@ between which a linear stretch shows it. They travel with the images as one arra
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +43,7 @@ def measure(
     percentile, or the maximum where the latter is not above the level. All are of the cutout's own
     pixels: after resampling the noise is `geometry.noise` times as large.
     """
-    shown = images[:, *geometry.shown]
-    batch, height, width, _ = shown.shape
-    stride = -(-height * width // MOST_PIXELS)
-    pixels = shown.reshape(batch, height * width, -1)[:, ::stride, list(channels)]
+    pixels = _sampled(images, geometry)[..., list(channels)]
     # Sorting whole lines is faster in NumPy than finding the few values that are wanted.
     ordered = np.sort(np.ascontiguousarray(pixels.swapaxes(1, 2), np.float32), axis=-1)
     level = _quantile(ordered, 0.5)
@@ -54,8 +52,17 @@ def measure(
     low, high = _quantile(ordered, CLIPPED), _quantile(ordered, 1 - CLIPPED)
     high = np.where(high > level, high, ordered[..., -1])
     if stretch == "zscale":
-        low, high = _zscale_limits(shown[..., list(channels)])
+        low, high = _zscale_limits(images[:, *geometry.shown][..., list(channels)])
     return np.stack([level, noise, low, high], axis=-1, dtype=np.float32)
+
+
+def _sampled(images: Any, geometry: Geometry) -> Any:
+    """Returns the pixels (batch, n, channel) of images, NumPy's or JAX's, that the geometry shows,
+    or every k-th of them."""
+    shown = images[:, *geometry.shown]
+    batch, height, width, channels = shown.shape
+    stride = -(-height * width // MOST_PIXELS)
+    return shown.reshape(batch, height * width, channels)[:, ::stride]
 
 
 def _quantile(ordered: np.ndarray, share: float) -> np.ndarray:
@@ -82,10 +89,7 @@ def _zscale_limits(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def measure_in_step(images: Array, geometry: Geometry) -> Array:
     """Returns what `measure` does of all channels of images (batch, height, width, channel) that a
     compiled step has made, for every stretch but zscale."""
-    shown = images[:, *geometry.shown]
-    batch, height, width, channels = shown.shape
-    stride = -(-height * width // MOST_PIXELS)
-    pixels = shown.reshape(batch, height * width, channels)[:, ::stride].swapaxes(1, 2)
+    pixels = _sampled(images, geometry).swapaxes(1, 2)
     level = quantile(pixels, 0.5)
     noise = SIGMA_PER_MAD * quantile(jnp.abs(pixels - level[..., None]), 0.5)
     low, high = quantile(pixels, CLIPPED), quantile(pixels, 1 - CLIPPED)

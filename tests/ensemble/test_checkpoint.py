@@ -13,14 +13,7 @@ import pytest
 from lensjax.ensemble import checkpoint
 from lensjax.ensemble.checkpoint import Member, find_members, load_member, save_member
 from lensjax.errors import LensjaxError, UsageError
-from tests import networks
 from tests.ensemble.members import random_member
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small_networks():
-    with networks.small():
-        yield
 
 
 @pytest.fixture(scope="module")

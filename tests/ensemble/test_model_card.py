@@ -7,16 +7,9 @@ import pytest
 
 from lensjax import metrics
 from lensjax.ensemble.checkpoint import Member, save_member
-from tests import networks
 from tests.ensemble.members import random_member
 
 SLOPE, INTERCEPT = 2.0, -1.0
-
-
-@pytest.fixture(autouse=True, scope="module")
-def small_networks():
-    with networks.small():
-        yield
 
 
 @pytest.fixture(scope="module")
