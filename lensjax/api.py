@@ -128,7 +128,8 @@ def load_ensemble(folder: str | Path, ensemble: str | None = None, **options: An
 def simulate(
     count: int, *, survey: str = "decam", size: int | None = None, seed: int = 0, **options: Any
 ) -> tuple[Cutouts, Cutouts]:
-    """Returns ray-traced lenses and look-alikes as a survey ("decam", "hsc", "euclid") sees them.
+    """Returns ray-traced lenses and look-alikes as a survey ("decam", "hsc", "euclid", "ground")
+    sees them.
 
     First those to train on, then a fifth to test with, so that no galaxy is in both. `size` is in
     pixels across. `options` are those of `lensjax simulate`, as `lens_fraction=0.5`,
