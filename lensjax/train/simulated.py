@@ -1,5 +1,5 @@
-"""An endless stream of simulated cutouts: no files; the device draws each batch when it is
-needed."""
+"""An endless stream of simulated cutouts: no files; each batch is drawn on the host, and rendered
+on the device, when it is needed."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -92,8 +92,7 @@ class Simulated:
         }
 
     def batches(self, batch_size: int) -> grain.IterDataset[dict[str, Any]]:
-        """Returns endless batches as `Labelled.batches` does, their images on the device, where
-        they are being drawn while the host goes on."""
+        """Returns endless batches as `Labelled.batches` does, their images on the device."""
         sources = self.sky.stamps
         labels, of_epoch = self.labels, len(self) // batch_size
 
