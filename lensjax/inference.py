@@ -86,9 +86,10 @@ class InferenceConfig(DataOptions, ScoringOptions):
     folder). There are: resnet18, resnet34, vit_ti16, vit_s16, vit_b16, light_transformer,
     trans_enc_s."""
     checkpoints: Path | None = None
-    """Folder of the members, or `demo` for the demonstration's (None: checkpoints)."""
+    """Folder of the members (None: checkpoints)."""
     data: str | None = None
-    """Folder, catalogue, stack, FITS or {band} template; without it the demonstration runs."""
+    """Folder, catalogue, stack, FITS or {band} template; without it a small simulated sky is
+    scored."""
     output: Path = Path("results")
     """Folder of the results."""
     resume: bool = True

@@ -61,7 +61,7 @@ class TrainConfig(Hyperparameters, DataOptions):
     """Noise sigmas up to which asinh is linear (None: of the members to start from, else 2)."""
     validation_fraction: float = 0.15
     """Fraction of the groups held back for validation."""
-    output: Path = Path("checkpoints")
+    output: Path = Path("members")
     """Folder of the members."""
     store: checkpoint.Store = "float32"
     """How members are stored; int8 takes a quarter of the space and changes scores a little."""

@@ -29,7 +29,7 @@ class ImportConfig:
     weights: str | None = None
     """File of the state dict, .safetensors or .pth; hf://OWNER/REPOSITORY[@REVISION][/FILE]; or the
     folder of a member, to store it anew."""
-    output: Path = Path("checkpoints")
+    output: Path = Path("members")
     """Folder of the members."""
     name: str | None = None
     """Name of the member (None: that of the file or repository)."""

@@ -9,11 +9,12 @@ from lensjax import __version__, config, inference, runtime
 from lensjax.data.formats import shards
 from lensjax.data.formats.shards import Encoding
 from lensjax.data.parts import rows_of
-from lensjax.ensemble import checkpoint
+from lensjax.ensemble.checkpoint import find_members, parse_ensemble
 from lensjax.errors import UsageError
 from lensjax.inference import InferenceConfig
 
-DEMO = Path("demo")
+# Where the repository has its members.
+CHECKPOINTS = Path("checkpoints")
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class InferConfig(InferenceConfig):
     pack_as: Encoding = "raw"
     """Store pixels as they are, or integers as PNG."""
     smoke: bool = False
-    """Check within a minute or two that everything runs, with a small demonstration."""
+    """Check within a minute that everything runs: few simulated cutouts where --data names none,
+    and as many members as there are."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,27 +41,24 @@ def main(argv: Sequence[str]) -> None:
     if options.pack is not None:
         print(pack(options, options.pack))
         return
-    print(inference.infer(_with_members(options)).summary(options.output))
+    print(inference.infer(_with_defaults(options)).summary(options.output))
 
 
-def _with_members(options: InferConfig) -> InferConfig:
-    """Returns the options with members and data, those of the demonstration where it is meant."""
-    default = DEMO if options.data is None else Path("checkpoints")
-    checkpoints = DEMO if options.smoke else options.checkpoints or default
-    if checkpoints != DEMO:
-        if options.data is None:
-            raise UsageError("--data is missing: name the cutouts, or leave out --checkpoints too")
-        return dataclasses.replace(options, checkpoints=checkpoints)
-    from lensjax import demonstration as demo  # simulates and trains: nothing that others need
+def _with_defaults(options: InferConfig) -> InferConfig:
+    """Returns the options with the members in `checkpoints` where none are named, and with the
+    demonstration's cutouts where it is meant."""
+    if options.data is None and options.checkpoints is not None and not options.smoke:
+        raise UsageError("--data is missing: name the cutouts, or leave out --checkpoints too")
+    checkpoints, ensemble = options.checkpoints or CHECKPOINTS, options.ensemble
+    if options.smoke and ensemble is not None:
+        ensemble = ",".join(parse_ensemble(ensemble))
+    find_members(checkpoints, ensemble)  # before cutouts are drawn for members that are not there
+    data = options.data
+    if data is None:
+        from lensjax import demonstration  # the simulator: nothing that others need
 
-    ensemble = options.ensemble or demo.ENSEMBLE
-    if options.smoke:
-        ensemble = ",".join(checkpoint.parse_ensemble(ensemble))
-    then = f"scores {options.data or 'the held-back part'}"
-    print(demo.announce(ensemble, options.smoke, then), flush=True)
-    prepared = demo.prepare(ensemble, options.smoke)
-    data = options.data or str(prepared.held_back)
-    return dataclasses.replace(options, ensemble=ensemble, checkpoints=prepared.members, data=data)
+        data = str(demonstration.held_back(options.smoke))
+    return dataclasses.replace(options, ensemble=ensemble, checkpoints=checkpoints, data=data)
 
 
 def pack(options: InferConfig, folder: Path) -> str:

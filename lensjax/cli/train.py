@@ -3,11 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from lensjax import config, demonstration
+from lensjax import config
 from lensjax.training import SIMULATED, TrainConfig, announcement, make_plan, shrunk, train
-
-# As `--start-from`, what is no folder.
-DEMO = "demo"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -16,10 +13,6 @@ def main(argv: Sequence[str]) -> None:
     options = config.parse(TrainConfig, argv, description=__doc__.split(": ", 1)[1])
     if options.smoke:
         options = shrunk(options, given={word.split("=")[0] for word in argv})
-    if options.start_from == DEMO:
-        print(demonstration.announce(options.arch, options.smoke, "starts from them"), flush=True)
-        members = demonstration.prepare(options.arch, options.smoke).members
-        options = dataclasses.replace(options, start_from=str(members))
     if options.plan:
         print(make_plan(options))
         return

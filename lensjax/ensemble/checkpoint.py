@@ -263,8 +263,8 @@ def _lacks(checkpoints: Path, what: str, architecture: str) -> str:
     """Returns the message that a folder lacks members, and the three ways on."""
     return (
         f"{checkpoints} {what} (wanted {checkpoints}/{architecture}/<member>/member.json); train "
-        "some with scripts/train.py, import some with scripts/import_weights.py, or use "
-        "--checkpoints demo"
+        "some with scripts/train.py, import some with scripts/import_weights.py, or name with "
+        "--checkpoints a folder that has some, such as checkpoints/ of the lensjax repository"
     )
 
 

@@ -51,8 +51,8 @@ class Hyperparameters(Augmentation):
     micro_batches: int = 1
     """Parts of a batch, computed one after the other, whose gradients are added."""
     start_from: str | None = None
-    """Folder of members to start from, or `demo` for the demonstration's; their input size, pixel
-    scale, stretch and dropout are kept too where no option says otherwise."""
+    """Folder of members to start from; their input size, pixel scale, stretch and dropout are kept
+    too where no option says otherwise."""
     grow_from: str | None = None
     """Folder of a member of a narrower architecture, as vit_ti16 for vit_b16, that is widened to
     start from; what --start-from keeps is kept too."""

@@ -1,6 +1,5 @@
 """Every file in configs/: as a whole run in small, and with its real networks as far as XLA."""
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -19,9 +18,10 @@ from lensjax.ensemble import plan as ensemble_plan
 from lensjax.memory import Footprint
 from lensjax.simulation import SimulateConfig
 from lensjax.train import plan as train_plan
-from lensjax.train.config import Hyperparameters
 from lensjax.training import TrainConfig
 from tests import networks
+from tests.cli.conftest import PREPROCESSING
+from tests.ensemble.members import random_member
 from tests.train import small
 
 OPTIONS = {"infer": infer.InferConfig, "train": TrainConfig}
@@ -34,8 +34,6 @@ def command_of(path: Path) -> str:
 
 CONFIGS = sorted(Path("configs").glob("*.yaml"))
 OF_TRAINING = [path for path in CONFIGS if command_of(path) == "train"]
-# The demonstration's own is what the README's first command runs.
-RUN = [path for path in CONFIGS if path.stem != "demo"]
 
 
 def name(path: Path) -> str:
@@ -48,23 +46,28 @@ def test_its_options_are_those_of_its_command(path):
     assert options != OPTIONS[command_of(path)]()
 
 
+@pytest.fixture(scope="module")
+def members_in_small(tmp_path_factory) -> Path:
+    """A folder with a member of each architecture that a configuration scores with."""
+    folder = tmp_path_factory.mktemp("members")
+    for architecture in ("resnet18", "vit_b16"):
+        member = random_member(architecture, 0, PREPROCESSING)
+        checkpoint.save_member(folder / architecture / "0", member)
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", RUN, ids=name)
-def test_it_runs_in_small(run, path, tmp_path, tmp_path_factory, monkeypatch):
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_it_runs_in_small(run, path, members_in_small, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.setenv("LENSJAX_CACHE", str(tmp_path_factory.getbasetemp() / "configs"))
     monkeypatch.setattr("lensjax.train.simulated.MEASURED", 64)
-    hyperparameters = Hyperparameters(**small.UNCHANGED_VALUES, **{"batch_size": 16, "epochs": 0.4})
-    smoke = dataclasses.replace(
-        demonstration.SMOKE,
-        sky=SimulateConfig(count=80, size=32, test_fraction=0.3),
-        convolutional=hyperparameters,
-        transformer=hyperparameters,
+    monkeypatch.setattr(
+        demonstration, "SMOKE_SKY", SimulateConfig(count=40, size=32, test_fraction=1.0)
     )
-    monkeypatch.setattr(demonstration, "SMOKE", smoke)
     monkeypatch.setattr(training, "SMOKE_SKY", SimulateConfig(count=80, size=32))
     command = command_of(path)
     main = {"infer": infer.main, "train": train.main}[command]
-    options = small.UNCHANGED if command == "train" else ()
+    options = small.UNCHANGED if command == "train" else ("--checkpoints", members_in_small)
     ended = run(main, "--config", path, "--smoke", "--output", tmp_path / "out", *options)
     assert ended.status == 0, ended
     said = {"infer": "scored + 0 rejected", "train": ": trained; validation"}

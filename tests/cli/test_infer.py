@@ -13,8 +13,7 @@ from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
 
-from lensjax import demonstration as demo
-from lensjax import inference, resume
+from lensjax import demonstration, inference, resume
 from lensjax.cli import infer
 from lensjax.ensemble import scoring
 from tests.cli.conftest import CUTOUTS
@@ -369,13 +368,22 @@ def test_without_an_ensemble_all_members_that_there_are_score(run, members, stac
     assert [member["name"] for member in record["members"]] == ["vit_s16.0", "vit_s16.1"]
 
 
-def test_a_smoke_run_on_data_scores_these(monkeypatch, tmp_path):
-    prepared = demo.Prepared(tmp_path / "members", tmp_path / "held-back.npz")
-    monkeypatch.setattr(demo, "prepare", lambda *_: prepared)
-    for data, scored in (("own.npz", "own.npz"), (None, str(prepared.held_back))):
-        options = infer._with_members(infer.InferConfig(smoke=True, data=data))
-        assert (options.data, options.checkpoints) == (scored, prepared.members)
-        assert options.ensemble == "resnet18,vit_b16"
+def test_a_smoke_run_takes_the_members_that_there_are_and_data_where_they_are_named(
+    members, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(demonstration, "held_back", lambda smoke: tmp_path / f"smoke-{smoke}.npz")
+    for data, scored in (("own.npz", "own.npz"), (None, str(tmp_path / "smoke-True.npz"))):
+        asked = infer.InferConfig(smoke=True, data=data, checkpoints=members, ensemble="vit_s16:4")
+        options = infer._with_defaults(asked)
+        assert (options.data, options.checkpoints) == (scored, members)
+        assert options.ensemble == "vit_s16"
+
+
+def test_nothing_is_simulated_for_members_that_are_not_there(run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demonstration, "held_back", lambda smoke: pytest.fail("drawn in vain"))
+    ended = run(infer.main, "--ensemble", "resnet18,vit_b16")
+    assert ended.status == 2 and "checkpoints holds no resnet18 members" in ended.error
 
 
 def test_what_is_missing_in_a_cutout_is_said_of_it(run, members, images, tmp_path):

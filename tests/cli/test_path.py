@@ -1,6 +1,5 @@
 """The path of a new user: simulate, train, infer, evaluate; and the demonstration."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -8,8 +7,7 @@ import pytest
 from astropy.table import Table
 from PIL import Image
 
-from lensjax import demonstration as demo
-from lensjax import training
+from lensjax import demonstration, training
 from lensjax.cli import evaluate, infer, simulate, train
 from lensjax.data.catalog import open_source
 from lensjax.data.splits import held_back
@@ -17,7 +15,7 @@ from lensjax.errors import LensjaxError
 from lensjax.simulation import SimulateConfig
 from lensjax.train.config import Hyperparameters
 from lensjax.train.setup import member_info
-from tests.train.small import UNCHANGED, UNCHANGED_VALUES
+from tests.train.small import UNCHANGED
 
 
 @pytest.fixture(scope="module")
@@ -196,42 +194,18 @@ def test_training_data_that_cannot_serve_are_one_clear_line(run, tmp_path):
         assert ended.status == 2 and ended.error.count("\n") == 1 and words in ended.error, ended
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def small_demo(monkeypatch, cache):
-    monkeypatch.setenv("LENSJAX_CACHE", str(cache))
-    unchanged = UNCHANGED_VALUES
-    hyperparameters = Hyperparameters(**unchanged, **{"batch_size": 16, "epochs": 0.4})
-    sky = SimulateConfig(count=80, size=32, test_fraction=0.3)
-    small = dataclasses.replace(
-        demo.SMOKE, sky=sky, convolutional=hyperparameters, transformer=hyperparameters
-    )
-    monkeypatch.setattr(demo, "SMOKE", small)
-    # Pictures of the same size: what draws them is compiled once.
-    monkeypatch.setattr(training, "SMOKE_SKY", SimulateConfig(count=80, size=32))
-
-
 @pytest.mark.slow
-def test_the_demonstration_makes_its_members_once(run, small_demo, tmp_path):
-    command = ("--smoke", "--ensemble", "vit_s16", "--batch-size", 16)
-    first = run(infer.main, *command, "--output", tmp_path / "first")
+def test_the_demonstration_draws_its_sky_once_and_scores_it(run, members, tmp_path, monkeypatch):
+    monkeypatch.setenv("LENSJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(demonstration, "SMOKE_SKY", SimulateConfig(count=40, test_fraction=1.0))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").symlink_to(members)
+    command = ("--smoke", "--batch-size", 16, "--fit", "resample")
+    first = run(infer.main, *command, "--output", "first")
     assert first.status == 0, first
-    assert "simulates 80 cutouts, trains vit_s16" in first.out and "AUROC" in first.out
-    second = run(infer.main, *command, "--output", tmp_path / "second")
-    assert second.status == 0 and "seconds to go" in second.out
-    assert "training" not in second.error and "simulating" not in second.error
+    assert "scores 40 simulated cutouts" in first.out and "AUROC" in first.out
+    assert "40 scored + 0 rejected = 40 given" in first.out and "simulating" in first.error
+    second = run(infer.main, *command, "--output", "second")
+    assert second.status == 0 and "simulating" not in second.error
     scores = [arrays(tmp_path / name / "predictions.npz") for name in ("first", "second")]
     np.testing.assert_array_equal(scores[0]["ensemble_logits"], scores[1]["ensemble_logits"])
-    own = tmp_path / "own"
-    own.mkdir()
-    Image.fromarray(np.random.default_rng(0).integers(0, 90, (50, 50, 3), np.uint8)).save(
-        own / "galaxy.png"
-    )
-    third = run(
-        infer.main, *command, "--checkpoints", "demo", "--data", own, "--output", tmp_path / "third"
-    )
-    assert third.status == 0 and "1 scored + 0 rejected = 1 given" in third.out

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lensjax import demonstration as demo
 from lensjax import runtime, training
 from lensjax.cli import train
 from lensjax.data.preprocess import Preprocessing
@@ -227,23 +226,6 @@ def test_members_that_differ_ask_for_the_option(run, begun, cutouts, start, tmp_
     assert ended.status == 2 and "differ in stretch (" in ended.error
     run(train.main, *command, "--scales", 16, "--stretch", "log")
     assert len(begun) == 1
-
-
-def test_it_starts_from_the_demonstration_which_is_made_first(
-    run, begun, cutouts, start, tmp_path, monkeypatch
-):
-    made = []
-
-    def prepare(ensemble: str, smoke: bool) -> demo.Prepared:
-        made.append((ensemble, smoke))
-        return demo.Prepared(start, tmp_path / "held_back.npz")
-
-    monkeypatch.setattr(demo, "prepare", prepare)
-    command = ("--data", cutouts, *TINY, "--start-from", "demo", "--output", tmp_path / "out")
-    ended = run(train.main, *command)
-    assert "far enough" in ended.error and made == [("light_transformer", False)], ended
-    assert ended.out.startswith("Demonstration: ") and "starts from them" in ended.out
-    assert begun[0][2].start_from == str(start)
 
 
 def test_a_stopped_run_of_other_members_is_named_and_goes_on(run, cutouts, tmp_path, monkeypatch):

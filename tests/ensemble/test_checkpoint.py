@@ -238,7 +238,7 @@ def test_what_cannot_be_found_is_one_line(tmp_path, ensemble, line):
 def test_no_members_name_the_three_ways_on(tmp_path):
     with pytest.raises(UsageError) as caught:
         find_members(tmp_path / "none", "resnet18")
-    for way in ("train.py", "import_weights.py", "--checkpoints demo"):
+    for way in ("train.py", "import_weights.py", "--checkpoints a folder"):
         assert way in str(caught.value)
 
 
@@ -247,7 +247,7 @@ def test_without_an_ensemble_all_members_of_the_folder_are_taken(tmp_path):
     fake_members(tmp_path, "resnet18", "1", "0", ".0-half-written")
     fake_members(tmp_path, ".trash", "0")
     assert list(find_members(tmp_path, None)) == ["resnet18.0", "resnet18.1", "vit_s16"]
-    with pytest.raises(UsageError, match="holds no members .*--checkpoints demo"):
+    with pytest.raises(UsageError, match="holds no members .*--checkpoints a folder"):
         find_members(tmp_path / "none", None)
 
 
