@@ -25,23 +25,26 @@ CANDIDATES, SHORTLIST = 128, 8
 CANDIDATE_UNIFORMS = 20
 PERTURBERS = 2
 SOURCE_COMPONENTS = 4
-DETAIL_UNIFORMS = 3 + 5 * PERTURBERS + 5 * SOURCE_COMPONENTS
+ENVELOPE_UNIFORMS = 5
+DETAIL_UNIFORMS = ENVELOPE_UNIFORMS + 1 + 5 * PERTURBERS + 5 * SOURCE_COMPONENTS
 LENS_UNIFORMS = CANDIDATES * (CANDIDATE_UNIFORMS + 1) + SHORTLIST * DETAIL_UNIFORMS + 1
 COARSE = 32  # pixels along a side of the grid on which the shortlist is traced
 AT_ONCE = 32  # systems that are traced at once
 
 # Einstein radii that are kept: at most this share of half the cutout, at least this share of the
 # sharpest seeing. Chosen.
-LARGEST_OVER_HALF_WIDTH = 0.6
+LARGEST_OVER_HALF_WIDTH = 0.75
 SMALLEST_OVER_SEEING = 1.2
 # Brighter than its faintest deflector by this many magnitudes a survey has few (chosen).
-MAGNITUDE_RANGE = 3.6
+MAGNITUDE_RANGE = 4.5
 # Searches train on more large Einstein radii than nature has (Canameras et al. 2020 on as many as
 # small ones): a candidate's chance to be kept goes as this power of its Einstein radius (chosen).
-EINSTEIN_RADIUS_WEIGHT = 4.0
-# Wanted S/N of arcs: their logarithm reaches from the smallest to ten times that, and this power
-# of a uniform number favours faint ones, if above one, or bright ones (chosen).
-LARGEST_ARC_SNR, FAINT_ARCS = 10.0, 0.75
+EINSTEIN_RADIUS_WEIGHT = 2.0
+# Einstein radii above this many arcsec are more often those of groups (chosen).
+OF_GROUPS = 2.5
+# The logarithm of the wanted S/N of arcs is uniform from the survey's smallest to this many times
+# that (chosen).
+LARGEST_ARC_SNR = 20.0
 
 
 class System(NamedTuple):
@@ -72,8 +75,8 @@ class System(NamedTuple):
 class Lens(NamedTuple):
     """Lens systems as light and mass.
 
-    `galaxies` are the deflector, first, and its companions; `arc_snr` is the S/N that the arcs are
-    to have, `seen` how well they are seen on a coarse grid.
+    `galaxies` are the deflector's body and envelope, and its companions; `arc_snr` is the S/N that
+    the arcs are to have, `seen` how well they are seen on a coarse grid.
     """
 
     system: System
@@ -129,9 +132,9 @@ def candidate(uniform: Array, survey: Survey, observation: Observation) -> Syste
     dispersion = population.velocity_dispersion(uniform[0])
     lens_z = population.lens_redshift(uniform[1])
     source_z = population.source_redshift(uniform[2], lens_z)
-    # Dark matter of groups adds to some: up to 2.5 times, one in ten 1.8 times and more. Galaxies
+    # Dark matter of groups adds to some: up to four times, one in six 2.5 times and more. Galaxies
     # in the middle of groups are the brighter for it (chosen).
-    in_halo = 1 + 1.5 * uniform[18] ** 6
+    in_halo = 1 + 3 * uniform[18] ** 4
     einstein = in_halo * population.einstein_radius(dispersion, lens_z, source_z)
 
     luminosity = population.lens_absolute_magnitude(dispersion) + 0.3 * normal[3]
@@ -242,13 +245,14 @@ def source_galaxy(uniform: Array, light: Array, x: Array, y: Array, radius: Arra
 def companions(uniform: Array, system: System, observation: Observation) -> tuple[Galaxies, Array]:
     """Returns galaxies that belong to the deflector, and their Einstein radii (perturber, n).
 
-    One deflector in eight lies in a group, a quarter have small satellites, the others none
-    (chosen). `uniform` is (1 + 5 * PERTURBERS, n).
+    One deflector in eight lies in a group, and one in three of those with wide arcs; a quarter have
+    small satellites, the others none (chosen). `uniform` is (1 + 5 * PERTURBERS, n).
     """
     own = uniform[1:].reshape(5, PERTURBERS, -1)
-    is_group = uniform[0] < 0.12
+    groups = np.where(system.einstein_radius > OF_GROUPS, 0.35, 0.12)
+    is_group = uniform[0] < groups
     share = np.where(is_group, between(own[0], 0.25, 0.8), between(own[0], 0.05, 0.2))
-    share = np.where(uniform[0] < 0.35, share, 0.0)
+    share = np.where(uniform[0] < groups + 0.23, share, 0.0)
     distance = system.einstein_radius * np.where(
         is_group, between(own[1], 1.6, 4.0), between(own[1], 0.5, 2.5)
     )
@@ -266,12 +270,35 @@ def companions(uniform: Array, system: System, observation: Observation) -> tupl
     return galaxies, share * system.einstein_radius
 
 
+def body_and_envelope(uniform: Array, galaxy: Galaxies) -> Galaxies:
+    """Returns galaxies (1, n) as two slots that share their light: a body and its envelope.
+
+    No elliptical is one Sersic profile of one colour. The envelope is larger, nearly exponential,
+    turned and flattened a little otherwise, and mostly bluer than the body (all chosen). `uniform`
+    is (ENVELOPE_UNIFORMS, n).
+    """
+    from_blue_to_red = np.linspace(1.0, -1.0, galaxy.flux.shape[1])[:, None]
+    share = 0.5 * uniform[0] * 10 ** (0.4 * between(uniform[1], -0.05, 0.2) * from_blue_to_red)
+    parts = Galaxies(
+        flux=share * galaxy.flux,
+        x=galaxy.x,
+        y=galaxy.y,
+        axis_ratio=np.clip(galaxy.axis_ratio + between(uniform[2], -0.2, 0.2), 0.3, 0.99),
+        angle=galaxy.angle + between(uniform[3], -0.3, 0.3),
+        radius=galaxy.radius * between(uniform[4], 1.2, 2.5),
+        n_sersic=np.full(galaxy.n_sersic.shape, 1.2),
+    )
+    body = galaxy._replace(flux=(1 - share) * galaxy.flux)
+    return Galaxies(*(np.concatenate(both) for both in zip(body, parts, strict=True)))
+
+
 def light_and_mass(uniform: Array, system: System, arc_snr: Array, taken: Observation) -> Lens:
     """Returns systems as light and mass, their sources as bright as `arc_snr` asks.
 
     `uniform` is (DETAIL_UNIFORMS, n), `taken` how they are observed.
     """
-    beside, perturber_theta_E = companions(uniform[: 1 + 5 * PERTURBERS], system, taken)
+    shape, others = uniform[:ENVELOPE_UNIFORMS], uniform[ENVELOPE_UNIFORMS:]
+    beside, perturber_theta_E = companions(others[: 1 + 5 * PERTURBERS], system, taken)
     source = source_galaxy(
         uniform[-5 * SOURCE_COMPONENTS :],
         flux(system.source_magnitudes, taken),
@@ -281,12 +308,11 @@ def light_and_mass(uniform: Array, system: System, arc_snr: Array, taken: Observ
     )
     zero = np.zeros_like(system.angle)
     deflector = Galaxies(
-        flux(system.lens_magnitudes, taken), zero, zero, system.axis_ratio, system.angle,
-        system.lens_radius, system.lens_n_sersic,
+        flux(system.lens_magnitudes, taken)[None], zero[None], zero[None], system.axis_ratio[None],
+        system.angle[None], system.lens_radius[None], system.lens_n_sersic[None],
     )  # fmt: skip
-    galaxies = Galaxies(
-        *(np.concatenate([one[None], more]) for one, more in zip(deflector, beside, strict=True))
-    )
+    own = body_and_envelope(shape, deflector)
+    galaxies = Galaxies(*(np.concatenate(both) for both in zip(own, beside, strict=True)))
     mass = Mass(
         system.einstein_radius, system.slope, system.mass_axis_ratio, system.mass_angle,
         system.gamma1, system.gamma2, perturber_theta_E, beside.x, beside.y,
@@ -372,7 +398,7 @@ def draw_lenses(uniform: Array, survey: Survey, observation: Observation) -> Len
     # The candidates of a picture stand `count` apart.
     own = uniform[:many].reshape(CANDIDATE_UNIFORMS + 1, CANDIDATES * count)
     details = uniform[many:-1].reshape(SHORTLIST, DETAIL_UNIFORMS, count)
-    wanted = survey.arc_snr * LARGEST_ARC_SNR ** (uniform[-1] ** FAINT_ARCS)
+    wanted = survey.arc_snr * LARGEST_ARC_SNR ** uniform[-1]
     repeated = take(observation, np.tile(np.arange(count), CANDIDATES))
     systems = candidate(own[1:], survey, repeated)
     keep = accepted(systems, survey, repeated)

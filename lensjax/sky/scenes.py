@@ -27,7 +27,7 @@ from lensjax.sky.population import (
 )
 from lensjax.sky.survey import Observation, Survey, half_width
 
-CENTRAL_GALAXIES, FIELD_GALAXIES = 5 + PERTURBERS, 6
+CENTRAL_GALAXIES, FIELD_GALAXIES = 6 + PERTURBERS, 6
 SWIRLS = 2
 FIELD_STARS = 2
 # Random numbers between 0 and 1 that a picture is made of. In the middle a kind takes its own from
@@ -245,11 +245,12 @@ def group(uniform: Array, lens: Lens, sky: Sky) -> Centre:
 
 
 def ordinary(uniform: Array, lens: Lens, sky: Sky) -> Centre:
-    """Any galaxy of the sky: an elliptical or a disc with a bulge, one in four with a neighbour."""
+    """Returns any galaxy: an elliptical, perhaps with a disc, or a disc with a bulge; one in four
+    has a neighbour."""
     faint = sky.observation.magnitude_limit + 0.5
     magnitude, redshift = number_count_magnitude(uniform[0], 17.0, faint, 0.2), uniform[1] + 0.05
     is_elliptical = uniform[2] < 0.35
-    bulge_share = np.where(is_elliptical, 1.0, 0.6 * uniform[3] ** 2)
+    bulge_share = np.where(is_elliptical, 1 - 0.5 * uniform[3] ** 2, 0.6 * uniform[3] ** 2)
     bulge = bulge_share * sky.galaxy_flux(magnitude, 0.1 * uniform[4] ** 3, redshift)
     young, dust = between(uniform[5], 0.1, 1), 0.6 * uniform[18]
     disc = (1 - bulge_share) * sky.galaxy_flux(magnitude, young, redshift, dust)

@@ -38,8 +38,9 @@ def test_they_are_lenses_that_a_search_would_keep(drawn, observed):
 def test_a_person_would_see_their_arcs(drawn):
     plain = margin(drawn.seen, GROUND) >= 1
     assert plain.mean() > 0.9
-    np.testing.assert_allclose(drawn.seen.arc_snr, drawn.arc_snr, rtol=0.3)
-    assert drawn.arc_snr.min() >= GROUND.arc_snr and drawn.arc_snr.max() <= 10 * GROUND.arc_snr
+    # The photon noise of bright arcs takes up to a third of what was wanted.
+    np.testing.assert_allclose(drawn.seen.arc_snr, drawn.arc_snr, rtol=0.4)
+    assert drawn.arc_snr.min() >= GROUND.arc_snr and drawn.arc_snr.max() <= 20 * GROUND.arc_snr
     assert 45 < np.median(drawn.arc_snr) < 75
 
 
@@ -55,9 +56,20 @@ def test_they_lie_in_published_ranges(drawn):
 
 def test_companions_weigh_what_they_shine(drawn):
     share = drawn.mass.perturber_theta_E / drawn.mass.theta_E
-    light = drawn.galaxies.flux[1:, 2] / drawn.galaxies.flux[:1, 2]
+    light = drawn.galaxies.flux[2:, 2] / drawn.galaxies.flux[:2, 2].sum(axis=0)
     np.testing.assert_allclose(light, share**2, rtol=1e-4)
     assert 0.2 < (share[0] > 0).mean() < 0.5
+
+
+def test_a_deflector_keeps_its_flux_in_body_and_envelope(drawn, observed):
+    flux = 10 ** (-0.4 * (drawn.system.lens_magnitudes - observed.zero_points))
+    body, envelope = drawn.galaxies.flux[:2]
+    np.testing.assert_allclose(body + envelope, flux, rtol=1e-4)
+    assert (body > 0).all() and (envelope > 0).all()
+    # Bluer outside, on the whole; larger outside, always.
+    bluer = envelope[0] / envelope[-1] > body[0] / body[-1]
+    assert 0.7 < bluer.mean() < 0.9
+    assert (drawn.galaxies.radius[1] > drawn.galaxies.radius[0]).all()
 
 
 def test_a_source_keeps_its_flux_however_clumpy(drawn, observed):
