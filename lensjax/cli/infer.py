@@ -9,7 +9,7 @@ from lensjax import __version__, config, inference, runtime
 from lensjax.data.formats import shards
 from lensjax.data.formats.shards import Encoding
 from lensjax.data.parts import rows_of
-from lensjax.ensemble.checkpoint import find_members, parse_ensemble
+from lensjax.ensemble.checkpoint import find_members, member_folders, parse_ensemble
 from lensjax.errors import UsageError
 from lensjax.inference import InferenceConfig
 
@@ -27,7 +27,7 @@ class InferConfig(InferenceConfig):
     """Store pixels as they are, or integers as PNG."""
     smoke: bool = False
     """Check within a minute that everything runs: few simulated cutouts where --data names none,
-    and as many members as there are."""
+    and what there is of the members."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -50,8 +50,8 @@ def _with_defaults(options: InferConfig) -> InferConfig:
     if options.data is None and options.checkpoints is not None and not options.smoke:
         raise UsageError("--data is missing: name the cutouts, or leave out --checkpoints too")
     checkpoints, ensemble = options.checkpoints or CHECKPOINTS, options.ensemble
-    if options.smoke and ensemble is not None:
-        ensemble = ",".join(parse_ensemble(ensemble))
+    if ensemble is not None and (options.smoke or options.data is None):
+        ensemble = _there(checkpoints, ensemble)
     find_members(checkpoints, ensemble)  # before cutouts are drawn for members that are not there
     data = options.data
     if data is None:
@@ -59,6 +59,19 @@ def _with_defaults(options: InferConfig) -> InferConfig:
 
         data = str(demonstration.held_back(options.smoke))
     return dataclasses.replace(options, ensemble=ensemble, checkpoints=checkpoints, data=data)
+
+
+def _there(checkpoints: Path, ensemble: str) -> str:
+    """Returns the architectures of an ensemble that there are members of, all of which are taken,
+    and says which are missing; where all are, the ensemble as it is."""
+    wanted = list(parse_ensemble(ensemble))
+    there = [name for name in wanted if member_folders(checkpoints, name)]
+    if not there:
+        return ensemble
+    missing = ", ".join(name for name in wanted if name not in there)
+    if missing:
+        print(f"{checkpoints} holds no {missing} members: goes on with {', '.join(there)}")
+    return ",".join(there)
 
 
 def pack(options: InferConfig, folder: Path) -> str:

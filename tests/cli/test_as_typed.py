@@ -13,7 +13,10 @@ INFER = "--models resnet18,vit_b_16 --parallel --batch-size 64 --mc-samples 10"
 TRAIN = "--scales 224,448,672 --arch resnet18 --batch-size 32"
 
 
-def test_infer_with_parallel_and_torchvisions_names_is_the_demonstration(run, monkeypatch):
+def test_infer_with_parallel_and_torchvisions_names_is_the_demonstration(
+    run, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
     asked = []
 
     def held_back(smoke: bool):

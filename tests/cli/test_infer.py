@@ -369,14 +369,15 @@ def test_without_an_ensemble_all_members_that_there_are_score(run, members, stac
 
 
 def test_a_smoke_run_takes_the_members_that_there_are_and_data_where_they_are_named(
-    members, monkeypatch, tmp_path
+    members, monkeypatch, tmp_path, capsys
 ):
     monkeypatch.setattr(demonstration, "held_back", lambda smoke: tmp_path / f"smoke-{smoke}.npz")
     for data, scored in (("own.npz", "own.npz"), (None, str(tmp_path / "smoke-True.npz"))):
-        asked = infer.InferConfig(smoke=True, data=data, checkpoints=members, ensemble="vit_s16:4")
-        options = infer._with_defaults(asked)
+        asked = {"smoke": True, "data": data, "checkpoints": members}
+        options = infer._with_defaults(infer.InferConfig(**asked, ensemble="vit_s16:4,vit_b16"))
         assert (options.data, options.checkpoints) == (scored, members)
         assert options.ensemble == "vit_s16"
+        assert "holds no vit_b16 members: goes on with vit_s16" in capsys.readouterr().out
 
 
 def test_nothing_is_simulated_for_members_that_are_not_there(run, monkeypatch, tmp_path):
