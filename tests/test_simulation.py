@@ -42,5 +42,6 @@ def test_of_a_noise_free_sky_the_test_has_noise():
     np.testing.assert_array_equal(sky.truth["noise_free"], ~test)
     left = (noisy.images - sky.images) / np.array(survey.sky_sigma)
     assert np.abs(left[test]).max() < 1e-2
-    assert np.median(left[~test].std((1, 2))) == pytest.approx(1, abs=0.25)
+    # At the edge, where the photons of the arcs add little to the noise of the sky.
+    assert np.median(left[~test][:, :3].std((1, 2))) == pytest.approx(1, abs=0.25)
     assert "noise_free" not in noisy.truth
