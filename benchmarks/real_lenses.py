@@ -17,13 +17,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from astropy.table import Table
 from sklearn.metrics import roc_auc_score
 
 from lensjax import config, launch, load_ensemble
+from lensjax.api import LensFinder
+from lensjax.errors import UsageError
 from lensjax.simulation import SimulateConfig, simulate_survey
 
 GOOD, POOR = 2.0, 0.7
@@ -51,19 +52,34 @@ class RealLenses:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prints the table: a line a figure, a column a score."""
+    """Prints the table: a line a figure, a column a score.
+
+    Raises UsageError where the folder has nothing to compare.
+    """
     options = config.parse(RealLenses, argv, description=__doc__.split("\n", 1)[0])
     finder = load_ensemble(options.checkpoints, options.ensemble, mc_samples=1)
+    found = of_pictures(finder, options.images) | of_arcs(finder, options.images)
+    if not found:
+        raise UsageError(f"--images {options.images} holds none of the sets of real images")
+    names = next(iter(found.values()))
+    print("| | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
+    for figure, values in found.items():
+        print(f"| {figure} | " + " | ".join(values.values()) + " |")
 
-    def scored(name: str, **kind: Any) -> Table | None:
-        path = options.images / name
-        return finder.score(path, **kind).candidates if path.exists() else None
 
-    of_cfhtls = {"bands": "i,r,g", "pixel_scale": 0.1875}
-    candidates = scored("cfhtls_candidates/catalog.csv", **of_cfhtls)
-    ordinary = scored("cfhtls_fields/catalog.csv", **of_cfhtls)
-    known = scored("legacy_thumbs", bands="i,r,g", pixel_scale=0.262)
-    found: dict[str, dict[str, str]] = {}
+def of_pictures(finder: LensFinder, images: Path) -> dict[str, dict[str, str]]:
+    """Returns the figures of candidates, known lenses and ordinary galaxies in colour pictures."""
+
+    def scored(name: str, pixel_scale: float) -> Table | None:
+        path = images / name
+        if not path.exists():
+            return None
+        return finder.score(path, bands="i,r,g", pixel_scale=pixel_scale).candidates
+
+    candidates = scored("cfhtls_candidates/catalog.csv", 0.1875)
+    ordinary = scored("cfhtls_fields/catalog.csv", 0.1875)
+    known = scored("legacy_thumbs", 0.262)
+    found = {}
     if candidates is not None:
         grade = np.asarray(candidates["grade"], float)
         good, poor = candidates[grade >= GOOD], candidates[grade <= POOR]
@@ -73,35 +89,39 @@ def main(argv: Sequence[str]) -> None:
             found["good candidates above 5 % of galaxies"] = compared(above, good, ordinary)
     if known is not None and ordinary is not None:
         found["known lenses above 5 % of galaxies"] = compared(above, known, ordinary)
-    if (options.images / "des_lrg_grizY").is_dir():
-        with tempfile.TemporaryDirectory() as folder:
-            backgrounds = str(options.images / "des_lrg_grizY" / "{band}.fits")
-            simulate_survey(dataclasses.replace(ARCS, backgrounds=backgrounds, output=Path(folder)))
-            table = finder.score(Path(folder) / "test.npz").candidates
-        faintest, brightest = ARC_SNR
-        arcs = table[(table["arc_snr"] >= faintest) & (table["arc_snr"] <= brightest)]
-        bare = table[table["label"] == 0]
-        what = f"galaxies with an arc of S/N {faintest} to {brightest}"
-        found[f"{what} against bare ones, AUROC"] = compared(auroc, arcs, bare)
-        found[f"{what} above their bare selves"] = compared(above_own, arcs, bare)
-    names = next(iter(found.values()))
-    print("| | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
-    for figure, values in found.items():
-        print(f"| {figure} | " + " | ".join(values.values()) + " |")
+    return found
+
+
+def of_arcs(finder: LensFinder, images: Path) -> dict[str, dict[str, str]]:
+    """Returns the figures of real galaxies with simulated arcs, against the same without."""
+    if not (images / "des_lrg_grizY").is_dir():
+        return {}
+    with tempfile.TemporaryDirectory() as folder:
+        backgrounds = str(images / "des_lrg_grizY" / "{band}.fits")
+        simulate_survey(dataclasses.replace(ARCS, backgrounds=backgrounds, output=Path(folder)))
+        table = finder.score(Path(folder) / "test.npz").candidates
+    faintest, brightest = ARC_SNR
+    arcs = table[(table["arc_snr"] >= faintest) & (table["arc_snr"] <= brightest)]
+    bare = table[table["label"] == 0]
+    what = f"galaxies with an arc of S/N {faintest} to {brightest}"
+    return {
+        f"{what} against bare ones, AUROC": compared(auroc, arcs, bare),
+        f"{what} above their bare selves": compared(above_own, arcs, bare),
+    }
 
 
 def compared(figure: Callable[..., float], lenses: Table, others: Table) -> dict[str, str]:
     """Returns the figure with its 95 % interval, of all scores by name: over resamples of the
     objects, those of one `group` together."""
-    endings = "_probability"
-    names = ["probability", *(name for name in lenses.colnames if name.endswith(endings))]
+    ending = "_probability"
+    names = ["probability", *(name for name in lenses.colnames if name.endswith(ending))]
     rng = np.random.default_rng(0)
     drawn = [(resample(rng, lenses), resample(rng, others)) for _ in range(RESAMPLES)]
     told = {}
     for name in names:
         values = [figure(lenses[a], others[b], name) for a, b in drawn]
         low, high = np.quantile(values, [0.025, 0.975])
-        score = name.removesuffix(endings) if name != "probability" else "ensemble"
+        score = name.removesuffix(ending) if name != "probability" else "ensemble"
         told[score] = f"{figure(lenses, others, name):.3f} [{low:.3f}, {high:.3f}]"
     return told
 

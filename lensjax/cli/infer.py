@@ -51,27 +51,27 @@ def _with_defaults(options: InferConfig) -> InferConfig:
         raise UsageError("--data is missing: name the cutouts, or leave out --checkpoints too")
     checkpoints, ensemble = options.checkpoints or CHECKPOINTS, options.ensemble
     if ensemble is not None and (options.smoke or options.data is None):
-        ensemble = _there(checkpoints, ensemble)
-    find_members(checkpoints, ensemble)  # before cutouts are drawn for members that are not there
+        ensemble = _available(checkpoints, ensemble)
     data = options.data
     if data is None:
+        find_members(checkpoints, ensemble)  # says what is wrong before cutouts are drawn
         from lensjax import demonstration  # the simulator: nothing that others need
 
         data = str(demonstration.held_back(options.smoke))
     return dataclasses.replace(options, ensemble=ensemble, checkpoints=checkpoints, data=data)
 
 
-def _there(checkpoints: Path, ensemble: str) -> str:
-    """Returns the architectures of an ensemble that there are members of, all of which are taken,
-    and says which are missing; where all are, the ensemble as it is."""
+def _available(checkpoints: Path, ensemble: str) -> str:
+    """Returns the architectures of an ensemble that the folder has members of, and prints which it
+    has none of. Where it has none at all, the ensemble is returned as it is."""
     wanted = list(parse_ensemble(ensemble))
-    there = [name for name in wanted if member_folders(checkpoints, name)]
-    if not there:
+    available = [name for name in wanted if member_folders(checkpoints, name)]
+    if not available:
         return ensemble
-    missing = ", ".join(name for name in wanted if name not in there)
+    missing = ", ".join(name for name in wanted if name not in available)
     if missing:
-        print(f"{checkpoints} holds no {missing} members: goes on with {', '.join(there)}")
-    return ",".join(there)
+        print(f"{checkpoints} holds no {missing} members: goes on with {', '.join(available)}")
+    return ",".join(available)
 
 
 def pack(options: InferConfig, folder: Path) -> str:

@@ -245,14 +245,14 @@ def source_galaxy(uniform: Array, light: Array, x: Array, y: Array, radius: Arra
 def companions(uniform: Array, system: System, observation: Observation) -> tuple[Galaxies, Array]:
     """Returns galaxies that belong to the deflector, and their Einstein radii (perturber, n).
 
-    One deflector in eight lies in a group, and one in three of those with wide arcs; a quarter have
-    small satellites, the others none (chosen). `uniform` is (1 + 5 * PERTURBERS, n).
+    One deflector in eight lies in a group, and one in three of those with large Einstein radii; a
+    quarter have small satellites, the others none (chosen). `uniform` is (1 + 5 * PERTURBERS, n).
     """
     own = uniform[1:].reshape(5, PERTURBERS, -1)
-    groups = np.where(system.einstein_radius > OF_GROUPS, 0.35, 0.12)
-    is_group = uniform[0] < groups
+    in_groups = np.where(system.einstein_radius > OF_GROUPS, 0.35, 0.12)
+    is_group = uniform[0] < in_groups
     share = np.where(is_group, between(own[0], 0.25, 0.8), between(own[0], 0.05, 0.2))
-    share = np.where(uniform[0] < groups + 0.23, share, 0.0)
+    share = np.where(uniform[0] < in_groups + 0.23, share, 0.0)
     distance = system.einstein_radius * np.where(
         is_group, between(own[1], 1.6, 4.0), between(own[1], 0.5, 2.5)
     )
@@ -271,15 +271,15 @@ def companions(uniform: Array, system: System, observation: Observation) -> tupl
 
 
 def body_and_envelope(uniform: Array, galaxy: Galaxies) -> Galaxies:
-    """Returns galaxies (1, n) as two slots that share their light: a body and its envelope.
+    """Returns galaxies (n,) as two slots (2, n) that share their light: a body and its envelope.
 
     No elliptical is one Sersic profile of one colour. The envelope is larger, nearly exponential,
     turned and flattened a little otherwise, and mostly bluer than the body (all chosen). `uniform`
     is (ENVELOPE_UNIFORMS, n).
     """
-    from_blue_to_red = np.linspace(1.0, -1.0, galaxy.flux.shape[1])[:, None]
+    from_blue_to_red = np.linspace(1.0, -1.0, len(galaxy.flux))[:, None]
     share = 0.5 * uniform[0] * 10 ** (0.4 * between(uniform[1], -0.05, 0.2) * from_blue_to_red)
-    parts = Galaxies(
+    envelope = Galaxies(
         flux=share * galaxy.flux,
         x=galaxy.x,
         y=galaxy.y,
@@ -289,7 +289,7 @@ def body_and_envelope(uniform: Array, galaxy: Galaxies) -> Galaxies:
         n_sersic=np.full(galaxy.n_sersic.shape, 1.2),
     )
     body = galaxy._replace(flux=(1 - share) * galaxy.flux)
-    return Galaxies(*(np.concatenate(both) for both in zip(body, parts, strict=True)))
+    return Galaxies(*(np.stack(both) for both in zip(body, envelope, strict=True)))
 
 
 def light_and_mass(uniform: Array, system: System, arc_snr: Array, taken: Observation) -> Lens:
@@ -308,8 +308,8 @@ def light_and_mass(uniform: Array, system: System, arc_snr: Array, taken: Observ
     )
     zero = np.zeros_like(system.angle)
     deflector = Galaxies(
-        flux(system.lens_magnitudes, taken)[None], zero[None], zero[None], system.axis_ratio[None],
-        system.angle[None], system.lens_radius[None], system.lens_n_sersic[None],
+        flux(system.lens_magnitudes, taken), zero, zero, system.axis_ratio, system.angle,
+        system.lens_radius, system.lens_n_sersic,
     )  # fmt: skip
     own = body_and_envelope(shape, deflector)
     galaxies = Galaxies(*(np.concatenate(both) for both in zip(own, beside, strict=True)))

@@ -5,6 +5,7 @@ import pytest
 from astropy.table import Table
 
 from benchmarks import real_lenses
+from lensjax.errors import UsageError
 
 
 def scored(probability, **columns) -> Table:
@@ -38,3 +39,9 @@ def test_the_interval_holds_the_figure_and_each_score_has_one():
     assert list(found) == ["ensemble", "vit_b16"]
     figure, low, high = (float(word.strip("[],")) for word in found["ensemble"].split())
     assert figure == pytest.approx(11 / 16, abs=1e-3) and 0 <= low < figure < high <= 1
+
+
+def test_a_folder_without_any_set_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(real_lenses, "load_ensemble", lambda *_, **__: None)
+    with pytest.raises(UsageError, match="holds none of the sets"):
+        real_lenses.main(["--images", str(tmp_path)])
