@@ -1,1 +1,2 @@
-"""Times lensjax and PyTorch side by side on the same weights and images. Not installed."""
+"""Times lensjax and PyTorch side by side on the same weights and images, and scores real lenses.
+Not installed."""
