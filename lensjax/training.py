@@ -195,21 +195,8 @@ def _data(options: TrainConfig) -> tuple[TrainingData, Labelled, str]:
 
 
 def _simulated(options: TrainConfig) -> tuple[Simulated, Labelled]:
-    """Returns the endless training set that `--sky` describes, and its validation set.
-
-    Raises UsageError for options that do not go with it.
-    """
+    """Returns the endless training set that `--sky` describes, and its validation set."""
     sky = _sky_options(options)
-    wrong = {
-        "--bootstrap wants cutouts that return; simulated ones do not": options.bootstrap,
-        f"{options.sky}: noise_free is for simulate.py: no cutout of --data {SIMULATED} returns": (
-            sky.noise_free
-        ),
-        f"{options.sky}: backgrounds are for simulate.py, not for --data {SIMULATED}": (
-            sky.backgrounds is not None
-        ),
-    }
-    refuse(wrong)
     survey, stamps = survey_of(sky), sources_of(sky)
     if stamps is not None and sky.test_fraction:
         stamps, _ = stamps.split(sky.test_fraction, "test")  # as simulate.py does it
@@ -222,9 +209,22 @@ def _simulated(options: TrainConfig) -> tuple[Simulated, Labelled]:
 
 
 def _sky_options(options: TrainConfig) -> SimulateConfig:
-    """Returns the options of simulate.py that `--sky` gives."""
+    """Returns the options of simulate.py that `--sky` gives.
+
+    Raises UsageError for options that do not go with them.
+    """
     given = [] if options.sky is None else ["--config", str(options.sky)]
     sky = config.parse(SimulateConfig, given, description="")
+    wrong = {
+        "--bootstrap wants cutouts that return; simulated ones do not": options.bootstrap,
+        f"{options.sky}: noise_free is for simulate.py: no cutout of --data {SIMULATED} returns": (
+            sky.noise_free
+        ),
+        f"{options.sky}: backgrounds are for simulate.py, not for --data {SIMULATED}": (
+            sky.backgrounds is not None
+        ),
+    }
+    refuse(wrong)
     if options.smoke:
         sky = dataclasses.replace(sky, count=SMOKE_SKY.count, size=SMOKE_SKY.size)
     return sky
@@ -343,8 +343,8 @@ def make_plan(options: TrainConfig) -> str:
 def _image_spec(options: TrainConfig) -> tuple[ImageSpec, Transform]:
     """Returns how cutouts travel to the device, and what the largest scale takes of them."""
     if options.data == SIMULATED:
-        training, _ = _simulated(options)
-        return training.image_spec, training.transform
+        survey = survey_of(_sky_options(options))
+        return _square(options, survey.bands, survey.size, survey.pixel_scale)
     if options.data is not None:
         source, preprocessing = _opened(options)
         input_spec = pipeline.input_spec(source, (preprocessing,), options.fit)
@@ -354,11 +354,16 @@ def _image_spec(options: TrainConfig) -> tuple[ImageSpec, Transform]:
     size = max(options.sizes(), default=None) or _of_start(options, "input_size")
     if size is None:
         raise UsageError("--plan wants --data or --scales: how large are the cutouts?")
-    bands = tuple((options.bands or "i,r,g").split(","))
-    preprocessing = _preprocessing(options, bands, size, options.pixel_scale)
-    transform = Transform(
-        preprocessing, 0, tuple(range(len(bands))), geometry((size, size), None, preprocessing)
-    )
+    return _square(options, tuple((options.bands or "i,r,g").split(",")), size, options.pixel_scale)
+
+
+def _square(
+    options: TrainConfig, bands: Sequence[str], size: int, pixel_scale: float | None
+) -> tuple[ImageSpec, Transform]:
+    """Returns what `_image_spec` does, for cutouts of `size` pixels that are not there yet."""
+    preprocessing = _preprocessing(options, bands, size, pixel_scale)
+    of_image = geometry((size, size), pixel_scale, preprocessing)
+    transform = Transform(preprocessing, 0, tuple(range(len(bands))), of_image)
     return ImageSpec((size, size, len(bands)), "float32"), transform
 
 
