@@ -285,7 +285,7 @@ def compare_steps(
     step: CompiledStep, weights: Weights, members: Members, options: ScoringOptions
 ) -> dict[str, float]:
     """Returns the cutouts per second of all members and samples in one step, and one by one."""
-    options = ScoringOptions(**_of_step(options), batch_size=step.cutouts)
+    options = ScoringOptions(**options.of_step(), batch_size=step.cutouts)
     one_by_one = compile_step(members, step.input_spec, 0, options, step.mesh, one_by_one=True)
     steps = {"one_step": step.step, "one_by_one": one_by_one.step}
     return scoring.side_by_side(steps, weights, step.input_spec.blank(step.cutouts), step.mesh)
@@ -296,7 +296,7 @@ def _settings(config: InferenceConfig, members: Members, source: Source) -> dict
     depends on."""
     return (
         config.of_data()
-        | _of_step(config)
+        | config.of_step()
         | {
             "data_sha256": content_sha256(source),
             "members": {
@@ -307,11 +307,6 @@ def _settings(config: InferenceConfig, members: Members, source: Source) -> dict
             "version": __version__,
         }
     )
-
-
-def _of_step(options: StepOptions) -> dict[str, Any]:
-    """Returns the options of the step alone, by name."""
-    return {field.name: getattr(options, field.name) for field in dataclasses.fields(StepOptions)}
 
 
 def _check_apart(data: str, output: Path) -> None:

@@ -19,6 +19,7 @@ CONFIGS = {
     "simulate": "SimulateConfig",
     "evaluate": "EvaluateConfig",
     "import_weights": "ImportConfig",
+    "export": "ExportConfig",
 }
 # Other spellings, and options of every command and of other programs.
 OTHERS = {"--models", "--parallel", "--no-parallel", "--help", "--config", "--debug"}

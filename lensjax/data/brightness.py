@@ -6,6 +6,7 @@ between which a linear stretch shows it. They travel with the images as one arra
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,6 +28,8 @@ NOISE_FLOOR = 1.0 / 256.0
 # A standard deviation from a median absolute deviation, for normal noise.
 SIGMA_PER_MAD = 1.4826
 
+Quantile = Callable[[Array, float], Array]
+
 # What a percentile stretch leaves out at either end.
 CLIPPED = 0.005
 
@@ -46,10 +49,10 @@ def measure(
     pixels = _sampled(images, geometry)[..., list(channels)]
     # Sorting whole lines is faster in NumPy than finding the few values that are wanted.
     ordered = np.sort(np.ascontiguousarray(pixels.swapaxes(1, 2), np.float32), axis=-1)
-    level = _quantile(ordered, 0.5)
+    level = quantile_of_ordered(ordered, 0.5)
     deviations = np.sort(np.abs(ordered - level[..., None]), axis=-1)
-    noise = SIGMA_PER_MAD * _quantile(deviations, 0.5)
-    low, high = _quantile(ordered, CLIPPED), _quantile(ordered, 1 - CLIPPED)
+    noise = SIGMA_PER_MAD * quantile_of_ordered(deviations, 0.5)
+    low, high = quantile_of_ordered(ordered, CLIPPED), quantile_of_ordered(ordered, 1 - CLIPPED)
     high = np.where(high > level, high, ordered[..., -1])
     if stretch == "zscale":
         low, high = _zscale_limits(images[:, *geometry.shown][..., list(channels)])
@@ -65,8 +68,9 @@ def _sampled(images: Any, geometry: Geometry) -> Any:
     return shown.reshape(batch, height * width, channels)[:, ::stride]
 
 
-def _quantile(ordered: np.ndarray, share: float) -> np.ndarray:
-    """Returns the quantile (...) of ordered values (..., n), between two values as NumPy has it."""
+def quantile_of_ordered(ordered: Any, share: float) -> Any:
+    """Returns the quantile (...) of ordered values (..., n), NumPy's or JAX's, between two values
+    as NumPy has it."""
     place = share * (ordered.shape[-1] - 1)
     below = math.floor(place)
     value, following = ordered[..., below], ordered[..., math.ceil(place)]
@@ -86,9 +90,10 @@ def _zscale_limits(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def measure_in_step(images: Array, geometry: Geometry) -> Array:
+def measure_in_step(images: Array, geometry: Geometry, quantile: Quantile) -> Array:
     """Returns what `measure` does of all channels of images (batch, height, width, channel) that a
-    compiled step has made, for every stretch but zscale."""
+    compiled step has made, for every stretch but zscale. `quantile` is `sorted_quantile`, or
+    `bisected` where speed counts."""
     pixels = _sampled(images, geometry).swapaxes(1, 2)
     level = quantile(pixels, 0.5)
     noise = SIGMA_PER_MAD * quantile(jnp.abs(pixels - level[..., None]), 0.5)
@@ -97,9 +102,14 @@ def measure_in_step(images: Array, geometry: Geometry) -> Array:
     return jnp.stack([level, noise, low, high], axis=-1)
 
 
-def quantile(values: Array, share: float) -> Array:
-    """Returns what `_quantile` does of values (..., n) in any order, to 2^-24 of their range, by
-    bisection: a compiled program sorts far more slowly on a CPU."""
+def sorted_quantile(values: Array, share: float) -> Array:
+    """Returns what `quantile_of_ordered` does of values (..., n) in any order."""
+    return quantile_of_ordered(jnp.sort(values), share)
+
+
+def bisected(values: Array, share: float) -> Array:
+    """Returns what `sorted_quantile` does, to 2^-24 of the values' range, by bisection: a compiled
+    program sorts far more slowly on a CPU."""
     place = share * (values.shape[-1] - 1)
     below = math.floor(place)
 

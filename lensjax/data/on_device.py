@@ -131,5 +131,5 @@ def on_grid(transform: Transform, images: ArrayLike, brightness: ArrayLike) -> A
         return sky
     size = geometry.size
     level = jnp.asarray(brightness)[:, None, None, :, LEVEL]
-    padded = jnp.broadcast_to(level, (len(images), size, size, images.shape[-1]))
+    padded = jnp.broadcast_to(level, (images.shape[0], size, size, images.shape[-1]))
     return padded.at[:, *geometry.bounds].set(sky)

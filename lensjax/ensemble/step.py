@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -35,6 +35,10 @@ class StepOptions:
     seed: int = 0
     """Seed of the dropout masks."""
 
+    def of_step(self) -> dict[str, Any]:
+        """Returns these options by name, without those that a subclass adds."""
+        return {field.name: getattr(self, field.name) for field in fields(StepOptions)}
+
 
 class Weights(NamedTuple):
     """Everything that stays on the devices for the run: per group the `states` of its parts, arrays
@@ -51,7 +55,7 @@ Step = Callable[[Weights, Inputs], Scores]
 def place_weights(ensemble: Ensemble, mesh: Mesh, options: StepOptions) -> Weights:
     """Returns the weights of `ensemble` on the devices, in the precision of the computation."""
     # Rounded on the host, so that no device ever holds more than its part.
-    arrays = _arrays(ensemble, mesh, options, ensemble.states)
+    arrays = weights_of(ensemble, mesh, options, ensemble.states)
     places = _places(ensemble, mesh)
     return jax.tree.map(lambda place, tree: jax.device_put(tree, place), places, arrays)
 
@@ -59,7 +63,7 @@ def place_weights(ensemble: Ensemble, mesh: Mesh, options: StepOptions) -> Weigh
 def abstract_weights(ensemble: Ensemble, mesh: Mesh, options: StepOptions) -> Weights:
     """Returns the shapes, types and shardings of what `place_weights` makes of `ensemble`, abstract
     or not."""
-    arrays = functools.partial(_arrays, ensemble, mesh, options)
+    arrays = functools.partial(weights_of, ensemble, mesh, options)
 
     def placed(place: NamedSharding, tree: Any) -> Any:
         return jax.tree.map(
@@ -69,7 +73,9 @@ def abstract_weights(ensemble: Ensemble, mesh: Mesh, options: StepOptions) -> We
     return jax.tree.map(placed, _places(ensemble, mesh), jax.eval_shape(arrays, ensemble.states))
 
 
-def _arrays(ensemble: Ensemble, mesh: Mesh, options: StepOptions, states: Sequence[Any]) -> Weights:
+def weights_of(
+    ensemble: Ensemble, mesh: Mesh, options: StepOptions, states: Sequence[Any]
+) -> Weights:
     """Returns the Weights of an ensemble whose groups have these `states`, of NumPy or traced."""
 
     def of_part(state: Any, rows: slice) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from lensjax.data.brightness import measure_in_step, noise_unit
+from lensjax.data.brightness import bisected, measure_in_step, noise_unit
 from lensjax.data.preprocess import Geometry
 from lensjax.sky.render import add_noise
 from lensjax.train.pictures import as_picture
@@ -74,7 +74,7 @@ def augmented(
         images = jax.vmap(partial(observed, augmentation))(*given, jnp.asarray(sky))
     if sky is None and not augmentation.pictures:
         return images, brightness
-    return images, measure_in_step(images, geometry)
+    return images, measure_in_step(images, geometry, bisected)
 
 
 def changed(
