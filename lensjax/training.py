@@ -129,6 +129,7 @@ def shrunk(options: TrainConfig, given: Collection[str]) -> TrainConfig:
         validation_fraction=0.25,
         memory_budget="auto",
         start_from=None,
+        keep_start=0.0,
         grow_from=None,
         teachers=None,
         output=options.output if is_own else folder / "members",
@@ -437,6 +438,10 @@ def _check(options: TrainConfig) -> None:
         "--batch-size must be at least 1": options.batch_size < 1,
         "--start-from and --grow-from exclude each other": bool(
             options.start_from and options.grow_from
+        ),
+        "--keep-start must lie in 0..1, below 1": not 0 <= options.keep_start < 1,
+        "--keep-start keeps weights of --start-from: give that too": bool(
+            options.keep_start and not options.start_from
         ),
         "--teacher-weight must lie in 0..1": not 0 <= options.teacher_weight <= 1,
         f"--teachers {options.teachers} is the folder of the members to train as well: name the "

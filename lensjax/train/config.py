@@ -53,6 +53,9 @@ class Hyperparameters(Augmentation):
     start_from: str | None = None
     """Folder of members to start from; their input size, pixel scale, stretch and dropout are kept
     too where no option says otherwise."""
+    keep_start: float = 0.0
+    """Share of the weights of --start-from in those that are saved; the rest are what was learnt.
+    Half keeps more of what the members could do on other data."""
     grow_from: str | None = None
     """Folder of a member of a narrower architecture, as vit_ti16 for vit_b16, that is widened to
     start from; what --start-from keeps is kept too."""

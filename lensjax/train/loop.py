@@ -59,6 +59,8 @@ def train_members(
     batches = training.batches(batch_size)
     info = member_info(training, architecture, hyperparameters)
     setup, state = set_up(info, training.transform, training.labels, hyperparameters, seeds, mesh)
+    share = hyperparameters.keep_start
+    origin = jax.device_get(state.weights) if share else None
     groups = groups_of_run(
         *(setup, state, training.image_spec),
         batch_size=batch_size,
@@ -107,8 +109,9 @@ def train_members(
                 is_last = step == setup.steps
                 if step % setup.steps_per_epoch == 0 or is_last:
                     rate = (step - start) * batch_size / (time.monotonic() - began)
+                    judged = state if origin is None else state.mixed(origin, share)
                     logits = [
-                        predict(setup.config, scale, state, validation, batch_size)
+                        predict(setup.config, scale, judged, validation, batch_size)
                         for scale in range(scale_count)
                     ]
                     for row in _metric_rows(setup, losses, training, validation, logits):
@@ -116,7 +119,7 @@ def train_members(
                     # The largest scale is the one that the member will be used at.
                     loss = calibration.object_loss(logits[-1], validation.labels).mean(-1)
                     if step > counts_from:
-                        best = best.updated(loss, logits[-1], state, patience)
+                        best = best.updated(loss, logits[-1], judged, patience)
                     shown["validation_loss"] = loss.mean()
                 ends = asked_to_stop()
                 if ends or is_last or time.monotonic() - saved > save_seconds:

@@ -10,6 +10,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+# Parameters, and the batch statistics of each scale.
+Weights = tuple[Any, tuple[Any, ...]]
+
 
 class Average(NamedTuple):
     """Moving averages of the parameters and of each scale's batch statistics, and the steps
@@ -34,11 +37,19 @@ class TrainState(NamedTuple):
     step: Array
 
     @property
-    def weights(self) -> tuple[Any, tuple[Any, ...]]:
+    def weights(self) -> Weights:
         """Returns what members take of a state: parameters and each scale's batch statistics,
         averaged where there are averages."""
         found = self if self.average is None else self.average
         return found.params, found.batch_stats
+
+    def mixed(self, start: Weights, share: float) -> "TrainState":
+        """Returns the state whose weights are the mean of these and of a `share` of those that it
+        started from (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models", eq. 1)."""
+        params, batch_stats = jax.tree.map(
+            lambda new, old: (1 - share) * new + share * old, self.weights, start
+        )
+        return self._replace(params=params, batch_stats=batch_stats, average=None)
 
 
 class BestEpoch(NamedTuple):
@@ -48,7 +59,7 @@ class BestEpoch(NamedTuple):
     loss: np.ndarray
     stale_epochs: np.ndarray
     logits: np.ndarray
-    weights: tuple[Any, tuple[Any, ...]]
+    weights: Weights
 
     @staticmethod
     def none(state: TrainState, rows: int) -> "BestEpoch":

@@ -147,6 +147,21 @@ def test_training_goes_on_from_given_weights_and_leaves_the_frozen_alone(
     assert hashes == [checkpoint.arrays_sha256(member.state) for member in team]
 
 
+@pytest.mark.slow
+def test_a_share_of_the_weights_to_start_from_is_kept(team, sides, vit_tiny, tmp_path):
+    checkpoint.save_member(tmp_path / vit_tiny / "0", team[0])
+    tuning = dataclasses.replace(RECIPE, epochs=0.5, start_from=str(tmp_path))
+    (tuned,) = train_members(*sides, vit_tiny, tuning, (0,), tmp_path / "tuned")
+    keeping = dataclasses.replace(tuning, keep_start=0.25)
+    (kept,) = train_members(*sides, vit_tiny, keeping, (0,), tmp_path / "kept")
+    for name, leaf in kept.state.items():
+        mean = 0.25 * team[0].state[name] + 0.75 * tuned.state[name]
+        np.testing.assert_allclose(leaf, mean, atol=1e-6, err_msg=name)
+    # What is said of it is of the mean: its calibration, metrics and logits.
+    assert np.abs(kept.validation["logit"] - tuned.validation["logit"]).max() > 1e-3
+    assert kept.info.training["keep_start"] == 0.25
+
+
 def test_a_balanced_loss_gives_both_classes_the_same_say():
     labels = np.array([1, 0, 0, 0, 0], np.float32)
     weights = assemble_weights(labels, balanced=True)
