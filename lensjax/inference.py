@@ -61,10 +61,10 @@ class ScoringOptions(StepOptions):
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""
+        super().__post_init__()
         one_by_one = not self.batch_parallel
         wrong = {
             "--batch-size must be at least 1": self.batch_size != "auto" and self.batch_size < 1,
-            "--mc-samples must be at least 1": self.mc_samples < 1,
             "--member-shards must be at least 1": self.member_shards < 1,
             "--workers must not be negative": self.workers != "auto" and self.workers < 0,
             "--batch-size auto is for members that run together: name a number": (
@@ -270,15 +270,20 @@ def compile_step(
 
 def load_weights(members: Members, step: CompiledStep, options: ScoringOptions) -> Weights:
     """Returns the weights of the members on the devices, read and placed group by group."""
-    ensemble = with_weights(
-        step.ensemble,
-        members.infos,
-        lambda name: checkpoint.read_weights(members.folders[name], members.infos[name]),
-    )
+    ensemble = read_ensemble(members, step.ensemble)
     weights = place_weights(ensemble, step.mesh, options)
     del ensemble
     runtime.give_back_memory()
     return weights
+
+
+def read_ensemble(members: Members, abstract: Ensemble) -> Ensemble:
+    """Returns an abstract ensemble with the weights of its members, in the host's memory."""
+    return with_weights(
+        abstract,
+        members.infos,
+        lambda name: checkpoint.read_weights(members.folders[name], members.infos[name]),
+    )
 
 
 def compare_steps(

@@ -12,8 +12,8 @@ from lensjax.data import pipeline
 from lensjax.data.bands import Wanted
 from lensjax.data.preprocess import Fit
 from lensjax.data.source import Arrays, source_of_arrays
-from lensjax.ensemble import checkpoint, portable
-from lensjax.ensemble.stack import abstract_ensemble, with_weights
+from lensjax.ensemble import portable
+from lensjax.ensemble.stack import abstract_ensemble
 from lensjax.ensemble.step import StepOptions
 from lensjax.errors import UsageError, refuse
 
@@ -48,7 +48,6 @@ def export(options: ExportConfig) -> str:
     Raises UsageError for members that are not there, and for cutouts that they cannot score.
     """
     wrong = {
-        "--mc-samples must be at least 1": options.mc_samples < 1,
         "--size must be at least 1": options.size is not None and options.size < 1,
         "--output must end in .npz": options.output.suffix != ".npz",
         "export needs flatbuffers: pip install 'lensjax[export]'": (
@@ -60,20 +59,18 @@ def export(options: ExportConfig) -> str:
     first = members.preprocessings[0]
     size, bands = options.size or first.input_size, members.bands
     scale = first.pixel_scale if options.pixel_scale is None else options.pixel_scale
-    arrays = Arrays(np.zeros((2, size, size, len(bands)), np.float32), {}, bands, scale)
+    blank = np.broadcast_to(np.float32(0), (2, size, size, len(bands)))
+    arrays = Arrays(blank, {}, bands, scale)
     cutouts = source_of_arrays(arrays, Path(f"cutouts of {size} pixels"), Wanted())
     pipeline.check_fields(cutouts, members.preprocessings, options.fit)
     input_spec = pipeline.input_spec(cutouts, members.preprocessings, options.fit)
     if input_spec.image_specs[0].shape != (size, size, len(bands)):
         raise UsageError(
-            f"cutouts of {size} pixels show far more sky than the members see: cut them out first, "
-            f"and give --size"
+            f"--size {size}: such cutouts show far more sky than the members see; cut out the "
+            "middle first, and give the --size that is left"
         )
-    ensemble = with_weights(
-        abstract_ensemble(members.infos, members.validations),
-        members.infos,
-        lambda name: checkpoint.read_weights(members.folders[name], members.infos[name]),
-    )
+    abstract = abstract_ensemble(members.infos, members.validations)
+    ensemble = inference.read_ensemble(members, abstract)
     portable.save(options.output, ensemble, input_spec, options, bands)
     arcsec = "" if scale is None else f" of {scale:g} arcsec"
     return (

@@ -16,6 +16,7 @@ from lensjax.data.on_device import Inputs
 from lensjax.ensemble import sharding
 from lensjax.ensemble.fusion import Fusion, FusionParams, fuse
 from lensjax.ensemble.stack import Ensemble, MemberGroup, member_keys
+from lensjax.errors import refuse
 from lensjax.models import product
 from lensjax.predictions import Scores
 
@@ -34,6 +35,10 @@ class StepOptions:
     """Precision of the networks' arithmetic."""
     seed: int = 0
     """Seed of the dropout masks."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for settings that make no sense."""
+        refuse({"--mc-samples must be at least 1": self.mc_samples < 1})
 
     def of_step(self) -> dict[str, Any]:
         """Returns these options by name, without those that a subclass adds."""

@@ -60,7 +60,7 @@ def train_members(
     info = member_info(training, architecture, hyperparameters)
     setup, state = set_up(info, training.transform, training.labels, hyperparameters, seeds, mesh)
     share = hyperparameters.keep_start
-    origin = jax.device_get(state.weights) if share else None
+    origin = jax.tree.map(np.array, state.weights) if share else None  # state is given away
     groups = groups_of_run(
         *(setup, state, training.image_spec),
         batch_size=batch_size,

@@ -12,8 +12,11 @@ from lensjax.data.brightness import (
     LOW,
     MOST_PIXELS,
     NOISE,
+    bisected,
     measure,
+    measure_in_step,
     noise_unit,
+    sorted_quantile,
     stretched,
 )
 from lensjax.data.preprocess import STRETCHES, fit, geometry
@@ -60,6 +63,17 @@ def test_level_noise_and_limits_are_those_of_numpy(dtype):
         )
     wide = brightness(images.astype(np.float32))
     np.testing.assert_array_equal(found, wide)
+
+
+def test_a_compiled_step_measures_the_same_beside_a_bright_star():
+    images = noise(3, SIDE, SIDE, 3) * 20 + 90
+    images[1, 3:5, 3:5] = 1e7
+    wanted, geometry = brightness(images), shown(SIDE, SIDE)
+    found = measure_in_step(images, geometry, sorted_quantile)
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    # By bisection the level lies off by up to 2^-24 of the range.
+    near = measure_in_step(images, geometry, bisected)
+    np.testing.assert_allclose(near, wanted, rtol=1e-6, atol=2 * 1e7 / 2**24)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (65, 64), (224, 224), (208, 300)])
