@@ -27,9 +27,9 @@ from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.step import Weights
 from lensjax.errors import UsageError
 from lensjax.inference import Members, ScoringOptions
+from lensjax.ledger import Ledger
 from lensjax.metrics import Metrics
 from lensjax.predictions import Predictions
-from lensjax.resume import PartialRows
 
 
 class Scored(NamedTuple):
@@ -108,9 +108,9 @@ class LensFinder:
         if self._weights is None:
             self._weights = inference.load_weights(self._members, step, self._options)
         with tempfile.TemporaryDirectory() as folder:
-            rows = PartialRows(Path(folder) / "scores", {}, source.rows)
-            scoring.score(step, self._weights, source, rows, fit, self._options.workers)
-            return Predictions.of_columns(step.ensemble.names, rows.columns())
+            ledger = Ledger(Path(folder), {}, source.rows)
+            scoring.score(step, self._weights, source, ledger, fit, self._options.workers)
+            return Predictions.of_columns(step.ensemble.names, ledger.columns())
 
 
 def load_ensemble(folder: str | Path, ensemble: str | None = None, **options: Any) -> LensFinder:

@@ -1,16 +1,18 @@
 """Scoring cutouts with an ensemble, from members on disk to the output folder.
 
 A run is a few steps, each of which can be called alone: `find_members`, `open_cutouts`,
-`compile_step`, `load_weights`, `scoring.score`, `write`; `infer` is all of them. The simpler way in
+`prepare`, `scoring.score`, `write`; `infer` is all of them. The simpler way in
 for a notebook is `lensjax.load_ensemble`.
 """
 
-import contextlib
 import dataclasses
+import functools
+import os
+import platform
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,10 +39,10 @@ from lensjax.ensemble.stack import Ensemble, abstract_ensemble, with_weights
 from lensjax.ensemble.step import StepOptions, Weights, place_weights
 from lensjax.errors import LensjaxError, UsageError, refuse
 from lensjax.files import gathering
+from lensjax.ledger import Columns, Ledger, claimed, fingerprint
 from lensjax.memory import memory_budget
 from lensjax.metrics import Metrics
-from lensjax.predictions import Predictions
-from lensjax.resume import PartialRows
+from lensjax.predictions import Predictions, unscored
 
 PARTS = ".scores"
 
@@ -102,12 +104,26 @@ class InferenceConfig(DataOptions, ScoringOptions):
     """Folder for a profiler trace of some batches."""
     benchmark: bool = False
     """Compare the speed of the compiled step with members and samples run one by one."""
+    engine: Literal["local", "ray"] = "local"
+    """Where cutouts are scored: on this machine, or by the actors of a Ray cluster."""
+    address: str | None = None
+    """The Ray cluster: auto, or ray://HOST:PORT; without it one is started on this machine."""
+    actors: int | Literal["auto"] = "auto"
+    """Ray actors that score; auto: one per accelerator, without any one per four cores."""
+    deadline: float = 900.0
+    """Seconds after which a Ray actor that has not finished its rows is ended."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""
         super().__post_init__()
         wrong = {
             "--top must be at least 1": self.top < 1,
+            "--address, --actors and --deadline are for --engine ray": self.engine != "ray"
+            and (self.address, self.actors, self.deadline) != (None, "auto", 900.0),
+            "--actors must be at least 1": self.actors != "auto" and self.actors < 1,
+            "--deadline must be more than 0 s": not self.deadline > 0,
+            "--profile and --benchmark are for --engine local": self.engine != "local"
+            and (self.profile is not None or self.benchmark),
             "--benchmark times the step beside --no-batch-parallel: drop the latter": (
                 self.benchmark and not self.batch_parallel
             ),
@@ -182,27 +198,20 @@ def infer(config: InferenceConfig) -> Outcome:
         raise UsageError("--checkpoints and --data are both needed")
     _check_apart(config.data, config.output)
     members = find_members(config.checkpoints, config.ensemble)
-    mesh = sharding.mesh_of(jax.local_devices(), config.member_shards)
     source = open_cutouts(config.data, members, config, config.rows_part())
+    ensemble = abstract_ensemble(members.infos, members.validations)
     settings = _settings(config, members, source)
-    rows = PartialRows(config.output / PARTS, settings, source.rows, resume=config.resume)
-    with contextlib.closing(rows):  # no other process scores the same rows meanwhile
-        input_spec = pipeline.input_spec(source, members.preprocessings, config.fit)
-        step = compile_step(members, input_spec, len(source), config, mesh)
-        weights = load_weights(members, step, config)
-        timing = scoring.score(
-            step, weights, source, rows, config.fit, config.workers, config.profile
-        )
-        record = step.record() | timing
-        if config.benchmark:
-            record["benchmark"] = compare_steps(step, weights, members, config)
+    score = score_with_ray if config.engine == "ray" else score_here
+    with claimed(config.output / PARTS, settings, source.rows, resume=config.resume) as ledger:
+        record = score(config, members, source, ledger, settings)
         if config.part is not None:
-            done = {"part": config.part, "rows": rows.rows, "given": source.given}
+            done = {"part": config.part, "rows": source.rows, "given": source.given}
             return Outcome(record | done, {})
-        predictions = Predictions.of_columns(step.ensemble.names, rows.columns())
+        predictions = Predictions.of_columns(ensemble.names, ledger.columns())
+        record["devices"] = ledger.devices()
         results.clear(config.output)
-        outcome = write(config, members, step.ensemble, source, predictions, record)
-        rows.remove()
+        outcome = write(config, members, ensemble, source, predictions, record)
+        ledger.finish()
     if not outcome.run["scored"]:
         reason = Counter(predictions.reason.tolist()).most_common(1)[0][0]
         raise LensjaxError(
@@ -210,6 +219,93 @@ def infer(config: InferenceConfig) -> Outcome:
             f"{config.output / 'rejects.csv'} has the reason for each"
         )
     return outcome
+
+
+def score_here(
+    config: InferenceConfig,
+    members: Members,
+    source: Source,
+    ledger: Ledger,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Scores the rows that the ledger lacks on the devices of this machine, and returns what
+    run.json says of it."""
+    step, weights = prepare(config, members, source)
+    timing = scoring.score(
+        step, weights, source, ledger, config.fit, config.workers, config.profile
+    )
+    record = step.record() | timing
+    if config.benchmark:
+        record["benchmark"] = compare_steps(step, weights, members, config)
+    return record
+
+
+def score_with_ray(
+    config: InferenceConfig,
+    members: Members,
+    source: Source,
+    ledger: Ledger,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Scores the rows that the ledger lacks on the actors of a Ray cluster, and returns what
+    run.json says of it."""
+    from lensjax.cluster import ray_engine  # an extra
+
+    config = dataclasses.replace(
+        config,
+        data=os.path.abspath(str(config.data)),
+        checkpoints=Path(config.checkpoints or "").absolute(),
+        output=config.output.absolute(),
+    )
+
+    def reject(row: int, reason: str) -> Columns:
+        ra, dec = (float(values[row - source.first_row]) for values in source.places)
+        return unscored(tuple(members.infos), ra, dec, reason).columns()
+
+    return ray_engine.score(
+        functools.partial(range_scorer, config, settings),
+        ledger,
+        reject,
+        config.output / "progress",
+        address=config.address,
+        actors=config.actors,
+        deadline=config.deadline,
+    )
+
+
+def range_scorer(
+    config: InferenceConfig, settings: Mapping[str, Any]
+) -> Callable[[range], dict[str, Any]]:
+    """Returns a function that scores some rows into the ledger of a run, in a process that is one
+    of many, and returns how fast it was.
+
+    Raises LensjaxError where members or data are not those of the run, as this process sees them.
+    """
+    members = find_members(Path(config.checkpoints or ""), config.ensemble)
+    source = open_cutouts(str(config.data), members, config, config.rows_part())
+    if fingerprint(_settings(config, members, source)) != fingerprint(settings):
+        raise LensjaxError(
+            f"{platform.node()} finds other members or data than the run that it serves: it must "
+            f"see the same files at {config.checkpoints} and {config.data}"
+        )
+    step, weights = prepare(config, members, source)
+
+    def score(rows: range) -> dict[str, Any]:
+        ledger = Ledger(config.output / PARTS, settings, rows)
+        timing = scoring.score(step, weights, source, ledger, config.fit, config.workers)
+        return timing | {"step": step.record()}
+
+    return score
+
+
+def prepare(
+    config: InferenceConfig, members: Members, source: Source
+) -> tuple[CompiledStep, Weights]:
+    """Returns the compiled step for the cutouts of a source, and the weights on the devices."""
+    mesh = sharding.mesh_of(jax.local_devices(), config.member_shards)
+    input_spec = pipeline.input_spec(source, members.preprocessings, config.fit)
+    step = compile_step(members, input_spec, len(source), config, mesh)
+    return step, load_weights(members, step, config)
 
 
 def find_members(checkpoints: Path, ensemble: str | None) -> Members:
@@ -362,7 +458,6 @@ def write(
         "field_of_view": fields_of_view(field),
         "masked_pixels": int(predictions.masked.sum()),
         "versions": runtime.versions(),
-        "devices": runtime.devices(),
         "given": len(source),
         "scored": int(readable.sum()),
         "flagged": int((flag != "").sum()),

@@ -61,7 +61,7 @@ class Predictions:
     """Its field of view over a member's, NaN where not known."""
 
     def columns(self) -> dict[str, Array]:
-        """Returns the arrays by name, cutouts on the last axis: what `PartialRows` keeps."""
+        """Returns the arrays by name, cutouts on the last axis: what a ledger keeps."""
         others = [field.name for field in dataclasses.fields(self)[2:]]
         return self.scores._asdict() | {name: getattr(self, name) for name in others}
 
@@ -86,6 +86,25 @@ class Predictions:
         """Returns the probabilities (n,) of the `ensemble` and of each member, by name."""
         of_members = zip(self.members, self.scores.member_probs, strict=True)
         return {"ensemble": self.scores.probability, **dict(of_members)}
+
+
+def unscored(members: tuple[str, ...], ra: float, dec: float, reason: str) -> Predictions:
+    """Returns the row of a cutout without a score, and why it has none."""
+    text = np.array([""])
+    of_ensemble = np.full((6, 1), np.nan, np.float32)
+    of_members = np.full((2, len(members), 1), np.nan, np.float32)
+    return Predictions(
+        members=members,
+        scores=Scores(*of_ensemble, *of_members),
+        readable=np.array([False]),
+        reason=np.array([reason]),
+        flag=text,
+        ra=np.array([ra]),
+        dec=np.array([dec]),
+        masked=np.array([0]),
+        action=text,
+        field=np.array([np.nan]),
+    )
 
 
 def write_predictions(

@@ -58,15 +58,24 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
-def devices() -> list[str]:
-    """Returns the kind of each device that JAX computes on."""
-    return [f"{device.platform}: {device.device_kind}" for device in jax.devices()]
+def device() -> str:
+    """Returns what this process computes on: `2 x gpu: NVIDIA H200`, or of a CPU also the number of
+    threads. The last digits of a score depend on it."""
+    devices = jax.local_devices()
+    kind = f"{len(devices)} x {devices[0].platform}: {devices[0].device_kind}"
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{kind}, {threads} threads" if devices[0].platform == "cpu" else kind
 
 
 def peak_memory_bytes() -> int:
     """Returns the largest resident memory that this process has had, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_memory_bytes() -> int | None:
+    """Returns the most memory of a device that this process has had, in bytes; None on CPUs."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def seconds_since_start() -> float:

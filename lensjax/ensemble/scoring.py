@@ -21,9 +21,9 @@ from lensjax.ensemble import sharding
 from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.step import Step, Weights
 from lensjax.errors import Interrupted, LensjaxError
+from lensjax.ledger import Ledger
 from lensjax.memory import is_out_of_memory
 from lensjax.predictions import Predictions, Scores
-from lensjax.resume import PartialRows
 
 Result = TypeVar("Result")
 
@@ -38,12 +38,12 @@ def score(
     step: CompiledStep,
     weights: Weights,
     source: Source,
-    parts: PartialRows,
+    ledger: Ledger,
     fit: Fit,
     workers: int | Literal["auto"] = 0,
     profile: Path | None = None,
 ) -> dict[str, float | None]:
-    """Adds the scores of the cutouts that `parts` does not have yet, and returns how fast it was.
+    """Adds the scores of the cutouts that `ledger` does not have yet, and returns how fast it was.
 
     The scores of a batch are fetched when the next one is on the devices and under way. `workers`
     are processes that read. `profile` is where to write a trace of some batches. Raises Interrupted
@@ -55,13 +55,14 @@ def score(
     scored `scored_before` rows. `cutouts_at_once` is less than the batch size where the memory did
     not suffice.
     """
-    missing, total = sum(map(len, parts.missing())), len(parts.rows)
+    missing, total = sum(map(len, ledger.missing())), len(ledger.rows)
+    ledger.device = runtime.device()
     scorer = _Scorer(step, weights)
     waits: list[float] = []
     ends: list[float] = []
     counts: list[int] = []
     to_first = None
-    batches = _batches(parts, source, step, fit, workers)
+    batches = _batches(ledger, source, step, fit, workers)
     launched = runtime.one_ahead(scorer.launch, trace.waits("load", batches, waits))
     with (
         runtime.asked_to_stop() as asked_to_stop,
@@ -73,7 +74,7 @@ def score(
                     scores = scorer.fetch(batch, started)
                 with trace.stage("keep"):
                     predictions = _predictions(step.ensemble.names, batch, scores)
-                    parts.add(source.first_row + int(batch.rows[0]), predictions.columns())
+                    ledger.add(source.first_row + int(batch.rows[0]), predictions.columns())
                 to_first = to_first or runtime.seconds_since_start()
                 ends.append(time.perf_counter())
                 counts.append(batch.count)
@@ -84,8 +85,8 @@ def score(
             # Ctrl-C reaches the processes that read as well.
             if not asked_to_stop():
                 raise
-        parts.save()
-        left = sum(map(len, parts.missing()))
+        ledger.save()
+        left = sum(map(len, ledger.missing()))
         if asked_to_stop() and left:
             raise Interrupted(
                 f"stopped after {total - left} of {total} rows; the same command goes on there"
@@ -102,19 +103,19 @@ def score(
 
 
 def _batches(
-    parts: PartialRows,
+    ledger: Ledger,
     source: Source,
     step: CompiledStep,
     fit: Fit,
     workers: int | Literal["auto"],
 ) -> Iterator[pipeline.Batch]:
-    """Yields the rows that `parts` does not have yet, in order."""
+    """Yields the rows that `ledger` does not have yet, in order."""
     if workers == "auto":
         outrun = len(source) >= MANY_FILES and jax.default_backend() != "cpu"
         processes = min(MOST_WORKERS, os.cpu_count() or 1) if outrun else 0
     else:
         processes = workers
-    for rows in parts.missing():
+    for rows in ledger.missing():
         yield from pipeline.batches(
             source,
             step.ensemble.preprocessings,

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from lensjax.ensemble import checkpoint
 from lensjax.errors import LensjaxError, UsageError, one_line
 from lensjax.files import make_folder
-from lensjax.resume import differences, read_settings, write_settings
+from lensjax.settings import differences, read_settings, write_settings
 
 Tree = Any
 

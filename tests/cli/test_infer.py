@@ -13,7 +13,7 @@ from astropy.io import fits
 from astropy.table import Table
 from PIL import Image
 
-from lensjax import demonstration, inference, resume
+from lensjax import demonstration, inference, ledger
 from lensjax.cli import infer
 from lensjax.ensemble import scoring
 from tests.cli.conftest import CUTOUTS
@@ -171,8 +171,8 @@ def test_a_killed_run_goes_on_where_it_was(
     run, results, members, stack_file, tmp_path, monkeypatch, then
 ):
     output = tmp_path / "r"
-    monkeypatch.setattr(resume, "SAVE_INTERVAL_SECONDS", -1.0)
-    saved = resume.PartialRows.save
+    monkeypatch.setattr(ledger, "SAVE_INTERVAL_SECONDS", -1.0)
+    saved = ledger.Ledger.save
     calls = []
 
     def save_then_die(parts):
@@ -181,10 +181,10 @@ def test_a_killed_run_goes_on_where_it_was(
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(resume.PartialRows, "save", save_then_die)
+    monkeypatch.setattr(ledger.Ledger, "save", save_then_die)
     assert run(infer.main, *arguments(members, stack_file, output)).status == 130
     assert not (output / "predictions.npz").exists()
-    monkeypatch.setattr(resume.PartialRows, "save", saved)
+    monkeypatch.setattr(ledger.Ledger, "save", saved)
     again = arguments(members, stack_file, output, "--batch-size", then)
     assert run(infer.main, *again).status == 0
     assert json.loads((output / "run.json").read_text())["scored_before"] == 16

@@ -12,7 +12,7 @@ import pytest
 from astropy.table import Table
 from PIL import Image
 
-from lensjax import inference, results, resume
+from lensjax import inference, ledger, results
 from lensjax.cli import infer
 from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.source import Source
@@ -64,7 +64,7 @@ def stopped(run, command, monkeypatch):
 
 def saved(folder) -> dict[str, bytes]:
     parts = folder / "r" / inference.PARTS
-    return {path.name: path.read_bytes() for path in parts.iterdir()}
+    return {str(path): path.read_bytes() for path in parts.rglob("*") if path.is_file()}
 
 
 def replace_images(folder, change) -> None:
@@ -160,14 +160,14 @@ def test_what_is_scored_outlives_sigterm_and_a_full_disk(
     run, command, tmp_path, monkeypatch, undrawn
 ):
     """Told to end after the first of three batches; then there is no room for the catalogue."""
-    output, add = tmp_path / "r", resume.PartialRows.add
+    output, add = tmp_path / "r", ledger.Ledger.add
 
     def add_then_be_told(*given):
         add(*given)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patched:
-        patched.setattr(resume.PartialRows, "add", add_then_be_told)
+        patched.setattr(ledger.Ledger, "add", add_then_be_told)
         ended = run(infer.main, *command())
     assert ended.status == 3, ended
     last = ended.error.splitlines()[-1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lensjax import inference, results, resume
+from lensjax import inference, ledger, results
 from lensjax.cli import infer
 from tests import processes
 
@@ -19,18 +19,18 @@ WHEN_WRITING = -1
 
 def number_of(folder: Path) -> int:
     """Returns how many parts are there."""
-    return len(list(folder.glob("*.npz")))
+    return len(list(folder.glob("*/*.parquet")))
 
 
 def score(arguments: list[str], errors: Path, parts: int, seconds: float) -> None:
     """Scores with every batch on disk at once, and kills itself so many seconds after so many of
     them are there; or while it writes the results. Nothing is drawn, which is not what is
     tested."""
-    resume.SAVE_INTERVAL_SECONDS = -1.0
+    ledger.SAVE_INTERVAL_SECONDS = -1.0
     inference.draw = lambda *_: None
-    save = resume.PartialRows.save
+    save = ledger.Ledger.save
 
-    def save_and_end(rows: resume.PartialRows) -> None:
+    def save_and_end(rows: ledger.Ledger) -> None:
         save(rows)
         if number_of(errors.with_suffix("") / inference.PARTS) == parts:
             processes.signal_itself(signal.SIGKILL, seconds)
@@ -39,7 +39,7 @@ def score(arguments: list[str], errors: Path, parts: int, seconds: float) -> Non
         processes.signal_itself(signal.SIGKILL)
 
     if parts > 0:
-        resume.PartialRows.save = save_and_end
+        ledger.Ledger.save = save_and_end
     if parts == WHEN_WRITING:
         results._write_csv = end
     processes.run(infer.main, arguments, errors)

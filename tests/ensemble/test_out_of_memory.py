@@ -11,8 +11,8 @@ from lensjax.ensemble import sharding
 from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.scoring import score
 from lensjax.errors import LensjaxError
+from lensjax.ledger import Ledger
 from lensjax.predictions import Scores
-from lensjax.resume import PartialRows
 from tests.ensemble.members import PREPROCESSING
 
 ROWS, BATCH = 23, 8
@@ -53,7 +53,7 @@ def scored(tmp_path):
     ensemble = SimpleNamespace(names=("a",), preprocessings=(PREPROCESSING,))
 
     def run(step, batch=BATCH):
-        parts = PartialRows(tmp_path / "parts", {}, range(ROWS), resume=False)
+        parts = Ledger(tmp_path / "parts", {}, range(ROWS))
         compiled = CompiledStep(step, ensemble, MESH, None, batch)
         timing = score(compiled, None, source, parts, "resize")
         return timing, parts.columns(), images[:, 0, 0, 0]

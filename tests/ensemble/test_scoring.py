@@ -14,8 +14,8 @@ from lensjax.ensemble import scoring, sharding
 from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.stack import stack
 from lensjax.ensemble.step import StepOptions, ensemble_step, one_by_one_step, place_weights
+from lensjax.ledger import Ledger
 from lensjax.predictions import Scores
-from lensjax.resume import PartialRows
 from tests.ensemble.members import PREPROCESSING, random_member
 from tests.ensemble.test_step import inputs
 
@@ -52,7 +52,7 @@ def run(ensemble, tmp_path, monkeypatch):
         options = StepOptions(mc_samples=2)
         weights = place_weights(ensemble, mesh, options)
         step = make(ensemble, mesh, options)
-        parts = PartialRows(tmp_path / "parts", {}, range(len(source)))
+        parts = Ledger(tmp_path / "parts", {}, range(len(source)))
         # From here on each program is compiled anew, also those of single operations.
         jax.clear_caches()
         monitoring.register_event_duration_secs_listener(on_compilation)
@@ -110,7 +110,7 @@ def test_the_share_of_waiting_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(scoring.pipeline, "batches", slowly)
     ensemble = SimpleNamespace(names=("a",), preprocessings=(PREPROCESSING,))
     compiled = CompiledStep(step, ensemble, sharding.mesh_of(jax.devices()), None, BATCH)
-    rows = PartialRows(tmp_path / "parts", {}, range(len(source)))
+    rows = Ledger(tmp_path / "parts", {}, range(len(source)))
     timing = scoring.score(compiled, None, source, rows, "auto")
     assert timing["waiting_share"] == 3 / 4
     assert timing["images_per_second"] == BATCH * (BATCHES - 1) / (4 * (BATCHES - 2))

@@ -87,6 +87,35 @@ def write_csv(file: IO[bytes], table: Table, *, header: bool = True) -> None:
     pyarrow.csv.write_csv(pa.table(columns), file, pa.csv.WriteOptions(include_header=header))
 
 
+def write_columns(
+    file: IO[bytes], columns: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Writes arrays (row,) or (vector, row) as Parquet, of which `read_columns` returns the very
+    same: NaN is no gap here. What in a text is no Unicode becomes a question mark."""
+    arrays = {}
+    for name, values in columns.items():
+        flat = np.ascontiguousarray(values.T).ravel()
+        if flat.dtype.kind == "U":
+            arrays[name] = pa.array(np.char.encode(flat, "utf-8", "replace")).cast(pa.string())
+        else:
+            arrays[name] = pa.array(flat)
+        if values.ndim > 1:
+            arrays[name] = pa.FixedSizeListArray.from_arrays(arrays[name], len(values))
+    pyarrow.parquet.write_table(pa.table(arrays).replace_schema_metadata(metadata), file)
+
+
+def read_columns(path: Path) -> dict[str, np.ndarray]:
+    """Returns the arrays that `write_columns` wrote."""
+    columns = {}
+    table = pyarrow.parquet.read_table(path, partitioning=None)
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        array, vectors = column.combine_chunks(), pa.types.is_fixed_size_list(column.type)
+        values = (array.flatten() if vectors else array).to_numpy(zero_copy_only=False)
+        values = values.astype(np.str_) if values.dtype == object else values
+        columns[name] = values.reshape(-1, array.type.list_size).T if vectors else values
+    return columns
+
+
 def _form(path: Path) -> dict[str, Any]:
     """Returns how Arrow is to read a CSV file: all columns as texts, empty ones as gaps."""
     skipped, delimiter = _head(path)

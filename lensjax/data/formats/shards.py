@@ -9,7 +9,7 @@ narrowest type that holds them exactly, or a PNG file of them.
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from lensjax.data.source import (
 )
 from lensjax.errors import LensjaxError, UsageError, one_line
 from lensjax.files import draft_of, make_folder, remove_drafts, replacing
-from lensjax.resume import PartialRows
+from lensjax.ledger import claimed
 
 Encoding = Literal["raw", "png"]
 
@@ -78,20 +78,19 @@ def pack(
     if not rows:
         return 0
     data = {"data_sha256": content_sha256(source), "bands": source.bands, "encoding": encoding}
-    parts = PartialRows(folder / PROGRESS, {**settings, **data}, rows, resume=resume)
-    with closing(parts):
+    with claimed(folder / PROGRESS, {**settings, **data}, rows, resume=resume) as ledger:
         (folder / INDEX).unlink(missing_ok=True)
-        for gap in parts.missing():
+        for gap in ledger.missing():
             for first in range(gap.start, gap.stop, SHARD_ROWS):
                 shard = range(first, min(first + SHARD_ROWS, gap.stop))
                 packed = _packed(source, shard, encoding, threads)
                 path = shard_path(folder, first // SHARD_ROWS)
-                parts.add(first, _write_shard(path, packed, progress))
-                parts.save()
-        columns = parts.columns()
+                ledger.add(first, _write_shard(path, packed, progress))
+                ledger.save()
+        columns = ledger.columns()
         if rows == every:
             _write_index(folder / INDEX, source, columns)
-            parts.remove()
+            ledger.finish()
     return int((columns[REASON] == "").sum())
 
 
