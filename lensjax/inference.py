@@ -430,7 +430,7 @@ def write(
     """Writes the output directory from the predictions and what is to be said of the `scoring`.
     A file that cannot be written does not stop the others."""
     table, readable, flag = source.table, predictions.readable, predictions.flag
-    candidates = results.candidate_table(table, predictions)
+    best = results.candidate_table(table, predictions, range(max(config.top, results.LISTED)))
     labels = table["label"] if "label" in table.colnames else None
     field, action = predictions.field[readable], predictions.action[readable]
     warnings = doubts(field, action, ensemble.preprocessings, config.fit)
@@ -465,30 +465,30 @@ def write(
         **scoring,
         "warnings": warnings,
         "notes": [
-            *results.notes(candidates),
+            *results.notes(best, int(readable.sum())),
             *metrics.caveats(predictions.scores.probability, labels),
         ],
         "metrics": {name: metric.to_json() for name, metric in found.items()},
     }
     with gathering() as attempt:
-        attempt("catalogue", results.write_outputs, config.output, candidates, table, predictions)
+        attempt("catalogue", results.write_outputs, config.output, table, predictions)
         # Pictures last: drawing takes memory of its own, and the catalogue must not be lost.
         record["peak_memory_bytes"] = runtime.peak_memory_bytes()
         attempt("run.json", results.write_json, config.output / "run.json", record)
-        attempt("pictures", draw, config, source, candidates, predictions, record, found)
+        attempt("pictures", draw, config, source, best, predictions, record, found)
     return Outcome(record, found)
 
 
 def draw(
     config: InferenceConfig,
     source: Source,
-    candidates: Table,
+    best: Table,
     predictions: Predictions,
     record: Mapping[str, Any],
     found: Mapping[str, Metrics],
 ) -> None:
-    """Writes mosaic.png and report.html; the best cutouts are read once more, and black where they
-    cannot be."""
+    """Writes mosaic.png and report.html; the `best` cutouts are read once more, and black where
+    they cannot be."""
     from lensjax import report
 
     def picture(row: int) -> np.ndarray:
@@ -499,15 +499,22 @@ def draw(
 
     pictures = [picture(row) for row in predictions.ranking()[: config.top]]
     rejected = ~predictions.readable
+    scored = report.Scored(
+        {name: values[~rejected] for name, values in predictions.probabilities().items()},
+        labels=source.table["label"][~rejected] if "label" in source.table.colnames else None,
+        logit=predictions.scores.logit[~rejected],
+        logit_std=predictions.scores.logit_std[~rejected],
+    )
     rejects = zip(source.table["id"][rejected], predictions.reason[rejected], strict=True)
     with gathering() as attempt:
         mosaic = config.output / "mosaic.png"
-        attempt("mosaic.png", report.write_mosaic, mosaic, pictures, candidates)
+        attempt("mosaic.png", report.write_mosaic, mosaic, pictures, best, record["scored"])
         attempt(
             "report.html",
             report.write_report,
             config.output,
-            candidates=candidates,
+            best=best,
+            scored=scored,
             pictures=pictures,
             run=record,
             rejects=rejects,

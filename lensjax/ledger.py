@@ -77,15 +77,18 @@ class Ledger:
         self._saved_at = time.monotonic()
 
     def columns(self) -> Columns:
-        """Returns one array per column, of all rows. None of them may be missing."""
+        """Returns one array per column, of all rows, texts as Python's. None may be missing."""
         from lensjax.data.formats import arrow
 
-        parts = []
+        found: Columns = {}
         for rows, part in self._first_of_each():
             chosen = slice(rows.start - part.start, rows.stop - part.start)
-            columns = arrow.read_columns(self._file(part))
-            parts.append({name: values[..., chosen] for name, values in columns.items()})
-        return _joined(parts)
+            for name, values in arrow.read_columns(self._file(part)).items():
+                shape = (*values.shape[:-1], len(self.rows))
+                found.setdefault(name, np.empty(shape, values.dtype))
+                place = slice(rows.start - self.rows.start, rows.stop - self.rows.start)
+                found[name][..., place] = values[..., chosen]
+        return found
 
     def devices(self) -> dict[str, int]:
         """Returns how many of the rows each kind of device has computed."""

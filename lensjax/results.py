@@ -51,6 +51,11 @@ CARRIED = {
     "label": Meaning("", "meta.code.class", "1 a lens, 0 none, -1 not known"),
 }
 
+# A file of candidates has so many at most: one is ranked and written in 2 GB, and opens anywhere.
+PARTITION_ROWS = 1_000_000
+# The report lists so many.
+LISTED = 200
+
 OF_CUTOUTS = ("id", "ra", "dec")
 OF_ENSEMBLE = tuple(name for name in Scores._fields if name in COLUMNS)
 FIGURES = ("roc", "precision_recall", "reliability", "scores", "uncertainty")
@@ -73,45 +78,68 @@ Array = NDArray[Any]
 def clear(folder: str | os.PathLike[str]) -> None:
     """Deletes what scoring and evaluating have left in a folder, and no other file: the results of
     a run take the place of another's as a whole."""
-    for name in OUTPUTS:
-        (Path(folder) / name).unlink(missing_ok=True)
+    later = (
+        path for name in CANDIDATES for path in Path(folder).glob(partition_name(name, "[0-9]*"))
+    )
+    for path in (*later, *(Path(folder) / name for name in OUTPUTS)):
+        path.unlink(missing_ok=True)
 
 
 def write_outputs(
-    folder: str | os.PathLike[str], candidates: Table, catalogue: Table, predictions: Predictions
+    folder: str | os.PathLike[str], catalogue: Table, predictions: Predictions
 ) -> None:
-    """Writes the predictions, the rejects and the ranked `candidates`; a file that fails does not
+    """Writes the predictions, the rejects and the ranked candidates; a file that fails does not
     stop the others.
 
     `catalogue` has the rows of the `predictions`, in input order. The three files of candidates
-    hold the same rows. Gaps are nulls in Parquet, empty fields in CSV (as NaN is), TNULL, NaN or
-    blank in FITS, whose texts are UTF-8. A column of vectors is a list in Parquet, a vector in
-    FITS, and a JSON array in CSV. FITS has no room for all columns and all names: see `fits_table`.
+    hold the same rows: the best PARTITION_ROWS, and as many each those that are numbered. Gaps are
+    nulls in Parquet, empty fields in CSV (as NaN is), TNULL, NaN or blank in FITS, whose texts are
+    UTF-8. A column of vectors is a list in Parquet, a vector in FITS, and a JSON array in CSV. FITS
+    has no room for all columns and all names: see `fits_table`.
     """
     with gathering() as attempt:
         attempt("predictions.npz", write_predictions, folder, catalogue, predictions)
         attempt("rejects.csv", write_rejects, folder, catalogue, predictions)
-        for name, write in CANDIDATES.items():
-            attempt(name, write, Path(folder) / name, candidates)
+        for number, ranks in enumerate(_partitions(int(predictions.readable.sum())), start=1):
+            candidates = candidate_table(catalogue, predictions, ranks)
+            for name, write in CANDIDATES.items():
+                there = partition_name(name, number)
+                attempt(there, write, Path(folder) / there, candidates)
 
 
-def candidate_table(catalogue: Table, predictions: Predictions) -> Table:
-    """Returns the readable rows, best first: rank, id, position, scores, `flag`, members, then
-    carried columns.
+def partition_name(name: str, number: int | str) -> str:
+    """Returns what the numbered part of a file of candidates is called; the first is the file."""
+    stem, _, form = name.rpartition(".")
+    return name if number == 1 else f"{stem}-{number}.{form}"
+
+
+def _partitions(count: int) -> list[range]:
+    """Returns the ranks, from 0, that each file of candidates holds; there is always one."""
+    firsts = range(0, max(count, 1), PARTITION_ROWS)
+    return [range(first, min(first + PARTITION_ROWS, count)) for first in firsts]
+
+
+def candidate_table(
+    catalogue: Table, predictions: Predictions, ranks: range | None = None
+) -> Table:
+    """Returns the readable rows, or those of some ranks from 0, best first: rank, id, position,
+    scores, `flag`, members, then carried columns.
 
     Carried columns whose names differ from ours at most in case get the suffix `_input`. Texts come
     as str, columns with gaps as MaskedColumn, a position that is not known as a gap. What a column
     means stands in its unit, its description and the `ucd` of its meta.
     """
     rows = predictions.ranking()
-    table = Table({"rank": np.arange(1, rows.size + 1)})
+    ranks = range(rows.size) if ranks is None else ranks
+    rows = rows[ranks.start : ranks.stop]
+    table = Table({"rank": ranks.start + np.arange(1, rows.size + 1)})
     table["id"] = plain(catalogue["id"][rows])
     for name in ("ra", "dec"):
         degrees = np.ma.masked_invalid(getattr(predictions, name)[rows])
         table[name] = MaskedColumn(degrees) if degrees.mask.any() else Column(degrees.data)
     for name in OF_ENSEMBLE:
         table[name] = getattr(predictions.scores, name)[rows]
-    table["flag"] = np.asarray(predictions.flag, np.str_)[rows]
+    table["flag"] = np.asarray(predictions.flag[rows], np.str_)
     for name, column in table.columns.items():
         _describe(column, COLUMNS[name])
     for name, values in zip(predictions.members, predictions.scores.member_probs, strict=True):
@@ -130,10 +158,17 @@ def candidate_table(catalogue: Table, predictions: Predictions) -> Table:
     return table
 
 
-def notes(candidates: Table) -> list[str]:
-    """Returns what a user must know of the files that hold the candidates, one line per fact."""
+def notes(candidates: Table, count: int) -> list[str]:
+    """Returns what a user must know of the files that hold so many candidates, one line per fact;
+    `candidates` are some of them."""
     columns, kept = candidates.colnames, fits_table.names(candidates.colnames)
     said = []
+    files = len(_partitions(count))
+    if files > 1:
+        said.append(
+            f"candidates.* hold the best {PARTITION_ROWS:,} of {count:,} candidates: the others "
+            f"follow in candidates-2.* to candidates-{files}.*"
+        )
     if len(kept) < len(columns):
         said.append(
             f"candidates.fits has the first {len(kept)} of {len(columns):,} columns, for FITS has "

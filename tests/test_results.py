@@ -47,7 +47,7 @@ def run(size: int = 12, unreadable: tuple[int, ...] = (3, 7), **columns: object)
 
 
 def write(folder: Path, job: Run) -> None:
-    results.write_outputs(folder, results.candidate_table(*job), *job)
+    results.write_outputs(folder, *job)
 
 
 def write_candidates(folder: Path, table: Table) -> None:
@@ -72,6 +72,29 @@ def test_columns_come_in_the_order_of_the_contract() -> None:
         "aleatoric_entropy", "mutual_information", "flag", "resnet18.0_probability",
         "vit_b16_probability", "path", "label", "group",
     ]  # fmt: skip
+
+
+def test_many_candidates_are_in_several_files_which_together_are_the_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = run()
+    write(tmp_path / "one", job)
+    monkeypatch.setattr(results, "PARTITION_ROWS", 4)
+    write(tmp_path / "several", job)
+    for name, read in (("candidates.parquet", Table.read), ("candidates.csv", Table.read)):
+        stem, _, form = name.partition(".")
+        names = [name, f"{stem}-2.{form}", f"{stem}-3.{form}"]
+        parts = [read(tmp_path / "several" / each) for each in names]
+        assert [len(part) for part in parts] == [4, 4, 2]
+        whole = read(tmp_path / "one" / name)
+        for column in whole.colnames:
+            together = [str(value) for part in parts for value in np.ma.filled(part[column], 0)]
+            assert together == [str(value) for value in np.ma.filled(whole[column], 0)]
+    assert (tmp_path / "several" / "candidates-3.fits").exists()
+    (said,) = results.notes(results.candidate_table(*job), 10)
+    assert "the best 4 of 10 candidates" in said and "candidates-2.* to candidates-3.*" in said
+    results.clear(tmp_path / "several")
+    assert list((tmp_path / "several").iterdir()) == []
 
 
 def test_best_first_and_every_readable_row_once() -> None:
@@ -292,10 +315,10 @@ def test_a_catalogue_of_any_number_of_columns_and_any_names_is_written_whole(
         # An empty text is read back as a gap.
         assert [v or "" for v in kept] == [v or "" for v in table[original]]
     assert header["TCOMM17"] == "column gr\\xf6\\xdfe \\u2603"
-    first, second = results.notes(table)
+    first, second = results.notes(table, len(table))
     assert "candidates.fits has the first 999 of 1,225 columns" in first
     assert "candidates.parquet and candidates.csv" in first and "9 of the columns" in second
-    assert results.notes(results.candidate_table(*run())) == []
+    assert results.notes(results.candidate_table(*run()), 10) == []
 
 
 def from_csv(folder: Path) -> list[list[str]]:

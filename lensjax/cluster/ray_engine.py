@@ -81,7 +81,7 @@ def score(
     Raises LensjaxError where an actor does, or where actors keep dying, Interrupted where the
     process is asked to stop. What is scored is kept.
     """
-    missing, deaths = ledger.missing(), Deaths()
+    missing = ledger.missing()
     count = sum(map(len, missing))
     reports: list[dict[str, Any]] = []
     with (
@@ -96,15 +96,12 @@ def score(
             crew.hand_out(work)
             for task, report in crew.ended():
                 if report is None:
-                    deaths = deaths.one_more()
                     log.write("died", actor=task.actor.name, rows=_ends(task.range.rows))
                     still = _within(ledger.missing(), task.range.rows)
                     for row in work.give_back(task.range, still):
                         ledger.add(row, reject(row, KILLED))
                         ledger.save()
                         log.write("rejected", row=row)
-                else:
-                    deaths = replace(deaths, in_a_row=0)
                 before, left = left, len(work) + crew.rows_under_way()
                 advance(before - left, actors=crew.size, queue=len(work))
                 if report is not None:
@@ -125,7 +122,7 @@ def score(
     return _summary(reports) | {
         "scored_before": len(ledger.rows) - count,
         "actors": crew.size,
-        "actors_died": deaths.all,
+        "actors_died": crew.deaths,
     }
 
 
@@ -141,23 +138,6 @@ def _summary(reports: list[dict[str, Any]]) -> dict[str, Any]:
         "images_per_second": scored / seconds if seconds else None,
         "waiting_share": sum(waits) / len(waits) if waits else None,
     }
-
-
-@dataclass(frozen=True)
-class Deaths:
-    """How many actors have died, in all and since one has scored a range."""
-
-    all: int = 0
-    in_a_row: int = 0
-
-    def one_more(self) -> "Deaths":
-        """Returns the counts with one more. Raises LensjaxError where these are too many."""
-        if self.in_a_row == MOST_DEATHS_IN_A_ROW:
-            raise LensjaxError(
-                f"{self.in_a_row} Ray actors have died, one after the other, before they scored "
-                "anything: does the memory suffice? The same command with --engine local shows why"
-            )
-        return Deaths(self.all + 1, self.in_a_row + 1)
 
 
 class Crew:
@@ -176,9 +156,13 @@ class Crew:
         # What ends an actor ends it for good: another takes its place.
         remote = ray.remote(max_restarts=0, max_task_retries=0, **needs)(_Remote)
         self._new = lambda: remote.remote(make)
-        self._started = 0
-        self._idle = [self._begun() for _ in range(self.size)]
+        self.deaths = self._deaths_in_a_row = self._begun = 0
+        # A cluster may have room for an actor only later, when a machine has joined it.
+        self._coming: dict[Any, Actor] = {}
+        self._idle: list[Actor] = []
         self._tasks: dict[Any, Task] = {}
+        for _ in range(self.size):
+            self._begin()
 
     def rows_under_way(self) -> int:
         """Returns how many rows the actors are at."""
@@ -199,21 +183,19 @@ class Crew:
 
         Ends actors that take too long. Raises LensjaxError where an actor does.
         """
-        if not self._tasks:
-            return
-        done, _ = self._ray.wait(list(self._tasks), timeout=1.0)
+        done, _ = self._ray.wait([*self._coming, *self._tasks], timeout=1.0)
         for reference in done:
+            if reference in self._coming:
+                self._arrive(reference)
+                continue
             task = self._tasks.pop(reference)
             report = self._report(task, reference)
             if report is None:
-                with contextlib.suppress(self._ray.exceptions.RayError):
-                    self._ray.kill(task.actor.handle)
-                self._idle.append(self._begun())
+                self._replace(task.actor)
             else:
-                rate = len(task.range.rows) / report["seconds"]
-                self._idle.append(
-                    replace(task.actor, per_second=rate, batch=report["step"]["batch_size"])
-                )
+                self._deaths_in_a_row = 0
+                rate, batch = len(task.range.rows) / report["seconds"], report["step"]["batch_size"]
+                self._idle.append(replace(task.actor, per_second=rate, batch=batch))
             yield task, report
         for task in self._tasks.values():
             if time.monotonic() - task.began > self._deadline:
@@ -243,9 +225,35 @@ class Crew:
         except errors.RayError:
             return None
 
-    def _begun(self) -> Actor:
-        self._started += 1
-        return Actor(self._new(), f"actor {self._started}")
+    def _begin(self) -> None:
+        """Asks for another actor."""
+        self._begun += 1
+        actor = Actor(self._new(), f"actor {self._begun}")
+        self._coming[actor.handle.ready.remote()] = actor
+
+    def _arrive(self, reference: Any) -> None:
+        """Takes an actor that is there, or another for one that has died on the way."""
+        actor = self._coming.pop(reference)
+        try:
+            self._ray.get(reference)
+            self._idle.append(actor)
+        except self._ray.exceptions.RayError:
+            self._replace(actor)
+
+    def _replace(self, actor: Actor) -> None:
+        """Has another actor take the place of one that has died, and makes sure that it has.
+
+        Raises LensjaxError where too many die.
+        """
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._ray.kill(actor.handle)
+        self.deaths, self._deaths_in_a_row = self.deaths + 1, self._deaths_in_a_row + 1
+        if self._deaths_in_a_row == MOST_DEATHS_IN_A_ROW:
+            raise LensjaxError(
+                f"{MOST_DEATHS_IN_A_ROW} Ray actors have died, one after the other, before they "
+                "scored anything: does the memory suffice? --engine local says more"
+            )
+        self._begin()
 
 
 class _Remote:
@@ -255,6 +263,9 @@ class _Remote:
     def __init__(self, make: Callable[[], ScoreRows]) -> None:
         self._make = make
         self._score: ScoreRows | None = None
+
+    def ready(self) -> None:
+        """Returns when the actor is there."""
 
     def score(self, rows: range) -> dict[str, Any]:
         """Scores rows, and returns how fast that was and what it took."""

@@ -20,7 +20,7 @@ from lensjax.files import replacing
 from lensjax.metrics import Metrics
 from lensjax.report.figures import Scored, as_svg, draw
 from lensjax.report.pictures import as_bytes, score_text
-from lensjax.results import CARRIED, COLUMNS, to_json
+from lensjax.results import CARRIED, COLUMNS, LISTED, to_json
 
 Array = NDArray[Any]
 
@@ -35,34 +35,34 @@ _NAME_OR_NUMBER = re.compile(r"\S*[./\d]\S*")
 def write_report(
     folder: str | os.PathLike[str],
     *,
-    candidates: Table,
+    best: Table,
+    scored: Scored,
     pictures: Sequence[Array],
     run: Mapping[str, Any],
     rejects: Iterable[tuple[object, str]] = (),
     metrics: Mapping[str, Metrics] | None = None,
-    top: int = 200,
 ) -> Path:
     """Writes report.html into `folder` and returns its path.
 
-    `candidates` is the ranked table of `results.candidate_table` (its `label` column feeds the
-    figures), `pictures` n images (H, W, 3) of its first n rows, `run` what run.json holds,
+    `best` are the first rows of `results.candidate_table`, `scored` what the figures show of all,
+    `pictures` n images (H, W, 3) of the first n rows, `run` what run.json holds,
     `rejects` the id of each row that was rejected and why, `metrics` by name of the score. The
-    first `top` rows are listed. Raises LensjaxError where it cannot be written.
+    first LISTED rows of `best` are listed. Raises LensjaxError where it cannot be written.
     """
     loader = FileSystemLoader(Path(__file__).parent)
     templates = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     templates.filters["number"] = number
-    carried = _looked_at(candidates)
+    carried = _looked_at(best)
     page = templates.get_template("page.html").render(
         run=run,
         record=json.dumps(to_json(run), indent=2, ensure_ascii=False),
-        candidates=len(candidates),
-        cards=[_card(*each, carried) for each in zip(candidates, pictures, strict=False)],
+        candidates=run["scored"],
+        cards=[_card(*each, carried) for each in zip(best, pictures, strict=False)],
         metrics=metrics,
-        figures=_figures(candidates),
-        columns=_columns(candidates[:top], carried),
-        left_out=len(_carried(candidates)) - len(carried),
-        meanings={c.name: _meaning(c) for c in candidates.itercols() if c.description},
+        figures={name: as_svg(figure) for name, figure in draw(scored).items()},
+        columns=_columns(best[:LISTED], carried),
+        left_out=len(_carried(best)) - len(carried),
+        meanings={c.name: _meaning(c) for c in best.itercols() if c.description},
         reasons=_reasons(rejects),
     )
     content = page.encode("utf-8", "replace")
@@ -97,19 +97,6 @@ def _card(row: Row, picture: Array, carried: Sequence[str]) -> dict[str, Any]:
         "place": f"{ra:.5f} {dec:+.5f}" if math.isfinite(ra + dec) else "",
         "own": own,
     }
-
-
-def _figures(candidates: Table) -> dict[str, str]:
-    """Returns the figures by name, as SVG."""
-    has_labels = "label" in candidates.colnames and candidates["label"].dtype.kind in "biuf"
-    scored = Scored(
-        {"ensemble": candidates["probability"]}
-        | {candidates[n].meta["member"]: candidates[n] for n in _of_members(candidates)},
-        labels=candidates["label"] if has_labels else None,
-        logit=candidates["logit"],
-        logit_std=candidates["logit_std"],
-    )
-    return {name: as_svg(figure) for name, figure in draw(scored).items()}
 
 
 def _columns(shown: Table, carried: Sequence[str]) -> list[dict[str, Any]]:

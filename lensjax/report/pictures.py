@@ -89,14 +89,20 @@ def unreadable() -> Array:
 
 
 def write_mosaic(
-    path: str | os.PathLike[str], pictures: Sequence[Array], candidates: Table, *, columns: int = 8
+    path: str | os.PathLike[str],
+    pictures: Sequence[Array],
+    best: Table,
+    count: int,
+    *,
+    columns: int = 8,
 ) -> None:
     """Writes a PNG of the best cutouts, each with its rank, id, probability and uncertainty.
 
-    `pictures` are n images (H, W, 3), uint8 or float in 0..1, of the first n rows of
-    `candidates` (see `results.candidate_table`). Raises LensjaxError where it cannot be written.
+    `pictures` are n images (H, W, 3), uint8 or float in 0..1, of the first n rows of `best` (see
+    `results.candidate_table`), which are the best of `count`. Raises LensjaxError where it cannot
+    be written.
     """
-    shown = min(len(pictures), len(candidates))
+    shown = min(len(pictures), len(best))
     side, gap, head, foot = SIDE, 14, 58, 50
     columns = max(min(columns, shown), 4)
     rows = max(-(-shown // columns), 1)
@@ -105,12 +111,12 @@ def write_mosaic(
     sheet = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     draw.text((gap, 18), "Lens candidates", INK, _font(20, bold=True))
-    note = f"best {shown} of {len(candidates):,}" if shown else "no cutout was scored"
+    note = f"best {shown} of {count:,}" if shown else "no cutout was scored"
     draw.text((width - gap, 22), note, DIM, _font(15), anchor="ra")
     for k in range(shown):
         left = gap + k % columns * (side + gap)
         top = head + k // columns * (side + foot + gap)
-        _tile(sheet, (left, top, side, foot), pictures[k], candidates[k])
+        _tile(sheet, (left, top, side, foot), pictures[k], best[k])
     with replacing(Path(path)) as file:
         sheet.save(file, format="PNG", optimize=True)
 

@@ -11,7 +11,7 @@ from astropy.table import Table
 
 from lensjax.errors import LensjaxError
 from lensjax.metrics import evaluate
-from lensjax.report import page, write_report
+from lensjax.report import Scored, page, write_report
 from lensjax.results import CARRIED, COLUMNS, OF_MEMBERS, candidate_table
 from tests.scored import scored
 
@@ -29,8 +29,12 @@ def report(folder: Path, size: int = 3, ids: list[str] | None = None, **changes)
         "config": {"data": "</script><b>"},
         "loss": float("nan"),
     }
+    best = changes.pop("best", candidate_table(catalogue, scored(size, dec=np.full(size, np.nan))))
     options = {
-        "candidates": candidate_table(catalogue, scored(size, dec=np.full(size, np.nan))),
+        "best": best,
+        "scored": Scored(
+            {"ensemble": best["probability"]}, label[: len(best)], best["logit"], best["logit_std"]
+        ),
         "pictures": [np.zeros((8, 8, 3))] * min(size, 6),
         "run": run,
         "rejects": [("J9", "a1.fits: truncated <file>"), ("<J10>", "b.fits: truncated <file>")],
@@ -132,7 +136,7 @@ def test_gaps_in_carried_labels(tmp_path: Path) -> None:
     assert 'class="lens">lens<' in report(tmp_path)
     catalogue = Table({"id": ["a"], "label": np.ma.masked_array([1], mask=[True])})
     table = candidate_table(catalogue, scored(1, ra=np.ones(1), dec=np.array([2.0])))
-    text = report(tmp_path, candidates=table, pictures=[np.zeros((4, 4, 3))])
+    text = report(tmp_path, best=table, pictures=[np.zeros((4, 4, 3))])
     assert 'class="lens">lens<' not in text and "1.00000 +2.00000" in text
 
 
@@ -143,7 +147,7 @@ def test_columns_of_the_user_stand_with_each_candidate_and_in_the_table(tmp_path
         catalogue[f"c{number}"] = [number, -number]
     flag = np.array(["i is <blank>", ""])
     table = candidate_table(catalogue, scored(2, flag=flag, probability=np.array([0.5, 0.4])))
-    page = Page(report(tmp_path, candidates=table, pictures=[np.zeros((4, 4, 3))] * 2))
+    page = Page(report(tmp_path, best=table, pictures=[np.zeros((4, 4, 3))] * 2))
     text = page.text
     assert text.count("i is <blank>") == 2 and "grade <b>A+</b> z <i> 0.51" in text
     assert page.count("b") == 7
@@ -162,7 +166,7 @@ def test_a_column_of_the_user_is_not_taken_for_a_member_by_its_name(tmp_path: Pa
     catalogue = Table({"id": [1, 2], "ra": [1.0, 2.0], "dec": [1.0, 2.0], "label": [0, 1]})
     catalogue["photoz_probability"] = [35.0, 99.0]
     table = candidate_table(catalogue, scored(2, logit=[0.0, 9.0], probability=[0.25, 0.5]))
-    text = Page(report(tmp_path, candidates=table)).text
+    text = Page(report(tmp_path, best=table)).text
     assert (
         "photoz probability 35 99" not in text
         and "photoz_probability 99" in text
@@ -180,7 +184,7 @@ def test_reasons_for_rejects_are_counted_with_examples(tmp_path: Path) -> None:
 
 def test_what_was_read_and_done_to_it_is_said(tmp_path: Path) -> None:
     record = {
-        "members": [], "data": "folder <x>: 3 cutouts", "masked_pixels": 12345,
+        "members": [], "scored": 3, "data": "folder <x>: 3 cutouts", "masked_pixels": 12345,
         "bands_from": {"g": "plane 1 <of> a.fits", "r": ["b", "c"]},
         "fitted": {"resampled": 1200, "as is": 0},
         "flagged": {"saturated": 2}, "field_of_view": ["3 cutouts show less sky"],

@@ -117,7 +117,7 @@ def test_uncertainty_is_in_probability_not_in_logits() -> None:
 @pytest.mark.parametrize("count", [0, 1, 13])
 def test_mosaic_has_a_tile_a_candidate(tmp_path: Path, count: int) -> None:
     pictures = [np.full((20, 30, 3), 0.5)] * count
-    write_mosaic(tmp_path / "mosaic.png", pictures, candidates(count))
+    write_mosaic(tmp_path / "mosaic.png", pictures, candidates(count), count)
     with Image.open(tmp_path / "mosaic.png") as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
     grey = (pixels == 128).all(axis=2)
@@ -127,7 +127,7 @@ def test_mosaic_has_a_tile_a_candidate(tmp_path: Path, count: int) -> None:
 def test_mosaic_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LensjaxError, match="cannot write"):
-        write_mosaic(tmp_path / "file" / "mosaic.png", [], candidates(0))
+        write_mosaic(tmp_path / "file" / "mosaic.png", [], candidates(0), 0)
 
 
 def test_long_names_are_shortened_to_the_width_with_few_looks_at_them() -> None:

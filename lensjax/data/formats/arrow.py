@@ -5,6 +5,7 @@ Arrow's libraries take 40 MiB: this module is imported where such a file is read
 
 import io
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -105,14 +106,21 @@ def write_columns(
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays that `write_columns` wrote."""
+    """Returns the arrays that `write_columns` wrote, texts as Python's, of which equal ones are
+    one."""
     columns = {}
     table = pyarrow.parquet.read_table(path, partitioning=None)
     for name, column in zip(table.column_names, table.columns, strict=True):
-        array, vectors = column.combine_chunks(), pa.types.is_fixed_size_list(column.type)
-        values = (array.flatten() if vectors else array).to_numpy(zero_copy_only=False)
-        values = values.astype(np.str_) if values.dtype == object else values
-        columns[name] = values.reshape(-1, array.type.list_size).T if vectors else values
+        array = column.combine_chunks()
+        if pa.types.is_string(column.type):
+            coded = array.dictionary_encode()
+            texts = np.array(list(map(sys.intern, coded.dictionary.to_pylist())), object)
+            columns[name] = texts[coded.indices.to_numpy()]
+        elif pa.types.is_fixed_size_list(column.type):
+            flat = array.flatten().to_numpy(zero_copy_only=False)
+            columns[name] = flat.reshape(-1, column.type.list_size).T
+        else:
+            columns[name] = array.to_numpy(zero_copy_only=False)
     return columns
 
 
