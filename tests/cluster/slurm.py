@@ -2,6 +2,7 @@
 this machine, with the variables that SLURM sets. `python -m tests.cluster.slurm COMMAND ...`"""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -67,7 +68,7 @@ def _until_done(state: Path, name: str, script: str, own: Mapping[str, str]) -> 
 
 
 def srun(arguments: Sequence[str]) -> int:
-    """Starts all tasks of a step and returns the highest of their statuses."""
+    """Starts all tasks of a step, ends them where it is ended, and returns the highest status."""
     options = [word for word in arguments if word.startswith("--")]
     options = options[: next(i for i, word in enumerate(arguments) if not word.startswith("--"))]
     asked = dict(word.removeprefix("--").partition("=")[::2] for word in options)
@@ -78,6 +79,7 @@ def srun(arguments: Sequence[str]) -> int:
         own |= {"SLURM_LOCALID": str(number), "SLURM_STEP_NODELIST": "localhost"}
         command = arguments[len(options) :]
         processes.append(subprocess.Popen(command, env=os.environ | own))
+    signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in processes])
     return max(process.wait() for process in processes)
 
 
