@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from lensjax import config
-from lensjax.cluster import jobs
+from lensjax.cluster.jobs import LaunchConfig, write
 
 
 def main(argv: Sequence[str]) -> None:
@@ -15,6 +15,6 @@ def main(argv: Sequence[str]) -> None:
         ours, theirs = ours[:at], ours[at + 1 :]
     if theirs:
         ours.append(f"--command={shlex.join(theirs)}")
-    options = config.parse(jobs.LaunchConfig, ours, description=__doc__.split(": ", 1)[1])
-    print("\n".join(map(str, jobs.write(options))))
+    options = config.parse(LaunchConfig, ours, description=__doc__.split(": ", 1)[1])
+    print("\n".join(map(str, write(options))))
     print("the first lines of each file say how to start it")

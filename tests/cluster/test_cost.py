@@ -13,6 +13,8 @@ from lensjax.models.conv import conv2d
 from lensjax.models.product import matmul
 from tests.cli.conftest import run  # noqa: F401
 
+ROOT = Path(__file__).parents[2]
+
 
 def counted(function, *arguments) -> Work:
     return cost.work_of(jax.make_jaxpr(function)(*arguments).jaxpr)
@@ -83,8 +85,12 @@ def test_the_table_has_time_price_and_what_was_measured(run, monkeypatch):  # no
     seconds = 36e9 / (0.3 * 989e12)
     assert cells[:3] == ["224", "h200", "36"] and cells[4:6] == [f"{1 / seconds:,.0f}", "7,775"]
     assert cells[7] == f"{1e6 * seconds / 3600:.3g} h, ${1e6 * seconds / 3600 * 5.75:.2f}"
-    results = Path(__file__).parents[2] / "benchmarks" / "RESULTS.md"
-    assert "| lensjax | 4087 | 7775 |" in results.read_text()
+    assert "| lensjax | 4087 | 7775 |" in (ROOT / "benchmarks" / "RESULTS.md").read_text()
+
+
+def test_the_page_has_the_table():
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    assert "\n".join(cost.lines(CostConfig())) in page
 
 
 def test_a_device_of_ones_own():
