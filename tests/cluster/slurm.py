@@ -77,7 +77,7 @@ def srun(arguments: Sequence[str]) -> int:
     for number in range(count):
         own = {"SLURM_PROCID": str(number), "SLURM_NTASKS": str(count)}
         own |= {"SLURM_LOCALID": str(number), "SLURM_STEP_NODELIST": "localhost"}
-        own |= {"SLURM_STEP_NUM_NODES": "1"}
+        own |= {"SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": str(count)}
         command = arguments[len(options) :]
         processes.append(subprocess.Popen(command, env=os.environ | own))
     signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process in processes])
