@@ -72,18 +72,16 @@ class LaunchConfig:
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""
-        in_words = ("accelerator", "topology", "partition", "account", "zone", "image", "volume")
-        for option in in_words:
+        names = ("accelerator", "topology", "partition", "account", "zone", "image", "volume")
+        for option in names:
             value = getattr(self, option)
             if value is not None and not _WORD.fullmatch(value):
                 raise UsageError(f"--{option} '{value}' holds a blank or a sign that no name has")
         in_container = self.system in ("kubernetes", "skypilot")
+        least = {"nodes": 1, "cpus": 1, "hours": 1, "accelerators": 0, "restarts": 0}
         wrong = {
-            f"--{option} must be at least {least}": getattr(self, option) < least
-            for option, least in {
-                **{"nodes": 1, "cpus": 1, "hours": 1},
-                **{"accelerators": 0, "restarts": 0},
-            }.items()
+            f"--{option} must be at least {number}": getattr(self, option) < number
+            for option, number in least.items()
         }
         wrong |= {
             f"--name '{self.name}': at most 40 of a-z, 0-9 and hyphens, a letter first": (
