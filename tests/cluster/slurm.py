@@ -1,11 +1,12 @@
-"""Stand-ins for sbatch, srun and scontrol: they start the processes of a job one after another on
-this machine, with the variables that SLURM sets. `python -m tests.cluster.slurm COMMAND ...`"""
+"""Stand-ins for sbatch, srun and scontrol: they start the processes of a job on this machine, with
+the variables that SLURM sets. `python -m tests.cluster.slurm COMMAND ...`"""
 
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 # Where they keep what they know: a file a job with its status, and wishes to be queued again.
@@ -41,7 +42,8 @@ def sbatch(arguments: Sequence[str]) -> int:
     print(job)
     first, _, last = asked.get("array", "").partition("-")
     tasks = [str(task) for task in range(int(first), int(last) + 1)] if first else [""]
-    for task in tasks:
+
+    def run(task: str) -> None:
         own = {"SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "localhost"}
         own["SLURM_NTASKS"] = str(int(asked["nodes"]) * int(asked["ntasks-per-node"]))
         if task:
@@ -49,6 +51,9 @@ def sbatch(arguments: Sequence[str]) -> int:
             own["SLURM_ARRAY_TASK_COUNT"] = str(len(tasks))
         name = f"{job}_{task}" if task else job
         (state / f"{name}.status").write_text(str(_until_done(state, name, script, own)))
+
+    with ThreadPoolExecutor() as together:
+        list(together.map(run, tasks))
     return 0
 
 
