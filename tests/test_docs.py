@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.command import BenchmarkConfig
+from lensjax.cluster.cost import CostConfig
+from lensjax.cluster.jobs import OURS
 from lensjax.ensemble import checkpoint
 from lensjax.models import registry
 
@@ -20,14 +22,15 @@ CONFIGS = {
     "evaluate": "EvaluateConfig",
     "import_weights": "ImportConfig",
     "export": "ExportConfig",
+    "launch": "LaunchConfig",
 }
 # Other spellings, and options of every command and of other programs.
 OTHERS = {"--models", "--parallel", "--no-parallel", "--help", "--config", "--debug"}
-OTHERS |= {"--no-resume", "--logdir", "--dist"}
+OTHERS |= {"--no-resume", "--logdir", "--dist", *OURS}
 
 
 def options() -> set[str]:
-    kinds = [BenchmarkConfig]
+    kinds = [BenchmarkConfig, CostConfig]
     for command, name in CONFIGS.items():
         kinds.append(getattr(importlib.import_module(f"lensjax.cli.{command}"), name))
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}

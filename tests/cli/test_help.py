@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "EvaluateConfig",
     "simulate": "SimulateConfig",
     "import_weights": "ImportConfig",
+    "launch": "LaunchConfig",
 }
 
 
