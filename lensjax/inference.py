@@ -35,6 +35,7 @@ from lensjax.data.source import Source
 from lensjax.ensemble import checkpoint, plan, scoring, sharding
 from lensjax.ensemble.checkpoint import MemberInfo, Validation
 from lensjax.ensemble.plan import FULL_BATCH, SHARE_OF_HOST, CompiledStep, batch_sizes
+from lensjax.ensemble.reuse import ScoreStore
 from lensjax.ensemble.stack import Ensemble, abstract_ensemble, with_weights
 from lensjax.ensemble.step import StepOptions, Weights, place_weights
 from lensjax.errors import LensjaxError, UsageError, refuse
@@ -104,6 +105,8 @@ class InferenceConfig(DataOptions, ScoringOptions):
     """Folder for a profiler trace of some batches."""
     benchmark: bool = False
     """Compare the speed of the compiled step with members and samples run one by one."""
+    reuse: Path | None = None
+    """Folder of scores that are kept: a cutout whose content is the same is not scored again."""
     engine: Literal["local", "ray"] = "local"
     """Where cutouts are scored: on this machine, or by the actors of a Ray cluster."""
     address: str | None = None
@@ -231,8 +234,9 @@ def score_here(
     """Scores the rows that the ledger lacks on the devices of this machine, and returns what
     run.json says of it."""
     step, weights = prepare(config, members, source)
+    store = score_store(config, members)
     timing = scoring.score(
-        step, weights, source, ledger, config.fit, config.workers, config.profile
+        step, weights, source, ledger, config.fit, config.workers, config.profile, store
     )
     record = step.record() | timing
     if config.benchmark:
@@ -255,6 +259,7 @@ def score_with_ray(
         config,
         data=os.path.abspath(str(config.data)),
         checkpoints=Path(config.checkpoints or "").absolute(),
+        reuse=config.reuse and config.reuse.absolute(),
         output=config.output.absolute(),
     )
 
@@ -289,10 +294,13 @@ def range_scorer(
             f"see the same files at {config.checkpoints} and {config.data}"
         )
     step, weights = prepare(config, members, source)
+    store = score_store(config, members)
 
     def score(rows: range) -> dict[str, Any]:
         ledger = Ledger(config.output / PARTS, settings, rows)
-        timing = scoring.score(step, weights, source, ledger, config.fit, config.workers)
+        timing = scoring.score(
+            step, weights, source, ledger, config.fit, config.workers, store=store
+        )
         return timing | {"step": step.record()}
 
     return score
@@ -392,22 +400,28 @@ def compare_steps(
     return scoring.side_by_side(steps, weights, step.input_spec.blank(step.cutouts), step.mesh)
 
 
+def score_store(config: InferenceConfig, members: Members) -> ScoreStore | None:
+    """Returns the scores that are kept in `config.reuse`, None where no folder is named."""
+    if config.reuse is None:
+        return None
+    return ScoreStore(config.reuse, _score_settings(config, members), len(members.infos))
+
+
 def _settings(config: InferenceConfig, members: Members, source: Source) -> dict[str, Any]:
-    """Returns what a run must share with a killed one to go on from its scores: all that a score
-    depends on."""
-    return (
-        config.of_data()
-        | config.of_step()
-        | {
-            "data_sha256": content_sha256(source),
-            "members": {
-                name: info.identity(members.validations[name])
-                for name, info in members.infos.items()
-            },
-            "order": list(members.infos),
-            "version": __version__,
-        }
-    )
+    """Returns what a run must share with a killed one to go on from its scores."""
+    data = config.of_data() | {"data_sha256": content_sha256(source)}
+    return data | _score_settings(config, members)
+
+
+def _score_settings(config: InferenceConfig, members: Members) -> dict[str, Any]:
+    """Returns all that a score depends on besides the cutout and the device."""
+    return config.of_step() | {
+        "members": {
+            name: info.identity(members.validations[name]) for name, info in members.infos.items()
+        },
+        "order": list(members.infos),
+        "version": __version__,
+    }
 
 
 def _check_apart(data: str, output: Path) -> None:
@@ -430,7 +444,8 @@ def write(
     """Writes the output directory from the predictions and what is to be said of the `scoring`.
     A file that cannot be written does not stop the others."""
     table, readable, flag = source.table, predictions.readable, predictions.flag
-    best = results.candidate_table(table, predictions, range(max(config.top, results.LISTED)))
+    top = predictions.ranking()[: max(config.top, results.LISTED)]
+    best = results.candidate_table(table, predictions, top)
     labels = table["label"] if "label" in table.colnames else None
     field, action = predictions.field[readable], predictions.action[readable]
     warnings = doubts(field, action, ensemble.preprocessings, config.fit)

@@ -100,8 +100,10 @@ def write_outputs(
     with gathering() as attempt:
         attempt("predictions.npz", write_predictions, folder, catalogue, predictions)
         attempt("rejects.csv", write_rejects, folder, catalogue, predictions)
-        for number, ranks in enumerate(_partitions(int(predictions.readable.sum())), start=1):
-            candidates = candidate_table(catalogue, predictions, ranks)
+        ranking = predictions.ranking()
+        for number, ranks in enumerate(_partitions(ranking.size), start=1):
+            rows = ranking[ranks.start : ranks.stop]
+            candidates = candidate_table(catalogue, predictions, rows, ranks.start)
             for name, write in CANDIDATES.items():
                 there = partition_name(name, number)
                 attempt(there, write, Path(folder) / there, candidates)
@@ -120,19 +122,17 @@ def _partitions(count: int) -> list[range]:
 
 
 def candidate_table(
-    catalogue: Table, predictions: Predictions, ranks: range | None = None
+    catalogue: Table, predictions: Predictions, rows: Array | None = None, before: int = 0
 ) -> Table:
-    """Returns the readable rows, or those of some ranks from 0, best first: rank, id, position,
-    scores, `flag`, members, then carried columns.
+    """Returns the readable rows, best first: rank, id, position, scores, `flag`, members, then
+    carried columns; or those `rows` of the ranking that come after so many others.
 
     Carried columns whose names differ from ours at most in case get the suffix `_input`. Texts come
     as str, columns with gaps as MaskedColumn, a position that is not known as a gap. What a column
     means stands in its unit, its description and the `ucd` of its meta.
     """
-    rows = predictions.ranking()
-    ranks = range(rows.size) if ranks is None else ranks
-    rows = rows[ranks.start : ranks.stop]
-    table = Table({"rank": ranks.start + np.arange(1, rows.size + 1)})
+    rows = predictions.ranking() if rows is None else rows
+    table = Table({"rank": np.arange(before + 1, before + rows.size + 1)})
     table["id"] = plain(catalogue["id"][rows])
     for name in ("ra", "dec"):
         degrees = np.ma.masked_invalid(getattr(predictions, name)[rows])

@@ -308,7 +308,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
         try:
             import ray
         except ImportError as error:
-            raise UsageError("--engine ray needs Ray: pip install 'lensjax[ray]'") from error
+            raise UsageError("--engine ray needs Ray: pip install '.[ray]'") from error
         try:
             with warnings.catch_warnings():
                 # Ray forks only to start other programs, which harms no thread of JAX.

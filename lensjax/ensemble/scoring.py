@@ -4,7 +4,7 @@ import operator
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -19,6 +19,7 @@ from lensjax.data.preprocess import Fit
 from lensjax.data.source import Source
 from lensjax.ensemble import sharding
 from lensjax.ensemble.plan import CompiledStep
+from lensjax.ensemble.reuse import Incomplete, ScoreStore
 from lensjax.ensemble.step import Step, Weights
 from lensjax.errors import Interrupted, LensjaxError
 from lensjax.ledger import Ledger
@@ -42,12 +43,14 @@ def score(
     fit: Fit,
     workers: int | Literal["auto"] = 0,
     profile: Path | None = None,
+    store: ScoreStore | None = None,
 ) -> dict[str, float | None]:
     """Adds the scores of the cutouts that `ledger` does not have yet, and returns how fast it was.
 
     The scores of a batch are fetched when the next one is on the devices and under way. `workers`
-    are processes that read. `profile` is where to write a trace of some batches. Raises Interrupted
-    where the process is asked to stop: what is scored is kept.
+    are processes that read. `profile` is where to write a trace of some batches. What `store` has
+    is not scored again. Raises Interrupted where the process is asked to stop: what is scored is
+    kept.
 
     `images_per_second` leaves out the first batch, `waiting_share` is of the same time, in which
     the run waited for cutouts to be read: the devices, a batch behind, waited less.
@@ -62,16 +65,14 @@ def score(
     ends: list[float] = []
     counts: list[int] = []
     to_first = None
-    batches = _batches(ledger, source, step, fit, workers)
-    launched = runtime.one_ahead(scorer.launch, trace.waits("load", batches, waits))
+    batches = trace.waits("load", _batches(ledger, source, step, fit, workers), waits)
+    incomplete = Incomplete(store) if store else None
     with (
         runtime.asked_to_stop() as asked_to_stop,
         runtime.progress("scoring", missing, "cutouts") as advance,
     ):
         try:
-            for batch, started in trace.traced(launched, profile):
-                with trace.stage("fetch"):
-                    scores = scorer.fetch(batch, started)
+            for batch, scores in _scored(batches, scorer, profile, incomplete):
                 with trace.stage("keep"):
                     predictions = _predictions(step.ensemble.names, batch, scores)
                     ledger.add(source.first_row + int(batch.rows[0]), predictions.columns())
@@ -86,6 +87,8 @@ def score(
             if not asked_to_stop():
                 raise
         ledger.save()
+        if store:
+            store.save()
         left = sum(map(len, ledger.missing()))
         if asked_to_stop() and left:
             raise Interrupted(
@@ -99,7 +102,26 @@ def score(
         "seconds_to_first_batch": to_first,
         "scored_before": total - missing,
         "cutouts_at_once": scorer.at_once,
+        "reused": incomplete.reused if incomplete else 0,
     }
+
+
+def _scored(
+    batches: Iterable[pipeline.Batch],
+    scorer: "_Scorer",
+    profile: Path | None,
+    incomplete: Incomplete | None,
+) -> Iterator[tuple[pipeline.Batch, Scores]]:
+    """Yields the batches and their scores, in order; what is known of `incomplete` ones is not
+    computed."""
+    wanted = incomplete.lacking(batches) if incomplete else batches
+    for batch, started in trace.traced(runtime.one_ahead(scorer.launch, wanted), profile):
+        with trace.stage("fetch"):
+            scores = scorer.fetch(batch, started) if batch else None
+        if incomplete:
+            yield from incomplete.completed(batch, scores)
+        elif batch and scores:
+            yield batch, scores
 
 
 def _batches(
@@ -134,9 +156,15 @@ class _Scorer:
         self.at_once = step.cutouts
 
     @trace.is_stage("launch")
-    def launch(self, batch: pipeline.Batch) -> tuple[pipeline.Batch, list[Scores] | None]:
-        """Returns a batch and its scores under way; none, where the memory does not suffice."""
-        return batch, _unless_out_of_memory(lambda: self._start(batch.inputs))
+    def launch(
+        self, batch: pipeline.Batch | None
+    ) -> tuple[pipeline.Batch | None, list[Scores] | None]:
+        """Returns a batch, if there is one, and its scores under way; none, where the memory does
+        not suffice."""
+        if batch is None:
+            return None, None
+        inputs = batch.inputs
+        return batch, _unless_out_of_memory(lambda: self._start(inputs))
 
     def fetch(self, batch: pipeline.Batch, started: list[Scores] | None) -> Scores:
         """Returns the scores of a batch on the host. Where the memory does not suffice, the batch

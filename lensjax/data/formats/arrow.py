@@ -102,14 +102,15 @@ def write_columns(
             arrays[name] = pa.array(flat)
         if values.ndim > 1:
             arrays[name] = pa.FixedSizeListArray.from_arrays(arrays[name], len(values))
-    pyarrow.parquet.write_table(pa.table(arrays).replace_schema_metadata(metadata), file)
+    table = pa.table(arrays).replace_schema_metadata(metadata)
+    pyarrow.parquet.write_table(table, file, write_page_checksum=True)
 
 
 def read_columns(path: Path) -> dict[str, np.ndarray]:
     """Returns the arrays that `write_columns` wrote, texts as Python's, of which equal ones are
     one."""
     columns = {}
-    table = pyarrow.parquet.read_table(path, partitioning=None)
+    table = pyarrow.parquet.read_table(path, partitioning=None, page_checksum_verification=True)
     for name, column in zip(table.column_names, table.columns, strict=True):
         array = column.combine_chunks()
         if pa.types.is_string(column.type):
