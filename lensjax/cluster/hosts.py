@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
@@ -47,6 +48,12 @@ CUT_OFF = re.compile(r"gloo|nccl|coordination service|barrier|heartbeat|socket c
 # how many there are, or the names of all.
 COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
 NAMES = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+
+
+# Held by the thread that ends the process: others may find out meanwhile.
+_leaving = threading.Lock()
+# What C calls and does not keep.
+_handlers: list[Any] = []
 
 
 # --- joining and ending ---
@@ -197,13 +204,11 @@ def _is_cut_off(error: BaseException | None) -> bool:
 
 def _leave(status: int, line: str | None = None) -> NoReturn:
     """Ends this process at once: what JAX does as Python ends would wait for the lost one."""
-    if line:
-        os.write(2, f"{line}\n".encode())
-        time.sleep(LINGER_SECONDS)
-    os._exit(status)
-
-
-_handlers: list[Any] = []
+    with _leaving:
+        if line:
+            os.write(2, f"{line}\n".encode())
+            time.sleep(LINGER_SECONDS)
+        os._exit(status)
 
 
 def _exit_on_abort(status: int, message: Callable[[], str | None] = lambda: None) -> None:
@@ -216,7 +221,7 @@ def _exit_on_abort(status: int, message: Callable[[], str | None] = lambda: None
     def handler(_: int) -> None:
         _leave(status, message())
 
-    _handlers.append(handler)  # C does not keep it
+    _handlers.append(handler)
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)
 
 
