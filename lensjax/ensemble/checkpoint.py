@@ -156,7 +156,9 @@ def save_member(folder: Path, member: Member, store: Store = "float32") -> Membe
     with replacing_folder(folder) as draft:
         # Trained weights are noise to a compressor: 8 % smaller, and half as long again to read.
         with ocp.Checkpointer(
-            ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=SAVED_BY_FIRST),
+            ocp.PyTreeCheckpointHandler(
+                use_compression=False, multiprocessing_options=SAVED_BY_FIRST
+            ),
             multiprocessing_options=SAVED_BY_FIRST,
         ) as checkpointer:
             weights = (draft / "weights").absolute()

@@ -26,7 +26,7 @@ from lensjax.train.data import Labelled, read_labelled, split
 from lensjax.train.loop import train_members
 from lensjax.train.setup import example_weights
 from lensjax.train.state import TrainState
-from tests.train.small import Convolutional
+from tests.networks import Convolutional
 
 PREPROCESSING = Preprocessing(
     bands=("g",),
