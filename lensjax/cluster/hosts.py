@@ -176,8 +176,10 @@ class _Others:
             if host == self._host and not _is_alive(pid)
         ]
         far = [number for number, (host, _) in self._processes.items() if host != self._host]
-        named = [f"process {n} ({self._processes[n][0]})" for n in gone or far]
-        who = " and ".join(named) if gone else f"one of {', '.join(named) or 'the processes'}"
+        named = [f"process {number} ({self._processes[number][0]})" for number in gone or far]
+        who = " and ".join(named) or "another process"
+        if len(far) > 1 and not gone:
+            who = f"one of {', '.join(named)}"
         return (
             f"error: {who} of this run is gone, and so the others end; what was saved is kept, and "
             "the same command goes on there"
