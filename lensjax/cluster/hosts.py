@@ -137,6 +137,12 @@ def _initialize(coordinator: str | None, processes: int | None, process: int | N
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # It would take SIGTERM, of which `runtime.asked_to_stop` takes care.
     jax.config.update("jax_enable_preemption_service", False)
+    failed = (
+        f"cannot join the other processes at {coordinator or 'the address of the environment'}: "
+        "start all of them, and give --coordinator HOST:PORT, --processes and --process where they "
+        "are not found out"
+    )
+    _exit_on_abort(LensjaxError.status, lambda: f"error: {failed}")
     try:
         jax.distributed.initialize(
             coordinator,
@@ -147,12 +153,7 @@ def _initialize(coordinator: str | None, processes: int | None, process: int | N
         )
         jax.devices()  # which waits for those of all
     except (RuntimeError, ValueError) as error:
-        where = coordinator or "the address that the environment gives"
-        raise LensjaxError(
-            f"cannot join the other processes at {where}: {one_line(error, 160)}; start all of "
-            "them, and give --coordinator HOST:PORT, --processes and --process where they are not "
-            "found out"
-        ) from error
+        raise LensjaxError(f"{failed} ({one_line(error, 160)})") from error
 
 
 class _Others:
