@@ -31,7 +31,8 @@ def run(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     """Returns the exit status of `main`; prints what went wrong.
 
     0; 1 where it failed, or nobody reads what it prints; 2 for wrong use; 3 where it was asked to
-    end and kept its state; 130 for Ctrl-C where there was none to keep.
+    end and kept its state; 130 for Ctrl-C where there was none to keep. A process that has lost
+    others of its run ends before, with `hosts.START_AGAIN`.
     """
     status = 0
     try:

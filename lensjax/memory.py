@@ -160,7 +160,7 @@ def in_gib(size: float) -> str:
 def memory_budget(mesh: Mesh, share_of_host: float) -> int:
     """Returns the bytes that a program may take on each device of `mesh`; on a CPU this share of
     what is left."""
-    device = mesh.devices.flat[0]
+    device = mesh.local_devices[0]
     share = share_of_host if device.platform == "cpu" else SHARE_OF_ACCELERATOR
     return int(share * memory_limit_bytes(device))
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from lensjax import config, results, runtime
+from lensjax.cluster import hosts
 from lensjax.data import pipeline
 from lensjax.data.catalog import DataOptions
 from lensjax.data.identity import content_sha256
@@ -71,6 +72,13 @@ class TrainConfig(Hyperparameters, DataOptions):
     """Keep finished members and continue an interrupted run."""
     member_shards: int = 1
     """Distribute the members over this many devices; the others share the cutouts."""
+    coordinator: str | None = None
+    """Where process 0 of several runs, HOST:PORT, the same for all; `auto` asks the cluster (None:
+    auto under srun, mpirun and on TPU slices of GKE, else this process trains alone)."""
+    processes: int | None = None
+    """Number of processes that train together; 1 for a run of its own also under srun or mpirun."""
+    process: int | None = None
+    """Which of the processes this is, from 0."""
     memory_budget: str = "auto"
     """Memory of a step on each device: bytes, 16GiB, or auto."""
     plan: bool = False
@@ -266,16 +274,20 @@ def _team(
     run = folder / "runs" / "-".join(map(str, seeds))
     members = train_members(
         *(training, validation, architecture, hyperparameters, seeds, run),
-        mesh=sharding.mesh_of(jax.local_devices(), options.member_shards),
+        mesh=sharding.mesh_of(jax.devices(), options.member_shards),
         memory_budget=options.memory_budget,
         resume=options.resume,
         save_seconds=60 * options.save_minutes,
     )
     for seed, member in zip(seeds, members, strict=True):
         if seed in missing:
-            info = checkpoint.save_member(folder / str(seed), member, options.store)
+            info = member.info
+            if hosts.is_first():
+                info = checkpoint.save_member(folder / str(seed), member, options.store)
             yield Trained(folder / str(seed), info, True, counts)
-    snapshots.discard(run)
+    if hosts.is_first():
+        snapshots.discard(run)
+    hosts.wait_for_all(f"members in {folder}")
 
 
 def _seeds_of_run(runs: Path, wanted: Sequence[int], missing: list[int]) -> list[int]:
@@ -314,7 +326,7 @@ def make_plan(options: TrainConfig) -> str:
     if options.target and budget == "auto":
         raise UsageError("--target wants a --memory-budget such as 70GiB: the device is not here")
     target = find_target(options.target) if options.target else None
-    devices = jax.local_devices()[:1] if target else jax.local_devices()
+    devices = jax.local_devices()[:1] if target else jax.devices()
     mesh = sharding.mesh_of(devices, 1 if target else options.member_shards)
     info = checkpoint.MemberInfo(architecture, transform.preprocessing, *hyperparameters.rates())
     seeds = range(options.seed, options.seed + options.members)
@@ -329,15 +341,16 @@ def make_plan(options: TrainConfig) -> str:
     )
     record, lines = plan.record() | {"memory_budget": budget}, [plan.table()]
     if target is None:
-        state = jax.device_put(state, NamedSharding(mesh, sharding.BY_MEMBER))
+        state = hosts.from_whole(state, NamedSharding(mesh, sharding.BY_MEMBER))
         record["steps_per_second"] = steps_per_second(plan, state, image_spec)
         lines.append(f"{record['steps_per_second']:.3g} steps/s at the last set of scales")
-        peak = (mesh.devices.flat[0].memory_stats() or {}).get("peak_bytes_in_use")
+        peak = (mesh.local_devices[0].memory_stats() or {}).get("peak_bytes_in_use")
         if peak is not None:
             record["measured_peak_bytes"] = peak
             lines.append(f"measured peak {in_gib(peak)}")
-    make_folder(options.output)
-    results.write_json(options.output / "plan.json", record)
+    if hosts.is_first():
+        make_folder(options.output)
+        results.write_json(options.output / "plan.json", record)
     return "\n".join([*lines, str(options.output / "plan.json")])
 
 
@@ -478,6 +491,7 @@ def _check(options: TrainConfig) -> None:
         "--augment-noise must not be negative": not 0 <= options.augment_noise < math.inf,
     }
     refuse(wrong)
+    hosts.check_alike("options", dataclasses.asdict(options) | {"process": None})
 
 
 def _first_cutout(source: Source) -> Cutout:

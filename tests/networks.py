@@ -12,6 +12,8 @@ from flax import nnx
 from lensjax.ensemble import checkpoint
 from lensjax.models import registry
 from lensjax.models.hybrid import HybridTransformer
+from lensjax.models.network import Head
+from lensjax.models.norm import ConvNorm
 from lensjax.models.vit import VisionTransformer
 
 SMALL = {
@@ -48,3 +50,18 @@ def _built(builds: Mapping[str, Callable[..., nnx.Module]]) -> Iterator[None]:
         checkpoint._abstract_model.cache_clear()  # kept by name
         yield
     checkpoint._abstract_model.cache_clear()
+
+
+class Convolutional(nnx.Module):
+    """Two convolutions with batch normalisation, and a head with dropout."""
+
+    DEPTHS = {"first": 0, "second": 1, "head": 2}
+
+    def __init__(self, rngs: nnx.Rngs, bands: int = 2, dropout: float = 0.3, **_: object) -> None:
+        self.first = ConvNorm(bands, 8, 3, stride=2, rngs=rngs)
+        self.second = ConvNorm(8, 16, 3, stride=2, rngs=rngs)
+        self.head = Head(16, dropout, rngs=rngs)
+
+    def __call__(self, images, *, rngs=None, train=False):
+        features = self.second(nnx.relu(self.first(images, train=train)), train=train)
+        return self.head(nnx.relu(features).mean((1, 2)), rngs=rngs)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from lensjax import config
+from lensjax.cluster import hosts
 from lensjax.training import SIMULATED, TrainConfig, announcement, make_plan, shrunk, train
 
 
@@ -11,6 +12,11 @@ def main(argv: Sequence[str]) -> None:
     """Runs the command and prints a line for each member."""
     argv = ["--schedule=progressive" if word == "--progressive" else word for word in argv]
     options = config.parse(TrainConfig, argv, description=__doc__.split(": ", 1)[1])
+    with hosts.joined(options.coordinator, options.processes, options.process):
+        _run(options, argv)
+
+
+def _run(options: TrainConfig, argv: Sequence[str]) -> None:
     if options.smoke:
         options = shrunk(options, given={word.split("=")[0] for word in argv})
     if options.plan:

@@ -32,6 +32,10 @@ LEARNED = (nnx.Param, nnx.BatchStat)
 # A file that has more gets no further array, or part of one, and none of these is larger: all files
 # are below 48 MiB, as hosts of repositories want it.
 FILE_BYTES = 24 * 2**20
+# Of several processes the first alone saves members, and Orbax is not to wait for the others.
+SAVED_BY_FIRST = ocp.options.MultiprocessingOptions(
+    primary_host=0, active_processes={0}, barrier_sync_key_prefix="member"
+)
 Store = Literal["float32", "int8"]
 """How the kernels are stored: as they are, or as int8 with a scale for each output channel."""
 Rate = Annotated[float, msgspec.Meta(ge=0, lt=1)]
@@ -151,7 +155,12 @@ def save_member(folder: Path, member: Member, store: Store = "float32") -> Membe
     record = dataclasses.asdict(info)
     with replacing_folder(folder) as draft:
         # Trained weights are noise to a compressor: 8 % smaller, and half as long again to read.
-        with ocp.PyTreeCheckpointer(use_compression=False) as checkpointer:
+        with ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(
+                use_compression=False, multiprocessing_options=SAVED_BY_FIRST
+            ),
+            multiprocessing_options=SAVED_BY_FIRST,
+        ) as checkpointer:
             weights = (draft / "weights").absolute()
             checkpointer.save(weights, state, ocdbt_target_data_file_size=FILE_BYTES)
         if member.validation is not None:

@@ -12,10 +12,12 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from grain.experimental import device_put
+from grain.experimental import ThreadPrefetchIterDataset
+from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
 from lensjax import runtime
+from lensjax.cluster import hosts
 from lensjax.data import pipeline
 from lensjax.data.brightness import measure
 from lensjax.data.noise_free import noise_of
@@ -33,6 +35,9 @@ MEASURED = 1024
 
 # Of the noise that noise-free cutouts have in validation; not a seed that a user is likely to give.
 NOISE_SEED = 1_000_000_001
+
+# Places in a batch that a process reads.
+Places = slice | np.ndarray
 
 # Of the memory that is left; the rest is for batches, the network and its gradient.
 SHARE_FOR_IMAGES = 0.5
@@ -80,9 +85,11 @@ class Labelled:
         counts = {"cutouts": len(self), "lenses": lenses, "first_id": str(self.id[0])}
         return counts | self.origin
 
-    def batches(self, batch_size: int) -> grain.IterDataset[dict[str, Any]]:
-        """Returns endless batches, each of images, brightness, label, maybe sky, and `row` of these
-        data.
+    def batches(
+        self, batch_size: int, own: Places = slice(None)
+    ) -> grain.IterDataset[dict[str, Any]]:
+        """Returns endless batches: of each the images, brightness, label, and maybe sky at its
+        `own` places, and `row`, the rows of these data at all places.
 
         Each epoch has another order, the same for all seeds: members that share batches see what
         each would see alone. What remains of an epoch and fills no batch is left out. Raises
@@ -95,15 +102,18 @@ class Labelled:
             )
         rows = grain.MapDataset.range(len(self)).seed(0).shuffle()
         epochs = rows.batch(batch_size, drop_remainder=True).repeat()
-        batches = epochs.map(lambda rows: self._gather(rows) | {"row": rows})
+        batches = epochs.map(lambda rows: self._gather(rows[own]) | {"row": rows})
         return batches.to_iter_dataset(grain.ReadOptions(self.threads, self.threads))
 
-    def in_order(self, batch_size: int) -> grain.DatasetIterator[dict[str, Any]]:
-        """Returns an iterator over all cutouts; the last batch is filled up with some once more."""
+    def in_order(
+        self, batch_size: int, own: Places = slice(None)
+    ) -> grain.DatasetIterator[dict[str, Any]]:
+        """Returns an iterator over all cutouts, of each batch those at its `own` places; the last
+        batch is filled up with some once more."""
 
         def gather(start: int) -> dict[str, Any]:
             rows = np.arange(start, min(start + batch_size, len(self)))
-            return self._gather(np.resize(rows, batch_size))
+            return self._gather(np.resize(rows, batch_size)[own])
 
         batches = grain.MapDataset.range(0, len(self), batch_size).map(gather)
         return iter(batches.to_iter_dataset(grain.ReadOptions(self.threads, self.threads)))
@@ -184,17 +194,33 @@ class WithNoise:
 
 def prefetched(
     batches: grain.IterDataset[dict[str, Any]], weights: np.ndarray, mesh: Mesh
-) -> grain.DatasetIterator[tuple[dict[str, Any], Any]]:
-    """Returns an iterator over batches and their `weights` (member, batch), of (member, cutout), on
-    the devices: the next ones are read and sent while a step computes.
+) -> grain.DatasetIterator[tuple[np.ndarray, dict[str, Array]]]:
+    """Returns an iterator over the rows (batch,) of batches, and their arrays on the devices, with
+    the `weight` (member, batch) of `weights` (member, cutout): the next ones are read and sent
+    while a step computes. Each process reads its `hosts.own_rows`.
 
-    Its state is that of what has been taken from it.
+    Its state is that of what has been taken from it, whatever the number of processes.
     """
-    by_cutout = NamedSharding(mesh, sharding.BY_CUTOUT)
     both = NamedSharding(mesh, sharding.BY_MEMBER_AND_CUTOUT)
-    weighted = batches.map(lambda batch: (batch, weights[:, batch["row"]]))
-    places = by_cutout, both
-    return iter(device_put(weighted, places, cpu_buffer_size=1, device_buffer_size=1))
+
+    def placed(batch: dict[str, Any]) -> tuple[np.ndarray, dict[str, Array]]:
+        rows, arrays = batch["row"], {name: batch[name] for name in batch if name != "row"}
+        own = weights[:, rows[hosts.own_rows(len(rows), mesh)]]
+        weight = hosts.from_own_rows(own, both, len(weights), len(rows))
+        return rows, on_devices(arrays, len(rows), mesh) | {"weight": weight}
+
+    placing = ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1).map(placed)
+    return iter(ThreadPrefetchIterDataset(placing, prefetch_buffer_size=1))
+
+
+def on_devices(arrays: dict[str, Any], batch_size: int, mesh: Mesh) -> dict[str, Array]:
+    """Returns the arrays of a batch, of which this process holds its `hosts.own_rows`, on the
+    devices of all processes."""
+    place = NamedSharding(mesh, sharding.BY_CUTOUT)
+    return {
+        name: hosts.from_own_rows(leaf, place, batch_size, *leaf.shape[1:])
+        for name, leaf in arrays.items()
+    }
 
 
 def transforms_at(transform: Transform, sizes: Sequence[int]) -> tuple[Transform, ...]:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +16,13 @@ from jax.sharding import Mesh, NamedSharding
 from scipy.special import expit
 
 from lensjax import metrics, runtime
+from lensjax.cluster import hosts
 from lensjax.ensemble import calibration, sharding
 from lensjax.ensemble.checkpoint import Member, MemberInfo, state_of
 from lensjax.errors import Interrupted, LensjaxError
 from lensjax.train import snapshots as on_disk
 from lensjax.train.config import Hyperparameters
-from lensjax.train.data import Labelled, prefetched
+from lensjax.train.data import Labelled, on_devices, prefetched
 from lensjax.train.metric_logger import MetricLogger
 from lensjax.train.plan import groups_of_run
 from lensjax.train.schedule import active_scales, first_step_at_largest
@@ -56,9 +57,9 @@ def train_members(
     """
     mesh = sharding.mesh_of(jax.local_devices()[:1]) if mesh is None else mesh
     batch_size, patience = hyperparameters.batch_size, hyperparameters.patience or math.inf
-    batches = training.batches(batch_size)
     info = member_info(training, architecture, hyperparameters)
     setup, state = set_up(info, training.transform, training.labels, hyperparameters, seeds, mesh)
+    batches = training.batches(batch_size, hosts.own_rows(batch_size, mesh))
     share = hyperparameters.keep_start
     origin = jax.tree.map(np.array, state.weights) if share else None  # state is given away
     groups = groups_of_run(
@@ -85,21 +86,20 @@ def train_members(
         if found is not None:
             start, run = found.step, found.arrays
             iterator.set_state(found.record["batches"])
-        state = jax.device_put(run.state, NamedSharding(mesh, sharding.BY_MEMBER))
-        best, losses = run.best, None
+        state = hosts.from_whole(run.state, NamedSharding(mesh, sharding.BY_MEMBER))
+        best, losses, agreed = run.best, None, hosts.Agreement(mesh)
         shown: dict[str, float] = {}
         saved = began = time.monotonic()
         images = (setup.steps - start) * batch_size
         with (
-            closing(MetricLogger(folder, start)) as logger,
+            closing(MetricLogger(folder, start)) if hosts.is_first() else nullcontext() as logger,
             runtime.asked_to_stop() as asked_to_stop,
             runtime.progress(f"training {len(seeds)} x {architecture}", images, "images") as bar,
         ):
             for step in range(start + 1, setup.steps + 1):
                 scales = active_scales(schedule, step - 1, setup.steps, scale_count)
-                arrays, weight = next(iterator)
-                rows = arrays.pop("row")
-                batch = TrainBatch(**arrays, weight=weight, teachers=setup.teachers)
+                rows, arrays = next(iterator)
+                batch = TrainBatch(**arrays, teachers=setup.teachers)
                 state, new = train_step(setup.config, groups[scales], state, batch, setup.keys)
                 if losses is not None:
                     # A step late, so that the device never waits for the host.
@@ -115,14 +115,16 @@ def train_members(
                         for scale in range(scale_count)
                     ]
                     for row in _metric_rows(setup, losses, training, validation, logits):
-                        logger.write(row | {"images_per_second": rate})
+                        if logger is not None:
+                            logger.write(row | {"images_per_second": rate})
                     # The largest scale is the one that the member will be used at.
                     loss = calibration.object_loss(logits[-1], validation.labels).mean(-1)
                     if step > counts_from:
                         best = best.updated(loss, logits[-1], judged, patience)
                     shown["validation_loss"] = loss.mean()
-                ends = asked_to_stop()
-                if ends or is_last or time.monotonic() - saved > save_seconds:
+                is_due = time.monotonic() - saved > save_seconds
+                ends, is_due = agreed(asked_to_stop(), is_due)
+                if ends or is_last or is_due:
                     losses.on_host(training)  # the last good state stays the last
                     record = {"batches": iterator.get_state()}
                     snapshots.save(Snapshot(step, Run(state, best), record))
@@ -143,14 +145,14 @@ class StepLosses(NamedTuple):
 
     step: int
     scales: tuple[int, ...]
-    rows: Array
+    rows: np.ndarray
     losses: Array
 
     def on_host(self, training: TrainingData) -> np.ndarray:
         """Returns the losses, or raises LensjaxError where one is not finite."""
-        values = np.asarray(self.losses, np.float64)
+        values = hosts.on_host(self.losses).astype(np.float64)
         if not np.isfinite(values).all():
-            ids = ", ".join(map(str, training.id[np.asarray(self.rows)[:4]]))
+            ids = ", ".join(map(str, training.id[self.rows[:4]]))
             raise LensjaxError(
                 f"the training loss is {values[~np.isfinite(values)][0]} at step {self.step}, on "
                 f"{len(self.rows)} cutouts ({ids}, ...); lower --learning-rate or look for cutouts "
@@ -164,12 +166,12 @@ def predict(
 ) -> np.ndarray:
     """Returns the logits (member, n) float64 of `data` at a scale by the weights of a state,
     dropout off; the last batch is padded."""
-    weight = np.ones(batch_size, np.float32)
-    parts = [
-        validation_logits(config, scale, *state.weights, TrainBatch(**arrays, weight=weight))
-        for arrays in data.in_order(batch_size)
-    ]
-    return np.concatenate(jax.device_get(parts), -1)[:, : len(data)].astype(np.float64)
+    batches = data.in_order(batch_size, hosts.own_rows(batch_size, config.mesh))
+    parts = []
+    for arrays in batches:
+        batch = TrainBatch(**on_devices(arrays, batch_size, config.mesh), weight=None)
+        parts.append(validation_logits(config, scale, *state.weights, batch))
+    return np.concatenate(hosts.on_host(parts), -1)[:, : len(data)].astype(np.float64)
 
 
 def _metric_rows(

@@ -24,6 +24,7 @@ from jax import ShapeDtypeStruct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lensjax import results
+from lensjax.cluster import hosts
 from lensjax.data.on_device import ImageSpec
 from lensjax.ensemble import sharding
 from lensjax.errors import UsageError
@@ -202,10 +203,10 @@ class TrainingPlan:
 
 def budget_bytes(text: str, mesh: Mesh) -> int:
     """Returns the bytes that `--memory-budget` names: a size, or with `auto` what each device has,
-    less what lives there. Raises UsageError for anything else."""
+    less what lives there, of all processes the least. Raises UsageError for anything else."""
     if text == "auto":
-        in_use = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_in_use", 0)
-        return memory_budget(mesh, SHARE_OF_HOST) - in_use
+        in_use = (mesh.local_devices[0].memory_stats() or {}).get("bytes_in_use", 0)
+        return hosts.least(memory_budget(mesh, SHARE_OF_HOST) - in_use)
     try:
         return parse_bytes(text)
     except ValueError as error:
@@ -402,8 +403,9 @@ def groups_of_run(
     plan = plan_training(setup, state, image_spec, batch_size=batch_size, budget=available)
     for note in plan.notes():
         print(f"{setup.architecture}, {note}", file=sys.stderr)
-    make_folder(folder)
-    results.write_json(folder / "plan.json", plan.record() | {"memory_budget": budget})
+    if hosts.is_first():
+        make_folder(folder)
+        results.write_json(folder / "plan.json", plan.record() | {"memory_budget": budget})
     return plan.groups
 
 
@@ -429,7 +431,7 @@ def steps_per_second(plan: TrainingPlan, state: TrainState, image_spec: ImageSpe
     setup = plan.setup
     blank = abstract_batch(setup, image_spec, plan.batch_size)
     batch = jax.tree.map(
-        lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), blank
+        lambda leaf: hosts.from_whole(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), blank
     )
     step = functools.partial(train_step, setup.config, plan.groups[setup.scale_sets[-1]])
     state, losses = step(state, batch, setup.keys)

@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
 from lensjax import runtime
+from lensjax.cluster import hosts
 from lensjax.data.on_device import Transform
 from lensjax.ensemble import sharding
 from lensjax.ensemble.checkpoint import MemberInfo
@@ -110,7 +111,7 @@ def set_up(
         config,
         scale_sets(hyperparameters.schedule, len(transforms)),
         hyperparameters.micro_batches,
-        jax.device_put(fold_in(roots, 1), NamedSharding(mesh, sharding.BY_MEMBER)),
+        hosts.from_whole(fold_in(roots, 1), NamedSharding(mesh, sharding.BY_MEMBER)),
         example_weights(seeds, labels, hyperparameters),
         steps,
         steps_per_epoch,

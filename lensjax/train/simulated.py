@@ -15,7 +15,13 @@ from lensjax.sky.draw import Assignment, assign, draw, simulate
 from lensjax.sky.scenes import LENS
 from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import Survey
-from lensjax.train.data import MEASURED, Labelled, check_classes, measure_normalisation
+from lensjax.train.data import (
+    MEASURED,
+    Labelled,
+    Places,
+    check_classes,
+    measure_normalisation,
+)
 
 # What is fixed, as the validation set, has a seed of its own, which no user is likely to give.
 FIXED_SEED = 1_000_000_000
@@ -91,14 +97,17 @@ class Simulated:
             | {"seed": self.sky.seed, "source_stamps": 0 if stamps is None else len(stamps.name)},
         }
 
-    def batches(self, batch_size: int) -> grain.IterDataset[dict[str, Any]]:
+    def batches(
+        self, batch_size: int, own: Places = slice(None)
+    ) -> grain.IterDataset[dict[str, Any]]:
         """Returns endless batches as `Labelled.batches` does, their images on the device."""
         sources = self.sky.stamps
         labels, of_epoch = self.labels, len(self) // batch_size
 
         def batch(number: int) -> dict[str, Any]:
             epoch, place = divmod(number, of_epoch)
-            rows = np.arange(place * batch_size, (place + 1) * batch_size)
+            batch_rows = np.arange(place * batch_size, (place + 1) * batch_size)
+            rows = batch_rows[own]
             first = epoch * len(self)
             group = self.assignment.group[rows] + first
             images, _ = draw(
@@ -111,7 +120,8 @@ class Simulated:
                 stamp_rows=None if sources is None else group % len(sources.name),
             )
             brightness = measure(np.asarray(images), *self.transform.measured)
-            return {"images": images, "brightness": brightness, "label": labels[rows], "row": rows}
+            arrays = {"images": images, "brightness": brightness, "label": labels[rows]}
+            return arrays | {"row": batch_rows}
 
         numbers = grain.MapDataset.range(2**62).map(batch)
         return numbers.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from lensjax.cluster import hosts
 from lensjax.ensemble import checkpoint
 from lensjax.errors import LensjaxError, UsageError, one_line
 from lensjax.files import make_folder
@@ -64,9 +65,7 @@ class Snapshots:
         the last whole one is kept.
         """
         # Not by `device_get`: on a CPU that would be a view of what the next step writes to.
-        arrays = {
-            name: np.array(leaf) for name, leaf in checkpoint.named_leaves(snapshot.arrays).items()
-        }
+        arrays = hosts.on_host(checkpoint.named_leaves(snapshot.arrays))
         with self._said_clearly():
             self._manager.wait_until_finished()
             # Found out by Orbax, it would be many pages from several threads.
@@ -135,12 +134,14 @@ def _claim(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     """Writes the settings of the run, or raises UsageError naming those that were others."""
     path = folder / SETTINGS
     others = differences(path, settings)
-    if others and resume and seeds_under_way(folder):
+    held = seeds_under_way(folder)
+    hosts.wait_for_all(f"read {folder}")
+    if others and resume and held:
         raise UsageError(
             f"{folder} holds a run that was begun with {', '.join(others)}: give another "
             "--output, or --no-resume to begin anew"
         )
-    if others or not resume:
+    if hosts.is_first() and (others or not resume):
         discard(folder)
         for left in (folder / "metrics.csv", *folder.glob("events.out.tfevents.*")):
             left.unlink(missing_ok=True)

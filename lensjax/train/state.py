@@ -10,6 +10,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from lensjax.cluster import hosts
+
 # Parameters, and the batch statistics of each scale.
 Weights = tuple[Any, tuple[Any, ...]]
 
@@ -85,7 +87,9 @@ class BestEpoch(NamedTuple):
             chosen(loss, self.loss),
             np.where(better, 0, self.stale_epochs + 1),
             chosen(logits, self.logits),
-            jax.tree.map(chosen, state.weights, self.weights) if better.any() else self.weights,
+            jax.tree.map(chosen, hosts.on_host(state.weights), self.weights)
+            if better.any()
+            else self.weights,
         )
 
 

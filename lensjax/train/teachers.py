@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
+from lensjax.cluster import hosts
 from lensjax.data.bands import Wanted, select
 from lensjax.data.on_device import Transform
 from lensjax.data.planes import Unreadable
@@ -86,7 +87,8 @@ def load(
         slope, intercept = (info.calibration[name] for name in ("slope", "intercept"))
         teachers.append(Teacher(nnx.graphdef(model), transform, slope, intercept))
         states.append(jax.tree.map(lambda leaf: leaf.astype(of.precision), state))
-    return tuple(teachers), jax.device_put(tuple(states), NamedSharding(mesh, sharding.EVERYWHERE))
+    everywhere = NamedSharding(mesh, sharding.EVERYWHERE)
+    return tuple(teachers), hosts.from_whole(tuple(states), everywhere)
 
 
 def transform_of(info: MemberInfo, training: Transform) -> Transform:

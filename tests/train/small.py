@@ -13,8 +13,6 @@ from jax.flatten_util import ravel_pytree
 from lensjax.data.on_device import Transform
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.ensemble import sharding
-from lensjax.models.network import Head
-from lensjax.models.norm import ConvNorm
 from lensjax.models.vit import VisionTransformer
 from lensjax.train.augment import Augmentation
 from lensjax.train.data import transforms_at
@@ -36,21 +34,6 @@ UNCHANGED = tuple(
 # Each member sees changes of its own.
 AUGMENTATION = Augmentation(**UNCHANGED_VALUES | {"augment_noise": 0.5})
 TRANSFORM = Transform(PREPROCESSING, 0, (0, 1), geometry((48, 48), None, PREPROCESSING))
-
-
-class Convolutional(nnx.Module):
-    """Two convolutions with batch normalisation, and a head with dropout."""
-
-    DEPTHS = {"first": 0, "second": 1, "head": 2}
-
-    def __init__(self, rngs: nnx.Rngs, bands: int = 2, dropout: float = 0.3, **_: object) -> None:
-        self.first = ConvNorm(bands, 8, 3, stride=2, rngs=rngs)
-        self.second = ConvNorm(8, 16, 3, stride=2, rngs=rngs)
-        self.head = Head(16, dropout, rngs=rngs)
-
-    def __call__(self, images, *, rngs=None, train=False):
-        features = self.second(nnx.relu(self.first(images, train=train)), train=train)
-        return self.head(nnx.relu(features).mean((1, 2)), rngs=rngs)
 
 
 def transformer(rngs: nnx.Rngs) -> nnx.Module:

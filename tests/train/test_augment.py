@@ -14,7 +14,8 @@ from lensjax.data.preprocess import Geometry, Preprocessing
 from lensjax.train import augment
 from lensjax.train.augment import Augmentation
 from lensjax.train.step import ResolutionGroup, TrainBatch, train_step
-from tests.train.small import Convolutional, config_and_state
+from tests.networks import Convolutional
+from tests.train.small import config_and_state
 
 augmented = jax.jit(augment.augmented, static_argnums=(0, 5))
 

@@ -59,8 +59,8 @@ def taken(cutouts: Labelled, count: int, state=None) -> tuple[list[dict[str, np.
             iterator.set_state(state)
         found = []
         for _ in range(count):
-            arrays, weight = next(iterator)
-            found.append({name: np.asarray(v) for name, v in (arrays | {"weight": weight}).items()})
+            rows, arrays = next(iterator)
+            found.append({"row": rows} | {name: np.asarray(v) for name, v in arrays.items()})
         return found, iterator.get_state()
 
 

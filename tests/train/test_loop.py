@@ -1,7 +1,9 @@
 """Training learns, is reproducible, keeps groups apart, and refuses what cannot work."""
 
 import dataclasses
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from lensjax.cutouts import Cutouts
 from lensjax.data.brightness import measure
 from lensjax.data.on_device import Transform, seen
 from lensjax.data.preprocess import Preprocessing, geometry
-from lensjax.ensemble import checkpoint
+from lensjax.ensemble import checkpoint, sharding
 from lensjax.errors import LensjaxError, UsageError
 from lensjax.models import registry
 from lensjax.train import loop
@@ -24,7 +26,7 @@ from lensjax.train.data import Labelled, read_labelled, split
 from lensjax.train.loop import train_members
 from lensjax.train.setup import example_weights
 from lensjax.train.state import TrainState
-from tests.train.small import Convolutional
+from tests.networks import Convolutional
 
 PREPROCESSING = Preprocessing(
     bands=("g",),
@@ -205,7 +207,8 @@ def test_the_last_batch_of_validation_is_cut(sides, monkeypatch):
 
     monkeypatch.setattr(loop, "validation_logits", sums)
     state = TrainState(None, None, None, None, None)
-    (found,) = loop.predict(None, 0, state, validation, 16)
+    config = SimpleNamespace(mesh=sharding.mesh_of(jax.local_devices()[:1]))
+    (found,) = loop.predict(config, 0, state, validation, 16)
     np.testing.assert_allclose(found, validation.arrays["images"].sum((1, 2, 3)), rtol=1e-4)
     assert set(seen) == {16}
 

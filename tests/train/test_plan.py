@@ -26,7 +26,8 @@ from lensjax.train.plan import (
 )
 from lensjax.train.setup import TrainSetup
 from lensjax.train.step import ResolutionGroup
-from tests.train.small import BATCH, MEMBERS, MESH, UNCHANGED, Convolutional, config_and_state
+from tests.networks import Convolutional
+from tests.train.small import BATCH, MEMBERS, MESH, UNCHANGED, config_and_state
 
 SIZES = (1, 2, 3)
 

@@ -12,15 +12,8 @@ from lensjax.train import step as steps
 from lensjax.train.losses import consistency
 from lensjax.train.state import TrainState
 from lensjax.train.step import ResolutionGroup, TrainBatch, train_step
-from tests.train.small import (
-    BATCH,
-    MEMBERS,
-    TRANSFORM,
-    WEIGHT,
-    Convolutional,
-    config_and_state,
-    transformer,
-)
+from tests.networks import Convolutional
+from tests.train.small import BATCH, MEMBERS, TRANSFORM, WEIGHT, config_and_state, transformer
 
 # Each compiles several steps.
 pytestmark = pytest.mark.slow
