@@ -204,9 +204,11 @@ def infer(config: InferenceConfig) -> Outcome:
     source = open_cutouts(config.data, members, config, config.rows_part())
     ensemble = abstract_ensemble(members.infos, members.validations)
     settings = _settings(config, members, source)
-    score = score_with_ray if config.engine == "ray" else score_here
     with claimed(config.output / PARTS, settings, source.rows, resume=config.resume) as ledger:
-        record = score(config, members, source, ledger, settings)
+        if config.engine == "ray":
+            record = score_with_ray(config, members, source, ledger, settings)
+        else:
+            record = score_here(config, members, source, ledger)
         if config.part is not None:
             done = {"part": config.part, "rows": source.rows, "given": source.given}
             return Outcome(record | done, {})
@@ -225,11 +227,7 @@ def infer(config: InferenceConfig) -> Outcome:
 
 
 def score_here(
-    config: InferenceConfig,
-    members: Members,
-    source: Source,
-    ledger: Ledger,
-    settings: Mapping[str, Any],
+    config: InferenceConfig, members: Members, source: Source, ledger: Ledger
 ) -> dict[str, Any]:
     """Scores the rows that the ledger lacks on the devices of this machine, and returns what
     run.json says of it."""

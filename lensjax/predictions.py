@@ -2,10 +2,11 @@
 
 import dataclasses
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from astropy.table import Table
@@ -15,6 +16,7 @@ from lensjax.data.formats.tables import filled
 from lensjax.errors import UsageError
 from lensjax.files import replacing
 
+PIECE_ROWS = 100_000
 THRESHOLD = 0.5  # probability from which `ensemble_preds` says lens
 
 Array = NDArray[Any]
@@ -101,9 +103,9 @@ def unscored(members: tuple[str, ...], ra: float, dec: float, reason: str) -> Pr
         flag=text,
         ra=np.array([ra]),
         dec=np.array([dec]),
-        masked=np.array([0]),
+        masked=np.array([0], np.int32),
         action=text,
-        field=np.array([np.nan]),
+        field=np.array([np.nan], np.float32),
     )
 
 
@@ -122,7 +124,7 @@ def write_predictions(
         "ensemble_logits": scores.logit,
         "ensemble_probs": scores.probability,
         "ensemble_preds": preds.astype(np.int8),
-        "flag": np.asarray(predictions.flag, np.str_),
+        "flag": predictions.flag,
         "members": np.array(predictions.members, np.str_),
     }
     for index, name in enumerate(predictions.members):
@@ -132,7 +134,21 @@ def write_predictions(
         name: filled(catalogue[name]) for name in ("id", "path") if name in catalogue.colnames
     }
     with replacing(Path(folder) / "predictions.npz") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        _save(file, arrays)
+
+
+def _save(file: IO[bytes], arrays: Mapping[str, Array]) -> None:
+    """Writes arrays (n,) as `np.savez` does, but piece by piece: as NumPy's, texts take a multiple
+    of the memory of all else."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, values in arrays.items():
+            texts = values.dtype == object
+            dtype = np.array(list(set(values)), np.str_).dtype if texts else values.dtype
+            form = {"descr": dtype.str, "fortran_order": False, "shape": values.shape}
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array_header_1_0(entry, form)
+                for first in range(0, len(values), PIECE_ROWS):
+                    entry.write(values[first : first + PIECE_ROWS].astype(dtype).tobytes())
 
 
 def read_probabilities(folder: str | os.PathLike[str]) -> tuple[Table, dict[str, Array]]:

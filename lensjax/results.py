@@ -51,8 +51,8 @@ CARRIED = {
     "label": Meaning("", "meta.code.class", "1 a lens, 0 none, -1 not known"),
 }
 
-# A file of candidates has so many at most: one is ranked and written in 2 GB, and opens anywhere.
-PARTITION_ROWS = 1_000_000
+# A file of candidates has so many at most: it opens anywhere, and is written in little memory.
+PARTITION_ROWS = 500_000
 # The report lists so many.
 LISTED = 200
 

@@ -254,7 +254,7 @@ def _predictions(members: tuple[str, ...], batch: pipeline.Batch, scores: Scores
         flag=np.where(readable, np.array(batch.flags[rows], np.str_), ""),
         ra=batch.ra[rows],
         dec=batch.dec[rows],
-        masked=batch.masked[rows],
+        masked=batch.masked[rows].astype(np.int32),
         action=np.array(batch.actions[0][rows], np.str_),
-        field=batch.field[rows],
+        field=batch.field[rows].astype(np.float32),
     )
