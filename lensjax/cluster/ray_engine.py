@@ -181,8 +181,11 @@ class Crew:
         """Yields the tasks that have ended within a second, and what their actors report; None of
         one that has died.
 
-        Ends actors that take too long. Raises LensjaxError where an actor does.
+        Ends actors that take too long. Raises LensjaxError where an actor does, Interrupted where
+        the cluster has no machine any more.
         """
+        if not self._tasks and not any(node["Alive"] for node in self._ray.nodes()):
+            raise Interrupted("Ray has no machine any more; the same command goes on there")
         done, _ = self._ray.wait([*self._coming, *self._tasks], timeout=1.0)
         for reference in done:
             if reference in self._coming:
