@@ -32,7 +32,7 @@ class Work:
         """Returns the next rows for a worker that manages so many per second in batches of a size,
         both of which are known once it has scored a range."""
         wanted = FIRST_ROWS if per_second is None else per_second * RANGE_SECONDS
-        fair = len(self) / (2 * self._workers)
+        fair = len(self) / (2 * self._workers) if self._workers > 1 else len(self)
         count = max(1, round(min(wanted, fair) / batch)) * batch
         first = self._ranges.pop(0)
         # What has ended a worker is handed out as it is.

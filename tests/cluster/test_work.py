@@ -31,6 +31,10 @@ def test_the_last_ranges_shrink_to_a_batch_so_that_nobody_idles():
     assert sum(taken) == 10_000
 
 
+def test_a_sole_worker_is_never_handed_less_for_the_sake_of_others():
+    assert lengths(Work([range(9600)], workers=1), 1e6, 64) == [9600]
+
+
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 40)), max_size=6), st.integers(1, 9))
 def test_all_rows_are_handed_out_once_in_order(gaps, workers):
     missing, start = [], 0
@@ -63,7 +67,7 @@ def test_rows_at_fault_are_found_and_the_others_scored(count, faults, seed):
 
 def test_a_worker_that_dies_of_something_else_costs_no_row():
     """A row alone is tried anew, whatever ended the workers before."""
-    work = Work([range(4)], 1)
+    work = Work([range(2)], 1)
     for _ in range(MOST_KILLS):
         taken = work.take()
         assert taken.rows == range(2)
