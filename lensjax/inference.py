@@ -122,7 +122,8 @@ class InferenceConfig(DataOptions, ScoringOptions):
         wrong = {
             "--top must be at least 1": self.top < 1,
             "--address, --actors and --deadline are for --engine ray": self.engine != "ray"
-            and (self.address, self.actors, self.deadline) != (None, "auto", 900.0),
+            and (self.address, self.actors, self.deadline)
+            != (None, "auto", InferenceConfig.deadline),
             "--actors must be at least 1": self.actors != "auto" and self.actors < 1,
             "--deadline must be more than 0 s": not self.deadline > 0,
             "--profile and --benchmark are for --engine local": self.engine != "local"

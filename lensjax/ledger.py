@@ -69,7 +69,7 @@ class Ledger:
         if self._unsaved:
             from lensjax.data.formats import arrow
 
-            columns = _joined(self._unsaved)
+            columns = joined(self._unsaved)
             rows = range(self._unsaved_from, self._unsaved_from + _count(columns))
             with replacing(self._file(rows)) as file:
                 arrow.write_columns(file, columns, {DEVICE: self.device})
@@ -106,7 +106,7 @@ class Ledger:
     def discard(self) -> None:
         """Deletes the parts that have some of these rows."""
         for part in _parts(self.folder):
-            if _overlap(part, self.rows):
+            if overlap(part, self.rows):
                 self._file(part).unlink()
 
     def _file(self, rows: range) -> Path:
@@ -119,7 +119,7 @@ class Ledger:
             self.save()
         reached = self.rows.start
         for part in _parts(self.folder):
-            new = _overlap(part, range(reached, self.rows.stop))
+            new = overlap(part, range(reached, self.rows.stop))
             if new:
                 yield new, part
                 reached = new.stop
@@ -237,7 +237,8 @@ def _unlock(file: IO[bytes], start: int, count: int) -> None:
         fcntl.lockf(file, fcntl.LOCK_UN, count, start)
 
 
-def _overlap(rows: range, others: range) -> range:
+def overlap(rows: range, others: range) -> range:
+    """Returns the rows that are among both, an empty range where there are none."""
     return range(max(rows.start, others.start), min(rows.stop, others.stop))
 
 
@@ -245,5 +246,6 @@ def _count(columns: Columns) -> int:
     return next(iter(columns.values())).shape[-1]
 
 
-def _joined(parts: list[Columns]) -> Columns:
+def joined(parts: list[Columns]) -> Columns:
+    """Returns the columns (..., row) of all parts, one after the other."""
     return {name: np.concatenate([part[name] for part in parts], -1) for name in parts[0]}

@@ -10,6 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from lensjax import launch, runtime
 from tests import networks
@@ -49,6 +50,17 @@ def run(main: Callable, arguments: Sequence[str], errors: Path) -> None:
     runtime.set_up()
     with networks.small(), errors.open("w") as file, contextlib.redirect_stderr(file):
         sys.exit(launch.run(main, arguments))
+
+
+def write_cutouts(folder: Path) -> Path:
+    """Writes 96 cutouts to train on, every other with a bright square, and returns their path."""
+    rng = np.random.default_rng(0)
+    label = np.arange(96) % 2
+    images = rng.normal(0, 1, (96, 16, 16, 1)).astype(np.float32)
+    images[label == 1, 6:10, 6:10] += 2.0
+    path = folder / "cutouts.npz"
+    np.savez(path, images=images, label=label, id=np.arange(96), bands=np.array(["g"]))
+    return path
 
 
 def signal_itself(number: int, seconds: float = 0.0) -> None:

@@ -19,7 +19,7 @@ from lensjax import runtime
 from lensjax.cluster.progress import ProgressLog
 from lensjax.cluster.work import MOST_KILLS, Range, Work
 from lensjax.errors import Interrupted, LensjaxError, UsageError, one_line
-from lensjax.ledger import Columns, Ledger
+from lensjax.ledger import Columns, Ledger, overlap
 
 ScoreRows = Callable[[range], Mapping[str, Any]]
 
@@ -68,8 +68,8 @@ def score(
     folder: Path,
     *,
     address: str | None = None,
-    actors: int | Literal["auto"] = "auto",
-    deadline: float = 900.0,
+    actors: int | Literal["auto"],
+    deadline: float,
 ) -> dict[str, Any]:
     """Has the rows scored that `ledger` lacks, and returns what run.json says of it.
 
@@ -97,7 +97,9 @@ def score(
             for task, report in crew.ended():
                 if report is None:
                     log.write("died", actor=task.actor.name, rows=_ends(task.range.rows))
-                    still = _within(ledger.missing(), task.range.rows)
+                    still = [
+                        gap for rows in ledger.missing() if (gap := overlap(rows, task.range.rows))
+                    ]
                     for row in work.give_back(task.range, still):
                         ledger.add(row, reject(row, KILLED))
                         ledger.save()
@@ -348,12 +350,6 @@ def _settle(ledger: Ledger) -> None:
                 "--output must be on storage that all machines of the cluster share"
             )
         time.sleep(1.0)
-
-
-def _within(missing: list[range], rows: range) -> list[range]:
-    """Returns those of the missing rows that are among some rows."""
-    cut = [range(max(gap.start, rows.start), min(gap.stop, rows.stop)) for gap in missing]
-    return [gap for gap in cut if gap]
 
 
 def _ends(rows: range) -> list[int]:

@@ -20,12 +20,10 @@ from lensjax.data.pipeline import Batch
 from lensjax.data.source import MOST_THREADS
 from lensjax.errors import UsageError, one_line
 from lensjax.files import make_folder, replacing
-from lensjax.ledger import SAVE_INTERVAL_SECONDS, fingerprint
+from lensjax.ledger import SAVE_INTERVAL_SECONDS, Columns, fingerprint, joined
 from lensjax.predictions import Scores
 
 KEY, KEY_BYTES = "key", 16
-
-Columns = dict[str, np.ndarray]
 
 
 class ScoreStore:
@@ -98,7 +96,7 @@ class ScoreStore:
             from lensjax.data.formats import arrow
 
             with replacing(self._folder / f"{uuid.uuid4().hex}.parquet") as file:
-                arrow.write_columns(file, _joined(self._new), {})
+                arrow.write_columns(file, joined(self._new), {})
         self._new, self._saved_at = [], time.monotonic()
 
 
@@ -127,9 +125,8 @@ class Incomplete:
             together = _together(rest)
             yield _rows(together, np.arange(size))
             rest = [_rows(together, np.arange(size, count))]
-        together = _together(rest)
-        if len(together.rows):
-            yield _padded(together, size)
+        if any(len(part.rows) for part in rest):
+            yield _padded(_together(rest), size)
 
     def _take(self, batch: Batch) -> np.ndarray:
         """Returns the places in a batch, now waiting, of the cutouts that are to be scored."""
@@ -212,10 +209,6 @@ def _by_key(parts: list[Columns]) -> Columns:
     """Returns the columns of all parts, their keys ascending; none without any."""
     if not parts:
         return {}
-    columns = _joined(parts)
+    columns = joined(parts)
     order = np.argsort(columns[KEY][0])
     return {name: values[..., order] for name, values in columns.items()}
-
-
-def _joined(parts: list[Columns]) -> Columns:
-    return {name: np.concatenate([part[name] for part in parts], -1) for name in parts[0]}

@@ -60,13 +60,7 @@ def small_networks() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cutouts(tmp_path_factory) -> Path:
-    rng = np.random.default_rng(0)
-    label = np.arange(96) % 2
-    images = rng.normal(0, 1, (96, 16, 16, 1)).astype(np.float32)
-    images[label == 1, 6:10, 6:10] += 2.0
-    path = tmp_path_factory.mktemp("data") / "cutouts.npz"
-    np.savez(path, images=images, label=label, id=np.arange(96), bands=np.array(["g"]))
-    return path
+    return processes.write_cutouts(tmp_path_factory.mktemp("data"))
 
 
 # --- real processes ---

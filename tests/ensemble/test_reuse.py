@@ -133,3 +133,11 @@ def test_a_damaged_file_is_computed_again(tmp_path, capsys):
         tmp_path / "again", cutouts, ScoreStore(tmp_path / "store", SETTINGS, 2)
     )
     assert (said["reused"], computed) == (ROWS, [])
+
+
+def test_where_nothing_is_missing_nothing_is_done(tmp_path):
+    cutouts = images()
+    first, _, _ = score(tmp_path / "now", cutouts, None)
+    found, said, computed = score(tmp_path / "now", cutouts, stored(tmp_path, cutouts[:0]))
+    assert (said["scored_before"], said["reused"], computed) == (ROWS, 0, [])
+    assert_same(found, first)

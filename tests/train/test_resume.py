@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from lensjax import runtime
@@ -28,12 +27,7 @@ AUGMENTATION = {f"--augment-{name}": 0 for name in ("shift", "zoom", "seeing", "
 
 @pytest.fixture(scope="module")
 def cutouts(tmp_path_factory) -> Path:
-    rng = np.random.default_rng(0)
-    label = np.arange(96) % 2
-    images = rng.normal(0, 1, (96, 16, 16, 1)).astype(np.float32)
-    images[label == 1, 6:10, 6:10] += 2.0
-    path = tmp_path_factory.mktemp("data") / "cutouts.npz"
-    np.savez(path, images=images, label=label, id=np.arange(96), bands=np.array(["g"]))
+    path = processes.write_cutouts(tmp_path_factory.mktemp("data"))
     preprocessing = Preprocessing(("g",), 16, None, "none", 1.0, (0.0,), (1.0,))
     teacher = random_member(ARCHITECTURE, 7, preprocessing)
     checkpoint.save_member(path.parent / "teachers" / ARCHITECTURE / "7", teacher)
