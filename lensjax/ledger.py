@@ -67,23 +67,23 @@ class Ledger:
     def save(self) -> None:
         """Writes the rows that are not on disk yet as one part."""
         if self._unsaved:
-            from lensjax.data.formats import arrow
+            from lensjax import stored
 
             columns = joined(self._unsaved)
             rows = range(self._unsaved_from, self._unsaved_from + _count(columns))
             with replacing(self._file(rows)) as file:
-                arrow.write_columns(file, columns, {DEVICE: self.device})
+                stored.write_columns(file, columns, {DEVICE: self.device})
             self._unsaved, self._unsaved_from = [], rows.stop
         self._saved_at = time.monotonic()
 
     def columns(self) -> Columns:
         """Returns one array per column, of all rows, texts as Python's. None may be missing."""
-        from lensjax.data.formats import arrow
+        from lensjax import stored
 
         found: Columns = {}
         for rows, part in self._first_of_each():
             chosen = slice(rows.start - part.start, rows.stop - part.start)
-            for name, values in arrow.read_columns(self._file(part)).items():
+            for name, values in stored.read_columns(self._file(part)).items():
                 shape = (*values.shape[:-1], len(self.rows))
                 found.setdefault(name, np.empty(shape, values.dtype))
                 place = slice(rows.start - self.rows.start, rows.stop - self.rows.start)
@@ -92,11 +92,11 @@ class Ledger:
 
     def devices(self) -> dict[str, int]:
         """Returns how many of the rows each kind of device has computed."""
-        from lensjax.data.formats import arrow
+        from lensjax import stored
 
         counts: Counter[str] = Counter()
         for rows, part in self._first_of_each():
-            counts[arrow.parquet_metadata(self._file(part)).get(DEVICE, "")] += len(rows)
+            counts[stored.parquet_metadata(self._file(part)).get(DEVICE, "")] += len(rows)
         return {device: count for device, count in counts.items() if device}
 
     def finish(self) -> None:

@@ -93,10 +93,10 @@ class ScoreStore:
     def save(self) -> None:
         """Writes the scores that are not on disk yet as one file."""
         if self._new:
-            from lensjax.data.formats import arrow
+            from lensjax import stored
 
             with replacing(self._folder / f"{uuid.uuid4().hex}.parquet") as file:
-                arrow.write_columns(file, joined(self._new), {})
+                stored.write_columns(file, joined(self._new), {})
         self._new, self._saved_at = [], time.monotonic()
 
 
@@ -191,12 +191,12 @@ def _without_images(batch: Batch) -> Batch:
 
 def _read(folder: Path) -> list[Columns]:
     """Returns the columns of each file in a folder that is whole, and removes the others."""
-    from lensjax.data.formats import arrow
+    from lensjax import stored
 
     found = []
     for path in sorted(folder.glob("*.parquet")):
         try:
-            found.append(arrow.read_columns(path))
+            found.append(stored.read_columns(path))
         # Arbitrary bytes: the libraries have errors of their own.
         except Exception as error:
             said = f"{path} is damaged and removed: its cutouts are scored again"

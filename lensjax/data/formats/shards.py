@@ -167,13 +167,13 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
 
 def _read_index(path: Path) -> tuple[Table, tuple[str | None, ...]]:
     """Returns the index of a folder of shards and the names of the bands in its records."""
-    from lensjax.data.formats import arrow
+    from lensjax import stored
 
     if not are_shards(path):
         raise UsageError(f"{path} is no folder of shards: it has no {INDEX}")
     index, bands = read_table(path / INDEX), None
     with suppress(ValueError):
-        bands = json.loads(arrow.parquet_metadata(path / INDEX).get(_BANDS, ""))
+        bands = json.loads(stored.parquet_metadata(path / INDEX).get(_BANDS, ""))
     if not isinstance(bands, list) or not len(index) or not set(OF_CUTOUT) <= set(index.colnames):
         raise UsageError(f"{path / INDEX} is no index of shards: pack the cutouts again")
     return index, tuple(bands)
