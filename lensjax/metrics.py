@@ -166,16 +166,19 @@ def precision_recall_curve(probabilities: ArrayLike, labels: ArrayLike) -> tuple
     return curve[1][-2::-1], curve[0][-2::-1]
 
 
-def share_interval(found: ArrayLike, of: ArrayLike) -> tuple[Array, Array]:
-    """Returns the exact 95 % interval of the share of which `found` in `of` are a sample.
+def share_interval(
+    found: ArrayLike, of: ArrayLike, *, confidence: float = 0.95
+) -> tuple[Array, Array]:
+    """Returns the exact interval of the share of which `found` in `of` are a sample.
 
     By Clopper and Pearson (1934, Biometrika 26, 404); 0 to 1 where nothing was tried.
     """
     from scipy import special
 
     hits, misses = np.asarray(found, float), np.asarray(of, float) - np.asarray(found, float)
-    low = special.betaincinv(np.maximum(hits, 1), misses + 1, 0.025)
-    high = special.betaincinv(hits + 1, np.maximum(misses, 1), 0.975)
+    side = (1 - confidence) / 2
+    low = special.betaincinv(np.maximum(hits, 1), misses + 1, side)
+    high = special.betaincinv(hits + 1, np.maximum(misses, 1), 1 - side)
     return np.where(hits > 0, low, 0.0), np.where(misses > 0, high, 1.0)
 
 
