@@ -19,17 +19,16 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from astropy.table import Table
+from astropy.table import Column, Table
 from jax.sharding import Mesh
 
-from lensjax import __version__, metrics, results, runtime
+from lensjax import __version__, inspection, metrics, results, runtime
 from lensjax.data import pipeline
 from lensjax.data.catalog import DataOptions
 from lensjax.data.identity import content_sha256
 from lensjax.data.noise_free import refuse_noise_free
 from lensjax.data.on_device import InputSpec
 from lensjax.data.parts import WHOLE, Part
-from lensjax.data.planes import Unreadable
 from lensjax.data.preprocess import Preprocessing, doubts, fields_of_view
 from lensjax.data.source import Source
 from lensjax.ensemble import checkpoint, plan, scoring, sharding
@@ -44,6 +43,8 @@ from lensjax.ledger import Columns, Ledger, claimed, fingerprint
 from lensjax.memory import memory_budget
 from lensjax.metrics import Metrics
 from lensjax.predictions import Predictions, unscored
+from lensjax.trust import run as trust
+from lensjax.trust.run import PromiseOptions, Said
 
 PARTS = ".scores"
 
@@ -81,7 +82,7 @@ class ScoringOptions(StepOptions):
 
 
 @dataclass(frozen=True)
-class InferenceConfig(DataOptions, ScoringOptions):
+class InferenceConfig(DataOptions, ScoringOptions, PromiseOptions):
     """A run: which members score which cutouts, how, and where the results go."""
 
     ensemble: str | None = None
@@ -115,15 +116,20 @@ class InferenceConfig(DataOptions, ScoringOptions):
     """Ray actors that score; auto: one per accelerator, without any one per four cores."""
     deadline: float = 900.0
     """Seconds after which a Ray actor that has not finished its rows is ended."""
+    prevalence: float | None = None
+    """Share of lenses in the survey: adds the probability there, survey_probability."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""
         super().__post_init__()
+        PromiseOptions.__post_init__(self)
         wrong = {
             "--top must be at least 1": self.top < 1,
             "--address, --actors and --deadline are for --engine ray": self.engine != "ray"
             and (self.address, self.actors, self.deadline)
             != (None, "auto", InferenceConfig.deadline),
+            "--prevalence is a share between 0 and 1": self.prevalence is not None
+            and not 0 < self.prevalence < 1,
             "--actors must be at least 1": self.actors != "auto" and self.actors < 1,
             "--deadline must be more than 0 s": not self.deadline > 0,
             "--profile and --benchmark are for --engine local": self.engine != "local"
@@ -443,9 +449,11 @@ def write(
     """Writes the output directory from the predictions and what is to be said of the `scoring`.
     A file that cannot be written does not stop the others."""
     table, readable, flag = source.table, predictions.readable, predictions.flag
-    top = predictions.ranking()[: max(config.top, results.LISTED)]
-    best = results.candidate_table(table, predictions, top)
+    ranking = predictions.ranking()
     labels = table["label"] if "label" in table.colnames else None
+    said = _promised(config, ensemble, predictions, ranking, labels)
+    top = ranking[: max(config.top, results.LISTED)]
+    best = results.candidate_table(table, predictions, top, trust=said.columns)
     field, action = predictions.field[readable], predictions.action[readable]
     warnings = doubts(field, action, ensemble.preprocessings, config.fit)
     for warning in warnings:
@@ -477,20 +485,39 @@ def write(
         "flagged": int((flag != "").sum()),
         "rejected": int((~readable).sum()),
         **scoring,
+        **said.record,
         "warnings": warnings,
         "notes": [
+            *said.notes,
             *results.notes(best, int(readable.sum())),
             *metrics.caveats(predictions.scores.probability, labels),
         ],
         "metrics": {name: metric.to_json() for name, metric in found.items()},
     }
     with gathering() as attempt:
-        attempt("catalogue", results.write_outputs, config.output, table, predictions)
+        attempt("catalogue", results.write_outputs, config.output, table, predictions, said.columns)
         # Pictures last: drawing takes memory of its own, and the catalogue must not be lost.
         record["peak_memory_bytes"] = runtime.peak_memory_bytes()
         attempt("run.json", results.write_json, config.output / "run.json", record)
         attempt("pictures", draw, config, source, best, predictions, record, found)
     return Outcome(record, found)
+
+
+def _promised(
+    config: InferenceConfig,
+    ensemble: Ensemble,
+    predictions: Predictions,
+    ranking: np.ndarray,
+    labels: Column | None,
+) -> Said:
+    """Returns what the run promises of its candidates, in input order."""
+    said = trust.likelihood(predictions, ensemble.validated_on, config.prevalence)
+    if config.max_false_discovery is None:
+        return said
+    known = np.full(ranking.size, -1) if labels is None else labels[ranking]
+    promise = trust.promise(config, predictions.scores.logit[ranking], known, config.seed)
+    in_order = trust.in_input_order(promise, ranking, len(predictions.readable))
+    return trust.together(said, in_order)
 
 
 def draw(
@@ -505,13 +532,8 @@ def draw(
     they cannot be."""
     from lensjax import report
 
-    def picture(row: int) -> np.ndarray:
-        try:
-            return report.colour(source[row].image, source.bands)
-        except Unreadable:  # it was scored: the file is gone since
-            return report.unreadable()
-
-    pictures = [picture(row) for row in predictions.ranking()[: config.top]]
+    ranking = predictions.ranking()
+    pictures = [inspection.picture(source, row) for row in ranking[: config.top]]
     rejected = ~predictions.readable
     scored = report.Scored(
         {name: values[~rejected] for name, values in predictions.probabilities().items()},
@@ -534,3 +556,14 @@ def draw(
             rejects=rejects,
             metrics=found,
         )
+        if "calibration" in best.colnames and "label" not in source.table.colnames:
+            attempt("inspection.html", _write_inspection, config, source, ranking)
+
+
+def _write_inspection(config: InferenceConfig, source: Source, ranking: np.ndarray) -> None:
+    """Writes what is to be looked at before a list is certified."""
+    from lensjax.trust import certificate
+
+    calibration = trust.drawn(config.calibration, ranking.size, config.seed)
+    most = certificate.INSPECTED
+    inspection.write(config.output, source, ranking, calibration, most=most, seed=config.seed)

@@ -80,14 +80,18 @@ class Predictions:
         Ties in probability go by logit (float32 probabilities saturate before logits do), then by
         input order.
         """
-        rows = np.flatnonzero(self.readable)
-        keys = -self.scores.logit[rows], -self.scores.probability[rows]
-        return rows[np.lexsort(keys)]
+        return ranking(self.scores.probability, self.scores.logit)
 
     def probabilities(self) -> dict[str, Array]:
         """Returns the probabilities (n,) of the `ensemble` and of each member, by name."""
         of_members = zip(self.members, self.scores.member_probs, strict=True)
         return {"ensemble": self.scores.probability, **dict(of_members)}
+
+
+def ranking(probability: Array, logit: Array) -> Array:
+    """Returns the rows (n,) that have a score, best first, as `Predictions.ranking` does."""
+    rows = np.flatnonzero(np.isfinite(logit))
+    return rows[np.lexsort((-logit[rows], -probability[rows]))]
 
 
 def unscored(members: tuple[str, ...], ra: float, dec: float, reason: str) -> Predictions:

@@ -5,11 +5,13 @@ Every file appears whole or not at all: it is written to a temporary name and th
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +20,8 @@ from astropy.table import Column, MaskedColumn, Table, meta
 from numpy.typing import NDArray
 
 from lensjax.data.formats import fits_table
-from lensjax.data.formats.tables import filled, plain
+from lensjax.data.formats.tables import filled, plain, read_table
+from lensjax.errors import UsageError
 from lensjax.files import gathering, replacing
 from lensjax.predictions import Predictions, Scores, write_predictions
 
@@ -45,6 +48,31 @@ COLUMNS = {
     "mutual_information": Meaning("", "", "the part on which they disagree, in nats"),
     "flag": Meaning("", "meta.code.qual", "what is missing in the cutout, empty where nothing is"),
 }
+# What a run can say beyond the scores; each is there where it could be computed.
+TRUST = {
+    "log_likelihood_ratio": Meaning(
+        "", "", "what the cutout itself says: logit less the log-odds of the validation data"
+    ),
+    "beyond_calibration": Meaning(
+        "",
+        "meta.code",
+        "the ratio is clipped: the validation data are too few to know a higher one",
+    ),
+    "survey_probability": Meaning(
+        "", "stat.probability", "probability at the prevalence that --prevalence says"
+    ),
+    "calibration": Meaning(
+        "", "meta.code", "drawn to calibrate the list: the promises are about the others"
+    ),
+    "p_value": Meaning("", "stat.probability", "chance that a non-lens scores as high (conformal)"),
+    "false_positives_at_most": Meaning(
+        "", "", "most false positives of the list down to this row, at the confidence of the run"
+    ),
+    "purity_at_least": Meaning(
+        "", "", "least share of lenses in the list down to this row, at the confidence of the run"
+    ),
+}
+NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})
 OF_MEMBERS = Meaning("", "stat.probability", "score of one member alone, from 0 to 1")
 CARRIED = {
     "path": Meaning("", "meta.ref;meta.file", "file of the cutout, and its place in it"),
@@ -68,6 +96,7 @@ OUTPUTS = (  # every file that scoring or evaluating leaves in its folder
     "run.json",
     "mosaic.png",
     "report.html",
+    "inspection.html",
     "metrics.json",
     *(f"{name}.{form}" for name in FIGURES for form in ("png", "pdf")),
 )
@@ -86,16 +115,20 @@ def clear(folder: str | os.PathLike[str]) -> None:
 
 
 def write_outputs(
-    folder: str | os.PathLike[str], catalogue: Table, predictions: Predictions
+    folder: str | os.PathLike[str],
+    catalogue: Table,
+    predictions: Predictions,
+    trust: Mapping[str, Array] = NO_COLUMNS,
 ) -> None:
     """Writes the predictions, the rejects and the ranked candidates; a file that fails does not
     stop the others.
 
-    `catalogue` has the rows of the `predictions`, in input order. The three files of candidates
-    hold the same rows: the best PARTITION_ROWS, and as many each those that are numbered. Gaps are
-    nulls in Parquet, empty fields in CSV (as NaN is), TNULL, NaN or blank in FITS, whose texts are
-    UTF-8. A column of vectors is a list in Parquet, a vector in FITS, and a JSON array in CSV. FITS
-    has no room for all columns and all names: see `fits_table`.
+    `catalogue` has the rows of the `predictions`, in input order; for `trust` see
+    `candidate_table`. The three files of candidates hold the same rows: the best PARTITION_ROWS,
+    and as many each those that are numbered. Gaps are nulls in Parquet, empty fields in CSV (as NaN
+    is), TNULL, NaN or blank in FITS, whose texts are UTF-8. A column of vectors is a list in
+    Parquet, a vector in FITS, and a JSON array in CSV. FITS has no room for all columns and all
+    names: see `fits_table`.
     """
     with gathering() as attempt:
         attempt("predictions.npz", write_predictions, folder, catalogue, predictions)
@@ -103,10 +136,52 @@ def write_outputs(
         ranking = predictions.ranking()
         for number, ranks in enumerate(_partitions(ranking.size), start=1):
             rows = ranking[ranks.start : ranks.stop]
-            candidates = candidate_table(catalogue, predictions, rows, ranks.start)
-            for name, write in CANDIDATES.items():
-                there = partition_name(name, number)
-                attempt(there, write, Path(folder) / there, candidates)
+            candidates = candidate_table(catalogue, predictions, rows, ranks.start, trust)
+            write_candidates(folder, candidates, number, attempt)
+
+
+def write_candidates(
+    folder: str | os.PathLike[str], candidates: Table, number: int, attempt: Callable[..., None]
+) -> None:
+    """Writes a part of the ranked candidates, the first of which has the number 1; `attempt` is
+    that of `files.gathering`."""
+    for name, write in CANDIDATES.items():
+        there = partition_name(name, number)
+        attempt(there, write, Path(folder) / there, candidates)
+
+
+def read_candidates(folder: str | os.PathLike[str]) -> Iterator[tuple[int, Table]]:
+    """Yields the number of each part of the candidates of a run, and its rows, best first.
+
+    Raises UsageError where the folder has none, or a part cannot be read.
+    """
+    for number in itertools.count(1):
+        path = Path(folder) / partition_name("candidates.parquet", number)
+        if not path.exists():
+            if number == 1:
+                raise UsageError(f"{folder} has no candidates.parquet: name the folder of a run")
+            return
+        yield number, Table([_with_gaps(plain(column)) for column in read_table(path).itercols()])
+
+
+def _with_gaps(column: Column) -> Column:
+    """Returns a column whose values that are NaN are gaps, as they were before they were read."""
+    if column.dtype.kind != "f" or not np.isnan(column).any():
+        return column
+    return MaskedColumn(column, mask=np.isnan(column))
+
+
+def with_trust(candidates: Table, trust: Mapping[str, Array]) -> Table:
+    """Returns candidates with these columns of TRUST, (rows,), in place of those that they have."""
+    table = candidates.copy(copy_data=False)
+    table.remove_columns([name for name in trust if name in table.colnames])
+    ours = {OF_MEMBERS.description, *(meaning.description for meaning in TRUST.values())}
+    place = max(n for n, column in enumerate(table.itercols()) if column.description in ours) + 1
+    for name, values in reversed(trust.items()):
+        column = MaskedColumn(values) if np.ma.isMA(values) else Column(values)
+        table.add_column(column, name=name, index=place)
+        _describe(table[name], TRUST[name])
+    return table
 
 
 def partition_name(name: str, number: int | str) -> str:
@@ -122,10 +197,18 @@ def _partitions(count: int) -> list[range]:
 
 
 def candidate_table(
-    catalogue: Table, predictions: Predictions, rows: Array | None = None, before: int = 0
+    catalogue: Table,
+    predictions: Predictions,
+    rows: Array | None = None,
+    before: int = 0,
+    trust: Mapping[str, Array] = NO_COLUMNS,
 ) -> Table:
-    """Returns the readable rows, best first: rank, id, position, scores, `flag`, members, then
-    carried columns; or those `rows` of the ranking that come after so many others.
+    """Returns the readable rows, best first: rank, id, position, scores, `flag`, members,
+    columns of `trust`, then carried columns; or those `rows` of the ranking that come after so many
+    others.
+
+    `trust` are those of TRUST that are known, (n,) in input order, with a mask where they say
+    nothing.
 
     Carried columns whose names differ from ours at most in case get the suffix `_input`. Texts come
     as str, columns with gaps as MaskedColumn, a position that is not known as a gap. What a column
@@ -145,6 +228,9 @@ def candidate_table(
     for name, values in zip(predictions.members, predictions.scores.member_probs, strict=True):
         table[f"{name}_probability"] = Column(values[rows], meta={"member": name})
         _describe(table[f"{name}_probability"], OF_MEMBERS)
+    for name, values in trust.items():
+        table[name] = values[rows]
+        _describe(table[name], TRUST[name])
     ours = {name.lower() for name in table.colnames}
     for name in catalogue.colnames:
         if name in OF_CUTOUTS:

@@ -90,11 +90,15 @@ def equal_stacking(members: int) -> Stacking:
     return Stacking(equal, 0.0, equal)
 
 
-def shared_labels(validations: Sequence[dict[str, np.ndarray]]) -> np.ndarray | None:
+def shared_labels(validations: Sequence[dict[str, np.ndarray] | None]) -> np.ndarray | None:
     """Returns the labels (n,) if all members were validated on the same objects, else None."""
     first = validations[0]
+    if first is None:
+        return None
     same = all(
-        np.array_equal(first["id"], other["id"]) and np.array_equal(first["label"], other["label"])
+        other is not None
+        and np.array_equal(first["id"], other["id"])
+        and np.array_equal(first["label"], other["label"])
         for other in validations
     )
     return first["label"] if same else None

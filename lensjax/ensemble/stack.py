@@ -53,6 +53,9 @@ class Ensemble:
     fusion_params: FusionParams
     weights_origin: str
     """Where the weights of the stacked fusion come from, in words."""
+    validated_on: tuple[int, int] | None = None
+    """How many lenses and others logits are calibrated on: their odds are those of the logits. None
+    where the members share no validation data."""
 
 
 def stack(members: Mapping[str, Member]) -> Ensemble:
@@ -83,9 +86,8 @@ def abstract_ensemble(
         groups.append(MemberGroup(info.architecture, graph, len(names), place))
         states.append(state)
     ordered = [name for names in names_of_groups for name in names]
-    fusion_params, weights_origin = fit_fusion_params(
-        [infos[name] for name in ordered], [validations[name] for name in ordered]
-    )
+    in_order = [validations[name] for name in ordered]
+    fusion_params, weights_origin = fit_fusion_params([infos[name] for name in ordered], in_order)
     hashes = [infos[name].weights_sha256.encode() for name in ordered]
     return Ensemble(
         names=tuple(ordered),
@@ -95,6 +97,7 @@ def abstract_ensemble(
         identities=np.array([zlib.crc32(each) for each in hashes], np.uint32),
         fusion_params=fusion_params,
         weights_origin=weights_origin,
+        validated_on=_counts(in_order),
     )
 
 
@@ -118,10 +121,9 @@ def fit_fusion_params(
     """Returns what the members' validation data say, and where the stacking weights come from."""
     slope = np.array([info.calibration["slope"] for info in infos])
     intercept = np.array([info.calibration["intercept"] for info in infos])
-    known = [validation for validation in validations if validation is not None]
-    labels = calibration.shared_labels(known) if len(known) == len(infos) else None
+    labels = calibration.shared_labels(validations)
     if labels is not None:
-        logits = np.stack([validation["logit"] for validation in known])
+        logits = np.stack([validation["logit"] for validation in validations if validation])
         calibrated = slope[:, None] * logits + intercept[:, None]
         stacking = calibration.stacking(calibrated, labels)
         origin = f"stacking on {labels.size} validation objects"
@@ -131,6 +133,11 @@ def fit_fusion_params(
     error = np.array([info.calibration["brier"] for info in infos])
     arrays = (slope, intercept, *stacking, error)
     return FusionParams(*(jnp.asarray(np.asarray(array, np.float32)) for array in arrays)), origin
+
+
+def _counts(validations: Sequence[Validation | None]) -> tuple[int, int] | None:
+    labels = calibration.shared_labels(validations)
+    return None if labels is None else (int((labels == 1).sum()), int((labels == 0).sum()))
 
 
 @functools.partial(jax.jit, static_argnames="samples")

@@ -20,14 +20,14 @@ from lensjax.files import replacing
 from lensjax.metrics import Metrics
 from lensjax.report.figures import Scored, as_svg, draw
 from lensjax.report.pictures import as_bytes, score_text
-from lensjax.results import CARRIED, COLUMNS, LISTED, to_json
+from lensjax.results import CARRIED, COLUMNS, LISTED, TRUST, to_json
 
 Array = NDArray[Any]
 
 LOOKED_AT = 24  # columns of the user's that the page has at most
 SHOWN_FIRST = (
     *("rank", "id", "ra", "dec", "label", "flag", "probability", "logit", "logit_std"),
-    *("total_entropy", "mutual_information"),
+    *("total_entropy", "mutual_information", *TRUST),
 )
 _NAME_OR_NUMBER = re.compile(r"\S*[./\d]\S*")
 
@@ -49,27 +49,36 @@ def write_report(
     `rejects` the id of each row that was rejected and why, `metrics` by name of the score. The
     first LISTED rows of `best` are listed. Raises LensjaxError where it cannot be written.
     """
-    loader = FileSystemLoader(Path(__file__).parent)
-    templates = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    templates.filters["number"] = number
     carried = _looked_at(best)
-    page = templates.get_template("page.html").render(
-        run=run,
-        record=json.dumps(to_json(run), indent=2, ensure_ascii=False),
-        candidates=run["scored"],
-        cards=[_card(*each, carried) for each in zip(best, pictures, strict=False)],
-        metrics=metrics,
-        figures={name: as_svg(figure) for name, figure in draw(scored).items()},
-        columns=_columns(best[:LISTED], carried),
-        left_out=len(_carried(best)) - len(carried),
-        meanings={c.name: _meaning(c) for c in best.itercols() if c.description},
-        reasons=_reasons(rejects),
+    page = (
+        templates()
+        .get_template("page.html")
+        .render(
+            run=run,
+            record=json.dumps(to_json(run), indent=2, ensure_ascii=False),
+            candidates=run["scored"],
+            cards=[_card(*each, carried) for each in zip(best, pictures, strict=False)],
+            metrics=metrics,
+            figures={name: as_svg(figure) for name, figure in draw(scored).items()},
+            columns=_columns(best[:LISTED], carried),
+            left_out=len(_carried(best)) - len(carried),
+            meanings={c.name: _meaning(c) for c in best.itercols() if c.description},
+            reasons=_reasons(rejects),
+        )
     )
     content = page.encode("utf-8", "replace")
     path = Path(folder) / "report.html"
     with replacing(path) as file:
         file.write(content)
     return path
+
+
+def templates() -> Environment:
+    """Returns the templates of the pages."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    found = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found.filters["number"] = number
+    return found
 
 
 def number(value: Any) -> str:
@@ -90,7 +99,7 @@ def _card(row: Row, picture: Array, carried: Sequence[str]) -> dict[str, Any]:
     probability, error = score_text(*scores)
     return said | {
         "rank": row["rank"],
-        "image": _inline(picture),
+        "image": inline(picture),
         "percent": f"{100 * float(np.nan_to_num(scores[2])):.1f}",
         "probability": probability,
         "error": error,
@@ -132,7 +141,7 @@ def _of_members(candidates: Table) -> list[str]:
 
 def _carried(candidates: Table) -> list[str]:
     """Returns the user's own columns."""
-    ours = {*COLUMNS, *CARRIED, *_of_members(candidates)}
+    ours = {*COLUMNS, *TRUST, *CARRIED, *_of_members(candidates)}
     return [name for name in candidates.colnames if name not in ours]
 
 
@@ -156,7 +165,8 @@ def _value(value: Any, form: str = ".6g") -> str:
     return str(value)
 
 
-def _inline(picture: Array) -> str:
+def inline(picture: Array) -> str:
+    """Returns a picture (H, W, 3) as the address of an image that a page holds."""
     data = io.BytesIO()
     Image.fromarray(as_bytes(picture)).save(data, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -56,37 +56,51 @@ def false_positives_at_most(
 
 
 def envelope(
-    negatives: int,
-    survey: int,
-    *,
-    confidence: float = 0.95,
-    seed: int = 0,
-    paths: int = PATHS,
+    negatives: int, survey: int, *, confidence: float = 0.95, seed: int = 0, paths: int = PATHS
 ) -> Array:
     """Returns the most non-lenses of a survey of m that score above the j-th best of n calibration
     negatives, for j = 1 ... n + 1 at once: (n + 1,) int64, the last m.
 
     Their number V_j is beta-binomial; all together they are a Polya urn, of which `paths` are
-    drawn. T = min over j of I_x(V_j, j), the regularised incomplete beta function at
-    x = m / (n + m), is how unusual the most unusual place of a path is; with eta the quantile
-    1 - `confidence` of T, the bound is that of the negative binomial distribution (j, n / (n + m))
-    which is exceeded with a probability of eta. Between the places of a grid it is that of the next
-    one. Coverage is 0.94 to 0.96 for n of 200 to 10^6 and m up to 10^8 at a confidence of 0.95.
+    drawn, and the bound is `at_level` of what they allow. Between the places of a grid it is that
+    of the next one. Coverage is 0.94 to 0.96 for n of 200 to 10^6 and m up to 10^8 at a confidence
+    of 0.95. Raises ValueError as `level` does.
+    """
+    places = _grid(negatives)
+    allowed = level(negatives, survey, confidence=confidence, seed=seed, paths=paths)
+    next_place = np.searchsorted(places, np.arange(1, negatives + 1))
+    return np.append(at_level(allowed, places, negatives, survey)[next_place], survey)
+
+
+def level(
+    negatives: int, survey: int, *, confidence: float = 0.95, seed: int = 0, paths: int = PATHS
+) -> float:
+    """Returns how unusual the most unusual place of a ranking may be: with a probability of
+    `confidence` none is more so.
+
+    That of a place j is T = I_x(V_j, j), the regularised incomplete beta function at
+    x = m / (n + m); the result is the quantile 1 - `confidence` of the lowest T of each path.
+    Raises ValueError without negatives, or where `confidence` is not between 0 and 1.
     """
     if negatives < 1:
         raise ValueError("no calibration negatives: nothing can be said of false positives")
     if not 0 < confidence < 1:
         raise ValueError(f"a confidence of {confidence} is none: give one between 0 and 1")
-    places = _grid(negatives)
-    share = survey / (negatives + survey)
-    smallest = np.ones(paths)
+    places, share = _grid(negatives), survey / (negatives + survey)
+    lowest = np.ones(paths)
     for place, above in zip(places, urn_paths(places, negatives, survey, paths, seed), strict=True):
-        np.minimum(smallest, _tail(above, place, share), out=smallest)
+        np.minimum(lowest, _tail(above, place, share), out=lowest)
     allowed = int((1 - confidence) * (paths + 1))
-    eta = np.sort(smallest)[max(allowed, 1) - 1] if allowed else 0.0
-    on_grid = stats.nbinom.isf(eta, places, 1 - share) if eta else np.full(places.size, survey)
-    next_place = np.searchsorted(places, np.arange(1, negatives + 1))
-    return np.append(np.minimum(on_grid, survey)[next_place], survey).astype(np.int64)
+    return float(np.sort(lowest)[allowed - 1]) if allowed else 0.0
+
+
+def at_level(allowed: float, places: ArrayLike, negatives: int, survey: int) -> Array:
+    """Returns the most survey non-lenses above the j-th best negative, for places j, that a `level`
+    allows: (places,) int64, the upper quantile of the negative binomial (j, n / (n + m))."""
+    if not allowed:
+        return np.full(np.shape(places), survey)
+    most = stats.nbinom.isf(allowed, places, negatives / (negatives + survey))
+    return np.minimum(most, survey).astype(np.int64)
 
 
 def fixed_cut(negatives: int, above: int, survey: int, *, confidence: float = 0.95) -> int:

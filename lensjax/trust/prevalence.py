@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from lensjax.metrics import share_interval
-from lensjax.trust import envelope
 
 Array = NDArray[np.generic]
 
@@ -63,12 +62,15 @@ def interval(
     for a lens: Poisson's limit on their number, over the exact lower limit of the share of lenses
     found there.
     """
+    from lensjax.trust import envelope  # scipy.stats takes a second to import
+
     survey, found = np.asarray(scores, np.float64), np.asarray(lenses, np.float64)
     side = (1 - confidence) / 2
     most = envelope.false_positives_at_most(calibration, survey, confidence=1 - side, seed=seed)
-    listed = stats.rankdata(-survey, method="max")
-    low = float(np.max(listed - most, initial=0.0)) / survey.size
+    ascending = np.sort(survey)
+    listed = survey.size - np.searchsorted(ascending, survey, "left")
+    low = float(np.max(listed - most, initial=0)) / survey.size
     cut = np.median(found)
     share, _ = share_interval((found >= cut).sum(), found.size, confidence=1 - side)
-    number = stats.chi2.ppf(1 - side / 2, 2 * (survey >= cut).sum() + 2) / 2
+    number = special.gammaincinv((survey >= cut).sum() + 1, 1 - side / 2)
     return low, min(float(number / (share * survey.size)), 1.0)

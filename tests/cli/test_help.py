@@ -17,6 +17,7 @@ COMMANDS = {
     "simulate": "SimulateConfig",
     "import_weights": "ImportConfig",
     "launch": "LaunchConfig",
+    "certify": "CertifyConfig",
 }
 
 

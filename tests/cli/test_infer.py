@@ -76,11 +76,14 @@ def test_packed_cutouts_score_alike(run, members, stack_file, results, tmp_path)
     assert again.status == 2 and "holds shards already" in again.error
 
 
+OF_RATIO = ("log_likelihood_ratio", "beyond_calibration")
+
+
 @pytest.mark.parametrize("form", ["parquet", "csv", "fits"])
 def test_the_catalogue_opens_in_astropy_best_first(results, form):
     table = Table.read(results / f"candidates.{form}")
     members = [f"vit_s16.{index}_probability" for index in range(2)]
-    assert table.colnames == [*SCORES, *members, "path", "label", "tile"]
+    assert table.colnames == [*SCORES, *members, *OF_RATIO, "path", "label", "tile"]
     assert len(table) == CUTOUTS
     assert (np.diff(np.asarray(table["probability"])) <= 0).all()
     rows = np.asarray(table["id"]).astype(np.int64) - 2**60

@@ -16,7 +16,7 @@ from lensjax.errors import LensjaxError
 from tests.scored import scored
 
 OF_A_RUN = {name for name in results.OUTPUTS if not name.endswith(".pdf")} - {
-    *("metrics.json", *(f"{name}.png" for name in results.FIGURES))
+    *("metrics.json", "inspection.html", *(f"{name}.png" for name in results.FIGURES))
 }
 
 
@@ -34,6 +34,7 @@ def written(
         names=("vit_s16",),
         fusion_params=SimpleNamespace(share=[1.0]),
         weights_origin="nothing",
+        validated_on=None,
         preprocessings=(),
     )
     options = inference.InferenceConfig(output=folder / "results")

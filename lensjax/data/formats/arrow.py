@@ -149,7 +149,16 @@ def _to_table(arrow: pa.Table, path: Path) -> Table:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise UsageError(f"{path} has the column {repeated[0]} more than once: rename one")
-    return Table([_column(arrow[name], name) for name in names])
+    return Table([_described(_column(arrow[name], name), arrow.field(name)) for name in names])
+
+
+def _described(column: Column, field: pa.Field) -> Column:
+    """Returns a column with the unit, description and UCD that `write_parquet` wrote, if it did."""
+    said = {name.decode(): text.decode() for name, text in (field.metadata or {}).items()}
+    column.unit, column.description = said.get("unit"), said.get("description")
+    if "ucd" in said:
+        column.meta["ucd"] = said["ucd"]
+    return column
 
 
 def _column(values: pa.ChunkedArray, name: str) -> Column:
@@ -158,6 +167,9 @@ def _column(values: pa.ChunkedArray, name: str) -> Column:
         values = values.cast(values.type.value_type)
     if pa.types.is_decimal(values.type):
         values = values.cast(pa.float64())
+    if pa.types.is_fixed_size_list(values.type):
+        inner = _column(pc.list_flatten(values), name)
+        return type(inner)(inner.reshape(len(values), -1, *inner.shape[1:]), name=name)
     if pa.types.is_floating(values.type):
         return Column(values.fill_null(np.nan).to_numpy(), name=name)
     missing = values.is_null().to_numpy()

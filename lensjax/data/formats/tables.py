@@ -198,6 +198,7 @@ def plain(column: Column) -> Column:
     data = _cleaned(data) if data.dtype.kind == "U" else data
     made = MaskedColumn(data, mask=gaps) if gaps.any() else Column(data)
     made.name, made.unit, made.description = column.name, column.unit, column.description
+    made.meta |= {name: column.meta[name] for name in ("ucd",) if name in column.meta}
     return made
 
 

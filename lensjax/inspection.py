@@ -1,0 +1,46 @@
+"""The cutouts of a run that people look at before its list is certified."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from lensjax.data.planes import Unreadable
+from lensjax.data.source import Source
+
+WHAT_TO_DO = (
+    "say in inspection.csv beside it which of them are lenses (label 1, others 0), then: "
+    "lensjax certify --run {folder} --labels {folder}/inspection.csv"
+)
+
+
+def picture(source: Source, row: int) -> np.ndarray:
+    """Returns the colour picture (H, W, 3) of a cutout, black where it can no longer be read."""
+    from lensjax import report
+
+    try:
+        return report.colour(source[row].image, source.bands)
+    except Unreadable:  # it was scored: the file is gone since
+        return report.unreadable()
+
+
+def write(
+    folder: str | os.PathLike[str],
+    source: Source,
+    ranking: np.ndarray,
+    calibration: np.ndarray,
+    *,
+    most: int,
+    seed: int,
+) -> tuple[Path, Path]:
+    """Writes inspection.html and inspection.csv into the folder of a run, and returns their paths.
+
+    They hold, in no order, the best `most` of the rows that calibrate, (n,) bool by rank, and as
+    many of the others; `ranking` (n,) are the rows of the `source`, best first.
+    """
+    from lensjax import report
+    from lensjax.trust import certificate
+
+    rows = ranking[certificate.to_inspect(calibration, most, seed)]
+    pictures = [picture(source, row) for row in rows]
+    return report.write_inspection(folder, source.table[rows], pictures)

@@ -1,0 +1,165 @@
+"""What a run promises of its scores: columns of its candidates, and what is said of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lensjax.errors import UsageError, refuse
+from lensjax.metrics import lens_or_unknown
+from lensjax.predictions import Predictions
+from lensjax.trust.prevalence import Counts, at_prevalence, log_likelihood_ratio
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class PromiseOptions:
+    """What a list is to promise."""
+
+    max_false_discovery: float | None = None
+    """Certify the longest list of which at most this share is false."""
+    confidence: float = 0.95
+    """Confidence of what is certified."""
+    calibration: int | Literal["auto"] = "auto"
+    """Rows drawn at random to calibrate what is certified; auto: half of them."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for settings that make no sense."""
+        share = self.max_false_discovery
+        wrong = {
+            "--max-false-discovery is a share between 0 and 1": share is not None
+            and not 0 < share < 1,
+            "--confidence is a share between 0 and 1": not 0 < self.confidence < 1,
+            "--calibration must be at least 1": self.calibration != "auto" and self.calibration < 1,
+        }
+        refuse(wrong)
+
+
+class Said(NamedTuple):
+    """What a run promises: `columns` of its candidates (n,) in input order, the `record` for
+    run.json, and `notes` for people."""
+
+    columns: Mapping[str, Array]
+    record: Mapping[str, Any]
+    notes: list[str]
+
+
+def likelihood(
+    predictions: Predictions, validated_on: tuple[int, int] | None, prevalence: float | None
+) -> Said:
+    """Returns what each cutout says by itself, and the probability at a `prevalence`, where that is
+    given.
+
+    Raises UsageError for a prevalence where the logits were not calibrated on data of a known one.
+    """
+    if validated_on is None or not all(validated_on):
+        if prevalence is not None:
+            raise UsageError(
+                "--prevalence needs members that share validation data: at which share of lenses "
+                "their probabilities hold is not known"
+            )
+        return Said({}, {}, [])
+    counts = Counts(*validated_on)
+    ratio, beyond = log_likelihood_ratio(predictions.scores.logit, counts)
+    columns = {"log_likelihood_ratio": ratio.astype(np.float32), "beyond_calibration": beyond}
+    known = counts.lenses / sum(counts)
+    note = f"`probability` holds where a share {known:.3g} of all cutouts are lenses"
+    if prevalence is None:
+        return Said(columns, {"validation_prevalence": known}, [f"{note}: see --prevalence"])
+    columns["survey_probability"] = at_prevalence(ratio, prevalence).astype(np.float32)
+    record = {"validation_prevalence": known, "prevalence": prevalence}
+    return Said(columns, record, [f"{note}, `survey_probability` at {prevalence:.3g}"])
+
+
+def promise(options: PromiseOptions, ranked: Array, labels: Array, seed: int) -> Said:
+    """Returns the promise of the ranked rows (n,), best first, whose logits are `ranked`; columns
+    are in that order.
+
+    `labels` (n,) are 1 for rows known to be lenses, 0 and -1 for others and unknown ones. Raises
+    UsageError where the rows are too few to draw from.
+    """
+    calibration = drawn(options.calibration, ranked.size, seed)
+    return promise_of(options, ranked, calibration, labels, seed)
+
+
+def promise_of(
+    options: PromiseOptions, ranked: Array, calibration: Array, labels: Array, seed: int
+) -> Said:
+    """Returns the promise of ranked rows (n,) of which those that calibrate have been drawn."""
+    from lensjax.trust import certificate  # scipy.stats takes a second to import
+
+    lens = lens_or_unknown(labels) == 1
+    columns = certificate.columns(
+        ranked, calibration, lens, confidence=options.confidence, seed=seed
+    )
+    share = options.max_false_discovery or 0.5
+    found = certificate.certified(columns, share)
+    seen = int((calibration & (lens_or_unknown(labels) >= 0)).sum())
+    record = {
+        "max_false_discovery": share,
+        "confidence": options.confidence,
+        "calibration": int(calibration.sum()),
+        "calibration_labelled": seen,
+        "calibration_lenses": int((calibration & lens).sum()),
+        "certified": found._asdict() if found else None,
+    }
+    return Said(columns, {"promise": record}, _notes(record))
+
+
+def in_input_order(said: Said, ranking: Array, rows: int) -> Said:
+    """Returns what is said of ranked rows for all `rows` in input order, masked beyond the
+    ranking."""
+    columns = {}
+    for name, values in said.columns.items():
+        columns[name] = np.ma.masked_all(rows, values.dtype)
+        columns[name][ranking] = values
+    return said._replace(columns=columns)
+
+
+def together(*parts: Said) -> Said:
+    """Returns what several parts say."""
+    columns, record, notes = {}, {}, []
+    for part in parts:
+        columns |= part.columns
+        record |= part.record
+        notes += part.notes
+    return Said(columns, record, notes)
+
+
+def drawn(wanted: int | Literal["auto"], rows: int, seed: int) -> Array:
+    """Returns which of so many ranked rows calibrate, (rows,) bool. Raises UsageError where they
+    are too few to draw from."""
+    from lensjax.trust import certificate
+
+    count = int(rows * certificate.MOST_SHARE) if wanted == "auto" else wanted
+    if not 0 < count < rows:
+        raise UsageError(
+            f"{count} rows cannot be drawn from {rows} and leave others to certify: name fewer as "
+            "--calibration"
+        )
+    return certificate.drawn(rows, count, seed)
+
+
+def _notes(record: Mapping[str, Any]) -> list[str]:
+    """Returns what a promise means, for people."""
+    drawn = (
+        f"{record['calibration']:,} rows drawn at random calibrate the list: "
+        f"{record['calibration_labelled']:,} of them have a label, and the "
+        f"{record['calibration_lenses']:,} lenses are taken out"
+    )
+    found, share = record["certified"], record["max_false_discovery"]
+    if found is None:
+        return [
+            drawn,
+            f"no list is certified to have a share of at most {share:.3g} false: look at more of "
+            "the drawn rows, or draw more (lensjax certify --plan says how many)",
+        ]
+    return [
+        drawn,
+        f"certified: of the {found['rows']:,} candidates down to rank {found['rank']:,} that were "
+        f"not drawn, at most {found['false']:,} are no lenses (confidence "
+        f"{record['confidence']:.3g})",
+    ]
