@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,19 +74,15 @@ OUTPUTS = (  # every file that scoring or evaluating leaves in its folder
 Array = NDArray[Any]
 
 
-def clear(folder: str | os.PathLike[str]) -> None:
+def clear(folder: Path) -> None:
     """Deletes what scoring and evaluating have left in a folder, and no other file: the results of
     a run take the place of another's as a whole."""
-    later = (
-        path for name in CANDIDATES for path in Path(folder).glob(partition_name(name, "[0-9]*"))
-    )
-    for path in (*later, *(Path(folder) / name for name in OUTPUTS)):
+    later = (path for name in CANDIDATES for path in folder.glob(partition_name(name, "[0-9]*")))
+    for path in (*later, *(folder / name for name in OUTPUTS)):
         path.unlink(missing_ok=True)
 
 
-def write_outputs(
-    folder: str | os.PathLike[str], catalogue: Table, predictions: Predictions
-) -> None:
+def write_outputs(folder: Path, catalogue: Table, predictions: Predictions) -> None:
     """Writes the predictions, the rejects and the ranked candidates; a file that fails does not
     stop the others.
 
@@ -106,7 +101,7 @@ def write_outputs(
             candidates = candidate_table(catalogue, predictions, rows, ranks.start)
             for name, write in CANDIDATES.items():
                 there = partition_name(name, number)
-                attempt(there, write, Path(folder) / there, candidates)
+                attempt(there, write, folder / there, candidates)
 
 
 def partition_name(name: str, number: int | str) -> str:
@@ -183,16 +178,14 @@ def notes(candidates: Table, count: int) -> list[str]:
     return said
 
 
-def write_rejects(
-    folder: str | os.PathLike[str], catalogue: Table, predictions: Predictions
-) -> None:
+def write_rejects(folder: Path, catalogue: Table, predictions: Predictions) -> None:
     """Writes rejects.csv: `path,id,reason` of each unreadable row; the header alone without any."""
     rows = np.flatnonzero(~predictions.readable)
     rejects = Table({"path": np.full(rows.size, ""), "id": filled(catalogue["id"][rows])})
     if "path" in catalogue.colnames:
         rejects["path"] = filled(catalogue["path"][rows])
     rejects["reason"] = plain(Column(predictions.reason[rows]))
-    _write_csv(Path(folder) / "rejects.csv", rejects)
+    _write_csv(folder / "rejects.csv", rejects)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
