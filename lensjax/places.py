@@ -166,6 +166,7 @@ def files_below(path: Path) -> Iterator[str]:
     folder at an address is one: it has a `state`."""
     if not is_local(path) or not path.is_dir():
         yield str(path)
+        return
     for folder, folders, names in os.walk(path):
         folders.sort()
         yield from (os.path.join(folder, name) for name in sorted(names))

@@ -189,7 +189,7 @@ def _scan(folder: Path, below: str = "", above: frozenset[str] = frozenset()) ->
 
     What has an image suffix counts as one even where it is a folder: it is reported, not lost.
     """
-    real = os.path.realpath(folder)
+    real = os.path.realpath(str(folder))
     # A link to a folder above would be followed for ever.
     if real in above:
         return
