@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -110,16 +110,16 @@ def state(path: Path) -> State:
     with reached(path):
         about = fs.info(name)
         if about["type"] != "directory":
-            return state_by(about)
+            return _state_by(about)
         # In one listing: a Zarr store has a folder a chunk.
-        each = {file: state_by(said) for file, said in fs.find(name, detail=True).items()}
+        each = {file: _state_by(said) for file, said in fs.find(name, detail=True).items()}
     digest = hashlib.sha256()
     for file in sorted(each):
         digest.update(f"{file.removeprefix(name)} {each[file]}".encode())
     return State(sum(found.size for found in each.values()), digest.hexdigest())
 
 
-def state_by(about: Mapping[str, Any]) -> State:
+def _state_by(about: Mapping[str, Any]) -> State:
     """Returns the state of a file by what fsspec says about it."""
     known = ("ETag", "etag", "md5Hash", "LastModified", "updated", "mtime", "created")
     version = next((about[key] for key in known if about.get(key)), "")
@@ -131,16 +131,18 @@ def states_in(folder: Path) -> dict[str, State]:
     fs, name = cast(Any, folder).fs, cast(Any, folder).path
     with reached(folder):
         found = fs.ls(name, detail=True)
-    return {about["name"].rpartition("/")[2]: state_by(about) for about in found}
+    return {about["name"].rpartition("/")[2]: _state_by(about) for about in found}
 
 
 def exists(where: str) -> bool:
     """Returns whether there is a file or a folder, False for a name that no file can have."""
     if not is_address(where):
         return os.path.exists(where)
-    path = place(where)
-    with reached(path):
-        return path.exists()
+    with suppress(OSError, UsageError):
+        path = place(where)
+        with reached(path):
+            return path.exists()
+    return False
 
 
 def readable(path: Path) -> Path | IO[bytes]:

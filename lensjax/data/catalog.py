@@ -267,6 +267,8 @@ def _stack(file: str, wanted: Wanted) -> Source | Unreadable | UsageError:
     """Returns the cutouts of a stack, opened once by a process, or why there are none."""
     try:
         changed = "" if "{band}" in file else state(place(file)).version
+    except UsageError as error:
+        return error
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return Unreadable(f"no such file: {file}")
     with _OPENING:

@@ -93,6 +93,7 @@ def test_a_catalogue_on_disk_names_cutouts_by_address(tmp_path, bucket):
         "files/nonlens/0.fits",
         f"{root}/none.fits",
         "foo://a.fits",
+        "foo://b[1]",
     ]
     Table({"path": paths}).write(tmp_path / "list.csv")
     source = open_source(tmp_path / "list.csv", needed=None)
@@ -100,8 +101,9 @@ def test_a_catalogue_on_disk_names_cutouts_by_address(tmp_path, bucket):
         np.testing.assert_array_equal(source[row].image, IMAGES[1 - row])
     with pytest.raises(Unreadable, match="no such file"):
         source[2]
-    with pytest.raises(Unreadable, match="foo"):
-        source[3]
+    for row in (3, 4):
+        with pytest.raises(Unreadable, match="foo"):
+            source[row]
     assert len(content_sha256(source)) == 64
 
 
