@@ -9,6 +9,7 @@ import contextlib
 import io
 import itertools
 import math
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from lensjax.errors import UsageError, one_line
 
 Config = TypeVar("Config")
 
+# What is left of `s3://bucket` in a `Path`.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/[^/]", re.IGNORECASE)
 # Beyond it a number is a slip of the keyboard, or a seed that JAX would cut off.
 LARGEST_INTEGER = 2**31 - 1
 
@@ -109,7 +112,13 @@ def _flags(kind: type) -> Iterator[str]:
 
 
 def _check(option: str, value: Any) -> None:
-    """Raises UsageError for a number that no option takes."""
+    """Raises UsageError for a number that no option takes, and for an address where a folder or a
+    file of this machine is meant."""
+    if isinstance(value, Path) and _ADDRESS.match(str(value)):
+        raise UsageError(
+            f"{option} takes a place of this machine: of `infer` --data and --output may be an "
+            "address, and so may --data of `train`"
+        )
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"{option}: '{value}' is not a finite number")
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:

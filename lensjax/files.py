@@ -6,14 +6,16 @@ import glob
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 import psutil
 
 from lensjax.errors import Interrupted, LensjaxError, UsageError, one_line
+from lensjax.places import is_local
 
 # How the name of a folder ends that is to be replaced.
 ASIDE = ".old"
@@ -29,12 +31,15 @@ def remove_drafts(folder: Path) -> None:
     for draft in folder.glob(f".*.{glob.escape(platform.node())}.*"):
         process = draft.suffix.removeprefix(".")
         if process.isdecimal() and not psutil.pid_exists(int(process)):
-            _remove(draft)
+            remove(draft)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Deletes a file or a folder, where there is one."""
-    if path.is_dir():
+    if not is_local(path):
+        with suppress(FileNotFoundError):
+            cast(Any, path).fs.rm(cast(Any, path).path, recursive=True)
+    elif path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -42,7 +47,14 @@ def _remove(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file opened for writing that takes the place of `path` once it is safely on disk."""
+    """A file opened for writing that takes the place of `path` once it is safely on disk, or, at an
+    address, sent there as a whole."""
+    if not is_local(path):
+        with tempfile.NamedTemporaryFile() as file:
+            yield cast(IO[bytes], file)
+            file.flush()
+            _send(file.name, path)
+        return
     draft = draft_of(path, os.getpid())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +72,16 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise _unwritable(path, error) from error
 
 
+def _send(file: str, path: Path) -> None:
+    """Puts a file at an address, where object storage shows it whole or not at all."""
+    try:
+        cast(Any, path).fs.put_file(file, cast(Any, path).path)
+    except Exception as error:  # each library has its own
+        raise LensjaxError(
+            f"cannot write {path}: {one_line(error, 160)}; choose another folder"
+        ) from error
+
+
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of `folder`, where there is one, once it is filled.
@@ -72,10 +94,10 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_drafts(folder.parent)
-        _remove(draft)  # numbers return: a process that is no more may have had this one's
+        remove(draft)  # numbers return: a process that is no more may have had this one's
         if folder.exists() and aside.exists():
             os.replace(aside, draft)
-            _remove(draft)
+            remove(draft)
         elif aside.exists():
             os.replace(aside, folder)
         draft.mkdir()
@@ -88,7 +110,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise _unwritable(folder, error) from error
     finally:
-        _remove(draft)
+        remove(draft)
 
 
 def standing_folders(parent: Path) -> dict[str, Path]:
@@ -117,6 +139,8 @@ def make_folder(path: Path) -> None:
 
     Raises UsageError where a file is in the way or the place cannot be written to.
     """
+    if not is_local(path):  # what is put there makes it
+        return
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

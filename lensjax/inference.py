@@ -7,7 +7,6 @@ for a notebook is `lensjax.load_ensemble`.
 
 import dataclasses
 import functools
-import os
 import platform
 import re
 import sys
@@ -42,6 +41,7 @@ from lensjax.files import gathering
 from lensjax.ledger import Columns, Ledger, claimed, fingerprint
 from lensjax.memory import memory_budget
 from lensjax.metrics import Metrics
+from lensjax.places import is_address, paths_below, place
 from lensjax.predictions import Predictions, unscored
 from lensjax.trust import run as trust
 from lensjax.trust.run import PromiseOptions, Said
@@ -92,10 +92,10 @@ class InferenceConfig(DataOptions, ScoringOptions, PromiseOptions):
     checkpoints: Path | None = None
     """Folder of the members (None: checkpoints)."""
     data: str | None = None
-    """Folder, catalogue, stack, FITS or {band} template; without it a small simulated sky is
-    scored."""
-    output: Path = Path("results")
-    """Folder of the results."""
+    """Folder, catalogue, stack, FITS or {band} template, or its address (s3://...); without it a
+    small simulated sky is scored."""
+    output: str | Path = "results"
+    """Folder of the results, or its address."""
     resume: bool = True
     """Continue an interrupted run with the same settings."""
     part: str | None = None
@@ -132,6 +132,8 @@ class InferenceConfig(DataOptions, ScoringOptions, PromiseOptions):
             and not 0 < self.prevalence < 1,
             "--actors must be at least 1": self.actors != "auto" and self.actors < 1,
             "--deadline must be more than 0 s": not self.deadline > 0,
+            "--engine ray needs an --output that is a folder": self.engine == "ray"
+            and is_address(str(self.output)),
             "--profile and --benchmark are for --engine local": self.engine != "local"
             and (self.profile is not None or self.benchmark),
             "--benchmark times the step beside --no-batch-parallel: drop the latter": (
@@ -140,6 +142,11 @@ class InferenceConfig(DataOptions, ScoringOptions, PromiseOptions):
         }
         refuse(wrong)
         self.rows_part()
+
+    @property
+    def folder(self) -> Path:
+        """Returns the folder of the results."""
+        return place(self.output)
 
     def rows_part(self) -> Part:
         """Returns the part of the rows to score, (K, N)."""
@@ -206,12 +213,12 @@ def infer(config: InferenceConfig) -> Outcome:
     """
     if config.checkpoints is None or config.data is None:
         raise UsageError("--checkpoints and --data are both needed")
-    _check_apart(config.data, config.output)
+    _check_apart(place(config.data), config.folder)
     members = find_members(config.checkpoints, config.ensemble)
     source = open_cutouts(config.data, members, config, config.rows_part())
     ensemble = abstract_ensemble(members.infos, members.validations)
     settings = _settings(config, members, source)
-    with claimed(config.output / PARTS, settings, source.rows, resume=config.resume) as ledger:
+    with claimed(config.folder / PARTS, settings, source.rows, resume=config.resume) as ledger:
         if config.engine == "ray":
             record = score_with_ray(config, members, source, ledger, settings)
         else:
@@ -221,14 +228,14 @@ def infer(config: InferenceConfig) -> Outcome:
             return Outcome(record | done, {})
         predictions = Predictions.of_columns(ensemble.names, ledger.columns())
         record["devices"] = ledger.devices()
-        results.clear(config.output)
+        results.clear(config.folder)
         outcome = write(config, members, ensemble, source, predictions, record)
         ledger.finish()
     if not outcome.run["scored"]:
         reason = Counter(predictions.reason.tolist()).most_common(1)[0][0]
         raise LensjaxError(
             f"none of the {outcome.run['given']} cutouts could be scored ({reason}): "
-            f"{config.output / 'rejects.csv'} has the reason for each"
+            f"{config.folder / 'rejects.csv'} has the reason for each"
         )
     return outcome
 
@@ -262,10 +269,10 @@ def score_with_ray(
 
     config = dataclasses.replace(
         config,
-        data=os.path.abspath(str(config.data)),
+        data=next(iter(paths_below(Path(), [str(config.data)]))),
         checkpoints=Path(config.checkpoints or "").absolute(),
         reuse=config.reuse and config.reuse.absolute(),
-        output=config.output.absolute(),
+        output=config.folder.absolute(),
     )
 
     def reject(row: int, reason: str) -> Columns:
@@ -276,7 +283,7 @@ def score_with_ray(
         functools.partial(range_scorer, config, settings),
         ledger,
         reject,
-        config.output / "progress",
+        config.folder / "progress",
         address=config.address,
         actors=config.actors,
         deadline=config.deadline,
@@ -302,7 +309,7 @@ def range_scorer(
     store = score_store(config, members)
 
     def score(rows: range) -> dict[str, Any]:
-        ledger = Ledger(config.output / PARTS, settings, rows)
+        ledger = Ledger(config.folder / PARTS, settings, rows)
         timing = scoring.score(
             step, weights, source, ledger, config.fit, config.workers, store=store
         )
@@ -429,9 +436,10 @@ def _score_settings(config: InferenceConfig, members: Members) -> dict[str, Any]
     }
 
 
-def _check_apart(data: str, output: Path) -> None:
+def _check_apart(data: Path, output: Path) -> None:
     """Raises UsageError where the results would be among the images of a folder."""
-    if Path(data).is_dir() and output.resolve().is_relative_to(Path(data).resolve()):
+    resolved = output.resolve()
+    if data.resolve() in (resolved, *resolved.parents) and data.is_dir():
         raise UsageError(
             f"--output {output} lies in --data {data}: the next run would take its pictures for "
             "cutouts; give an --output outside"
@@ -495,10 +503,10 @@ def write(
         "metrics": {name: metric.to_json() for name, metric in found.items()},
     }
     with gathering() as attempt:
-        attempt("catalogue", results.write_outputs, config.output, table, predictions, said.columns)
+        attempt("catalogue", results.write_outputs, config.folder, table, predictions, said.columns)
         # Pictures last: drawing takes memory of its own, and the catalogue must not be lost.
         record["peak_memory_bytes"] = runtime.peak_memory_bytes()
-        attempt("run.json", results.write_json, config.output / "run.json", record)
+        attempt("run.json", results.write_json, config.folder / "run.json", record)
         attempt("pictures", draw, config, source, best, predictions, record, found)
     return Outcome(record, found)
 
@@ -543,12 +551,12 @@ def draw(
     )
     rejects = zip(source.table["id"][rejected], predictions.reason[rejected], strict=True)
     with gathering() as attempt:
-        mosaic = config.output / "mosaic.png"
+        mosaic = config.folder / "mosaic.png"
         attempt("mosaic.png", report.write_mosaic, mosaic, pictures, best, record["scored"])
         attempt(
             "report.html",
             report.write_report,
-            config.output,
+            config.folder,
             best=best,
             scored=scored,
             pictures=pictures,
@@ -566,4 +574,4 @@ def _write_inspection(config: InferenceConfig, source: Source, ranking: np.ndarr
 
     calibration = trust.drawn(config.calibration, ranking.size, config.seed)
     most = certificate.INSPECTED
-    inspection.write(config.output, source, ranking, calibration, most=most, seed=config.seed)
+    inspection.write(config.folder, source, ranking, calibration, most=most, seed=config.seed)

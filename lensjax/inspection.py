@@ -1,6 +1,5 @@
 """The cutouts of a run that people look at before its list is certified."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ def picture(source: Source, row: int) -> np.ndarray:
 
 
 def write(
-    folder: str | os.PathLike[str],
+    folder: Path,
     source: Source,
     ranking: np.ndarray,
     calibration: np.ndarray,

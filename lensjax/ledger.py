@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from lensjax.errors import UsageError
-from lensjax.files import make_folder, replacing
+from lensjax.errors import LensjaxError, UsageError
+from lensjax.files import make_folder, remove, replacing, standing_folders
+from lensjax.places import is_local
 from lensjax.settings import differences, write_settings
 
 SAVE_INTERVAL_SECONDS = 20.0
@@ -77,9 +78,18 @@ class Ledger:
         self._saved_at = time.monotonic()
 
     def columns(self) -> Columns:
-        """Returns one array per column, of all rows, texts as Python's. None may be missing."""
+        """Returns one array per column, of all rows, texts as Python's.
+
+        Raises LensjaxError where some are missing: object storage has no locks, and a process that
+        was at the same rows may have ended and deleted the parts.
+        """
         from lensjax import stored
 
+        if gaps := self.missing():
+            raise LensjaxError(
+                f"{sum(map(len, gaps))} of {len(self.rows)} rows are no longer in {self.folder}: "
+                "another process has deleted them; look there for its results, or run it again"
+            )
         found: Columns = {}
         for rows, part in self._first_of_each():
             chosen = slice(rows.start - part.start, rows.stop - part.start)
@@ -146,7 +156,7 @@ def claimed(
         finally:
             _locked(lock, BEYOND_ALL_ROWS, 1, wait=True)
             if ledger.is_finished or (rows and not _parts(ledger.folder) and _is_alone(lock)):
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -159,7 +169,7 @@ def _claim(
     folder: Path, lock: IO[bytes], settings: Mapping[str, Any], ledger: Ledger, resume: bool
 ) -> None:
     """Makes the folder one of these settings, and the rows those of this process."""
-    others = [path for path in folder.iterdir() if path.is_dir() and path != ledger.folder]
+    others = [path for path in standing_folders(folder).values() if path != ledger.folder]
     if others and not _is_alone(lock):
         raise UsageError(
             f"a run with {_differences(others, settings)} is at work in {folder}: give another "
@@ -178,7 +188,7 @@ def _claim(
             f"{folder}: wait until it has ended, or give another output folder"
         )
     for path in others:
-        shutil.rmtree(path, ignore_errors=True)
+        remove(path)
     if not resume:
         ledger.discard()
     if not (ledger.folder / SETTINGS).exists():
@@ -197,7 +207,10 @@ def _differences(folders: list[Path], settings: Mapping[str, Any]) -> str:
 
 
 def _open_lock(path: Path) -> IO[bytes]:
-    """Returns the lock file, its last byte locked by this process alone."""
+    """Returns the lock file, its last byte locked by this process alone. Object storage has no
+    locks: there it is a file of this process's own."""
+    if not is_local(path):
+        return tempfile.TemporaryFile()
     while True:
         make_folder(path.parent)
         with contextlib.suppress(FileNotFoundError):

@@ -113,9 +113,7 @@ def unscored(members: tuple[str, ...], ra: float, dec: float, reason: str) -> Pr
     )
 
 
-def write_predictions(
-    folder: str | os.PathLike[str], catalogue: Table, predictions: Predictions
-) -> None:
+def write_predictions(folder: Path, catalogue: Table, predictions: Predictions) -> None:
     """Writes predictions.npz: (n,) arrays in input order, readable without pickle.
 
     `id` and, where the catalogue has it, `path`; `ensemble_logits`, `ensemble_probs`,
@@ -137,7 +135,7 @@ def write_predictions(
     arrays |= {
         name: filled(catalogue[name]) for name in ("id", "path") if name in catalogue.colnames
     }
-    with replacing(Path(folder) / "predictions.npz") as file:
+    with replacing(folder / "predictions.npz") as file:
         _save(file, arrays)
 
 

@@ -8,7 +8,6 @@ import io
 import itertools
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -104,18 +103,16 @@ OUTPUTS = (  # every file that scoring or evaluating leaves in its folder
 Array = NDArray[Any]
 
 
-def clear(folder: str | os.PathLike[str]) -> None:
+def clear(folder: Path) -> None:
     """Deletes what scoring and evaluating have left in a folder, and no other file: the results of
     a run take the place of another's as a whole."""
-    later = (
-        path for name in CANDIDATES for path in Path(folder).glob(partition_name(name, "[0-9]*"))
-    )
-    for path in (*later, *(Path(folder) / name for name in OUTPUTS)):
+    later = (path for name in CANDIDATES for path in folder.glob(partition_name(name, "[0-9]*")))
+    for path in (*later, *(folder / name for name in OUTPUTS)):
         path.unlink(missing_ok=True)
 
 
 def write_outputs(
-    folder: str | os.PathLike[str],
+    folder: Path,
     catalogue: Table,
     predictions: Predictions,
     trust: Mapping[str, Array] = NO_COLUMNS,
@@ -141,22 +138,22 @@ def write_outputs(
 
 
 def write_candidates(
-    folder: str | os.PathLike[str], candidates: Table, number: int, attempt: Callable[..., None]
+    folder: Path, candidates: Table, number: int, attempt: Callable[..., None]
 ) -> None:
     """Writes a part of the ranked candidates, the first of which has the number 1; `attempt` is
     that of `files.gathering`."""
     for name, write in CANDIDATES.items():
         there = partition_name(name, number)
-        attempt(there, write, Path(folder) / there, candidates)
+        attempt(there, write, folder / there, candidates)
 
 
-def read_candidates(folder: str | os.PathLike[str]) -> Iterator[tuple[int, Table]]:
+def read_candidates(folder: Path) -> Iterator[tuple[int, Table]]:
     """Yields the number of each part of the candidates of a run, and its rows, best first.
 
     Raises UsageError where the folder has none, or a part cannot be read.
     """
     for number in itertools.count(1):
-        path = Path(folder) / partition_name("candidates.parquet", number)
+        path = folder / partition_name("candidates.parquet", number)
         if not path.exists():
             if number == 1:
                 raise UsageError(f"{folder} has no candidates.parquet: name the folder of a run")
@@ -269,16 +266,14 @@ def notes(candidates: Table, count: int) -> list[str]:
     return said
 
 
-def write_rejects(
-    folder: str | os.PathLike[str], catalogue: Table, predictions: Predictions
-) -> None:
+def write_rejects(folder: Path, catalogue: Table, predictions: Predictions) -> None:
     """Writes rejects.csv: `path,id,reason` of each unreadable row; the header alone without any."""
     rows = np.flatnonzero(~predictions.readable)
     rejects = Table({"path": np.full(rows.size, ""), "id": filled(catalogue["id"][rows])})
     if "path" in catalogue.colnames:
         rejects["path"] = filled(catalogue["path"][rows])
     rejects["reason"] = plain(Column(predictions.reason[rows]))
-    _write_csv(Path(folder) / "rejects.csv", rejects)
+    _write_csv(folder / "rejects.csv", rejects)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from lensjax.places import readable
+
 
 def write_columns(
     file: IO[bytes], columns: Mapping[str, np.ndarray], metadata: Mapping[str, str]
@@ -35,7 +37,9 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
     """Returns the arrays that `write_columns` wrote, texts as Python's, of which equal ones are
     one."""
     columns = {}
-    table = pyarrow.parquet.read_table(path, partitioning=None, page_checksum_verification=True)
+    table = pyarrow.parquet.read_table(
+        readable(path), partitioning=None, page_checksum_verification=True
+    )
     for name, column in zip(table.column_names, table.columns, strict=True):
         array = column.combine_chunks()
         if pa.types.is_string(column.type):
@@ -52,5 +56,5 @@ def read_columns(path: Path) -> dict[str, np.ndarray]:
 
 def parquet_metadata(path: Path) -> dict[str, str]:
     """Returns what the writer of a Parquet file noted beside the schema."""
-    metadata = pa.parquet.read_schema(path).metadata or {}
+    metadata = pa.parquet.read_schema(readable(path)).metadata or {}
     return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in metadata.items()}

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     if options.pack is not None:
         print(pack(options, options.pack))
         return
-    print(inference.infer(_with_defaults(options)).summary(options.output))
+    print(inference.infer(_with_defaults(options)).summary(options.folder))
 
 
 def _with_defaults(options: InferConfig) -> InferConfig:

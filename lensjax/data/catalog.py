@@ -29,14 +29,14 @@ from lensjax.data.formats.tables import (
     TABLE_SUFFIXES,
     UNKNOWN_LABEL,
     label_of,
-    paths_below,
     read_catalogue,
 )
 from lensjax.data.parts import WHOLE, Part
-from lensjax.data.planes import MAX_VALUES, Names, Unreadable
+from lensjax.data.planes import MAX_VALUES, Names, Unreadable, refusing
 from lensjax.data.preprocess import Fit
 from lensjax.data.source import Source, pixel_scale_of
 from lensjax.errors import UsageError
+from lensjax.places import entries, exists, paths_below, place, state
 
 Format = Literal[
     "auto", "folder", "image", "catalogue", "numpy", "fits", "template", "hdf5", "zarr", "shards"
@@ -104,13 +104,14 @@ def open_source(
     wanted = parse(needed, bands)._replace(most_values=max_values)
     if pixel_scale is not None:
         pixel_scale = pixel_scale_of(pixel_scale, "--pixel-scale")
-    path, form = Path(data), format
+    path, form = place(data), format
     if form == "auto" and "{" in str(data):
         form = "template"
     if form != "template":
-        if not path.exists():
-            raise UsageError(f"--data {path}: no such file or folder")
-        form = recognise(path, wanted) if form == "auto" else form
+        with refusing(f"--data {path} cannot be reached"):
+            if not path.exists():
+                raise UsageError(f"--data {path}: no such file or folder")
+            form = recognise(path, wanted) if form == "auto" else form
         _check_format(path, form)
     if form == "catalogue":
         return _open_catalogue(path, wanted, pixel_scale, part)
@@ -188,18 +189,17 @@ def _scan(folder: Path, below: str = "", above: frozenset[str] = frozenset()) ->
 
     What has an image suffix counts as one even where it is a folder: it is reported, not lost.
     """
-    real = os.path.realpath(folder)
+    real = os.path.realpath(str(folder))
     # A link to a folder above would be followed for ever.
     if real in above:
         return
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith("."):
-                continue
-            if has_suffix(entry.name, IMAGE_SUFFIXES):
-                yield below + entry.name
-            elif entry.is_dir():
-                yield from _scan(Path(entry.path), f"{below}{entry.name}/", above | {real})
+    for name, is_folder in entries(folder):
+        if name.startswith("."):
+            continue
+        if has_suffix(name, IMAGE_SUFFIXES):
+            yield below + name
+        elif is_folder:
+            yield from _scan(folder / name, f"{below}{name}/", above | {real})
 
 
 def _folder_label(file: str) -> int:
@@ -243,7 +243,7 @@ def _place_in_stack(path: str) -> tuple[str, int] | None:
     """Returns the stack and the row that `FILE[ROW]` names; None for any other path and where there
     is such a file."""
     found = _IN_STACK.fullmatch(path) if path.endswith("]") else None
-    return None if found is None or os.path.exists(path) else (found[1], int(found[2]))
+    return None if found is None or exists(path) else (found[1], int(found[2]))
 
 
 def _of_stack(path: str, wanted: Wanted) -> FileCutout | None:
@@ -266,7 +266,9 @@ def _of_stack(path: str, wanted: Wanted) -> FileCutout | None:
 def _stack(file: str, wanted: Wanted) -> Source | Unreadable | UsageError:
     """Returns the cutouts of a stack, opened once by a process, or why there are none."""
     try:
-        changed = 0 if "{band}" in file else os.stat(file).st_mtime_ns
+        changed = "" if "{band}" in file else state(place(file)).version
+    except UsageError as error:
+        return error
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return Unreadable(f"no such file: {file}")
     with _OPENING:
@@ -274,9 +276,9 @@ def _stack(file: str, wanted: Wanted) -> Source | Unreadable | UsageError:
 
 
 @lru_cache(maxsize=8)
-def _opened_stack(file: str, wanted: Wanted, changed: int) -> Source | Unreadable | UsageError:
+def _opened_stack(file: str, wanted: Wanted, changed: str) -> Source | Unreadable | UsageError:
     del changed
-    path = Path(file)
+    path = place(file)
     try:
         form = "template" if "{band}" in file else recognise(path, wanted)
         if form == "image" and has_suffix(path, FITS_SUFFIXES):

@@ -3,20 +3,27 @@ another has begun."""
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 
 import numpy as np
 
+from lensjax.data.copies import local
 from lensjax.data.planes import Unreadable
 from lensjax.data.source import Source
+from lensjax.errors import UsageError
+from lensjax.places import State, is_address, place, state, states_in
 
 # Content is read of so many files at most: to open each of a million would take minutes.
 MOST_READ_FILES = 1000
 # What is not larger is read whole, of what is larger a sample.
 MOST_READ_BYTES = 2**30
 SAMPLE_BYTES, PIECE_BYTES = 2**26, 2**20
+# Object storage is asked about so many files at once; where more in a row lie in one folder, it is
+# listed.
+ASKED_AT_ONCE, LISTED_FROM = 32, 100
 
 
 def content_sha256(source: Source) -> str:
@@ -25,28 +32,29 @@ def content_sha256(source: Source) -> str:
     A catalogue is its content. Other files that can be read whole in a second or two count by their
     content and their names below the folder that holds all, wherever it lies and whenever they were
     written. Of more or larger ones the size and the time of the last change count, of a few large
-    ones also a sample of the content: times can lie. A missing file is missing. What is in memory
-    alone is its pixels.
+    ones also a sample of the content: times can lie. Of those at an address it is the `State`. A
+    missing file is missing. What is in memory alone is its pixels.
     """
     digest = hashlib.sha256()
-    for piece in _pieces(source.listed_in, None) if source.listed_in else ():
+    for piece in _pieces(str(local(source.listed_in)), None) if source.listed_in else ():
         digest.update(piece)
-    files = iter(source.files())
-    first = list(dict.fromkeys(islice(files, MOST_READ_FILES + 1)))
-    are_few, common = len(first) <= MOST_READ_FILES, os.path.commonpath(first) if first else ""
-    total = sum(stat.st_size for stat in map(_stat, first) if stat is not None)
+    files = _states(source.files())
+    first = dict(islice(files, MOST_READ_FILES + 1))
+    are_few = len(first) <= MOST_READ_FILES
+    common = os.path.commonpath(map(_without_protocol, first)) if first else ""
+    total = sum(found.size for found in first.values() if found is not None)
     whole = are_few and total <= MOST_READ_BYTES
-    for file in chain(first, files):
-        digest.update(file.removeprefix(common).encode(errors="surrogateescape"))
-        stat = _stat(file)
-        if stat is None:
+    for file, found in chain(first.items(), files):
+        name = _without_protocol(file).removeprefix(common)
+        digest.update(name.encode(errors="surrogateescape"))
+        if found is None:
             digest.update(b" is missing")
             continue
-        digest.update(b" has %d" % stat.st_size)
-        if not whole:
-            digest.update(b" of %d" % stat.st_mtime_ns)
-        if are_few:
-            share = None if whole else SAMPLE_BYTES * stat.st_size // total
+        digest.update(b" has %d" % found.size)
+        if is_address(file) or not whole:
+            digest.update(f" of {found.version}".encode())
+        if are_few and not is_address(file):
+            share = None if whole else SAMPLE_BYTES * found.size // total
             for piece in _pieces(file, share):
                 digest.update(piece)
     if not first:
@@ -56,11 +64,31 @@ def content_sha256(source: Source) -> str:
     return digest.hexdigest()
 
 
-def _stat(file: str) -> os.stat_result | None:
-    """Returns what the file system says of a file, None where there is none."""
+def _without_protocol(file: str) -> str:
+    """Returns the path of a file, of one at an address without its protocol: they have folders in
+    common."""
+    return f"/{file.partition('://')[2]}" if is_address(file) else file
+
+
+def _states(files: Iterable[str]) -> Iterator[tuple[str, State | None]]:
+    """Yields each of the files and its state, None where there is none."""
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+        for folder, together in groupby(files, lambda file: file.rpartition("/")[0]):
+            if not is_address(folder):
+                yield from ((file, _state(file)) for file in together)
+                continue
+            names = list(together)
+            if len(names) < LISTED_FROM:
+                yield from zip(names, threads.map(_state, names), strict=True)
+                continue
+            found = states_in(place(folder))
+            yield from ((name, found.get(name.rpartition("/")[2])) for name in names)
+
+
+def _state(file: str) -> State | None:
     try:
-        return os.stat(file)
-    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return state(place(file))
+    except (OSError, ValueError, UsageError):  # ValueError: a name that no file can have
         return None
 
 

@@ -5,7 +5,6 @@ file among a million is a row of the rejects, not the end of a run.
 """
 
 import math
-import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lensjax.errors import UsageError, one_line
+from lensjax.errors import LensjaxError, UsageError, one_line
+from lensjax.places import place, status
 
 COLOURS = ("red", "green", "blue")
 
@@ -203,24 +203,28 @@ def refusing(what: str, advice: str = "") -> Iterator[None]:
     they have errors of their own, down to KeyError."""
     try:
         yield
-    except UsageError:
+    except LensjaxError:
         raise
     except Exception as error:
         raise UsageError(f"{what}: {one_line(error, 160)}{advice}") from error
 
 
-def check_file(path: str | Path) -> None:
+def check_file(path: str | Path) -> int:
+    """Returns the size of a file in bytes. Raises `Unreadable` where there is none to be read."""
     try:
-        status = os.stat(path)
+        found = status(place(path))
     except FileNotFoundError:
         raise Unreadable("no such file") from None
-    if stat.S_ISDIR(status.st_mode):
+    except PermissionError:
+        raise Unreadable("access is denied") from None
+    if stat.S_ISDIR(found.st_mode):
         raise Unreadable("is a folder, not a file")
     # Opening a named pipe would wait for ever.
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(found.st_mode):
         raise Unreadable("not a regular file")
-    if status.st_size == 0:
+    if found.st_size == 0:
         raise Unreadable("empty file")
+    return found.st_size
 
 
 def short(error: Exception) -> str:

@@ -7,7 +7,7 @@ its turn comes.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,8 @@ from lensjax.data.planes import (
     short,
     without_blank,
 )
-from lensjax.errors import UsageError
+from lensjax.errors import LensjaxError, UsageError
+from lensjax.places import place, reached
 
 # More would wait for the interpreter rather than for the disk.
 MOST_THREADS = 8
@@ -154,15 +155,6 @@ def describe(
     return ", ".join(words)
 
 
-def files_below(path: Path) -> Iterator[str]:
-    """Yields the path of a file, or those of all files in a folder and in the folders below it."""
-    if not path.is_dir():
-        yield str(path)
-    for folder, folders, names in os.walk(path):
-        folders.sort()
-        yield from (os.path.join(folder, name) for name in sorted(names))
-
-
 @dataclass(frozen=True)
 class Picked:
     """Rows of an array in memory or on disk, in any order, read when they are needed."""
@@ -237,7 +229,10 @@ def source_of_arrays(arrays: Arrays, path: Path, wanted: Wanted, files: Files = 
 
     def read(rows: slice) -> np.ndarray:
         try:
-            part = np.asarray(images[rows]).reshape(-1, *shape[1:])
+            with reached(path):
+                part = np.asarray(images[rows]).reshape(-1, *shape[1:])
+        except LensjaxError:
+            raise
         # A damaged piece of the file: its library and its codecs have errors of their own.
         except Exception as error:
             raise Unreadable(short(error)) from error
@@ -332,5 +327,5 @@ def values_of(array: Any) -> np.ndarray:
 def rows_of_file(path: str | Path, count: int) -> np.ndarray:
     """Returns what the cutouts of a stack are called in catalogues: `FILE[ROW]`, wherever they
     lie."""
-    file = Path(path).absolute()
+    file = place(path).absolute()
     return np.array([f"{file}[{row}]" for row in range(count)], object)

@@ -1,6 +1,5 @@
 """inspection.html: cutouts to be looked at, in no order, and inspection.csv for what is seen."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,7 @@ UNSEEN = -1
 Array = NDArray[Any]
 
 
-def write_inspection(
-    folder: str | os.PathLike[str], shown: Table, pictures: Sequence[Array]
-) -> tuple[Path, Path]:
+def write_inspection(folder: Path, shown: Table, pictures: Sequence[Array]) -> tuple[Path, Path]:
     """Writes inspection.html and inspection.csv, and returns their paths.
 
     `shown` has a row for each of the pictures (H, W, 3), with `id` and, where they are known, `ra`,
@@ -31,7 +28,7 @@ def write_inspection(
     Raises LensjaxError where they cannot be written.
     """
     table = shown[[name for name in COLUMNS if name in shown.colnames]]
-    paths = Path(folder) / "inspection.html", Path(folder) / "inspection.csv"
+    paths = folder / "inspection.html", folder / "inspection.csv"
     table["label"] = _known_labels(paths[1], table)
     page = (
         templates()

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ _NAME_OR_NUMBER = re.compile(r"\S*[./\d]\S*")
 
 
 def write_report(
-    folder: str | os.PathLike[str],
+    folder: Path,
     *,
     best: Table,
     scored: Scored,
@@ -67,7 +66,7 @@ def write_report(
         )
     )
     content = page.encode("utf-8", "replace")
-    path = Path(folder) / "report.html"
+    path = folder / "report.html"
     with replacing(path) as file:
         file.write(content)
     return path

@@ -1,6 +1,5 @@
 """Colour composites of cutouts, and the mosaic of the best."""
 
-import os
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -89,7 +88,7 @@ def unreadable() -> Array:
 
 
 def write_mosaic(
-    path: str | os.PathLike[str],
+    path: Path,
     pictures: Sequence[Array],
     best: Table,
     count: int,
@@ -117,7 +116,7 @@ def write_mosaic(
         left = gap + k % columns * (side + gap)
         top = head + k // columns * (side + foot + gap)
         _tile(sheet, (left, top, side, foot), pictures[k], best[k])
-    with replacing(Path(path)) as file:
+    with replacing(path) as file:
         sheet.save(file, format="PNG", optimize=True)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.lib.format import MAGIC_PREFIX
 
 from lensjax.data.bands import Wanted
+from lensjax.data.copies import local
 from lensjax.data.formats.fits import fits_stack
 from lensjax.data.formats.pictures import has_suffix
 from lensjax.data.formats.tables import PARQUET_SUFFIXES, as_text, read_table
@@ -27,13 +28,13 @@ from lensjax.data.source import (
     Arrays,
     Picked,
     Source,
-    files_below,
     pixel_scale_of,
     source_of_arrays,
     values_of,
 )
 from lensjax.errors import UsageError, one_line
 from lensjax.memory import host_bytes_left
+from lensjax.places import files_below, readable
 
 NUMPY_SUFFIXES = (".npy", ".npz")
 HDF5_SUFFIXES = (".h5", ".hdf5", ".hdf")
@@ -141,21 +142,22 @@ def _bands(said: Any) -> tuple[str, ...] | None:
 
 def _numpy(path: Path) -> Found:
     """Returns a `.npy` stack, mapped, or the arrays of an `.npz`, in memory."""
+    copy = local(path)
     if has_suffix(path, (".npy",)):
-        with open(path, "rb") as file:
+        with copy.open("rb") as file:
             if file.read(len(MAGIC_PREFIX)) != MAGIC_PREFIX:
                 raise UsageError(f"{path} cannot be read: it is no .npy file; {_HOW_TO_SAVE}")
-        return Found({IMAGES: _unpickled(lambda: np.lib.format.open_memmap(path, mode="r"))})
-    if not zipfile.is_zipfile(path):
+        return Found({IMAGES: _unpickled(lambda: np.lib.format.open_memmap(copy, mode="r"))})
+    if not zipfile.is_zipfile(copy):
         raise UsageError(f"{path} cannot be read: it is no .npz file; {_HOW_TO_SAVE}")
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(copy) as archive:
         size = sum(member.file_size for member in archive.infolist())
     if size > host_bytes_left():
         raise UsageError(
             f"{path} holds {size / 1e9:.1f} GB, more than the memory that is left: save the images "
             "as .npy, of which only the rows of a batch are read"
         )
-    with np.load(path, allow_pickle=False) as file:
+    with np.load(copy, allow_pickle=False) as file:
         return Found({name: _unpickled(partial(file.__getitem__, name)) for name in file.files})
 
 
@@ -187,7 +189,7 @@ def _hdf5(path: Path) -> Found:
         is_plain = dataset.dtype.kind in "biuf" and dataset.shape is not None
         return dataset if is_plain else _odd(dataset)
 
-    file = h5py.File(path, "r", rdcc_nbytes=CACHE_BYTES)
+    file = h5py.File(local(path), "r", rdcc_nbytes=CACHE_BYTES)
     items: dict[str, Any] = {}
     file.visititems(lambda name, item: items.update({name: item}))
     datasets = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset)}
@@ -198,7 +200,7 @@ def _zarr(path: Path) -> Found:
     """Returns the arrays of a Zarr group, or a Zarr array."""
     import zarr  # most data are of another kind
 
-    opened = zarr.open(path, mode="r")
+    opened = zarr.open(str(path), mode="r")
     arrays = dict(opened.arrays()) if isinstance(opened, zarr.Group) else {IMAGES: opened}
     usable = {n: a if a.dtype.kind in "biufUST" else _odd(a) for n, a in arrays.items()}
     return Found(usable, dict(opened.attrs))
@@ -242,7 +244,7 @@ def is_zarr_catalogue(path: Path) -> bool:
         return False
     # What is wrong with the file is said when it is read.
     with suppress(OSError, ValueError):
-        return ZARR_ROW in pyarrow.parquet.read_schema(path).names
+        return ZARR_ROW in pyarrow.parquet.read_schema(readable(path)).names
     return False
 
 

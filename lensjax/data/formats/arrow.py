@@ -16,8 +16,10 @@ import pyarrow.csv
 import pyarrow.parquet
 from astropy.table import Column, MaskedColumn, Table
 
+from lensjax.data.copies import local
 from lensjax.data.parts import WHOLE, Part, Rows, rows_of
 from lensjax.errors import UsageError
+from lensjax.places import readable
 
 # `007` is a name, not a number.
 _DECIMAL = r"^[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?$"
@@ -33,7 +35,7 @@ def read_csv(path: Path, part: Part = WHOLE) -> Rows:
     these that begin with # are comments. A column becomes numbers only where each of its values is
     written back the same (identifiers) or is a decimal number; `007` stays text.
     """
-    text = pa.csv.read_csv(path, **_form(path))
+    text = pa.csv.read_csv(local(path), **_form(path))
     _check_quotes(path, text)
     columns = map(_numbers, text.columns, text.column_names)
     arrow = pa.Table.from_arrays(list(columns), names=text.column_names)
@@ -45,11 +47,11 @@ def column(path: Path, name: str, *, is_parquet: bool) -> Iterator[Any]:
     """Yields the values of one column of a Parquet file, or the texts of one of a CSV file, of
     which a piece at a time is in memory."""
     if is_parquet:
-        batches = pa.parquet.ParquetFile(path).iter_batches(columns=[name])
+        batches = pa.parquet.ParquetFile(readable(path)).iter_batches(columns=[name])
     else:
         form = _form(path)
         form["convert_options"].include_columns = [name]
-        batches = pa.csv.open_csv(path, **form)
+        batches = pa.csv.open_csv(local(path), **form)
     for batch in batches:
         yield from batch.column(0).to_pylist()
 
@@ -57,7 +59,7 @@ def column(path: Path, name: str, *, is_parquet: bool) -> Iterator[Any]:
 def read_parquet(path: Path, part: Part = WHOLE) -> Rows:
     """Returns the rows of a Parquet file that a part takes. Groups of rows outside of it are not
     read."""
-    with pa.parquet.ParquetFile(path) as file:
+    with pa.parquet.ParquetFile(readable(path)) as file:
         groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
         ends = np.cumsum([0, *(group.num_rows for group in groups)])
         rows = rows_of(part, count := int(ends[-1]))
@@ -86,7 +88,7 @@ def _form(path: Path) -> dict[str, Any]:
     skipped, delimiter = _head(path)
     reading = pa.csv.ReadOptions(skip_rows=skipped)
     parsing = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    with pa.csv.open_csv(path, reading, parsing) as reader:
+    with pa.csv.open_csv(local(path), reading, parsing) as reader:
         names = reader.schema.names
     converting = pa.csv.ConvertOptions(
         column_types={name: pa.string() for name in names},
@@ -101,7 +103,7 @@ def _head(path: Path) -> tuple[int, str]:
     """Returns how many lines of a CSV file come before the column names, and what stands between
     these."""
     skipped = 0
-    with pa.input_stream(path) as stream:
+    with pa.input_stream(local(path)) as stream:
         lines = io.TextIOWrapper(io.BufferedReader(stream), "utf-8-sig", "replace")
         first = line = lines.readline(_LONGEST_LINE)
         while line.startswith("#") or line.isspace():
@@ -119,7 +121,7 @@ def _check_quotes(path: Path, text: pa.Table) -> None:
     if not len(text) or "\n" not in (text.column(-1)[-1].as_py() or ""):
         return
     end = b""
-    with pa.input_stream(path) as stream:
+    with pa.input_stream(local(path)) as stream:
         while piece := stream.read(2**20):
             end = (end + piece)[-1000:]
     if not end.rstrip().endswith(b'"'):

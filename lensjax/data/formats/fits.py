@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from astropy.io import fits
 
+from lensjax.data.copies import local, reading
 from lensjax.data.formats.reader_warnings import silenced
 from lensjax.data.planes import (
     MAX_VALUES,
@@ -57,13 +58,14 @@ def open_fits(
     first header that does not end, at millions of axes or fields, at a compressed file that
     swells."""
     most_bytes = bytes_at_most(most_values)
-    with open(path, "rb") as file:
-        is_packed = file.peek(2)[:2] == b"\x1f\x8b"
-        is_large = memmap or os.fstat(file.fileno()).st_size > most_bytes
+    with local(path).open("rb") if memmap else reading(path) as file:
+        is_packed = file.read(2) == b"\x1f\x8b"
+        is_large = memmap or file.seek(0, os.SEEK_END) > most_bytes
+        file.seek(0)
         if is_large and not is_packed:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                 _check_headers(mapped)
-            return fits.open(path, memmap=memmap)
+            return fits.open(file.name, memmap=memmap)
         content = gzip.GzipFile(fileobj=file).read(most_bytes + 1) if is_packed else file.read()
     if len(content) > most_bytes:
         raise Unreadable(f"larger than {most_bytes} bytes once decompressed (--max-values)")

@@ -1,6 +1,5 @@
 """Sources of image files: one file per cutout, or one file per band by a template."""
 
-import glob
 import re
 import statistics
 import time
@@ -27,6 +26,7 @@ from lensjax.data.source import (
     source_of_arrays,
 )
 from lensjax.errors import UsageError
+from lensjax.places import matching, place
 
 # How many readable files are looked at before the bands of a data set are called wrong.
 PROBES = 16
@@ -188,7 +188,7 @@ def open_template(data: str | Path, wanted: Wanted, pixel_scale: float | None) -
     if not found:
         raise UsageError(f"--data {template}: no file is of this form")
     band_names = tuple(sorted({band for _, band in found}))
-    kind, absolute = f"one file per band {template}", str(Path(template).absolute())
+    kind, absolute = f"one file per band {template}", str(place(template).absolute())
     if "{id}" in template:
         objects = sorted({name for name, _ in found})
         paths = [absolute.replace("{id}", name) for name in objects]
@@ -203,7 +203,7 @@ def open_template(data: str | Path, wanted: Wanted, pixel_scale: float | None) -
             raise UsageError(f"{kind}: the bands differ in shape: {shapes}")
         arrays = Arrays(_Bands(stacks), {}, bands, pixel_scale or skies[0].pixel_scale)
         own = wanted._replace(needed=bands, order=(), called=())
-        source = source_of_arrays(arrays, Path(template), own, lambda: tuple(files))
+        source = source_of_arrays(arrays, place(template), own, lambda: tuple(files))
         return replace(source, bands_from=tuple(Path(file).name for file in files))
     table = Table({"id": [Path(template).parent.name or "cutout"], "path": [absolute]})
     return source_of_files(table, kind, wanted, pixel_scale, band_names)
@@ -243,8 +243,7 @@ def template_matches(template: str, band: str = "") -> list[tuple[str, str]]:
     form = re.escape(template).replace(re.escape("{band}"), f"(?P<band>{band or '[^/]+'})")
     form = form.replace(re.escape("{id}"), "(?P<id>[^/]+)")
     parts = re.split(r"\{band\}|\{id\}", template)
-    files = glob.iglob("*".join(glob.escape(part) for part in parts))
-    found = (re.fullmatch(form, file) for file in files)
+    found = (re.fullmatch(form, file) for file in matching(*parts))
     return sorted((match.groupdict().get("id", ""), match["band"]) for match in found if match)
 
 

@@ -5,12 +5,13 @@ import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import imagecodecs
 import numpy as np
 from PIL import Image
 
+from lensjax.data.copies import reading
 from lensjax.data.formats.fits import fits_planes
 from lensjax.data.formats.reader_warnings import silenced
 from lensjax.data.planes import (
@@ -28,7 +29,7 @@ from lensjax.data.planes import (
     place_of,
     short,
 )
-from lensjax.errors import UsageError
+from lensjax.errors import LensjaxError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -75,7 +76,7 @@ def read_planes(path: str | Path, choose: Choose, most_values: int = MAX_VALUES)
             Plane(masked(channels[..., index]), place=place_of("channel", index, names[index]))
             for index in choose(names)
         ]
-    except (Unreadable, UsageError):
+    except (Unreadable, LensjaxError):
         raise
     # The decoders meet arbitrary bytes and raise whatever they like, from struct.error to
     # RecursionError; to the caller all of it means one unusable file.
@@ -88,8 +89,10 @@ def _channel_names(count: int) -> Names:
 
 
 def _picture(path: str | Path, most_values: int) -> tuple[np.ndarray, Names]:
-    with open(path, "rb") as file:
-        if file.peek(24).startswith(_PNG_START):
+    with reading(path) as file:
+        is_png = file.read(len(_PNG_START)) == _PNG_START
+        file.seek(0)
+        if is_png:
             pixels = _png(file, most_values)
         else:
             with Image.open(file, formats=("JPEG",)) as image:
@@ -101,12 +104,12 @@ def _picture(path: str | Path, most_values: int) -> tuple[np.ndarray, Names]:
     return channels[..., :colours], _channel_names(colours)
 
 
-def _png(file: BinaryIO, most_values: int) -> np.ndarray:
+def _png(file: IO[bytes], most_values: int) -> np.ndarray:
     """Returns the pixels of a PNG picture: of 16-bit colour Pillow would keep but eight bits."""
     width, height, _, colour = struct.unpack(">IIBB", file.read(26)[16:])
     check_size((width, height, _PNG_CHANNELS.get(colour, 1)), most_values)
     # To be read at once, which takes room for all that is asked for.
-    most_bytes = min(os.fstat(file.fileno()).st_size, bytes_at_most(most_values))
+    most_bytes = min(file.seek(0, os.SEEK_END), bytes_at_most(most_values))
     file.seek(0)
     return imagecodecs.png_decode(file.read(most_bytes))
 
@@ -114,7 +117,7 @@ def _png(file: BinaryIO, most_values: int) -> np.ndarray:
 def _tiff(path: str | Path, most_values: int) -> tuple[np.ndarray, Names]:
     import tifffile  # slow to import, and most data are of another kind
 
-    with tifffile.TiffFile(path) as file:
+    with reading(path) as content, tifffile.TiffFile(content) as file:
         series = file.series[0]
         check_size(series.shape, most_values)
         channels = channels_last(np.squeeze(series.asarray()))
@@ -126,8 +129,12 @@ def _tiff(path: str | Path, most_values: int) -> tuple[np.ndarray, Names]:
 
 
 def _array(path: str | Path, most_values: int) -> tuple[np.ndarray, Names]:
-    # Mapping reads the header alone, refuses pickled objects, and lets the size be checked first.
-    mapped = np.lib.format.open_memmap(path, mode="r")
-    check_size(mapped.shape, most_values)
-    channels = channels_last(np.array(mapped))
+    with reading(path) as file:
+        # The size is checked before anything is read, and pickled objects are refused.
+        form = np.lib.format
+        version = form.read_magic(file)
+        header = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+        check_size(header(file)[0], most_values)
+        file.seek(0)
+        channels = channels_last(np.load(file, allow_pickle=False))
     return channels, (None,) * channels.shape[2]

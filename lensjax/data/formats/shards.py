@@ -10,7 +10,10 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
 import grain
@@ -20,6 +23,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from astropy.table import Table
 
 from lensjax.data.bands import Wanted, select_in
+from lensjax.data.copies import local
 from lensjax.data.formats.tables import plain, read_table, standardise
 from lensjax.data.identity import content_sha256
 from lensjax.data.planes import Cutout, Unreadable, place_of, refusing
@@ -34,6 +38,7 @@ from lensjax.data.source import (
 from lensjax.errors import LensjaxError, UsageError, one_line
 from lensjax.files import draft_of, make_folder, remove_drafts, replacing
 from lensjax.ledger import claimed
+from lensjax.places import entries, is_local
 
 Encoding = Literal["raw", "png"]
 
@@ -47,6 +52,8 @@ HEIGHT, WIDTH, TYPE, SCALE, REASON = OF_CUTOUT = tuple(
     f"_{name}" for name in ("height", "width", "type", "pixel_scale", "reason")
 )
 _BANDS = "lensjax_bands"
+# One thread opens a shard, others wait for it.
+_OPENING = Lock()
 # Was written there by earlier versions.
 _MASKED = "_masked"
 
@@ -111,7 +118,7 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
     count, channels = len(index), len(names)
     shards = [shard_path(path, number) for number in range(-(-count // SHARD_ROWS))]
     with refusing(f"the shards of {path} cannot be read"):
-        records = grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
+        records = _records(path, shards, count)
     if len(records) != count:
         raise UsageError(
             f"{path} has an index of {count} cutouts, and {len(records)} of them in shards"
@@ -130,6 +137,8 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
         kind, shape = form[TYPE][row], (form[HEIGHT][row], form[WIDTH][row], channels)
         try:
             image = np.asarray(_decoded(records[row], kind)).reshape(shape)
+        except LensjaxError:
+            raise
         # Arbitrary bytes: the libraries have errors of their own.
         except Exception as error:
             raise Unreadable(f"the shard is damaged: {one_line(error, 100)}") from error
@@ -163,6 +172,43 @@ def open_shards(path: Path, wanted: Wanted, pixel_scale: float | None) -> Source
         files=lambda: map(str, (path / INDEX, *shards)),
         bands_from=tuple(places) if len(readable) else (),
     )
+
+
+def _records(path: Path, shards: list[Path], count: int) -> Any:
+    """Returns the records of all shards. Those at an address are copied when they are needed: the
+    library only reads files of this machine, and takes others for empty ones."""
+    if is_local(path):
+        return grain.sources.ArrayRecordDataSource([str(shard) for shard in shards])
+    missing = {shard.name for shard in shards} - {name for name, _ in entries(path)}
+    if missing:
+        raise UsageError(f"{path} lacks {min(missing)}: pack the cutouts again")
+    return _Copied(tuple(map(str, shards)), count)
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """The records of shards at an address."""
+
+    shards: tuple[str, ...]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: int) -> bytes:
+        shard = row // SHARD_ROWS
+        rows = min(self.count - shard * SHARD_ROWS, SHARD_ROWS)
+        with _OPENING:
+            records = _opened(self.shards[shard], rows)
+        return records[row % SHARD_ROWS]
+
+
+@lru_cache(maxsize=8)
+def _opened(shard: str, rows: int) -> grain.sources.ArrayRecordDataSource:
+    records = grain.sources.ArrayRecordDataSource([str(local(shard))])
+    if len(records) != rows:
+        raise LensjaxError(f"{shard} has {len(records)} cutouts instead of {rows}: pack them again")
+    return records
 
 
 def _read_index(path: Path) -> tuple[Table, tuple[str | None, ...]]:

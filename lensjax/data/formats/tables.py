@@ -1,6 +1,5 @@
 """Reads a catalogue of cutouts: CSV, Parquet, VOTable or FITS, every column as it is."""
 
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -9,11 +8,13 @@ from typing import Any
 import numpy as np
 from astropy.table import Column, MaskedColumn, Table
 
+from lensjax.data.copies import local
 from lensjax.data.formats.pictures import FITS_SUFFIXES, has_suffix, stem
 from lensjax.data.formats.reader_warnings import silenced
 from lensjax.data.parts import WHOLE, Part, Rows, rows_of
 from lensjax.data.planes import refusing
 from lensjax.errors import UsageError
+from lensjax.places import paths_below
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 VOTABLE_SUFFIXES = (".vot", ".votable", ".xml")
@@ -109,12 +110,6 @@ def texts(column: Column) -> Iterable[str]:
     """Returns the values as texts without blanks around them, gaps as empty ones."""
     filled = np.ma.filled(np.ma.asarray(column).astype(object), "")
     return [as_text(value).strip() for value in filled]
-
-
-def paths_below(folder: Path, files: Iterable[str]) -> Iterable[str]:
-    """Returns relative paths as paths in the folder; absolute and empty ones as they are."""
-    start = str(folder.absolute())
-    return (file and os.path.join(start, file) for file in files)
 
 
 def standardise(table: Table, source: str) -> Table:
@@ -253,7 +248,7 @@ def _degrees(column: Column, name: str, source: str) -> np.ndarray:
 
 @silenced()
 def _astropy_table(path: Path, part: Part, form: str, **how: Any) -> Rows:
-    table = Table.read(path, format=form, **how)
+    table = Table.read(local(path), format=form, **how)
     rows, count = rows_of(part, len(table)), len(table)
     table = table[rows.start : rows.stop]
     table.convert_bytestring_to_unicode()
