@@ -3,6 +3,7 @@ end together."""
 
 import atexit
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -33,7 +34,7 @@ from lensjax.train.step import ResolutionGroup, single_group_step
 from tests import networks, processes
 from tests.networks import Convolutional
 
-ARCHITECTURE, BATCH, STEPS = "conv_tiny", 16, 30
+ARCHITECTURE, WIDE, BATCH, STEPS = "conv_tiny", "conv_wide", 16, 30
 # Changes of cutouts take long to compile.
 UNCHANGED = {f"augment_{name}": 0.0 for name in ("shift", "zoom", "seeing", "flux", "colour")}
 HYPERPARAMETERS = UNCHANGED | {
@@ -47,8 +48,12 @@ PREPROCESSING = Preprocessing(("g",), 16, None, "none", 1.0, (0.0,), (1.0,))
 
 @contextlib.contextmanager
 def small_network() -> Iterator[None]:
-    tiny = registry.Architecture(ARCHITECTURE, (), 0, 32, Convolutional.DEPTHS, Convolutional)
-    with networks.small(), mock.patch.dict(registry.ARCHITECTURES, {ARCHITECTURE: tiny}):
+    builds = {ARCHITECTURE: Convolutional, WIDE: functools.partial(Convolutional, width=64)}
+    known = {
+        name: registry.Architecture(name, (), 0, 32, Convolutional.DEPTHS, build)
+        for name, build in builds.items()
+    }
+    with networks.small(), mock.patch.dict(registry.ARCHITECTURES, known):
         yield
 
 
@@ -131,19 +136,26 @@ def ended(folder: Path, started: Sequence[BaseProcess]) -> list[int]:
     return found
 
 
-def train_together(cutouts: Path, folder: Path, count: int, devices: int, **signals) -> list[int]:
-    """Returns the exit statuses of processes that train together."""
+def train_together(
+    cutouts: Path,
+    folder: Path,
+    count: int,
+    devices: int,
+    signals: dict[int, tuple[int, int]] | None = None,
+    **more: object,
+) -> list[int]:
+    """Returns the exit statuses of processes that train together, with `more` options."""
     options = HYPERPARAMETERS | {"arch": ARCHITECTURE, "save_minutes": 0, "data": cutouts}
-    options |= {"output": folder / "members"}
+    options |= {"output": folder / "members"} | more
     words = [
         word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)
     ]
-    return ended(folder, begin(train.main, folder, count, devices, *words, **signals))
+    return ended(folder, begin(train.main, folder, count, devices, *words, signals=signals))
 
 
 def reached(folder: Path) -> int:
     """Returns the last step whose state is on disk."""
-    states = folder.glob(f"members/{ARCHITECTURE}/runs/*/steps/[0-9]*")
+    states = folder.glob("members/*/runs/*/steps/[0-9]*")
     return max((int(path.name) for path in states if path.name.isdigit()), default=0)
 
 
@@ -159,7 +171,7 @@ def assert_same_member(folder: Path, other: Path) -> None:
     """As far as sums in another order allow: Adam makes whole steps also where a gradient is all
     rounding."""
     mine, its = (
-        checkpoint.load_member(each / "members" / ARCHITECTURE / "0") for each in (folder, other)
+        checkpoint.load_member(next(each.glob("members/*/0"))) for each in (folder, other)
     )
     logits = its.validation["logit"]
     assert logits.std() > 0.1
