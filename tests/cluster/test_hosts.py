@@ -76,19 +76,8 @@ def work(
 ) -> None:
     """Runs a command as its script would, on so many devices of this process, which sends itself a
     signal after a `step` of its own."""
-
-    @contextlib.contextmanager
-    def progress(*_: object) -> Iterator[Callable[..., None]]:
-        steps = iter(range(1, STEPS + 1))
-
-        def advance(*_: object, **__: object) -> None:
-            if next(steps, 0) == step:
-                processes.signal_itself(number)
-
-        yield advance
-
     if step:
-        runtime.progress = progress
+        runtime.progress = processes.progress_until(step, number)
     jax.config.update("jax_num_cpu_devices", devices)
     with errors.open("w") as file:
         os.dup2(file.fileno(), 2)
@@ -136,6 +125,17 @@ def ended(folder: Path, started: Sequence[BaseProcess]) -> list[int]:
     return found
 
 
+def options(cutouts: Path, folder: Path, **more: object) -> list[str]:
+    """Returns the options of a training whose state is kept after every step."""
+    given = HYPERPARAMETERS | {"arch": ARCHITECTURE, "save_minutes": 0, "data": cutouts}
+    given |= {"output": folder / "members"} | more
+    return [
+        str(word)
+        for name, value in given.items()
+        for word in (f"--{name.replace('_', '-')}", value)
+    ]
+
+
 def train_together(
     cutouts: Path,
     folder: Path,
@@ -145,11 +145,7 @@ def train_together(
     **more: object,
 ) -> list[int]:
     """Returns the exit statuses of processes that train together, with `more` options."""
-    options = HYPERPARAMETERS | {"arch": ARCHITECTURE, "save_minutes": 0, "data": cutouts}
-    options |= {"output": folder / "members"} | more
-    words = [
-        word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)
-    ]
+    words = options(cutouts, folder, **more)
     return ended(folder, begin(train.main, folder, count, devices, *words, signals=signals))
 
 
@@ -170,9 +166,7 @@ def one(cutouts, tmp_path_factory) -> Path:
 def assert_same_member(folder: Path, other: Path) -> None:
     """As far as sums in another order allow: Adam makes whole steps also where a gradient is all
     rounding."""
-    mine, its = (
-        checkpoint.load_member(next(each.glob("members/*/0"))) for each in (folder, other)
-    )
+    mine, its = (checkpoint.load_member(next(each.glob("members/*/0"))) for each in (folder, other))
     logits = its.validation["logit"]
     assert logits.std() > 0.1
     np.testing.assert_array_equal(mine.validation["id"], its.validation["id"])
