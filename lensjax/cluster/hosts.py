@@ -2,8 +2,9 @@
 each of them does of a run.
 
 All run the same program on the same data. Each reads its own rows of every batch; the first alone
-writes files and says how far the run is. The coordination service of JAX, in the first process,
-notices where one is no more. Then all end with the status START_AGAIN.
+says how far the run is and writes files; to the state of the run each adds what its devices hold.
+The coordination service of JAX, in the first process, notices where one is no more. Then all end
+with the status START_AGAIN.
 """
 
 import contextlib

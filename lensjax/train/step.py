@@ -361,8 +361,8 @@ def _updates(config: StepConfig, scales: Sequence[int], *arguments: Any) -> Trai
 
 
 def _with_weights(state: TrainState, mesh: Mesh) -> TrainState:
-    """Returns a state with its parameters whole on each device: XLA, asked to multiply by a part of
-    them, gathers the batch instead."""
+    """Returns a state with its parameters whole on each device. Left to choose, XLA gathers what
+    layers make of the cutouts instead of the weights of some."""
     return state._replace(params=gathered(state.params, mesh))
 
 
