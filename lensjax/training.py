@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from lensjax import config, results, runtime
 from lensjax.cluster import hosts
@@ -72,6 +71,9 @@ class TrainConfig(Hyperparameters, DataOptions):
     """Keep finished members and continue an interrupted run."""
     member_shards: int = 1
     """Distribute the members over this many devices; the others share the cutouts."""
+    fsdp: int = 1
+    """Distribute weights, optimiser state and averages over this many devices, which still share
+    the cutouts: for networks that fill the memory of one device."""
     coordinator: str | None = None
     """Where process 0 of several runs, HOST:PORT, the same for all; `auto` asks the cluster (None:
     auto under srun, mpirun and on TPU slices of GKE, else this process trains alone)."""
@@ -274,7 +276,7 @@ def _team(
     run = folder / "runs" / "-".join(map(str, seeds))
     members = train_members(
         *(training, validation, architecture, hyperparameters, seeds, run),
-        mesh=sharding.mesh_of(jax.devices(), options.member_shards),
+        mesh=sharding.mesh_of(jax.devices(), options.member_shards, options.fsdp),
         memory_budget=options.memory_budget,
         resume=options.resume,
         save_seconds=60 * options.save_minutes,
@@ -327,7 +329,8 @@ def make_plan(options: TrainConfig) -> str:
         raise UsageError("--target wants a --memory-budget such as 70GiB: the device is not here")
     target = find_target(options.target) if options.target else None
     devices = jax.local_devices()[:1] if target else jax.devices()
-    mesh = sharding.mesh_of(devices, 1 if target else options.member_shards)
+    shards = (1, 1) if target else (options.member_shards, options.fsdp)
+    mesh = sharding.mesh_of(devices, *shards)
     info = checkpoint.MemberInfo(architecture, transform.preprocessing, *hyperparameters.rates())
     seeds = range(options.seed, options.seed + options.members)
     labels = np.zeros(options.batch_size, np.float32)
@@ -341,7 +344,7 @@ def make_plan(options: TrainConfig) -> str:
     )
     record, lines = plan.record() | {"memory_budget": budget}, [plan.table()]
     if target is None:
-        state = hosts.from_whole(state, NamedSharding(mesh, sharding.BY_MEMBER))
+        state = hosts.from_whole(state, sharding.places(state, mesh))
         record["steps_per_second"] = steps_per_second(plan, state, image_spec)
         lines.append(f"{record['steps_per_second']:.3g} steps/s at the last set of scales")
         peak = (mesh.local_devices[0].memory_stats() or {}).get("peak_bytes_in_use")
@@ -468,6 +471,7 @@ def _check(options: TrainConfig) -> None:
         ),
         "--micro-batches must be at least 1": options.micro_batches < 1,
         "--member-shards must be at least 1": options.member_shards < 1,
+        "--fsdp must be at least 1": options.fsdp < 1,
         "--focusing must be 0 or at least 1": not (options.focusing == 0 or options.focusing >= 1),
         "--layer-decay must lie in 0..1, above 0": not 0 < options.layer_decay <= 1,
         "--consistency-weight must not be negative": options.consistency_weight < 0,

@@ -57,10 +57,12 @@ class Convolutional(nnx.Module):
 
     DEPTHS = {"first": 0, "second": 1, "head": 2}
 
-    def __init__(self, rngs: nnx.Rngs, bands: int = 2, dropout: float = 0.3, **_: object) -> None:
-        self.first = ConvNorm(bands, 8, 3, stride=2, rngs=rngs)
-        self.second = ConvNorm(8, 16, 3, stride=2, rngs=rngs)
-        self.head = Head(16, dropout, rngs=rngs)
+    def __init__(
+        self, rngs: nnx.Rngs, bands: int = 2, dropout: float = 0.3, width: int = 8, **_: object
+    ) -> None:
+        self.first = ConvNorm(bands, width, 3, stride=2, rngs=rngs)
+        self.second = ConvNorm(width, 2 * width, 3, stride=2, rngs=rngs)
+        self.head = Head(2 * width, dropout, rngs=rngs)
 
     def __call__(self, images, *, rngs=None, train=False):
         features = self.second(nnx.relu(self.first(images, train=train)), train=train)

@@ -1,11 +1,13 @@
 """Commands in processes of their own, with small networks, that a test stops and waits for."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -61,6 +63,25 @@ def write_cutouts(folder: Path) -> Path:
     path = folder / "cutouts.npz"
     np.savez(path, images=images, label=label, id=np.arange(96), bands=np.array(["g"]))
     return path
+
+
+def progress_until(
+    step: int, number: int, seconds: float = 0.0
+) -> Callable[..., AbstractContextManager[Callable[..., None]]]:
+    """Returns what stands in for `runtime.progress` where a process is to send itself a signal at a
+    step of its own, as `signal_itself` does."""
+
+    @contextlib.contextmanager
+    def progress(*_: object) -> Iterator[Callable[..., None]]:
+        steps = itertools.count(1)
+
+        def advance(*_: object, **__: object) -> None:
+            if next(steps) == step:
+                signal_itself(number, seconds)
+
+        yield advance
+
+    return progress
 
 
 def signal_itself(number: int, seconds: float = 0.0) -> None:

@@ -2,8 +2,9 @@
 each of them does of a run.
 
 All run the same program on the same data. Each reads its own rows of every batch; the first alone
-writes files and says how far the run is. The coordination service of JAX, in the first process,
-notices where one is no more. Then all end with the status START_AGAIN.
+says how far the run is and writes files; to the state of the run each adds what its devices hold.
+The coordination service of JAX, in the first process, notices where one is no more. Then all end
+with the status START_AGAIN.
 """
 
 import contextlib
@@ -279,15 +280,17 @@ def from_own_rows(leaf: Any, place: NamedSharding, *shape: int) -> Array:
     return jax.make_array_from_process_local_data(place, leaf, shape)
 
 
-def from_whole(tree: Any, place: NamedSharding) -> Any:
-    """Returns a tree of arrays, which all processes have alike, on the devices of all."""
-    if place.is_fully_addressable:
-        return jax.device_put(tree, place)
+def from_whole(tree: Any, places: Any) -> Any:
+    """Returns a tree of arrays, which all processes have alike, on the devices of all. `places`:
+    the NamedSharding of each, or one for all."""
+    places = jax.tree.broadcast(places, tree)
 
-    def placed(leaf: Any) -> Array:
+    def placed(leaf: Any, place: NamedSharding) -> Array:
+        if place.is_fully_addressable:
+            return jax.device_put(leaf, place)
         return jax.make_array_from_callback(leaf.shape, place, lambda index: leaf[index])
 
-    return jax.tree.map(placed, tree)
+    return jax.tree.map(placed, tree, places)
 
 
 def on_host(tree: Any) -> Any:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from scipy.special import expit
 
 from lensjax import metrics, runtime
@@ -24,7 +24,7 @@ from lensjax.train import snapshots as on_disk
 from lensjax.train.config import Hyperparameters
 from lensjax.train.data import Labelled, on_devices, prefetched
 from lensjax.train.metric_logger import MetricLogger
-from lensjax.train.plan import groups_of_run
+from lensjax.train.plan import abstract_members, groups_of_run
 from lensjax.train.schedule import active_scales, first_step_at_largest
 from lensjax.train.setup import TrainingData, TrainSetup, member_info, set_up, training_record
 from lensjax.train.snapshots import Snapshot, Snapshots
@@ -81,13 +81,14 @@ def train_members(
         closing(Snapshots(folder, settings, resume=resume)) as snapshots,
         closing(prefetched(batches, setup.weights, mesh)) as iterator,
     ):
-        start, run = 0, Run(state, BestEpoch.none(state, len(validation)))
-        found = snapshots.newest(run)
-        if found is not None:
-            start, run = found.step, found.arrays
+        start, best = 0, BestEpoch.none(state, len(validation))
+        found = snapshots.newest(Run(abstract_members(state, mesh), best))
+        if found is None:
+            state = hosts.from_whole(state, sharding.places(state, mesh))
+        else:
+            start, (state, best) = found.step, found.arrays
             iterator.set_state(found.record["batches"])
-        state = hosts.from_whole(run.state, NamedSharding(mesh, sharding.BY_MEMBER))
-        best, losses, agreed = run.best, None, hosts.Agreement(mesh)
+        losses, agreed = None, hosts.Agreement(mesh)
         shown: dict[str, float] = {}
         saved = began = time.monotonic()
         images = (setup.steps - start) * batch_size

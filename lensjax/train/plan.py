@@ -348,9 +348,11 @@ def plan_group(
 
 
 def abstract_members(tree: Any, mesh: Mesh) -> Any:
-    """Returns shapes, types and sharding of arrays with the members in front."""
-    place = NamedSharding(mesh, sharding.BY_MEMBER)
-    return jax.tree.map(lambda leaf: ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)
+    """Returns shapes, types and sharding of arrays of what is trained, the members in front."""
+    return jax.tree.map(
+        lambda leaf, place: ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        *(tree, sharding.places(tree, mesh)),
+    )
 
 
 def abstract_batch(setup: TrainSetup, image_spec: ImageSpec, batch_size: int) -> TrainBatch:

@@ -153,7 +153,8 @@ def example_weights(
 
 def _check_shares(hyperparameters: Hyperparameters, members: int, mesh: Mesh) -> None:
     """Raises UsageError where members, batches and micro-batches cannot be shared evenly."""
-    shards, parts = mesh.shape[sharding.MEMBER], mesh.shape[sharding.DATA]
+    shards = mesh.shape[sharding.MEMBER]
+    parts = mesh.size // shards
     batch_size = hyperparameters.batch_size
     if batch_size % hyperparameters.micro_batches:
         raise UsageError(

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax import Array
 
 from lensjax.cluster import hosts
 from lensjax.ensemble import checkpoint
@@ -59,13 +61,13 @@ class Snapshots:
             self._manager.close()
 
     def save(self, snapshot: Snapshot) -> None:
-        """Begins to write a state. The arrays are copied first: the run may give them away.
+        """Begins to write a state, each process what its devices hold of it. Nothing of that is
+        read any more when this returns: the run may give it away. All processes must call it.
 
         Raises LensjaxError where there is no room for it, or the one before could not be written;
         the last whole one is kept.
         """
-        # Not by `device_get`: on a CPU that would be a view of what the next step writes to.
-        arrays = hosts.on_host(checkpoint.named_leaves(snapshot.arrays))
+        arrays = jax.tree.map(_not_given_away, checkpoint.named_leaves(snapshot.arrays))
         with self._said_clearly():
             self._manager.wait_until_finished()
             # Found out by Orbax, it would be many pages from several threads.
@@ -96,7 +98,9 @@ class Snapshots:
             ) from error
 
     def newest(self, like: Tree) -> Snapshot | None:
-        """Returns the newest state, its arrays NumPy's in a tree as `like`; None without any.
+        """Returns the newest state in a tree as `like`, None without any. An array whose `like` has
+        a sharding is placed by it, each process reading its part, however it lay when it was saved;
+        the others are NumPy's.
 
         Raises LensjaxError where an array is missing, unknown or of another shape, naming all.
         """
@@ -106,15 +110,29 @@ class Snapshots:
         wanted = checkpoint.named_leaves(like)
         stored = self._manager.item_metadata(step)["arrays"].tree
         checkpoint.compare(self.folder / "steps" / str(step), wanted, stored)
-        as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in stored}
+        as_wanted = {name: _as(leaf) for name, leaf in wanted.items()}
         arrays, record = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                arrays=ocp.args.PyTreeRestore(restore_args=as_numpy), record=ocp.args.JsonRestore()
+                arrays=ocp.args.PyTreeRestore(restore_args=as_wanted), record=ocp.args.JsonRestore()
             ),
         ).values()
-        leaves = [np.asarray(arrays[name]) for name in wanted]
+        leaves = [arrays[name] for name in wanted]
         return Snapshot(step, jax.tree.unflatten(jax.tree.structure(like), leaves), record)
+
+
+def _not_given_away(leaf: Any) -> Any:
+    """Returns an array that Orbax may still read while the next step runs. It copies what an
+    accelerator holds; on a CPU it would write a view of what the step writes to."""
+    on_cpu = isinstance(leaf, Array) and next(iter(leaf.devices())).platform == "cpu"
+    return jnp.copy(leaf) if on_cpu else leaf
+
+
+def _as(like: Any) -> ocp.RestoreArgs:
+    """Returns how Orbax is to restore an array."""
+    if hasattr(like, "sharding"):
+        return ocp.ArrayRestoreArgs(sharding=like.sharding, dtype=like.dtype)
+    return ocp.RestoreArgs(restore_type=np.ndarray)
 
 
 def seeds_under_way(folder: Path) -> list[int]:

@@ -24,7 +24,7 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from lensjax.data.on_device import Transform, seen
-from lensjax.ensemble.sharding import MEMBER
+from lensjax.ensemble.sharding import MEMBER, gathered, scattered
 from lensjax.ensemble.step import Precision
 from lensjax.models.product import compiler_options
 from lensjax.train.augment import Augmentation, augmented, flip_bits, flipped
@@ -345,16 +345,25 @@ def over_members(
 
 
 def _gradients(
-    config: StepConfig, group: ResolutionGroup, scale_count: int, *arguments: Any
+    config: StepConfig, group: ResolutionGroup, scale_count: int, state: TrainState, *others: Any
 ) -> tuple[Any, Any, Array]:
-    function = functools.partial(group_gradient, config, group, scale_count)
-    return over_members(function, (0, MEMBER_AXES, 0), config.mesh)(*arguments)
+    mesh, function = config.mesh, functools.partial(group_gradient, config, group, scale_count)
+    of_all = over_members(function, (0, MEMBER_AXES, 0), mesh)
+    *found, losses = of_all(_with_weights(state, mesh), *others)
+    return *scattered(found, mesh), losses
 
 
 def _updates(config: StepConfig, scales: Sequence[int], *arguments: Any) -> TrainState:
     function = functools.partial(update, config, scales)
     # Without the axis the state would be another array, and copied where it is given away.
-    return over_members(function, (0, 0), config.mesh, plain_alone=False)(*arguments)
+    of_all = over_members(function, (0, 0), config.mesh, plain_alone=False)
+    return scattered(of_all(*arguments), config.mesh)
+
+
+def _with_weights(state: TrainState, mesh: Mesh) -> TrainState:
+    """Returns a state with its parameters whole on each device. Left to choose, XLA gathers what
+    layers make of the cutouts instead of the weights of some."""
+    return state._replace(params=gathered(state.params, mesh))
 
 
 # --- what runs ---
@@ -413,10 +422,14 @@ def add_group_gradient(
 
 
 @functools.partial(jit_for_mesh, static_argnums=(0, 1))
-def logits_of_members(config: StepConfig, group: ResolutionGroup, *arguments: Any) -> Array:
+def logits_of_members(
+    config: StepConfig, group: ResolutionGroup, state: TrainState, *others: Any
+) -> Array:
     """Returns the logits (member, batch, scale) of a group."""
-    function = functools.partial(group_logits, config, group)
-    return over_members(function, (0, MEMBER_AXES, 0), config.mesh)(*arguments)
+    of_all = over_members(
+        functools.partial(group_logits, config, group), (0, MEMBER_AXES, 0), config.mesh
+    )
+    return of_all(_with_weights(state, config.mesh), *others)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -468,4 +481,5 @@ def validation_logits(
         images = config.images(scale, batch).astype(config.precision)
         return config.model(params, batch_stats[scale])(images)
 
+    params = gathered(params, config.mesh)
     return over_members(logits, (0, 0, None), config.mesh)(params, batch_stats, batch)

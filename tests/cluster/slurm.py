@@ -65,6 +65,7 @@ def _until_done(state: Path, name: str, script: str, own: Mapping[str, str]) -> 
             status = subprocess.run(
                 ["bash", script], env=environment, stdout=log, stderr=log
             ).returncode
+            log.write(f"\nended with status {status}\n")
         again = state / f"{name}.again"
         if not again.exists():
             return status

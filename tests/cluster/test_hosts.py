@@ -3,6 +3,7 @@ end together."""
 
 import atexit
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -33,7 +34,7 @@ from lensjax.train.step import ResolutionGroup, single_group_step
 from tests import networks, processes
 from tests.networks import Convolutional
 
-ARCHITECTURE, BATCH, STEPS = "conv_tiny", 16, 30
+ARCHITECTURE, WIDE, BATCH, STEPS = "conv_tiny", "conv_wide", 16, 30
 # Changes of cutouts take long to compile.
 UNCHANGED = {f"augment_{name}": 0.0 for name in ("shift", "zoom", "seeing", "flux", "colour")}
 HYPERPARAMETERS = UNCHANGED | {
@@ -47,8 +48,12 @@ PREPROCESSING = Preprocessing(("g",), 16, None, "none", 1.0, (0.0,), (1.0,))
 
 @contextlib.contextmanager
 def small_network() -> Iterator[None]:
-    tiny = registry.Architecture(ARCHITECTURE, (), 0, 32, Convolutional.DEPTHS, Convolutional)
-    with networks.small(), mock.patch.dict(registry.ARCHITECTURES, {ARCHITECTURE: tiny}):
+    builds = {ARCHITECTURE: Convolutional, WIDE: functools.partial(Convolutional, width=64)}
+    known = {
+        name: registry.Architecture(name, (), 0, 32, Convolutional.DEPTHS, build)
+        for name, build in builds.items()
+    }
+    with networks.small(), mock.patch.dict(registry.ARCHITECTURES, known):
         yield
 
 
@@ -71,19 +76,8 @@ def work(
 ) -> None:
     """Runs a command as its script would, on so many devices of this process, which sends itself a
     signal after a `step` of its own."""
-
-    @contextlib.contextmanager
-    def progress(*_: object) -> Iterator[Callable[..., None]]:
-        steps = iter(range(1, STEPS + 1))
-
-        def advance(*_: object, **__: object) -> None:
-            if next(steps, 0) == step:
-                processes.signal_itself(number)
-
-        yield advance
-
     if step:
-        runtime.progress = progress
+        runtime.progress = processes.progress_until(step, number)
     jax.config.update("jax_num_cpu_devices", devices)
     with errors.open("w") as file:
         os.dup2(file.fileno(), 2)
@@ -131,19 +125,33 @@ def ended(folder: Path, started: Sequence[BaseProcess]) -> list[int]:
     return found
 
 
-def train_together(cutouts: Path, folder: Path, count: int, devices: int, **signals) -> list[int]:
-    """Returns the exit statuses of processes that train together."""
-    options = HYPERPARAMETERS | {"arch": ARCHITECTURE, "save_minutes": 0, "data": cutouts}
-    options |= {"output": folder / "members"}
-    words = [
-        word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)
+def options(cutouts: Path, folder: Path, **more: object) -> list[str]:
+    """Returns the options of a training whose state is kept after every step."""
+    given = HYPERPARAMETERS | {"arch": ARCHITECTURE, "save_minutes": 0, "data": cutouts}
+    given |= {"output": folder / "members"} | more
+    return [
+        str(word)
+        for name, value in given.items()
+        for word in (f"--{name.replace('_', '-')}", value)
     ]
-    return ended(folder, begin(train.main, folder, count, devices, *words, **signals))
+
+
+def train_together(
+    cutouts: Path,
+    folder: Path,
+    count: int,
+    devices: int,
+    signals: dict[int, tuple[int, int]] | None = None,
+    **more: object,
+) -> list[int]:
+    """Returns the exit statuses of processes that train together, with `more` options."""
+    words = options(cutouts, folder, **more)
+    return ended(folder, begin(train.main, folder, count, devices, *words, signals=signals))
 
 
 def reached(folder: Path) -> int:
     """Returns the last step whose state is on disk."""
-    states = folder.glob(f"members/{ARCHITECTURE}/runs/*/steps/[0-9]*")
+    states = folder.glob("members/*/runs/*/steps/[0-9]*")
     return max((int(path.name) for path in states if path.name.isdigit()), default=0)
 
 
@@ -158,9 +166,7 @@ def one(cutouts, tmp_path_factory) -> Path:
 def assert_same_member(folder: Path, other: Path) -> None:
     """As far as sums in another order allow: Adam makes whole steps also where a gradient is all
     rounding."""
-    mine, its = (
-        checkpoint.load_member(each / "members" / ARCHITECTURE / "0") for each in (folder, other)
-    )
+    mine, its = (checkpoint.load_member(next(each.glob("members/*/0"))) for each in (folder, other))
     logits = its.validation["logit"]
     assert logits.std() > 0.1
     np.testing.assert_array_equal(mine.validation["id"], its.validation["id"])

@@ -1,19 +1,22 @@
-"""The array job as SLURM would start it, with real scoring: the catalogue of one run, byte for
-byte."""
+"""Jobs as SLURM would start them. The array job, with real scoring: the catalogue of one run, byte
+for byte. The training, with two processes, one of which is killed: the member of one process."""
 
+import re
 import shlex
+import socket
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import pytest
 
 from lensjax import inference
-from lensjax.cli import infer
-from lensjax.cluster import jobs
-from tests import networks
+from lensjax.cli import infer, train
+from lensjax.cluster import hosts, jobs
+from tests import networks, processes
 from tests.cli.conftest import images, members, stack_file  # noqa: F401
-from tests.cluster import slurm
+from tests.cluster import slurm, test_hosts
 
 # Draws no pictures, which take as long as all the rest.
 LENSJAX = """
@@ -25,14 +28,30 @@ with networks.small():
     __main__.main()
 """
 
+# The second process is killed at a step of the first start.
+TRAINING = """
+import os, signal
+from lensjax import __main__, runtime
+from tests import processes
+from tests.cluster import test_hosts
+
+if (os.environ["SLURM_PROCID"], os.environ["SLURM_RESTART_COUNT"]) == ("1", "0"):
+    runtime.progress = processes.progress_until(6, signal.SIGKILL)
+with test_hosts.small_network():
+    __main__.main()
+"""
+
 
 @pytest.fixture
 def environment(tmp_path) -> dict[str, str]:
-    """Where sbatch, srun, and a lensjax with small networks are found."""
-    found = slurm.install(tmp_path)
-    (tmp_path / "small.py").write_text(LENSJAX)
-    slurm.write(tmp_path / "lensjax", f'exec {sys.executable} {tmp_path}/small.py "$@"')
-    return found
+    """Where sbatch and srun are found."""
+    return slurm.install(tmp_path)
+
+
+def install_lensjax(folder: Path, program: str) -> None:
+    """Writes a lensjax with small networks beside them."""
+    (folder / "small.py").write_text(program)
+    slurm.write(folder / "lensjax", f'exec {sys.executable} {folder}/small.py "$@"')
 
 
 @pytest.mark.slow
@@ -42,6 +61,7 @@ def test_an_array_job_gives_the_catalogue_of_one_run(
     stack_file,  # noqa: F811
     tmp_path,
 ):
+    install_lensjax(tmp_path, LENSJAX)
     options = ["--checkpoints", str(members), "--data", str(stack_file), "--mc-samples", "2"]
     outputs = [tmp_path / "my local run", tmp_path / "my array's run"]
     commands = [["infer", *options, "--output", str(output)] for output in outputs]
@@ -62,3 +82,31 @@ def test_an_array_job_gives_the_catalogue_of_one_run(
     for name in ("candidates.csv", "candidates.fits", "predictions.npz", "rejects.csv"):
         first, second = (output.joinpath(name).read_bytes() for output in outputs)
         assert first == second, name
+
+
+@pytest.mark.slow
+def test_a_training_that_loses_a_process_is_queued_again_and_goes_on(environment, tmp_path):
+    install_lensjax(tmp_path, TRAINING)
+    cutouts, one = processes.write_cutouts(tmp_path), tmp_path / "one"
+    options = test_hosts.options(cutouts, one)
+    with test_hosts.small_network():
+        train.main(options)
+    together = tmp_path / "together"
+    command = shlex.join(["train", *test_hosts.options(cutouts, together)])
+    jobs.write(jobs.LaunchConfig(accelerators=2, restarts=1, output=tmp_path, command=command))
+    with socket.create_server(("127.0.0.1", 0)) as free:  # else it is that of the job's number
+        environment |= {"JAX_COORDINATOR_PORT": str(free.getsockname()[1])}
+    job = ["sbatch", tmp_path / "slurm-train.sbatch"]
+    subprocess.run(job, env=environment, check=True, timeout=processes.LIMIT_SECONDS)
+
+    logs = [path.read_text() for path in sorted((tmp_path / "state").glob("100.*.log"))]
+    print(*logs)
+    assert len(logs) == 2
+    (line,) = re.findall("^error: .*", logs[0], re.MULTILINE)
+    assert line.startswith("error: process 1 (") and "is gone" in line
+    assert f"ended with status {hosts.START_AGAIN}\n" in logs[0]
+    assert "ended with status 0\n" in logs[1]
+    (left,) = set(re.findall(r"training .*/(\d+) images", logs[1]))
+    assert 3 <= test_hosts.STEPS - int(left) / test_hosts.BATCH <= 6
+    with test_hosts.small_network():
+        test_hosts.assert_same_member(together, one)

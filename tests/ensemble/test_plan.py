@@ -96,7 +96,7 @@ def input_spec(size: int) -> InputSpec:
 
 
 def test_batches_are_no_larger_than_the_data_and_the_host_allow(monkeypatch):
-    eight = jax.sharding.AbstractMesh((2, 4), (sharding.MEMBER, sharding.DATA))
+    eight = jax.sharding.AbstractMesh((2, 4, 1), (sharding.MEMBER, sharding.DATA, sharding.FSDP))
     assert batch_sizes(100, input_spec(32), MESH) == [1, 2, 4, 8, 16, 32, 64, 128]
     assert batch_sizes(64, input_spec(32), MESH)[-1] == 64
     assert batch_sizes(0, input_spec(32), MESH) == [1]

@@ -99,7 +99,7 @@ def test_weights_are_shared_where_the_axis_divides_them(on_eight_devices):
 
 
 def test_a_batch_is_rounded_up_to_what_devices_share():
-    mesh = jax.sharding.AbstractMesh((2, 4), (sharding.MEMBER, sharding.DATA))
+    mesh = jax.sharding.AbstractMesh((2, 4, 1), (sharding.MEMBER, sharding.DATA, sharding.FSDP))
     assert [sharding.divisible(size, mesh) for size in (1, 8, 9, 128)] == [8, 8, 16, 128]
 
 

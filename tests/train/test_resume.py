@@ -1,11 +1,9 @@
 """A real process that trains with a teacher, killed at any moment: it ends where it would have
 ended."""
 
-import contextlib
 import json
 import random
 import signal
-from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -36,19 +34,8 @@ def cutouts(tmp_path_factory) -> Path:
 
 def train_until(arguments: list[str], errors: Path, step: int, number: int, seconds: float) -> None:
     """Trains, and sends itself a signal so many seconds after a step of its own."""
-
-    @contextlib.contextmanager
-    def progress(*_: object) -> Iterator[Callable[..., None]]:
-        steps = iter(range(1, STEPS + 1))
-
-        def advance(*_: object, **__: object) -> None:
-            if next(steps, 0) == step:
-                processes.signal_itself(number, seconds)
-
-        yield advance
-
     if step:
-        runtime.progress = progress
+        runtime.progress = processes.progress_until(step, number, seconds)
     processes.run(train.main, arguments, errors)
 
 
