@@ -5,7 +5,7 @@ import numpy as np
 from astropy.table import Table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
 from lensjax.report.figures import LENS, MAIN, OTHER, PLAIN, STYLE
 from lensjax.trust.selection import PARTS, Surface
@@ -15,11 +15,11 @@ TONES = (OTHER, MAIN, LENS)
 
 def draw_selection(surface: Surface, bins: Table) -> Figure:
     """Returns a figure with a panel for each third of lens magnitude and a colour for each third of
-    arc S/N: the surface at the middle of these thirds, with its 95 % interval, and the bins, with
-    theirs. Nothing is drawn where there are too few injections."""
+    arc S/N: the bins at the median Einstein radius, and the surface for the median S/N and
+    magnitude, both with 95 % intervals. Nothing is drawn where there are too few injections."""
     cube = {name: np.asarray(bins[name]).reshape((PARTS,) * 3) for name in bins.colnames}
     with matplotlib.rc_context(fname=STYLE):
-        figure = Figure(figsize=(9.6, 3.5), layout="constrained")
+        figure = Figure(figsize=(10.4, 3.5), layout="constrained")
         panels = figure.subplots(1, PARTS, sharex=True, sharey=True)
         for number, axes in enumerate(panels):
             bright, faint = (cube[f"lens_mag_{end}"][0, 0, number] for end in ("low", "high"))
@@ -28,34 +28,39 @@ def draw_selection(surface: Surface, bins: Table) -> Figure:
                 row = {name: values[:, part, number] for name, values in cube.items()}
                 _third(axes, surface, row, tone)
             axes.set(xscale="log", ylim=(-0.02, 1.02), xlabel="Einstein radius (arcsec)")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(PLAIN)
-            axes.xaxis.set_minor_formatter(PLAIN)
-            axes.tick_params(axis="x", which="minor", labelsize=7)
         panels[0].set(ylabel="lenses above the cut")
         panels[0].yaxis.set_major_formatter(PercentFormatter(1))
-        panels[-1].legend(loc="best", title="arc S/N, 95 % intervals", title_fontsize=8.5)
+        shown = {
+            label: line
+            for axes in panels
+            for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(
+            shown.values(), shown.keys(), loc="outside right center",
+            title="arc S/N,\n95 % intervals", title_fontsize=8.5,
+        )  # fmt: skip
     return figure
 
 
 def _third(axes: Axes, surface: Surface, row: dict[str, np.ndarray], tone: str) -> None:
     """Draws surface and bins for a third of arc S/N and one of lens magnitude; `row` has the
     columns of its bins (PARTS,)."""
-    low, high = row["arc_snr_low"][0], row["arc_snr_high"][0]
-    middle = np.sqrt(low * high)
-    magnitude = (row["lens_mag_low"][0] + row["lens_mag_high"][0]) / 2
-    for place in range(PARTS):
-        if np.isnan(row["efficiency"][place]):
-            continue
-        ends = row["theta_e_low"][place], row["theta_e_high"][place]
+    shown = ~np.isnan(row["efficiency"])
+    if not shown.any():
+        return
+    row = {name: values[shown] for name, values in row.items()}
+    label = f"{row['arc_snr_low'][0]:.0f} to {row['arc_snr_high'][0]:.0f}"
+    found = row["efficiency"]
+    axes.errorbar(
+        row["theta_e_median"], found, [found - row["low"], row["high"] - found], color=tone,
+        marker="o", markersize=4, elinewidth=1, linestyle="", label=label,
+    )  # fmt: skip
+    medians = {name: np.median(row[f"{name}_median"]) for name in ("arc_snr", "lens_mag")}
+    for ends in zip(row["theta_e_low"], row["theta_e_high"], strict=True):
         radius = np.geomspace(*ends, 40)
-        lenses = {"theta_e": radius, "arc_snr": middle, "lens_mag": magnitude}
-        value, lower, upper = surface.efficiency(lenses)
-        label = f"{low:.0f} to {high:.0f}" if place == PARTS - 1 else None
-        axes.plot(radius, value, color=tone, label=label)
-        axes.fill_between(radius, lower, upper, color=tone, alpha=0.16, linewidth=0)
-        found = row["efficiency"][place]
-        error = [[found - row["low"][place]], [row["high"][place] - found]]
-        axes.errorbar(
-            np.sqrt(ends[0] * ends[1]), found, error, color=tone, marker="o", markersize=4,
-            elinewidth=1,
-        )  # fmt: skip
+        value, low, high = surface.efficiency({"theta_e": radius, **medians})
+        axes.plot(radius, value, color=tone)
+        axes.fill_between(radius, low, high, color=tone, alpha=0.16, linewidth=0)

@@ -181,9 +181,10 @@ def refuse_few(found: Array) -> None:
 
 def bins(lenses: Mapping[str, ArrayLike] | Table, found: ArrayLike) -> Table:
     """Returns the efficiency in PARTS^3 bins between the quantiles of the injected lenses, found
-    (n,) bool or not: for each axis low and high edge (the last one closed), then `injected`,
-    `found`, `efficiency` and the ends `low` and `high` of its exact 95 % interval (Clopper &
-    Pearson 1934). These three are NaN where fewer than LEAST_IN_BIN were injected."""
+    (n,) bool or not: for each axis low and high edge (the last one closed) and the median of those
+    in the bin, then `injected`, `found`, `efficiency` and the ends `low` and `high` of its exact
+    95 % interval (Clopper & Pearson 1934). The median and these three are NaN where fewer than
+    LEAST_IN_BIN were injected."""
     points, found = scaled(lenses), np.asarray(found, bool)
     edges = np.quantile(points, np.linspace(0, 1, PARTS + 1), axis=0).T
     place = [
@@ -193,16 +194,19 @@ def bins(lenses: Mapping[str, ArrayLike] | Table, found: ArrayLike) -> Table:
     number, size = np.ravel_multi_index(place, (PARTS,) * len(AXES)), PARTS ** len(AXES)
     injected = np.bincount(number, minlength=size)
     hits = np.bincount(number[found], minlength=size)
+    blank = injected < LEAST_IN_BIN
     columns: dict[str, Array] = {}
     at = np.unravel_index(np.arange(size), (PARTS,) * len(AXES))
-    for axis, edge, which in zip(AXES, edges, at, strict=True):
-        shown = 10**edge if axis.is_log else edge
-        columns[f"{axis.name}_low"], columns[f"{axis.name}_high"] = shown[which], shown[which + 1]
-    efficiency = hits / np.maximum(injected, 1)
-    blank = injected < LEAST_IN_BIN
-    shares = {"efficiency": efficiency} | dict(
-        zip(("low", "high"), share_interval(hits, injected), strict=True)
-    )
+    for axis, edge, which, values in zip(AXES, edges, at, points.T, strict=True):
+        middle = [
+            np.nan if is_blank else np.median(values[number == each])
+            for each, is_blank in enumerate(blank)
+        ]
+        ends = {"low": edge[which], "high": edge[which + 1], "median": np.array(middle)}
+        for end, shown in ends.items():
+            columns[f"{axis.name}_{end}"] = 10**shown if axis.is_log else shown
+    low, high = share_interval(hits, injected)
+    shares = {"efficiency": hits / np.maximum(injected, 1), "low": low, "high": high}
     shares = {name: np.where(blank, np.nan, values) for name, values in shares.items()}
     return Table(columns | {"injected": injected, "found": hits} | shares)
 
