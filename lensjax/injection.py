@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lensjax import runtime
 from lensjax.cutouts import Cutouts
-from lensjax.data.planes import Unreadable
+from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.source import Source
 from lensjax.errors import UsageError
 from lensjax.sky.draw import simulate, sky_of
@@ -76,50 +76,63 @@ def find_hosts(source: Source, survey: Survey, most: int, seed: int) -> Hosts:
     pixel scale is not known, or the noise cannot be that of the survey at its zero points.
     """
     rows = np.sort(np.random.default_rng(seed).permutation(len(source))[:most])
-    is_lens = np.zeros(len(source), bool)
-    if "label" in source.table.colnames:
-        is_lens = np.asarray(source.table["label"]) == 1
-    left_out: Counter[str] = Counter()
-    images, forms, kept = [], [], []
-    with runtime.progress("reading", len(rows), "cutouts") as advance:
-        for row in rows.tolist():
-            advance(1)
-            if is_lens[row]:
-                left_out["labelled as lenses"] += 1
-                continue
-            try:
-                cutout = source[row]
-            except Unreadable:
-                left_out["not readable"] += 1
-                continue
-            images.append(cutout.image)
-            # Scales of FITS headers differ in their last digits.
-            forms.append((*cutout.image.shape[:2], round(cutout.pixel_scale or 0.0, 4)))
-            kept.append(row)
-    if not images:
-        raise UsageError(f"{source.description}: no cutout to lay arcs upon ({_said(left_out)})")
-    (height, width, scale), common = Counter(forms).most_common(1)[0]
+    cutouts, left_out = _read(source, rows)
+    # Scales of FITS headers differ in their last digits.
+    forms = {
+        row: (*cutout.image.shape[:2], round(cutout.pixel_scale or 0.0, 4))
+        for row, cutout in cutouts.items()
+    }
+    form = height, width, scale = Counter(forms.values()).most_common(1)[0][0]
     if height != width or not scale:
         raise UsageError(
             f"{source.description}: arcs are laid upon square cutouts of known pixel scale; cut "
             "them square, and give --pixel-scale"
         )
-    left_out["of another size or pixel scale"] = len(images) - common
-    alike = [number for number, form in enumerate(forms) if form == (height, width, scale)]
-    stack, kept_rows = np.stack([images[number] for number in alike]), np.array(kept)[alike]
-    del images
-    flux, snr = central_flux(stack, scale, survey.selection_index)
+    alike = np.array([row for row in cutouts if forms[row] == form])
+    images = np.stack([cutouts[row].image for row in alike.tolist()])
+    left_out["of another size or pixel scale"] = len(cutouts) - len(alike)
+    del cutouts
+    flux, snr = central_flux(images, scale, survey.selection_index)
     # A band without data has a sky without noise.
-    seen = (snr >= LEAST_SNR) & (sky_of(stack)[1] > 1e-11).all(axis=1)
+    seen = (snr >= LEAST_SNR) & (sky_of(images)[1] > 1e-11).all(axis=1)
     left_out["without a galaxy seen in the middle"] = int((~seen).sum())
     if not seen.any():
-        raise UsageError(f"{source.description}: no cutout to lay arcs upon ({_said(left_out)})")
-    stack = stack[seen]
-    _check_units(stack, survey, scale)
-    magnitude = survey.zero_points[survey.selection_index] - 2.5 * np.log10(flux[seen])
-    found = {reason: count for reason, count in left_out.items() if count}
-    ids = np.asarray(source.table["id"])[kept_rows[seen]]
-    return Hosts(stack, scale, ids, magnitude, found)
+        raise _no_host(source, left_out)
+    _check_units(images[seen], survey, scale)
+    return Hosts(
+        images=images[seen],
+        pixel_scale=scale,
+        id=np.asarray(source.table["id"])[alike[seen]],
+        magnitude=survey.zero_points[survey.selection_index] - 2.5 * np.log10(flux[seen]),
+        left_out={reason: count for reason, count in left_out.items() if count},
+    )
+
+
+def _read(source: Source, rows: NDArray[np.int64]) -> tuple[dict[int, Cutout], Counter[str]]:
+    """Returns the cutouts of some rows that are no known lenses, and how many there are not, by the
+    reason. Raises UsageError where there is none."""
+    left_out: Counter[str] = Counter()
+    is_lens = np.zeros(len(source), bool)
+    if "label" in source.table.colnames:
+        is_lens = np.asarray(source.table["label"]) == 1
+    left_out["labelled as lenses"] = int(is_lens[rows].sum())
+    cutouts = {}
+    with runtime.progress("reading", len(rows), "cutouts") as advance:
+        for row in rows[~is_lens[rows]].tolist():
+            advance(1)
+            try:
+                cutouts[row] = source[row]
+            except Unreadable:
+                left_out["not readable"] += 1
+    if not cutouts:
+        raise _no_host(source, left_out)
+    return cutouts, left_out
+
+
+def _no_host(source: Source, left_out: Counter[str]) -> UsageError:
+    """Returns the error about cutouts none of which is a host."""
+    counts = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
+    return UsageError(f"{source.description}: no cutout to lay arcs upon ({counts})")
 
 
 def central_flux(images: Array, pixel_scale: float, band: int) -> tuple[Array, Array]:
@@ -204,8 +217,3 @@ def _check_units(images: Array, survey: Survey, pixel_scale: float) -> None:
             f"the sky of the cutouts is {off:.2g} times as noisy as that of {survey.name} at the "
             f"zero point {shown}: give that of their fluxes with --zero-point, or another --survey"
         )
-
-
-def _said(counts: Counter[str]) -> str:
-    """Returns how many there are of each, in words."""
-    return ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)

@@ -37,6 +37,7 @@ LEAST = LEAST_IN_BIN * PARTS ** len(AXES)
 # Cubic splines on six knots an axis; with the products of two axes 169 terms. With four, intervals
 # of 10,000 injections miss steps of 0.2 dex.
 DEGREE, KNOTS = 3, 6
+SPLINES = KNOTS + DEGREE - 2  # without the last, which the others and the constant make up
 RIDGE = 0.1
 # Half the width of a 95 % interval in standard deviations.
 Z95 = 1.959964
@@ -73,11 +74,10 @@ class Surface:
     @property
     def terms(self) -> list[list[tuple[str, int]]]:
         """Returns the splines that each term is a product of: axis and number; none is one."""
-        of_axis = [[(axis.name, n) for n in range(self.splines.bsplines_[0].c.shape[1] - 1)]
-                   for axis in AXES]  # fmt: skip
-        pairs = itertools.combinations(of_axis, 2)
-        products = [list(both) for one, other in pairs for both in itertools.product(one, other)]
-        return [[], *([spline] for each in of_axis for spline in each), *products]
+        splines = [[(axis.name, number) for number in range(SPLINES)] for axis in AXES]
+        pairs = itertools.combinations(splines, 2)
+        products = [[*both] for one, other in pairs for both in itertools.product(one, other)]
+        return [[], *([each] for of_axis in splines for each in of_axis), *products]
 
     def design(self, points: Array) -> Array:
         """Returns the terms (n, term) at points (n, axis) on the axes' own scale."""

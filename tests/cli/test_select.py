@@ -43,7 +43,7 @@ def injections(tmp_path_factory, cutouts, members) -> Path:
     assert record["cutouts_left_out"] == {"not readable": 1} and record["hosts"] == 19
     assert record["beyond_the_edge"] == COUNT - len(table)
     assert 0 <= record["told_from_real_auroc"]["low"] <= record["told_from_real_auroc"]["high"] <= 1
-    select._write_csv(output / select.INJECTIONS, table)
+    table.write(output / select.INJECTIONS, format="ascii.csv")
     return output / select.INJECTIONS
 
 
