@@ -99,7 +99,7 @@ class Surface:
         inside = np.all((points >= low) & (points <= high), axis=1)
         design = self.design(np.where(inside[:, None], points, low))
         logit = design @ self.coefficients
-        width = Z95 * np.sqrt(np.einsum("ni,ij,nj->n", design, self.covariance, design))
+        width = Z95 * np.sqrt(((design @ self.covariance) * design).sum(axis=1))
         value, lower, upper = (
             np.where(inside, expit(logit + shift), np.nan) for shift in (0, -width, width)
         )
@@ -145,13 +145,19 @@ def fit_surface(lenses: Mapping[str, ArrayLike] | Table, found: Array) -> Surfac
     RIDGE / 2 * |coefficients|^2; the covariance is the inverse of the penalised Hessian.
 
     Raises LensjaxError where fewer than LEAST_IN_BIN are found, or missed, or fewer than LEAST
-    injected.
+    injected, or into too few galaxies.
     """
     from sklearn.linear_model import LogisticRegression
 
     refuse_few(found)
     points = scaled(lenses)
     knots = np.quantile(points, np.linspace(0, 1, KNOTS), axis=0)
+    for axis, values in zip(AXES, knots.T, strict=True):
+        if (np.diff(values) <= 0).any():
+            raise LensjaxError(
+                f"the injections have too few different values of {axis.name}: give cutouts of "
+                "more galaxies"
+            )
     domain = np.stack([points.min(axis=0), points.max(axis=0)], axis=1)
     bare = Surface(knots, domain, np.empty(0), np.empty((0, 0)))
     design = bare.design(points)

@@ -135,6 +135,9 @@ def test_too_few_are_refused():
     for found in (np.arange(300) < 9, np.arange(300) >= 9):
         with pytest.raises(LensjaxError, match="of 300 injections .* another --cut"):
             selection.fit_surface(lenses, found)
+    lenses["lens_mag"] = np.repeat([18.0, 19.0, 20.0], 100)
+    with pytest.raises(LensjaxError, match="values of lens_mag: .* more galaxies"):
+        selection.fit_surface(lenses, alternating)
 
 
 def test_real_lenses_are_told_from_others_but_not_from_their_like():
