@@ -22,6 +22,7 @@ CONFIGS = {
     "evaluate": "EvaluateConfig",
     "import_weights": "ImportConfig",
     "export": "ExportConfig",
+    "select": "SelectConfig",
     "launch": "LaunchConfig",
 }
 # Other spellings, and options of every command and of other programs.

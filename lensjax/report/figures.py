@@ -89,12 +89,16 @@ def write_figures(folder: str | os.PathLike[str], scored: Scored) -> list[Path]:
     for former in FIGURES:
         for form in FORMS:
             (Path(folder) / f"{former}.{form}").unlink(missing_ok=True)
-    paths = []
-    for name, figure in draw(scored).items():
-        for form in FORMS:
-            paths.append(Path(folder) / f"{name}.{form}")
-            with matplotlib.rc_context(fname=STYLE), replacing(paths[-1]) as file:
-                figure.savefig(file, format=form, dpi=160, facecolor="white")
+    figures = draw(scored)
+    return [path for name, figure in figures.items() for path in save(folder, name, figure)]
+
+
+def save(folder: str | os.PathLike[str], name: str, figure: Figure) -> list[Path]:
+    """Writes a figure on white in `folder`, as PNG and PDF, and returns the paths."""
+    paths = [Path(folder) / f"{name}.{form}" for form in FORMS]
+    for path, form in zip(paths, FORMS, strict=True):
+        with matplotlib.rc_context(fname=STYLE), replacing(path) as file:
+            figure.savefig(file, format=form, dpi=160, facecolor="white")
     return paths
 
 

@@ -199,7 +199,7 @@ def draw(
     """
     observation = observe(_uniform(seed, 0, group, observation_uniforms(survey)), survey)
     if backgrounds is not None:
-        observation = observation_of(backgrounds, observation)
+        observation = observation_of(backgrounds, observation, survey.calibrated)
     lensed = np.flatnonzero(np.isin(kind, [list(KINDS).index(name) for name in OF_DEFLECTOR]))
     lensed = lensed if len(lensed) else np.arange(1)  # one that is not shown
     lens = draw_lenses(
@@ -232,14 +232,27 @@ def _uniform(seed: int, purpose: int, numbers: np.ndarray, count: int) -> np.nda
     return np.clip(drawn.T, 1e-6, 1 - 1e-6)
 
 
-def observation_of(backgrounds: np.ndarray, observation: Observation) -> Observation:
+def sky_of(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns level and sigma of the sky (n, band) in real cutouts (n, y, x, band), NaN masked:
+    the median, and 1.4826 times the median distance from it."""
+    level = np.nanmedian(images, axis=(1, 2))
+    return level, 1.4826 * np.nanmedian(np.abs(images - level[:, None, None]), axis=(1, 2)) + 1e-12
+
+
+def observation_of(
+    backgrounds: np.ndarray, observation: Observation, calibrated: bool = False
+) -> Observation:
     """Returns observations with the noise, and in the flux units, of real cutouts (n, y, x, band).
 
-    Units are told by the noise of the sky, bands taken together, so that colours are kept.
+    Units are told by the noise of the sky, bands taken together, so that colours are kept. Where
+    they are `calibrated` units are those of the observation, and the noise tells the exposure: the
+    variance of the sky goes as one over the gain.
     """
-    level = np.nanmedian(backgrounds, axis=(1, 2), keepdims=True)
-    sky_sigma = 1.4826 * np.nanmedian(np.abs(backgrounds - level), axis=(1, 2)).T + 1e-12
-    unit = np.exp(np.mean(np.log(sky_sigma / observation.sky_sigma), axis=0))
+    sky_sigma = sky_of(backgrounds)[1].T
+    deeper = observation.sky_sigma / sky_sigma
+    if calibrated:
+        return observation._replace(sky_sigma=sky_sigma, gains=observation.gains * deeper**2)
+    unit = np.exp(-np.mean(np.log(deeper), axis=0))
     return observation._replace(
         sky_sigma=sky_sigma,
         zero_points=observation.zero_points + 2.5 * np.log10(unit),

@@ -31,15 +31,10 @@ LENS_UNIFORMS = CANDIDATES * (CANDIDATE_UNIFORMS + 1) + SHORTLIST * DETAIL_UNIFO
 COARSE = 32  # pixels along a side of the grid on which the shortlist is traced
 AT_ONCE = 32  # systems that are traced at once
 
-# Einstein radii that are kept: at most this share of half the cutout, at least this share of the
-# sharpest seeing. Chosen.
+# Einstein radii that are kept: at most this share of half the cutout. Chosen.
 LARGEST_OVER_HALF_WIDTH = 0.75
-SMALLEST_OVER_SEEING = 1.2
 # Brighter than its faintest deflector by this many magnitudes a survey has few (chosen).
 MAGNITUDE_RANGE = 4.5
-# Searches train on more large Einstein radii than nature has (Canameras et al. 2020 on as many as
-# small ones): a candidate's chance to be kept goes as this power of its Einstein radius (chosen).
-EINSTEIN_RADIUS_WEIGHT = 2.0
 # Einstein radii above this many arcsec are more often those of groups (chosen).
 OF_GROUPS = 2.5
 # The logarithm of the wanted S/N of arcs is uniform from the survey's smallest to this many times
@@ -200,7 +195,7 @@ def candidate(uniform: Array, survey: Survey, observation: Observation) -> Syste
 
 def einstein_radius_limits(survey: Survey, observation: Observation) -> tuple[Array, Array]:
     """Returns the smallest and the largest Einstein radius that a search would keep."""
-    smallest = SMALLEST_OVER_SEEING * np.min(observation.fwhm, axis=0)
+    smallest = survey.einstein_radius_over_seeing * np.min(observation.fwhm, axis=0)
     largest = LARGEST_OVER_HALF_WIDTH * half_width(observation, survey)
     return np.maximum(survey.einstein_radius, smallest), largest
 
@@ -404,7 +399,8 @@ def draw_lenses(uniform: Array, survey: Survey, observation: Observation) -> Len
     keep = accepted(systems, survey, repeated)
     # Sources that come near the wanted S/N as they are, then need little change of brightness.
     fits = -0.5 * (np.log(systems.arc_snr / np.tile(wanted, CANDIDATES)) / 0.5) ** 2
-    weight = EINSTEIN_RADIUS_WEIGHT * np.log(systems.einstein_radius) + np.maximum(fits, -20.0)
+    weight = survey.einstein_radius_weight * np.log(systems.einstein_radius)
+    weight = weight + np.maximum(fits, -20.0)
     # The largest of log weight and Gumbel noise is a draw in proportion to the weight.
     place = (np.where(keep, weight, weight - 100.0) - np.log(-np.log(own[0]))).reshape(-1, count)
     order = np.argsort(-place, axis=0)[:SHORTLIST]

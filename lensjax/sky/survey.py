@@ -56,11 +56,15 @@ class Survey:
     selection_band: band in which central galaxies are selected
     selection_limit: faintest magnitude of a central galaxy in that band
     einstein_radius: smallest of the lenses, arcsec
+    einstein_radius_over_seeing: smallest of them in units of the sharpest seeing
+    einstein_radius_weight: a lens's chance to be kept goes as this power of its Einstein radius
     arc_snr:        smallest S/N of their arcs, see `visibility`; the largest is ten times that
     strictness:     how plainly arcs must be seen, see `visibility.margin`; 0 for not at all
     shares:         share of each kind of non-lens
     artefact_fraction: share of all cutouts, lenses too, with an artefact
     noise:          False leaves noise out, to be added later by `render.add_noise`
+    calibrated:     whether real cutouts have fluxes of these zero points; their unit follows from
+                    their noise otherwise, see `draw.observation_of`
     """
 
     name: str
@@ -76,6 +80,8 @@ class Survey:
     selection_band: str
     selection_limit: float
     einstein_radius: float
+    einstein_radius_over_seeing: float = 1.2
+    einstein_radius_weight: float = 2.0
     arc_snr: float = 30.0
     strictness: float = 1.0
     pixel_scale_range: float = 0.0
@@ -89,6 +95,7 @@ class Survey:
     shares: tuple[tuple[str, float], ...] = LOOK_ALIKES
     artefact_fraction: float = 0.0
     noise: bool = True
+    calibrated: bool = False
 
     @property
     def selection_index(self) -> int:
@@ -160,7 +167,8 @@ def point_source_sky_sigma(
 
 # Selection of lenses: Einstein radii from 1.2 times the sharpest seeing, not below half an arcsec,
 # and arcs of S/N 30. Chosen; Jacobs et al. (2019), Canameras et al. (2020) and Rojas et al. (2022)
-# cut likewise, each for their survey.
+# cut likewise, each for their survey. Searches train on more large Einstein radii than nature has
+# (Canameras et al. 2020 on as many as small ones): the weight, chosen.
 
 # Seeing: Dark Energy Survey DR2 (Abbott et al. 2021). Sky sigma, its scatter, and the correlation
 # of neighbouring pixels (0.25): measured on 28 cutouts of red galaxies from the survey, zero point

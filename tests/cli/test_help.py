@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "TrainConfig",
     "evaluate": "EvaluateConfig",
     "simulate": "SimulateConfig",
+    "select": "SelectConfig",
     "import_weights": "ImportConfig",
     "launch": "LaunchConfig",
     "certify": "CertifyConfig",
@@ -48,6 +49,7 @@ def test_the_architectures_are_named(run, monkeypatch, command):
     assert ", ".join(ARCHITECTURES) in said["--ensemble" if command == "infer" else "--arch"]
 
 
-def test_the_surveys_are_named(run, monkeypatch):
-    said = shown(run, monkeypatch, "simulate")["--survey"]
+@pytest.mark.parametrize("command", ["simulate", "select"])
+def test_the_surveys_are_named(run, monkeypatch, command):
+    said = shown(run, monkeypatch, command)["--survey"]
     assert all(name in said for name in SURVEYS)

@@ -1,0 +1,66 @@
+"""Outlier scores against distances computed by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.spatial.distance import mahalanobis
+
+from lensjax.errors import UsageError
+from lensjax.trust.outliers import outlier_scores
+
+
+def features(rng, count, shift=0.0):
+    """Correlated features, on scales that differ by a factor of a hundred."""
+    mix = np.random.default_rng(9).normal(size=(8, 8))
+    return (shift + rng.normal(size=(count, 8)) @ mix) * np.geomspace(0.1, 10, 8)
+
+
+def ledoit_wolf(values):
+    """The shrunk covariance (Ledoit & Wolf 2004, section 3.3), in float64."""
+    count, size = values.shape
+    values = values - values.mean(0)
+    sample = values.T @ values / count
+    level = np.trace(sample) / size
+    spread = ((sample - level * np.eye(size)) ** 2).sum()
+    noise = sum(((np.outer(row, row) - sample) ** 2).sum() for row in values) / count**2
+    share = min(noise / spread, 1)
+    return (1 - share) * sample + share * level * np.eye(size)
+
+
+def test_distances_are_those_of_mahalanobis_from_one_half():
+    rng = np.random.default_rng(0)
+    reference, others = features(rng, 60), features(rng, 7, 0.5)
+    found = outlier_scores(reference.astype(np.float32), others.astype(np.float32), seed=3)
+    reference, others = (values.astype(np.float32).astype(float) for values in (reference, others))
+    half = reference[np.random.default_rng(3).permutation(60)[:30]]
+    scale = half.std(0)
+    precision = np.linalg.inv(ledoit_wolf(half / scale))
+    centre = (half / scale).mean(0)
+    by_hand = [mahalanobis(row / scale, centre, precision) for row in others]
+    np.testing.assert_allclose(found.distance, by_hand, rtol=1e-6)
+
+
+def test_p_values_are_uniform_for_the_like_and_small_for_others():
+    rng = np.random.default_rng(1)
+    reference = features(rng, 4000)
+    like = outlier_scores(reference, features(rng, 2000)).p_value
+    assert stats.kstest(like, "uniform").pvalue > 1e-3
+    other = outlier_scores(reference, features(rng, 200, 4.0)).p_value
+    assert np.median(other) < 0.01 and other.min() >= 1 / 2001
+
+
+def test_more_features_than_cutouts_and_constant_ones_do_no_harm():
+    rng = np.random.default_rng(2)
+    wide = np.hstack([rng.normal(size=(300, 200)), np.ones((300, 3))])
+    p_value = outlier_scores(wide[:200], wide[200:]).p_value
+    assert np.isfinite(p_value).all() and np.mean(p_value < 0.1) < 0.25
+
+
+def test_cutouts_without_features_have_no_score_and_few_are_refused():
+    reference = features(np.random.default_rng(0), 50)
+    reference[0, 0] = np.nan
+    found = outlier_scores(reference, np.vstack([reference[:2], np.full((1, 8), np.nan)]))
+    assert np.isnan(found.distance).tolist() == np.isnan(found.p_value).tolist()
+    assert np.isnan(found.p_value).tolist() == [True, False, True]
+    with pytest.raises(UsageError, match="19 reference cutouts"):
+        outlier_scores(reference[:20], reference)
