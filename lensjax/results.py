@@ -174,7 +174,7 @@ def with_trust(candidates: Table, trust: Mapping[str, Array]) -> Table:
     table.remove_columns([name for name in trust if name in table.colnames])
     ours = {OF_MEMBERS.description, *(meaning.description for meaning in TRUST.values())}
     place = max(n for n, column in enumerate(table.itercols()) if column.description in ours) + 1
-    for name, values in reversed(trust.items()):
+    for name, values in reversed(list(trust.items())):
         column = MaskedColumn(values) if np.ma.isMA(values) else Column(values)
         table.add_column(column, name=name, index=place)
         _describe(table[name], TRUST[name])

@@ -156,7 +156,7 @@ def _write(folder: Path, said: Said) -> None:
             certified = results.with_trust(table, columns)
             results.write_candidates(folder, certified, number, attempt)
         before = rows.stop
-    results.write_json(folder / "run.json", _record(folder) | said.record)
+    results.write_json(folder / "run.json", {**_record(folder), **said.record})
 
 
 def _record(folder: Path) -> dict[str, Any]:

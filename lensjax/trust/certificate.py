@@ -6,7 +6,7 @@ them are taken out. The promise is about the rows that were not drawn.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ MOST_SHARE = 0.5
 INSPECTED = 300
 """Of the drawn rows, and of the others, the best so many are looked at."""
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 class Listed(NamedTuple):

@@ -1,13 +1,13 @@
 """Cuts that keep a stated share of the lenses, from lenses whose scores are known."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 class Cut(NamedTuple):

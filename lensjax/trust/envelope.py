@@ -6,6 +6,7 @@ from that alone. It takes no model of the scores, and no prevalence.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +17,7 @@ PATHS = 10_000
 DENSE, GROWTH = 100, 1.03
 """The envelope holds at each of the first calibration negatives, and then at a geometric grid."""
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 def p_values(calibration: ArrayLike, scores: ArrayLike) -> Array:

@@ -7,7 +7,7 @@ non-lenses look as they did in the validation data.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +15,7 @@ from scipy import special
 
 from lensjax.metrics import share_interval
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 
 
 class Counts(NamedTuple):

@@ -121,12 +121,11 @@ def in_input_order(said: Said, ranking: Array, rows: int) -> Said:
 
 def together(*parts: Said) -> Said:
     """Returns what several parts say."""
-    columns, record, notes = {}, {}, []
-    for part in parts:
-        columns |= part.columns
-        record |= part.record
-        notes += part.notes
-    return Said(columns, record, notes)
+    return Said(
+        columns={name: values for part in parts for name, values in part.columns.items()},
+        record={name: value for part in parts for name, value in part.record.items()},
+        notes=[note for part in parts for note in part.notes],
+    )
 
 
 def drawn(wanted: int | Literal["auto"], rows: int, seed: int) -> Array:
