@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import numpy as np
 from astropy.table import Table
 from jax.sharding import Mesh
 
@@ -29,7 +28,6 @@ from lensjax.data.identity import content_sha256
 from lensjax.data.noise_free import refuse_noise_free
 from lensjax.data.on_device import InputSpec
 from lensjax.data.parts import WHOLE, Part
-from lensjax.data.planes import Unreadable
 from lensjax.data.preprocess import Preprocessing, doubts, fields_of_view
 from lensjax.data.source import Source
 from lensjax.ensemble import checkpoint, plan, scoring, sharding
@@ -505,13 +503,7 @@ def draw(
     they cannot be."""
     from lensjax import report
 
-    def picture(row: int) -> np.ndarray:
-        try:
-            return report.colour(source[row].image, source.bands)
-        except Unreadable:  # it was scored: the file is gone since
-            return report.unreadable()
-
-    pictures = [picture(row) for row in predictions.ranking()[: config.top]]
+    pictures = [report.picture(source, row) for row in predictions.ranking()[: config.top]]
     rejected = ~predictions.readable
     scored = report.Scored(
         {name: values[~rejected] for name, values in predictions.probabilities().items()},

@@ -93,13 +93,8 @@ def evaluate(
     scores, lens = known.scores[order], known.lens[order]
     ranked, draw = Ranked(scores, lens), resampler(lens, unit[order])
     value = ranked.metrics()
-    resamples = min(bootstrap, max(_MOST_DRAWN // max(lens.size, 1), 1))
-    rng = np.random.default_rng(seed)
-    drawn = np.array([ranked.metrics(draw(rng)) for _ in range(resamples)] or [value])
-    # A resample of groups may be of one class; where all are, the value is NaN too.
-    low, high = np.nanpercentile(np.where(np.isnan(value), 0, drawn), [2.5, 97.5], axis=0)
-    bounds = np.stack([value, np.minimum(value, low), np.maximum(value, high)], axis=1).tolist()
-    found = {name: Interval(*each) for name, each in zip(NAMES, bounds, strict=True)}
+    rng, resamples = np.random.default_rng(seed), _resamples(bootstrap, lens.size)
+    found = _intervals(value, [ranked.metrics(draw(rng)) for _ in range(resamples)])
     alone = tail.independent(known.lens, unit)
     lenses, others = known.lenses_and_others(alone)
     if lenses.size and others.size:
@@ -147,17 +142,20 @@ def compare(
 
     95 % intervals of a paired bootstrap: both are resampled as one, by groups as in `evaluate`.
     """
-    both = np.isnan(np.asarray(probabilities)) | np.isnan(np.asarray(others))
-    labels = np.where(both, -1, lens_or_unknown(labels))
+    missing = np.isnan(np.asarray(probabilities)) | np.isnan(np.asarray(others))
+    labels = np.where(missing, -1, lens_or_unknown(labels))
     first, second = _known(probabilities, labels), _known(others, labels)
-    ranked = [Ranked(known.scores, known.lens) for known in (first, second)]
-    draw = resampler(first.lens, tail.units(both.size, groups)[first.use])
+    mine, theirs = (Ranked(known.scores, known.lens) for known in (first, second))
+    draw = resampler(first.lens, tail.units(missing.size, groups)[first.use])
     rng = np.random.default_rng(seed)
-    weights = [None, *(draw(rng) for _ in range(bootstrap))]
-    difference = np.array([ranked[0].metrics(w) - ranked[1].metrics(w) for w in weights])
-    low, high = np.nanpercentile(difference, [2.5, 97.5], axis=0)
-    bounds = dict(zip(NAMES, zip(difference[0], low, high, strict=True), strict=True))
-    return {name: Interval(*map(float, bounds[name])) for name in DIFFERENCES}, first.lens.size
+
+    def resampled() -> Array:
+        weights = draw(rng)
+        return mine.metrics(weights) - theirs.metrics(weights)
+
+    drawn = [resampled() for _ in range(_resamples(bootstrap, first.lens.size))]
+    found = _intervals(mine.metrics() - theirs.metrics(), drawn)
+    return {name: found[name] for name in DIFFERENCES}, first.lens.size
 
 
 def caveats(
@@ -280,6 +278,19 @@ class _Known(NamedTuple):
         """Returns the scores of the lenses and of the others among some of the rows."""
         scores, lens = self.scores[rows], self.lens[rows]
         return scores[lens], scores[~lens]
+
+
+def _resamples(wanted: int, size: int) -> int:
+    return min(wanted, max(_MOST_DRAWN // max(size, 1), 1))
+
+
+def _intervals(value: Array, drawn: Sequence[Array]) -> dict[str, Interval]:
+    """Returns values (7,) by the name of their metric, with percentiles of those `drawn` anew."""
+    # A resample of groups may be of one class, and lack some; where all do, the value is NaN too.
+    filled = np.where(np.isnan(value), 0, drawn or [value])
+    low, high = np.nanpercentile(filled, [2.5, 97.5], axis=0)
+    bounds = np.stack([value, np.minimum(value, low), np.maximum(value, high)], axis=1).tolist()
+    return {name: Interval(*each) for name, each in zip(NAMES, bounds, strict=True)}
 
 
 def _known(probabilities: ArrayLike, labels: ArrayLike) -> _Known:

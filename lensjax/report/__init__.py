@@ -5,6 +5,6 @@ Imports matplotlib: import it where something is about to be drawn, not at start
 
 from lensjax.report.figures import Scored, write_figures
 from lensjax.report.page import write_report
-from lensjax.report.pictures import colour, unreadable, write_mosaic
+from lensjax.report.pictures import colour, picture, write_mosaic
 
-__all__ = ["Scored", "colour", "unreadable", "write_figures", "write_mosaic", "write_report"]
+__all__ = ["Scored", "colour", "picture", "write_figures", "write_mosaic", "write_report"]

@@ -66,26 +66,21 @@ class Band(NamedTuple):
 class AtCuts(NamedTuple):
     """Purity and completeness with their intervals at each cut (k,), the highest first."""
 
+    prevalence: float
     cut: Array
     completeness: Band
     purity: Band
 
 
 class Top(NamedTuple):
-    """The best `size` of a survey.
-
-    `cut`: where the list ends. `false`: labelled non-lenses above it, on which all this rests.
-    `purity` (lenses per inspected cutout) and `completeness` as the labelled objects have it, and
-    `low` ones for F = (c + 1) / (n + 1).
-    """
+    """The best `size` of a survey: the `cut` that ends the list, how many labelled others (`false`)
+    lie above it, and the purity (lenses per inspected cutout) and completeness of the list."""
 
     size: int
     cut: float
     false: float
-    purity: float
-    purity_low: float
-    completeness: float
-    completeness_low: float
+    purity: Interval
+    completeness: Interval
 
 
 def independent(lens: Array, groups: ArrayLike | None) -> Array:
@@ -130,17 +125,20 @@ def tpr_at(lenses: Array, others: Array, rate: float, confidence: float = CONFID
     It holds for any number of objects (`refusal` says when the value is worth little), and with
     ties. Resampling does not hold here: it covers 0.68 at a rate of 1e-3 with 1,000 a class.
     """
-    from scipy import stats
+    from scipy import special
 
     beyond, size = (1 - confidence) / 4, others.size
+    expected = size * rate
+    most = min(math.ceil(expected + 12 * math.sqrt(expected) + 40), size)  # nothing is beyond
+    up_to = special.bdtr(np.arange(most + 1), size, rate)
     # Rank 0 is a cut above all scores, rank n + 1 one below all.
     ranks = [
-        stats.binom.ppf(beyond, size, rate),
-        min(math.floor(size * rate * (1 + 1e-12)) + 1, size + 1),
-        stats.binom.isf(beyond, size, rate) + 1,
+        int(np.searchsorted(up_to, beyond)),
+        min(math.floor(expected * (1 + 1e-12)), size) + 1,
+        int(np.searchsorted(up_to, 1 - beyond)) + 1,
     ]
     ranked = np.concatenate([[np.inf], np.sort(others)[::-1], [-np.inf]])
-    above = lenses.size - np.searchsorted(np.sort(lenses), ranked[np.asarray(ranks, int)], "right")
+    above = lenses.size - np.searchsorted(np.sort(lenses), ranked[ranks], "right")
     low, high = share_interval(above, lenses.size, 1 - 2 * beyond)
     return Interval(float(above[1] / lenses.size), float(low[0]), float(high[2]))
 
@@ -184,10 +182,10 @@ def at_cuts(curve: Curve, prevalence: float, confidence: float = CONFIDENCE) -> 
         grid = purity(tpr[:, None], fpr, prevalence)
         ends[:, place] = np.quantile(grid, [beyond, 1 - beyond])
     value = purity(curve.tpr, curve.fpr, prevalence)
-    low = np.where(curve.found > 0, np.fmin(ends[0], value), 0.0)
-    high = np.where(curve.false > 0, np.fmax(ends[1], value), 1.0)
+    low = np.where(curve.found >= 1, np.fmin(ends[0], value), 0.0)
+    high = np.where(curve.false >= 1, np.fmax(ends[1], value), 1.0)
     found = share_interval(curve.found, curve.lenses, confidence)
-    return AtCuts(curve.cut, Band(curve.tpr, *found), Band(value, low, high))
+    return AtCuts(prevalence, curve.cut, Band(curve.tpr, *found), Band(value, low, high))
 
 
 def shown(curve: Curve, points: int = POINTS) -> Curve:
@@ -216,36 +214,29 @@ def auprc(curve: Curve, prevalence: float) -> tuple[float, float]:
     return low, high
 
 
-def top(curve: Curve, prevalence: float, objects: float, size: int) -> Top:
+def top(
+    curve: Curve, prevalence: float, objects: float, size: int, confidence: float = CONFIDENCE
+) -> Top:
     """Returns what the best `size` of `objects` hold: those above the cut at which
     objects * (p T + (1 - p) F) = size.
 
-    Between two cuts, objects of the lower score are listed in part. Raises UsageError unless
+    Between two cuts, objects of the lower score are listed in part. The interval of the purity is
+    that of `at_cuts` at this cut; it is somewhat wide, as the cut is not fixed but moves with F so
+    that `size` are listed. That of the completeness follows from it. Raises UsageError unless
     0 < size <= objects.
     """
     if not 0 < size <= objects:
         raise UsageError(f"the best {size:,} of {objects:,} objects: a list has 1 to {objects:,}")
     share = size / objects
-    (place, completeness), (_, completeness_low) = (
-        _listed(np.append(0, curve.tpr), fpr, prevalence, share)
-        for fpr in (np.append(0, curve.fpr), np.append(1 / (curve.others + 1), curve.fpr_above))
-    )
-    false = np.interp(place, np.arange(curve.cut.size + 1), np.append(0, curve.false))
-    cut = curve.cut[min(math.ceil(place), curve.cut.size) - 1]
-    return Top(
-        size,
-        cut=float(cut),
-        false=float(false),
-        purity=prevalence * completeness / share,
-        purity_low=prevalence * completeness_low / share,
-        completeness=completeness,
-        completeness_low=completeness_low,
-    )
-
-
-def _listed(tpr: Array, fpr: Array, prevalence: float, share: float) -> tuple[float, float]:
-    """Returns the place on a curve at which a share of all objects is listed, counted from 0 above
-    the first cut, and the true-positive rate there."""
-    listed = prevalence * tpr + (1 - prevalence) * fpr
-    place = float(np.interp(share, listed, np.arange(listed.size)))
-    return place, float(np.interp(share, listed, tpr))
+    # From a cut above all scores on.
+    found, false = (np.append(0, each) for each in (curve.found, curve.false))
+    listed = prevalence * found / curve.lenses + (1 - prevalence) * false / curve.others
+    place = np.interp(share, listed, np.arange(listed.size))
+    cut = curve.cut[[max(math.ceil(place) - 1, 0)]]
+    found, false = (np.interp([share], listed, each) for each in (found, false))
+    at = at_cuts(Curve(cut, found, false, curve.lenses, curve.others), prevalence, confidence)
+    ends = (float(at.purity.low[0]), float(at.purity.high[0]))
+    value = prevalence * float(found[0]) / curve.lenses / share
+    of_list = Interval(value, *ends)
+    of_lenses = Interval(*(min(each * share / prevalence, 1.0) for each in of_list))
+    return Top(size, float(cut[0]), float(false[0]), of_list, of_lenses)
