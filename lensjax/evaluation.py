@@ -126,7 +126,10 @@ def in_survey(
     low, high = tail.auprc(curve, prevalence)
     at = tail.at_cuts(tail.at_completeness(curve, COMPLETENESS), prevalence)
     best = [tail.top(curve, prevalence, objects, size) for size in LISTS if size <= objects]
-    per = 1 if area is None else area
+    lenses_there = objects * prevalence
+    of_area = f" with {_number(lenses_there)} lenses"
+    if area is not None:
+        of_area += f" in {area:g} square degrees, {_number(lenses_there / area)} in each"
     lines = [
         f"one lens in {1 / prevalence:,.4g} objects, by {lenses.size:,} independent lenses and "
         f"{others.size:,} others (ensemble):",
@@ -135,10 +138,8 @@ def in_survey(
         "",
         _table_of_cuts(at),
         "",
-        f"{objects:,} objects, {_number(objects * prevalence / per)} lenses"
-        + ("" if area is None else f" per square degree of {area:g}")
-        + ":",
-        _table_of_lists(best, objects * prevalence, area),
+        f"a survey of {objects:,} objects{of_area}:",
+        _table_of_lists(best, lenses_there, area),
         "",
     ]
     drawn = tail.at_cuts(tail.shown(curve), prevalence)
@@ -146,7 +147,7 @@ def in_survey(
         "prevalence": prevalence,
         "objects": objects,
         "area_deg2": area,
-        "lenses_per_deg2": None if area is None else objects * prevalence / area,
+        "lenses_per_deg2": None if area is None else lenses_there / area,
         "independent_lenses": lenses.size,
         "independent_others": others.size,
         "auprc": {"low": low, "high": high},
