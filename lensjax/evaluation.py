@@ -162,35 +162,52 @@ def by_column(
 ) -> Found:
     """Returns the ensemble's metrics in each bin of a column of the labels.
 
-    Numbers are binned between the `edges`, by default quantiles; texts by value. Where no labelled
-    non-lens has a value (an Einstein radius), all of them stand against the lenses of each bin, and
-    what depends on the share of lenses is left out. Resampled intervals are left out where there
-    are too few to resample. Raises UsageError where there is no such column, or one that has too
-    many values.
+    Numbers are binned between the `edges`, by default quantiles; texts by value. Against lenses of
+    a bin without others stand all others (as for an Einstein radius, which only lenses have),
+    against others of a bin without lenses all lenses (as for a kind of look-alike); then what
+    depends on the share of lenses is left out. Resampled intervals are left out where there are too
+    few to resample. Raises UsageError where there is no such column, or one that has too many
+    values.
     """
-    values, scores, groups = labelled.column(column), labelled.scores, labelled.groups
-    known = (labelled.labels >= 0) & ~np.isnan(scores)
+    values, scores, labels, groups = (
+        labelled.column(column),
+        labelled.scores,
+        labelled.labels,
+        labelled.groups,
+    )
+    known = (labels >= 0) & ~np.isnan(scores)
     valued = known & ~np.ma.getmaskarray(values)
     if not valued.any():
         raise UsageError(f"--by {column}: no cutout with a score and a label has a value there")
-    of_lenses = not (valued & (labelled.labels == 0)).any() and (labelled.labels == 0).any()
-    found, notes = {}, []
-    binned = np.zeros(known.size, bool)
+    found, few, notes, binned = {}, [], [], np.zeros(known.size, bool)
+    without: dict[int, list[str]] = {0: [], 1: []}
     for name, rows in bins(column, np.ma.getdata(values), valued, edges).items():
         binned |= rows
-        rows = rows | (known & (labelled.labels == 0)) if of_lenses else rows
+        missing = [kind for kind in without if rows.any() and not (labels[rows] == kind).any()]
+        for kind in missing:
+            rows = rows | (known & (labels == kind))
+            without[kind].append(name)
         mine = None if groups is None else groups[rows]
-        metric = metrics.evaluate(scores[rows], labelled.labels[rows], groups=mine, **options)
-        caveats = metrics.caveats(scores[rows], labelled.labels[rows], mine)
+        metric = metrics.evaluate(scores[rows], labels[rows], groups=mine, **options)
+        caveats = metrics.caveats(scores[rows], labels[rows], mine)
         if caveats:
-            notes.append(f"{column} {name}: {caveats[0].replace('are too narrow', 'are left out')}")
+            few.append(name)
             metric = _without_resampling(metric)
-        found[name] = _of_ranking(metric) if of_lenses else metric
-    if of_lenses:
-        notes.append(f"{column} is known of lenses alone: all others stand against each bin")
-    wanted = known & (labelled.labels == 1) if of_lenses else known
-    if left := int((wanted & ~binned).sum()):
-        notes.append(f"{left:,} cutouts are in no bin of {column}: no value, or beyond the edges")
+        found[name] = _of_ranking(metric) if missing else metric
+    if few:
+        notes.append(
+            f"no resampled intervals in {column} {', '.join(few)}: fewer than {metrics.FEW} lenses "
+            "or others, or groups of them"
+        )
+    for kind, what in enumerate(("others", "lenses")):
+        if without[kind]:
+            names = ", ".join(without[kind])
+            notes.append(f"no {what} in {column} {names}: all {what} are taken there")
+    # Where only lenses, or only others, have a value, the others are in every bin.
+    classes = {int(label) for label in labels[valued]}
+    left = known & ~binned & np.isin(labels, list(classes))
+    if left.any():
+        notes.append(f"{left.sum():,} cutouts are in no bin of {column}: no value, or beyond edges")
     shown = {
         f"{name} ({metric.lenses:,} + {metric.others:,})": metric for name, metric in found.items()
     }
@@ -306,7 +323,7 @@ def _table_of_lists(best: Sequence[tail.Top], lenses: float, area: float | None)
             f"{top.cut:.6g}",
             *map(metrics.cell, (top.purity, top.completeness)),
         ]
-        row += [_spread(found), _number(top.false)]
+        row += [_spread(found), f"{top.false:.1f}"]
         if area is not None:
             row += [_number(top.size / area), _spread([each / area for each in found])]
         rows.append(row)

@@ -76,7 +76,8 @@ def evaluate(
 
     Labels are 1 (lens), 0 (other) or unknown (NaN, negative, masked); unknown ones and NaN
     probabilities are left out and counted. Of `tpr0` and `tpr_at_fpr` the intervals are exact,
-    `tpr0` being taken for a false-positive rate of one in all others: resampling fails there. The
+    `tpr0` being taken at the false-positive rate of 1 / (n + 1) that is left above the best of n
+    others on average: resampling fails there. The
     others are percentiles of a stratified bootstrap (lenses and others are resampled apart, so
     their numbers stay), widened to hold the value itself, which resampling noise can lift the
     calibration error away from. Beyond 100,000 objects fewer resamples than `bootstrap` may be
@@ -97,9 +98,7 @@ def evaluate(
     found = _intervals(value, [ranked.metrics(draw(rng)) for _ in range(resamples)])
     alone = tail.independent(known.lens, unit)
     lenses, others = known.lenses_and_others(alone)
-    if lenses.size and others.size:
-        tpr, low, high = found["tpr0"].value, *tail.tpr_at(lenses, others, 1 / others.size)[1:]
-        found["tpr0"] = Interval(tpr, min(tpr, low), max(tpr, high))
+    found["tpr0"] = _with_exact(found["tpr0"].value, lenses, others)
     why = {rate: tail.refusal(lenses.size, others.size, float(rate)) for rate in tail.RATES}
     return Metrics(
         **found,
@@ -291,6 +290,14 @@ def _intervals(value: Array, drawn: Sequence[Array]) -> dict[str, Interval]:
     low, high = np.nanpercentile(filled, [2.5, 97.5], axis=0)
     bounds = np.stack([value, np.minimum(value, low), np.maximum(value, high)], axis=1).tolist()
     return {name: Interval(*each) for name, each in zip(NAMES, bounds, strict=True)}
+
+
+def _with_exact(tpr0: float, lenses: Array, others: Array) -> Interval:
+    """Returns TPR0 with the interval of the rate that it stands for, given independent objects."""
+    if not (lenses.size and others.size):
+        return Interval(tpr0, math.nan, math.nan)
+    _, low, high = tail.tpr_at(lenses, others, 1 / (others.size + 1))
+    return Interval(tpr0, min(tpr0, low), max(tpr0, high))
 
 
 def _known(probabilities: ArrayLike, labels: ArrayLike) -> _Known:

@@ -188,7 +188,7 @@ def test_one_class_has_no_purity(run, few_figures, predictions, tmp_path):
 @pytest.mark.parametrize(
     ("column", "sizes"),
     [
-        ("seeing", {"0.5 to 0.75": (0, 315), "1.25 to 1.5": (60, 255)}),
+        ("seeing", {"1.25 to 1.5": (60, 255)}),
         ("tile", {"tile 0": (20, 400), "tile 2": (20, 400)}),
         ("field", {"0": (30, 600), "1": (30, 600)}),
     ],
@@ -196,7 +196,7 @@ def test_one_class_has_no_purity(run, few_figures, predictions, tmp_path):
 def test_metrics_by_column(run, survey, column, sizes):
     out, written = of_survey(run, survey, "--by", column)
     bins = written["by"]["bins"]
-    assert sum(found["lenses"] + found["others"] for found in bins.values()) == 1260
+    assert sum(found["others"] for found in bins.values()) == 1200
     for name, (lenses, others) in sizes.items():
         assert (bins[name]["lenses"], bins[name]["others"]) == (lenses, others)
         assert f"{name} ({lenses} + {others})" in out
@@ -210,7 +210,7 @@ def test_metrics_by_column(run, survey, column, sizes):
 
 def test_lenses_by_a_column_that_others_lack_stand_against_all_others(run, survey):
     out, written = of_survey(run, survey, "--by", "radius", "--edges", "0.5,0.51,0.6,9")
-    bins, (few, _, shared) = written["by"]["bins"], written["by"]["notes"]
+    bins, (few, *_, shared) = written["by"]["bins"], written["by"]["notes"]
     assert [found["lenses"] for found in bins.values()] == [6, 45, 9]
     scores, lens = first_run(survey)
     chosen = lens & (np.linspace(0.5, 3, 1260) >= 0.51) & (np.linspace(0.5, 3, 1260) < 0.6)
@@ -220,16 +220,26 @@ def test_lenses_by_a_column_that_others_lack_stand_against_all_others(run, surve
     # Six lenses are too few to resample; the exact interval stays.
     first = bins["0.5 to 0.51"]
     assert first["auroc"]["low"] is None and first["tpr_at_fpr"]["1e-2"]["low"] is not None
-    assert few in out and "left out where there are so few" in few and "(6)" in few
-    assert shared == "radius is known of lenses alone: all others stand against each bin"
+    assert few in out and few.startswith("no resampled intervals in radius 0.5 to 0.51, 0.6 to 9:")
+    names = "0.5 to 0.51, 0.51 to 0.6, 0.6 to 9"
+    assert shared == f"no others in radius {names}: all others are taken there"
+
+
+def test_others_of_a_kind_stand_against_all_lenses(run, survey):
+    _, written = of_survey(run, survey, "--by", "seeing", "--edges", "0.5,0.75,1.5")
+    found = written["by"]["bins"]["0.5 to 0.75"]
+    scores, lens = first_run(survey)
+    rows = lens | (np.linspace(1.5, 0.5, 1260) < 0.75)
+    assert found["auroc"]["value"] == pytest.approx(roc_auc_score(lens[rows], scores[rows]))
+    assert found["brier"]["value"] is None
+    assert written["by"]["notes"] == ["no lenses in seeing 0.5 to 0.75: all lenses are taken there"]
 
 
 def test_what_is_in_no_bin_is_counted(run, survey):
     _, written = of_survey(run, survey, "--by", "seeing", "--edges", "0.5,1")
     (name,) = written["by"]["bins"]
     found = written["by"]["bins"][name]
-    left = 1260 - found["lenses"] - found["others"]
-    assert f"{left} cutouts are in no bin of seeing" in written["by"]["notes"][-1]
+    assert f"{1260 - found['others']} cutouts are in no bin" in written["by"]["notes"][-1]
 
 
 def test_runs_are_compared_on_the_same_cutouts(run, survey):
