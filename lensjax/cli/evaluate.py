@@ -119,20 +119,19 @@ def evaluate(options: EvaluateConfig) -> str:
         names = [name.strip() for name in options.compare.split(",")]
         runs = {name: evaluation.read(Path(name), options.labels) for name in names}
         parts["compared"] = evaluation.against(labelled, runs, **resampling)
-    make_folder(folder)
     worst = evaluation.worst(labelled, WORST)
+    ids = {Path(name).stem: labelled.catalogue["id"][rows] for name, rows in worst.items()}
+    of_scores = {name: metric.to_json() for name, metric in found.items()}
+    of_parts = {name: part.record for name, part in parts.items()}
+    make_folder(folder)
+    record = folder / "metrics.json"
+    results.write_json(record, counts | of_scores | {"notes": notes, "worst": ids} | of_parts)
     from lensjax import report
     from lensjax.report.worst import write_mosaics
 
-    figures = report.write_figures(
-        folder, report.Scored(labelled.probabilities, labelled.labels, at_cuts=at_cuts)
-    )
+    scored = report.Scored(labelled.probabilities, labelled.labels, at_cuts=at_cuts)
+    figures = report.write_figures(folder, scored)
     mosaics, said = write_mosaics(folder, beside, options.data, labelled, worst)
-    record = folder / "metrics.json"
-    of_scores = {name: metric.to_json() for name, metric in found.items()}
-    of_parts = {name: part.record for name, part in parts.items()}
-    ids = {Path(name).stem: labelled.catalogue["id"][rows] for name, rows in worst.items()}
-    results.write_json(record, counts | of_scores | {"notes": notes, "worst": ids} | of_parts)
     unmatched = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
     lines = [metrics.table(found), "", *(line for part in parts.values() for line in part.lines)]
     lines += [*notes, unmatched, *said, *map(str, [record, *figures, *mosaics])]

@@ -16,7 +16,7 @@ from lensjax.errors import LensjaxError
 from tests.scored import scored
 
 OF_A_RUN = {name for name in results.OUTPUTS if not name.endswith(".pdf")} - {
-    *("metrics.json", *(f"{name}.png" for name in results.FIGURES))
+    *("metrics.json", *results.WORST, *(f"{name}.png" for name in results.FIGURES))
 }
 
 
