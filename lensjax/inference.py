@@ -541,7 +541,7 @@ def draw(
     from lensjax import report
 
     ranking = predictions.ranking()
-    pictures = [inspection.picture(source, row) for row in ranking[: config.top]]
+    pictures = [report.picture(source, row) for row in ranking[: config.top]]
     rejected = ~predictions.readable
     scored = report.Scored(
         {name: values[~rejected] for name, values in predictions.probabilities().items()},

@@ -4,23 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lensjax.data.planes import Unreadable
 from lensjax.data.source import Source
 
 WHAT_TO_DO = (
     "say in inspection.csv beside it which of them are lenses (label 1, others 0), then: "
     "lensjax certify --run {folder} --labels {folder}/inspection.csv"
 )
-
-
-def picture(source: Source, row: int) -> np.ndarray:
-    """Returns the colour picture (H, W, 3) of a cutout, black where it can no longer be read."""
-    from lensjax import report
-
-    try:
-        return report.colour(source[row].image, source.bands)
-    except Unreadable:  # it was scored: the file is gone since
-        return report.unreadable()
 
 
 def write(
@@ -41,5 +30,5 @@ def write(
     from lensjax.trust import certificate
 
     rows = ranking[certificate.to_inspect(calibration, most, seed)]
-    pictures = [picture(source, row) for row in rows]
+    pictures = [report.picture(source, row) for row in rows]
     return report.write_inspection(folder, source.table[rows], pictures)

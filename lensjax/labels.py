@@ -8,7 +8,7 @@ import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
 
-from lensjax.data.formats.tables import filled, paths_below, read_table, standardise, texts
+from lensjax.data.formats.tables import filled, paths_below, plain, read_table, standardise, texts
 from lensjax.errors import UsageError
 from lensjax.predictions import read_npz
 
@@ -18,18 +18,20 @@ Array = NDArray[Any]
 class Match(NamedTuple):
     """Labels in the order of the predictions.
 
-    `labels` (n,) int8: 1 lens, 0 other, -1 unknown; `without_label` of the predictions found no
-    row, and `without_prediction` rows of the labels found no prediction.
+    `labels` (n,) int8: 1 lens, 0 other, -1 unknown; `rows` (n,) int: where each stands among the
+    labels, -1 where nowhere; `without_label` of the predictions found no row, and
+    `without_prediction` rows of the labels found no prediction.
     """
 
     labels: Array
+    rows: Array
     without_label: int
     without_prediction: int
 
 
 def read_labels(file: str | os.PathLike[str]) -> Table:
     """Returns the columns `id`, `path` (those that the file has) and `label` of CSV, Parquet, FITS
-    or NPZ.
+    or NPZ, then all others that have one value a row.
 
     `path` comes absolute: relative ones are below the folder of the file, as in a catalogue.
     `label` comes as int: 1 lens, 0 other, -1 unknown. An NPZ without `id` is numbered from 0 by
@@ -47,7 +49,11 @@ def read_labels(file: str | os.PathLike[str]) -> Table:
     columns = {name: filled(table[name]) for name in keys}
     if "path" in columns:  # as a run writes them
         columns["path"] = np.array(list(paths_below(path.parent, texts(table["path"]))), str)
-    return Table(columns | {"label": np.asarray(table["label"])})
+    found = Table(columns | {"label": np.asarray(table["label"])})
+    for name in table.colnames:
+        if name not in found.colnames and table[name].ndim == 1:
+            found[name] = plain(table[name])
+    return found
 
 
 def match(catalogue: Table, labels: Table) -> Match:
@@ -75,6 +81,7 @@ def match(catalogue: Table, labels: Table) -> Match:
     row = first[np.minimum(np.searchsorted(keys, mine), keys.size - 1)]
     return Match(
         labels=np.where(found, given[row], -1).astype(np.int8),
+        rows=np.where(found, row, -1),
         without_label=int((~found).sum()),
         without_prediction=int((~np.isin(theirs, mine)).sum()),
     )
@@ -88,7 +95,8 @@ def _npz_table(path: Path) -> Table:
         raise UsageError(f"{path}: {' and '.join(given)} must have one value for each cutout")
     if "label" in given and "id" not in given:
         given["id"] = np.arange(len(given["label"]))
-    return Table(given)
+    others = {name: array for name, array in arrays.items() if array.shape in shapes}
+    return Table(given | {name: array for name, array in others.items() if name not in given})
 
 
 def _comparable(mine: Array, theirs: Array) -> tuple[Array, Array]:

@@ -85,7 +85,8 @@ LISTED = 200
 
 OF_CUTOUTS = ("id", "ra", "dec")
 OF_ENSEMBLE = tuple(name for name in Scores._fields if name in COLUMNS)
-FIGURES = ("roc", "precision_recall", "reliability", "scores", "uncertainty")
+FIGURES = ("roc", "precision_recall", "purity", "reliability", "scores", "uncertainty")
+WORST = ("false_positives.png", "missed_lenses.png")
 OUTPUTS = (  # every file that scoring or evaluating leaves in its folder
     "predictions.npz",
     "rejects.csv",
@@ -97,6 +98,7 @@ OUTPUTS = (  # every file that scoring or evaluating leaves in its folder
     "report.html",
     "inspection.html",
     "metrics.json",
+    *WORST,
     *(f"{name}.{form}" for name in FIGURES for form in ("png", "pdf")),
 )
 

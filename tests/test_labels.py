@@ -22,6 +22,7 @@ def test_labels_in_an_npz_are_one_a_cutout(tmp_path: Path) -> None:
 def test_labels_of_every_format(tmp_path: Path, name: str) -> None:
     file = tmp_path / name
     columns = {"id": np.array([5, 6, 7]), "label": np.array([1.0, np.nan, 0.0])}
+    columns["size"] = np.array([0.5, 1.5, 2.5])
     if name.endswith("npz"):
         np.savez(file, **columns)
     elif name.endswith("parquet"):
@@ -30,12 +31,13 @@ def test_labels_of_every_format(tmp_path: Path, name: str) -> None:
         Table(columns).write(file)
     found = read_labels(file)
     assert found["id"].tolist() == [5, 6, 7]
-    assert found["label"].tolist() == [1, -1, 0]
+    assert found["label"].tolist() == [1, -1, 0] and found["size"].tolist() == [0.5, 1.5, 2.5]
 
 
 def test_labels_with_gaps_and_words(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("path,label,other\nx.png,1,a\ny.png,,b\n")
-    assert read_labels(tmp_path / "a.csv")["label"].tolist() == [1, -1]
+    found = read_labels(tmp_path / "a.csv")
+    assert found["label"].tolist() == [1, -1] and found["other"].tolist() == ["a", "b"]
     (tmp_path / "b.csv").write_text("id,label\n1,ring\n2,arc\n")
     with pytest.raises(UsageError, match="b.csv"):
         read_labels(tmp_path / "b.csv")
@@ -67,7 +69,7 @@ def test_labels_find_their_predictions_whatever_the_type(mine: list, theirs: lis
 def test_what_finds_no_partner_is_counted() -> None:
     labels = Table({"id": ["a", "b", "x", "y"], "label": [1, 0, 1, 1]})
     found = match(Table({"id": ["b", "c", "a"]}), labels)
-    assert found.labels.tolist() == [0, -1, 1]
+    assert found.labels.tolist() == [0, -1, 1] and found.rows.tolist() == [1, -1, 0]
     assert (found.without_label, found.without_prediction) == (1, 2)
 
 

@@ -11,6 +11,8 @@ from sklearn import metrics as sklearn_metrics
 
 from lensjax import metrics
 from lensjax.errors import UsageError
+from lensjax.ranking import Ranked, resampler
+from lensjax.trust import tail
 
 
 def survey(seed: int, size: int = 200, levels: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -64,13 +66,12 @@ def test_values_agree_with_scikit_learn_and_loops(seed: int, levels: int | None)
 @pytest.mark.parametrize("levels", [None, 5])
 def test_resamples_have_the_metrics_of_their_objects(levels: int | None) -> None:
     scores, labels = survey(3, levels=levels)
-    ranked, rng = metrics._Ranked(scores, labels), np.random.default_rng(1)
-    by_class = np.concatenate([-np.sort(-scores[labels]), -np.sort(-scores[~labels])])
-    truth = np.arange(scores.size) < labels.sum()
+    ranked, rng = Ranked(scores, labels), np.random.default_rng(1)
+    draw = resampler(labels, np.arange(labels.size))
     for _ in range(25):
-        weights = ranked.resampled(rng).astype(int)
-        assert weights[truth].sum() == truth.sum() and weights.sum() == truth.size
-        again = np.repeat(by_class, weights), np.repeat(truth, weights)
+        weights = draw(rng).astype(int)
+        assert weights[labels].sum() == labels.sum() and weights.sum() == labels.size
+        again = np.repeat(scores, weights), np.repeat(labels, weights)
         found = dict(zip(metrics.NAMES, ranked.metrics(weights), strict=True))
         assert found == pytest.approx(expected(*again), rel=1e-12, abs=1e-12)
 
@@ -90,7 +91,9 @@ def test_perfect_and_worst_and_constant_scores() -> None:
     labels = np.array([1] * 5 + [0] * 20)
     perfect = metrics.evaluate(labels.astype(float), labels)
     assert perfect.auroc == metrics.Interval(1, 1, 1)
-    assert perfect.tpr0 == metrics.Interval(1, 1, 1)
+    assert perfect.tpr10 == metrics.Interval(1, 1, 1)
+    # Five lenses and twenty others leave much open; the best other might have been no better.
+    assert perfect.tpr0 == metrics.Interval(1, 0, 1)
     assert perfect.brier == metrics.Interval(0, 0, 0)
     assert metrics.values(1.0 - labels, labels)["auroc"] == 0
     constant = metrics.evaluate(np.full(25, 0.2), labels)
@@ -201,6 +204,82 @@ def test_reliability_counts_everything_once() -> None:
     assert (promised >= np.arange(15) / 15)[count > 0].all()
 
 
+def test_groups_are_resampled_as_a_whole() -> None:
+    """With every object there twice in one group, nothing is known that was not known before."""
+    scores, labels = survey(9, size=400)
+    once = metrics.evaluate(scores, labels)
+    groups = np.repeat(np.arange(400), 2)
+    twice = np.repeat(scores, 2), np.repeat(labels, 2)
+    found = metrics.evaluate(*twice, groups=groups)
+    for name in ("auroc", "expected_calibration_error", "log_loss", "brier"):
+        assert getattr(found, name) == pytest.approx(getattr(once, name)), name
+    apart = metrics.evaluate(*twice).auroc
+    assert apart.high - apart.low < 0.8 * (once.auroc.high - once.auroc.low)
+
+
+def test_groups_of_both_classes_have_resamples_of_any_number_of_lenses() -> None:
+    scores, labels = survey(10, size=300)
+    groups = np.arange(300) // 3
+    draw, rng = resampler(labels, groups), np.random.default_rng(0)
+    for weights in (draw(rng) for _ in range(20)):
+        assert (weights.reshape(-1, 3) == weights[::3, None]).all() and weights.sum() == 300
+    found = metrics.evaluate(scores, labels, groups=groups)
+    for interval in found.intervals().values():
+        assert interval.low <= interval.value <= interval.high
+
+
+def test_exact_rates_take_one_of_each_group() -> None:
+    scores, labels = survey(11, size=6000)
+    found = metrics.evaluate(scores, labels, bootstrap=0)
+    lenses, others = scores[labels], scores[~labels]
+    assert found.tpr_at_fpr["1e-2"] == tail.tpr_at(lenses, others, 1e-2)
+    assert math.isnan(found.tpr_at_fpr["1e-3"].value)
+    assert found.refused == {"1e-3": "needs 10,000 others", "1e-4": "needs 100,000 others"}
+    twice = metrics.evaluate(
+        np.repeat(scores, 2),
+        np.repeat(labels, 2),
+        groups=np.repeat(np.arange(6000), 2),
+        bootstrap=0,
+    )
+    assert twice.tpr_at_fpr["1e-2"] == found.tpr_at_fpr["1e-2"]
+    assert twice.refused == found.refused
+
+
+def test_two_scores_are_compared_on_the_same_resamples() -> None:
+    scores, labels = survey(12, size=600)
+    rng = np.random.default_rng(3)
+    noisy = np.clip(scores + rng.normal(0, 0.15, 600), 0, 1)
+    found, count = metrics.compare(np.append(scores, np.nan), np.append(noisy, 0.5), [*labels, 1])
+    assert count == 600 and list(found) == ["tpr10", "auroc", "log_loss"]
+    for name, interval in found.items():
+        difference = metrics.values(scores, labels)[name] - metrics.values(noisy, labels)[name]
+        assert interval.value == pytest.approx(difference), name
+    # By a loop over resamples and pairs; apart, the two would have a wider interval.
+    drawn = []
+    for _ in range(400):
+        lenses, others = (
+            rng.choice(rows, rows.size) for rows in map(np.flatnonzero, (labels, ~labels))
+        )
+        areas = [(s[lenses, None] > s[others]).mean() for s in (scores, noisy)]
+        drawn.append(areas[0] - areas[1])
+    width = found["auroc"].high - found["auroc"].low
+    assert width == pytest.approx(np.diff(np.percentile(drawn, [2.5, 97.5]))[0], rel=0.2)
+    apart = metrics.evaluate(noisy, labels).auroc
+    assert width < apart.high - apart.low
+    same, _ = metrics.compare(scores, scores, labels)
+    assert all(interval == (0, 0, 0) for interval in same.values())
+
+
+def test_the_table_begins_with_the_rate_at_few_false_positives_or_why_there_is_none() -> None:
+    scores, labels = survey(13, size=2000)
+    first, row = metrics.table({"ensemble": metrics.evaluate(scores, labels)}).splitlines()
+    assert " ".join(first.split()) == "score TPR at FPR 1e-2 TPR10 TPR0 ECE AUROC"
+    value, low, high = tail.tpr_at(scores[labels], scores[~labels], 1e-2)
+    assert row.startswith(f"ensemble  {value:.4f} [{low:.4f}, {high:.4f}]  ")
+    few = metrics.table({"ensemble": metrics.evaluate(scores[:200], labels[:200])})
+    assert few.splitlines()[1].startswith("ensemble  needs 1,000 others  0.")
+
+
 def test_large_tables_have_fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     scores, labels = survey(8, size=2000)
     assert metrics.evaluate(scores, labels).resamples == 1000
@@ -238,6 +317,8 @@ def test_what_is_missing_is_said(scores: list, labels: list | None, said: str) -
     (line,) = metrics.caveats(scores, labels)
     assert said in line
     assert metrics.caveats([0.1] * 20, [0, 1] * 10) == []
+    (line,) = metrics.caveats([0.1] * 20, [0, 1] * 10, np.arange(20) // 4)
+    assert "so few groups of lenses (5)" in line
     if labels:
         text = metrics.table({"ensemble": metrics.evaluate(scores, labels, bootstrap=5)})
         assert "nan" not in text

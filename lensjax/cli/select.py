@@ -20,7 +20,7 @@ from lensjax.errors import UsageError, refuse
 from lensjax.files import make_folder, replacing
 from lensjax.inference import Members, ScoringOptions
 from lensjax.injection import APERTURE, Hosts, calibrated_survey, find_hosts, inject
-from lensjax.metrics import Interval, share_interval
+from lensjax.intervals import Interval, share_interval
 from lensjax.simulation import SimulateConfig, sources_of, survey_of
 from lensjax.sky.survey import Survey
 from lensjax.trust import selection

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from lensjax import metrics
 from lensjax.files import replacing
 from lensjax.results import FIGURES
+from lensjax.trust.tail import AtCuts
 
 Array = NDArray[Any]
 
@@ -36,12 +37,14 @@ STYLE = Path(__file__).with_name("figures.mplstyle")
 @dataclass(frozen=True)
 class Scored:
     """What the figures show: `probabilities` (N,) of each score by name, the ensemble's first,
-    `logit` and `logit_std` (N,) of the ensemble where known, `labels` (N,) where known."""
+    `logit` and `logit_std` (N,) of the ensemble where known, `labels` (N,) where known, `at_cuts`
+    where the purity in a survey is asked for."""
 
     probabilities: Mapping[str, Array]
     labels: Array | None = None
     logit: Array | None = None
     logit_std: Array | None = None
+    at_cuts: AtCuts | None = None
 
     @property
     def fused(self) -> Array:
@@ -68,7 +71,10 @@ def draw(scored: Scored) -> dict[str, Figure]:
         return {}
     wanted: dict[str, Callable[[Figure, Scored], None]] = {}
     if min(scored.counts) > 0:
-        wanted |= {"roc": _roc, "precision_recall": _precision_recall, "reliability": _reliability}
+        wanted |= {"roc": _roc, "precision_recall": _precision_recall}
+        if scored.at_cuts is not None:
+            wanted["purity"] = _purity
+        wanted["reliability"] = _reliability
     wanted["scores"] = _scores
     if scored.logit is not None:
         wanted["uncertainty"] = _uncertainty
@@ -180,6 +186,26 @@ def _precision_recall(figure: Figure, scored: Scored) -> None:
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.legend(loc="lower left")
+
+
+def _purity(figure: Figure, scored: Scored) -> None:
+    axes = figure.subplots()
+    found = scored.at_cuts
+    assert found is not None
+    # A probability that is 0 or 1 in its type has a place on the axis all the same.
+    place = np.clip(found.cut.astype(float), 1e-6, 1 - 1e-6)
+    for name, tone in {"completeness": OTHER, "purity": LENS}.items():
+        band = getattr(found, name)
+        axes.plot(place, band.value, color=tone, linewidth=2, label=name)
+        style: Any = {"color": tone, "alpha": 0.18, "linewidth": 0}
+        axes.fill_between(place, band.low, band.high, **style)
+    axes.set_xscale("logit")
+    axes.xaxis.set_major_formatter(PLAIN)
+    axes.xaxis.set_minor_formatter("")
+    axes.set(ylim=(0, 1.02), xlabel=f"cut in probability (shaded: {BAND})")
+    axes.set_title(f"one lens in {1 / found.prevalence:,.4g} objects", fontsize=9.5)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(loc="best")
 
 
 def _reliability(figure: Figure, scored: Scored) -> None:

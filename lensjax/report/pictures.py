@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.special import expit
 
+from lensjax.data.planes import Unreadable
+from lensjax.data.source import Source
 from lensjax.files import replacing
 
 Array = NDArray[Any]
@@ -79,6 +81,15 @@ def colour(image: Array, bands: Sequence[str]) -> Array:
         return make_lupton_rgb(red, green, blue, minimum=0, stretch=1.0, Q=SOFTENING)
 
 
+def picture(source: Source, row: int) -> Array:
+    """Returns (H, W, 3) uint8 of a cutout that was scored; `unreadable` where its file is gone
+    since."""
+    try:
+        return colour(source[row].image, source.bands)
+    except Unreadable:
+        return unreadable()
+
+
 def unreadable() -> Array:
     """Returns (H, W, 3) uint8: what stands for a cutout that can no longer be read."""
     tile = Image.new("RGB", (SIDE, SIDE), PANEL)
@@ -94,12 +105,14 @@ def write_mosaic(
     count: int,
     *,
     columns: int = 8,
+    title: str = "Lens candidates",
+    which: str = "best",
 ) -> None:
     """Writes a PNG of the best cutouts, each with its rank, id, probability and uncertainty.
 
     `pictures` are n images (H, W, 3), uint8 or float in 0..1, of the first n rows of `best` (see
-    `results.candidate_table`), which are the best of `count`. Raises LensjaxError where it cannot
-    be written.
+    `results.candidate_table`), which are the best, or `which` else, of `count`. Raises LensjaxError
+    where it cannot be written.
     """
     shown = min(len(pictures), len(best))
     side, gap, head, foot = SIDE, 14, 58, 50
@@ -109,8 +122,8 @@ def write_mosaic(
     height = head + rows * (side + foot + gap) + gap
     sheet = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    draw.text((gap, 18), "Lens candidates", INK, _font(20, bold=True))
-    note = f"best {shown} of {count:,}" if shown else "no cutout was scored"
+    draw.text((gap, 18), title, INK, _font(20, bold=True))
+    note = f"{which} {shown} of {count:,}" if shown else "no cutout was scored"
     draw.text((width - gap, 22), note, DIM, _font(15), anchor="ra")
     for k in range(shown):
         left = gap + k % columns * (side + gap)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from lensjax.metrics import share_interval
+from lensjax.intervals import share_interval
 
 Array = NDArray[Any]
 
@@ -71,6 +71,6 @@ def interval(
     listed = survey.size - np.searchsorted(ascending, survey, "left")
     low = float(np.max(listed - most, initial=0)) / survey.size
     cut = np.median(found)
-    share, _ = share_interval((found >= cut).sum(), found.size, confidence=1 - side)
+    share, _ = share_interval((found >= cut).sum(), found.size, 1 - side)
     number = special.gammaincinv((survey >= cut).sum() + 1, 1 - side / 2)
     return low, min(float(number / (share * survey.size)), 1.0)

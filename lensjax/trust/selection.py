@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from lensjax.errors import LensjaxError, UsageError
-from lensjax.metrics import Interval, evaluate, share_interval
+from lensjax.intervals import Interval, share_interval
+from lensjax.metrics import evaluate
 
 Array = NDArray[Any]
 

@@ -16,7 +16,12 @@ from lensjax.errors import LensjaxError
 from tests.scored import scored
 
 OF_A_RUN = {name for name in results.OUTPUTS if not name.endswith(".pdf")} - {
-    *("metrics.json", "inspection.html", *(f"{name}.png" for name in results.FIGURES))
+    *(
+        "metrics.json",
+        "inspection.html",
+        *results.WORST,
+        *(f"{name}.png" for name in results.FIGURES),
+    )
 }
 
 

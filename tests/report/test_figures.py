@@ -12,8 +12,9 @@ from lensjax import metrics
 from lensjax.report import Scored, figures, write_figures
 from lensjax.report.figures import as_svg, draw
 from lensjax.results import FIGURES, OUTPUTS
+from lensjax.trust import tail
 
-ALL = ["roc", "precision_recall", "reliability", "scores", "uncertainty"]
+ALL = ["roc", "precision_recall", "purity", "reliability", "scores", "uncertainty"]
 
 
 def scored(size: int = 300, labels: bool = True) -> Scored:
@@ -21,11 +22,14 @@ def scored(size: int = 300, labels: bool = True) -> Scored:
     truth = np.arange(size) % 5 == 0
     logit = rng.normal(3.0 * truth - 2, 1.5)
     noisy = logit + rng.normal(0, 1, size)
+    scores = 1 / (1 + np.exp(-logit))
+    curve = tail.shown(tail.curve(scores[truth], scores[~truth]))
     return Scored(
-        {"ensemble": 1 / (1 + np.exp(-logit)), "a$b $\\frac": 1 / (1 + np.exp(-noisy))},
+        {"ensemble": scores, "a$b $\\frac": 1 / (1 + np.exp(-noisy))},
         truth.astype(float) if labels else None,
         logit,
         rng.random(size),
+        tail.at_cuts(curve, 0.01) if labels else None,
     )
 
 
@@ -58,6 +62,19 @@ def test_roc_shows_the_curve_and_its_area(drawn: dict) -> None:
     area = metrics.values(data.fused, data.classes)["auroc"]
     assert str(line.get_label()).endswith(f"{area:.4f}")
     assert axes.get_xscale() == "log"
+
+
+def test_purity_and_completeness_stand_at_their_cuts(drawn: dict) -> None:
+    data = scored()
+    (axes,) = drawn["purity"].axes
+    completeness, purity = axes.lines
+    cut, lens = completeness.get_xdata()[40], data.classes == 1
+    found, false = ((data.fused[rows] >= cut).mean() for rows in (lens, ~lens))
+    assert completeness.get_ydata()[40] == found
+    assert purity.get_ydata()[40] == pytest.approx(0.01 * found / (0.01 * found + 0.99 * false))
+    assert axes.get_title() == "one lens in 100 objects"
+    without = Scored(data.probabilities, data.labels)
+    assert list(draw(without)) == ["roc", "precision_recall", "reliability", "scores"]
 
 
 def test_files_are_pictures_on_white(drawn: dict, tmp_path: Path, monkeypatch) -> None:
