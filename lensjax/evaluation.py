@@ -169,12 +169,8 @@ def by_column(
     few to resample. Raises UsageError where there is no such column, or one that has too many
     values.
     """
-    values, scores, labels, groups = (
-        labelled.column(column),
-        labelled.scores,
-        labelled.labels,
-        labelled.groups,
-    )
+    values, groups = labelled.column(column), labelled.groups
+    scores, labels = labelled.scores, labelled.labels
     known = (labels >= 0) & ~np.isnan(scores)
     valued = known & ~np.ma.getmaskarray(values)
     if not valued.any():

@@ -123,7 +123,7 @@ def tpr_at(lenses: Array, others: Array, rate: float, confidence: float = CONFID
     missing with a probability of a quarter of delta = 1 - confidence; the interval reaches from the
     lower Clopper-Pearson end above the one to the upper end above the other, each at delta / 4.
     It holds for any number of objects (`refusal` says when the value is worth little), and with
-    ties. Resampling does not hold here: it covers 0.68 at a rate of 1e-3 with 1,000 a class.
+    ties. Resampling does not hold here: it covers about 0.7 at a rate of 1e-3 with 1,000 a class.
     """
     from scipy import special
 
