@@ -507,7 +507,7 @@ def write(
         # Pictures last: drawing takes memory of its own, and the catalogue must not be lost.
         record["peak_memory_bytes"] = runtime.peak_memory_bytes()
         attempt("run.json", results.write_json, config.folder / "run.json", record)
-        attempt("pictures", draw, config, source, best, predictions, record, found)
+        attempt("pictures", draw, config, source, best, predictions, record, found, said.columns)
     return Outcome(record, found)
 
 
@@ -535,6 +535,7 @@ def draw(
     predictions: Predictions,
     record: Mapping[str, Any],
     found: Mapping[str, Metrics],
+    promised: Mapping[str, np.ndarray],
 ) -> None:
     """Writes mosaic.png and report.html; the `best` cutouts are read once more, and black where
     they cannot be."""
@@ -542,12 +543,13 @@ def draw(
 
     ranking = predictions.ranking()
     pictures = [report.picture(source, row) for row in ranking[: config.top]]
-    rejected = ~predictions.readable
+    rejected, purity = ~predictions.readable, promised.get("purity_at_least")
     scored = report.Scored(
         {name: values[~rejected] for name, values in predictions.probabilities().items()},
         labels=source.table["label"][~rejected] if "label" in source.table.colnames else None,
         logit=predictions.scores.logit[~rejected],
         logit_std=predictions.scores.logit_std[~rejected],
+        purity_at_least=purity if purity is None else purity[ranking],
     )
     rejects = zip(source.table["id"][rejected], predictions.reason[rejected], strict=True)
     with gathering() as attempt:

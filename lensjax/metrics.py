@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from lensjax.errors import UsageError
 from lensjax.intervals import UNKNOWN, Interval
-from lensjax.intervals import share_interval as share_interval
 from lensjax.ranking import BINS, NAMES, Ranked, bin_of, resampler
 from lensjax.trust import tail
 

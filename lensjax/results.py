@@ -85,7 +85,9 @@ LISTED = 200
 
 OF_CUTOUTS = ("id", "ra", "dec")
 OF_ENSEMBLE = tuple(name for name in Scores._fields if name in COLUMNS)
-FIGURES = ("roc", "precision_recall", "purity", "reliability", "scores", "uncertainty")
+FIGURES = (
+    *("roc", "precision_recall", "purity", "reliability", "scores", "uncertainty", "promise"),
+)
 WORST = ("false_positives.png", "missed_lenses.png")
 OUTPUTS = (  # every file that scoring or evaluating leaves in its folder
     "predictions.npz",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from lensjax import metrics
+from lensjax import intervals, metrics
 from lensjax.errors import UsageError
 from lensjax.ranking import Ranked, resampler
 from lensjax.trust import tail
@@ -290,12 +290,12 @@ def test_large_tables_have_fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> N
 def test_interval_of_a_share_is_exact() -> None:
     """By scipy's test of proportions, and by adding up how often it holds the truth."""
     found, of = np.array([0, 1, 3, 10, 10, 0, 7]), np.array([10, 10, 10, 10, 11, 0, 20_000])
-    low, high = metrics.share_interval(found, of)
+    low, high = intervals.share_interval(found, of)
     for k, n, a, b in zip(found[of > 0], of[of > 0], low[of > 0], high[of > 0], strict=True):
         expected = stats.binomtest(int(k), int(n)).proportion_ci(0.95, method="exact")
         assert (a, b) == pytest.approx((expected.low, expected.high), rel=1e-9)
     assert (low[5], high[5]) == (0, 1)
-    low, high = metrics.share_interval(np.arange(26), 25)
+    low, high = intervals.share_interval(np.arange(26), 25)
     for truth in (0.01, 0.2, 0.5, 0.97):
         held = (low <= truth) & (truth <= high)
         assert stats.binom.pmf(np.arange(26), 25, truth)[held].sum() >= 0.95

@@ -3,23 +3,23 @@ cut."""
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from astropy.table import Table, vstack
 
-from lensjax import config, inference, inspection, results
-from lensjax.data.catalog import DataOptions
+from lensjax import config, inspection, results
 from lensjax.errors import UsageError, refuse
 from lensjax.files import gathering
 from lensjax.labels import match, read_labels
 from lensjax.predictions import ranking, read_npz
+from lensjax.report.worst import scored_cutouts
 from lensjax.trust import certificate, completeness, run
 from lensjax.trust.run import PromiseOptions, Said
 
-KEYS = ("id", "path", "logit", "calibration")
+KEYS = ("id", "path", "probability", "logit", "calibration")
 FALSE_SHARES = (0.0, 0.05, 0.1, 0.2, 1 / 3)
 
 
@@ -122,7 +122,7 @@ def certify(options: CertifyConfig) -> str:
     else:
         said = run.promise(options, logit, labels, options.seed)
     _write(options.run, said)
-    lines = list(said.notes)
+    lines = [*said.notes, *_figure(options.run, ranked, said)]
     if options.average:
         rows = certificate.of_average_purity(
             said.columns["p_value"], options.max_false_discovery or 0.5
@@ -168,17 +168,22 @@ def _record(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read: name the folder of a run") from error
 
 
+def _figure(folder: Path, ranked: Table, said: Said) -> list[str]:
+    """Draws the promise, and returns where."""
+    from lensjax.report import figures
+
+    purity = said.columns["purity_at_least"]
+    scored = figures.Scored({"ensemble": ranked["probability"]}, purity_at_least=purity)
+    return [str(figures.save(folder, "promise", figures.draw(scored)["promise"])[0])]
+
+
 def _inspection(options: CertifyConfig, said: Said) -> list[str]:
     """Writes what is to be looked at, from the data of the run, and returns what to do with it."""
     folder = options.run or Path()
-    of_run = _record(folder)["config"]
-    data = DataOptions(**{field.name: of_run[field.name] for field in fields(DataOptions)})
-    members = inference.find_members(Path(of_run["checkpoints"]), of_run["ensemble"])
-    source = inference.open_cutouts(of_run["data"], members, data)
     arrays = read_npz(folder / "predictions.npz")
     page, _ = inspection.write(
         folder,
-        source,
+        scored_cutouts(folder, arrays["id"]),
         ranking(arrays["ensemble_probs"], arrays["ensemble_logits"]),
         np.asarray(said.columns["calibration"]),
         most=options.inspect,

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from lensjax import metrics
+from lensjax import intervals, metrics
 from lensjax.files import replacing
 from lensjax.results import FIGURES
 from lensjax.trust.tail import AtCuts
@@ -38,13 +38,15 @@ STYLE = Path(__file__).with_name("figures.mplstyle")
 class Scored:
     """What the figures show: `probabilities` (N,) of each score by name, the ensemble's first,
     `logit` and `logit_std` (N,) of the ensemble where known, `labels` (N,) where known, `at_cuts`
-    where the purity in a survey is asked for."""
+    where the purity in a survey is asked for, `purity_at_least` (N,) of the list down to each row,
+    best first, masked where the promise is not about the row."""
 
     probabilities: Mapping[str, Array]
     labels: Array | None = None
     logit: Array | None = None
     logit_std: Array | None = None
     at_cuts: AtCuts | None = None
+    purity_at_least: Array | None = None
 
     @property
     def fused(self) -> Array:
@@ -78,6 +80,8 @@ def draw(scored: Scored) -> dict[str, Figure]:
     wanted["scores"] = _scores
     if scored.logit is not None:
         wanted["uncertainty"] = _uncertainty
+    if scored.purity_at_least is not None:
+        wanted["promise"] = _promise
     figures = {}
     with matplotlib.rc_context(fname=STYLE):
         for name, paint in wanted.items():
@@ -147,7 +151,7 @@ def _text(name: str) -> str:
 def _band(axes: Axes, place: Array, found: Array, of: Array, step: Literal["pre", "post"]) -> None:
     """Shades the interval of the share `found / of` at each place of the ensemble's curve."""
     shown = np.unique(np.geomspace(1, place.size, BAND_POINTS).astype(int)) - 1
-    low, high = metrics.share_interval(found[shown], of[shown])
+    low, high = intervals.share_interval(found[shown], of[shown])
     axes.fill_between(
         place[shown], low, high, step=step, color=MAIN, alpha=0.16, linewidth=0, label=BAND
     )
@@ -213,7 +217,7 @@ def _reliability(figure: Figure, scored: Scored) -> None:
     table = np.stack(metrics.reliability(scored.fused, scored.classes))
     filled = table[0] > 0
     count, promised, share = table[:, filled]
-    low, high = metrics.share_interval(np.rint(share * count), count)
+    low, high = intervals.share_interval(np.rint(share * count), count)
     axes.plot([0, 1], [0, 1], **DOTTED)
     axes.errorbar(
         promised,
@@ -268,3 +272,14 @@ def _uncertainty(figure: Figure, scored: Scored) -> None:
     axes.set(xlabel="logit of the ensemble", ylabel="standard deviation of the logit")
     axes.set(ylim=(0, None))
     axes.legend()
+
+
+def _promise(figure: Figure, scored: Scored) -> None:
+    axes = figure.subplots()
+    purity = np.ma.compressed(scored.purity_at_least)
+    axes.plot(np.arange(1, purity.size + 1), purity, color=MAIN, drawstyle="steps-post")
+    axes.fill_between(np.arange(1, purity.size + 1), purity, color=MAIN, alpha=0.16, step="post")
+    axes.set(xscale="log", xlim=(1, purity.size), ylim=(0, 1.02))
+    axes.set(xlabel="candidates in the list", ylabel="purity at least")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))

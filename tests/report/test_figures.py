@@ -8,13 +8,18 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from lensjax import metrics
+from lensjax import intervals, metrics
 from lensjax.report import Scored, figures, write_figures
 from lensjax.report.figures import as_svg, draw
 from lensjax.results import FIGURES, OUTPUTS
 from lensjax.trust import tail
 
-ALL = ["roc", "precision_recall", "purity", "reliability", "scores", "uncertainty"]
+ALL = [
+    *("roc", "precision_recall", "purity", "reliability", "scores", "uncertainty", "promise"),
+]
+
+
+PURITY = np.ma.array([0.9, 0.0, 0.8, 0.5], mask=[False, True, False, False])
 
 
 def scored(size: int = 300, labels: bool = True) -> Scored:
@@ -30,6 +35,7 @@ def scored(size: int = 300, labels: bool = True) -> Scored:
         logit,
         rng.random(size),
         tail.at_cuts(curve, 0.01) if labels else None,
+        PURITY if labels else None,
     )
 
 
@@ -75,6 +81,11 @@ def test_purity_and_completeness_stand_at_their_cuts(drawn: dict) -> None:
     assert axes.get_title() == "one lens in 100 objects"
     without = Scored(data.probabilities, data.labels)
     assert list(draw(without)) == ["roc", "precision_recall", "reliability", "scores"]
+
+
+def test_the_promise_is_of_the_rows_that_it_is_about(drawn: dict) -> None:
+    (axes,) = drawn["promise"].axes
+    assert axes.lines[0].get_xydata().tolist() == [[1, 0.9], [2, 0.8], [3, 0.5]]
 
 
 def test_files_are_pictures_on_white(drawn: dict, tmp_path: Path, monkeypatch) -> None:
@@ -124,7 +135,7 @@ def test_curves_of_the_ensemble_have_their_intervals(drawn: dict) -> None:
 
     count, _, share = metrics.reliability(data.fused, data.classes)
     (container,) = drawn["reliability"].axes[0].containers
-    low, high = metrics.share_interval((share * count)[count > 0], count[count > 0])
+    low, high = intervals.share_interval((share * count)[count > 0], count[count > 0])
     bars = np.array(container.lines[2][0].get_segments())[:, :, 1]
     np.testing.assert_allclose(bars, np.stack([low, high], axis=1), atol=1e-12)
 
