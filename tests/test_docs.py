@@ -23,6 +23,7 @@ CONFIGS = {
     "import_weights": "ImportConfig",
     "export": "ExportConfig",
     "select": "SelectConfig",
+    "certify": "CertifyConfig",
     "launch": "LaunchConfig",
 }
 # Other spellings, and options of every command and of other programs.
