@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from astropy.table import Table
 from scipy.special import expit, logit
 
-from lensjax import results
+from lensjax import certification, results
 from lensjax.cli import certify, infer
 from lensjax.trust import certificate
 from lensjax.trust.envelope import false_positives_at_most
@@ -152,6 +153,8 @@ def test_the_cut_that_keeps_a_share_of_the_lenses(run, tmp_path):
     place = [k for k in range(1, LENSES) if _fails(k) <= 0.05][-1]
     cut = np.sort(theirs[:LENSES])[place - 1]
     assert f"the {(mine >= cut).sum():,} candidates of logit {cut:.3f}" in ended.out
+    low, high = re.search(r"from (\S+) to (\S+) of the cutouts are lenses", ended.out).groups()
+    assert 0.004 < float(low) < LENSES / ROWS < float(high) < 0.04
     command = (*command, "--labels", tmp_path / "mine" / "labels.csv", "--strata")
     ended = run(certify.main, *command, "einstein_radius")
     assert "in each of 3 strata" in ended.out and "einstein_radius from 0.5 to 1.49" in ended.out
@@ -183,7 +186,7 @@ def test_what_a_promise_takes_is_what_simulations_found(false_share, known):
 def test_the_plan_is_a_table(run):
     ended = run(certify.main, "--plan", "--prevalence", 0.01, "--survey", 100_000)
     assert ended.status == 0 and "rows to draw" in ended.out
-    assert len(ended.out.splitlines()) == 3 + len(certify.FALSE_SHARES)
+    assert len(ended.out.splitlines()) == 3 + len(certification.FALSE_SHARES)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +195,7 @@ def test_the_plan_is_a_table(run):
         ((), "--run is missing"),
         (("--run", "nowhere"), "no candidates.parquet"),
         (("--max-false-discovery", 1.5), "between 0 and 1"),
-        (("--completeness", 0.5), "go together"),
+        (("--completeness", 0.5), "needs --lenses"),
         (("--calibration", 0), "at least 1"),
     ],
 )
