@@ -1,5 +1,5 @@
-"""What is certain of the list of a run: the promise, a cut that keeps a share of the lenses, and the
-interval of the survey's prevalence."""
+"""What is certain of the list of a run: its promise, a cut that keeps a share of the lenses, and
+between what bounds the survey's prevalence lies."""
 
 import json
 from collections.abc import Iterable, Sequence
