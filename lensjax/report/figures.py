@@ -276,7 +276,7 @@ def _uncertainty(figure: Figure, scored: Scored) -> None:
 
 def _promise(figure: Figure, scored: Scored) -> None:
     axes = figure.subplots()
-    purity = np.ma.compressed(np.ma.asarray(scored.purity_at_least))
+    purity: Array = np.ma.compressed(np.ma.asarray(scored.purity_at_least))
     axes.plot(np.arange(1, purity.size + 1), purity, color=MAIN, drawstyle="steps-post")
     axes.fill_between(np.arange(1, purity.size + 1), purity, color=MAIN, alpha=0.16, step="post")
     axes.set(xscale="log", xlim=(1, purity.size), ylim=(0, 1.02))

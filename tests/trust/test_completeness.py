@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from mapie.risk_control import BinaryClassificationController
+from scipy import special, stats
 
 from lensjax.trust import completeness
 from lensjax.trust.completeness import TooFewLenses, cut, cut_of_strata
@@ -21,6 +22,23 @@ def test_the_place_is_the_largest_that_keeps_the_promise():
         place = completeness._place(lenses, 0.9, 0.05)
         fails = [stats.binom.cdf(k - 1, lenses, 0.1) <= 0.05 for k in range(1, lenses + 1)]
         assert place == sum(fails)
+
+
+def test_the_cut_is_that_of_mapie():
+    rng, lenses = np.random.default_rng(0), 300
+    labels = np.repeat([1, 0], lenses)
+    scores = special.expit(rng.normal(2 * labels))
+    places = np.sort(scores[:lenses])
+    controller = BinaryClassificationController(
+        predict_function=lambda scores: np.c_[1 - scores, scores],
+        risk="recall",
+        target_level=0.9,
+        confidence_level=0.95,
+        list_predict_params=places,
+        fwer_method="fixed_sequence",
+    )
+    controller.calibrate(scores[:, None], labels)
+    assert cut(scores[:lenses], 0.9).score == max(controller.valid_predict_params)
 
 
 def test_too_few_lenses_are_refused_with_how_many_it_takes():
