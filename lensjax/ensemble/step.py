@@ -35,6 +35,8 @@ class StepOptions:
     """Precision of the networks' arithmetic."""
     seed: int = 0
     """Seed of the dropout masks."""
+    symmetries: Literal[1, 8] = 1
+    """8: the logit is the mean over the four rotations of a cutout and of its mirror image."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""
@@ -162,7 +164,7 @@ def ensemble_step(
             with jax.named_scope(f"member/{group.architecture}"):
                 images = sharding.own_part(prepared[group.preprocessing], group.members, mesh)
                 of_member = functools.partial(
-                    _member_logits, group, images, options.mc_samples, samples_at_once
+                    _member_logits, group, images, options, samples_at_once
                 )
                 logits.append(_map_members(of_member, of_parts, group_keys, mesh))
         return tuple(logits)
@@ -195,9 +197,7 @@ def one_by_one_step(ensemble: Ensemble, mesh: Mesh, options: StepOptions) -> Ste
     @functools.partial(jax.jit, static_argnums=(0, 1), compiler_options=compiler_options)
     def one_pass(group: MemberGroup, row: int, part: Any, key: Array, inputs: Inputs) -> Array:
         images = _prepare(inputs, options.precision)[group.preprocessing]
-        return _member_logits(
-            group, images, options.mc_samples, None, _member(part, row), key[None]
-        )[0]
+        return _member_logits(group, images, options, None, _member(part, row), key[None])[0]
 
     @jax.jit
     def fuse_all(logits: list[list[Array]], fusion_params: FusionParams) -> Scores:
@@ -239,17 +239,34 @@ def _prepare(inputs: Inputs, precision: Precision) -> list[Array]:
 def _member_logits(
     group: MemberGroup,
     images: Array,
-    samples: int,
+    options: StepOptions,
     samples_at_once: int | None,
     state: Any,
     keys: Array,
 ) -> Array:
     """Returns the logits (sample, batch) float32 of a member, its state and the keys of its
-    samples; one sample has no dropout.
+    samples; one sample has no dropout."""
+    turned = _turned(images) if options.symmetries > 1 else images
+    logits = _sample_logits(
+        nnx.merge(group.graph, state), turned, options.mc_samples, samples_at_once, keys
+    )
+    return logits.reshape(len(logits), options.symmetries, len(images)).mean(1)
 
-    Samples share the features where all dropout is in the head.
-    """
-    network = nnx.merge(group.graph, state)
+
+def _turned(images: Array) -> Array:
+    """Returns images (batch, S, S, band) in the eight symmetries of the square, one after the
+    other: (8 batch, S, S, band)."""
+    mirrored = images, images[:, :, ::-1]
+    return jnp.concatenate(
+        [jnp.rot90(image, turns, axes=(1, 2)) for image in mirrored for turns in range(4)]
+    )
+
+
+def _sample_logits(
+    network: Any, images: Array, samples: int, samples_at_once: int | None, keys: Array
+) -> Array:
+    """Returns the logits (sample, batch) of a network. Samples share the features where all dropout
+    is in the head."""
     if samples == 1:
         return network(images)[None]
     features = None if network.block_dropout else network.features(images)

@@ -1,5 +1,6 @@
 """The compiled step against members evaluated alone, one cutout and one sample at a time."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -150,6 +151,26 @@ def test_one_sample_has_no_dropout(members):
     images = seen(TRANSFORM, batch.images[0], batch.brightness[0])
     np.testing.assert_allclose(one.member_logits[0], model(images), atol=1e-5)
     np.testing.assert_allclose(one.logit_std, 0.0, atol=1e-6)
+
+
+def test_symmetries_are_the_mean_over_cutouts_that_were_turned_beforehand(members):
+    chosen = {name: members[name] for name in ("resnet18.0", "vit_s16")}
+    batch, ensemble = inputs(3), stack(chosen)
+
+    def logits(images: np.ndarray, symmetries: int) -> np.ndarray:
+        options = StepOptions(SAMPLES, "mean_prob", seed=SEED, symmetries=symmetries)
+        step = ensemble_step(ensemble, MESH, options)
+        turned = dataclasses.replace(batch, images=(images,))
+        return np.asarray(step(place_weights(ensemble, MESH, options), turned).member_logits)
+
+    images = batch.images[0]
+    turned = [
+        np.rot90(one, turns, axes=(1, 2)) for one in (images, images[:, ::-1]) for turns in range(4)
+    ]
+    expected = np.mean([logits(np.ascontiguousarray(each), 1) for each in turned], axis=0)
+    found = logits(images, 8)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(logits(np.ascontiguousarray(turned[5]), 8), found, atol=1e-5)
 
 
 def test_one_compilation_and_one_dispatch_serve_all_batches(members):
