@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from astropy.table import Table
@@ -49,6 +50,8 @@ class RealLenses:
     """Folder of the members."""
     ensemble: str | None = None
     """Which of them, as --ensemble of infer.py names them (None: all)."""
+    symmetries: Literal[1, 8] = 1
+    """8: logits are the mean over rotations and mirror images."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -57,7 +60,9 @@ def main(argv: Sequence[str]) -> None:
     Raises UsageError where the folder has nothing to compare.
     """
     options = config.parse(RealLenses, argv, description=__doc__.split("\n", 1)[0])
-    finder = load_ensemble(options.checkpoints, options.ensemble, mc_samples=1)
+    finder = load_ensemble(
+        options.checkpoints, options.ensemble, mc_samples=1, symmetries=options.symmetries
+    )
     found = of_pictures(finder, options.images) | of_arcs(finder, options.images)
     if not found:
         raise UsageError(f"--images {options.images} holds none of the sets of real images")

@@ -12,13 +12,12 @@ import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
 
-from lensjax import errors, metrics, results
+from lensjax import errors, metrics, results, tail
 from lensjax.errors import UsageError
 from lensjax.intervals import UNKNOWN, Interval
 from lensjax.labels import Match, match, read_labels
 from lensjax.metrics import Metrics
 from lensjax.predictions import read_probabilities
-from lensjax.trust import tail
 
 COMPLETENESS = (0.9, 0.7, 0.5, 0.3, 0.1)  # at which purity is printed
 DIFFERENCES = dict(zip(metrics.DIFFERENCES, ("TPR10", "AUROC", "log loss"), strict=True))

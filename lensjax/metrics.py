@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lensjax import tail
 from lensjax.errors import UsageError
 from lensjax.intervals import UNKNOWN, Interval
 from lensjax.ranking import BINS, NAMES, Ranked, bin_of, resampler
-from lensjax.trust import tail
 
 FEW = 10  # objects of a class, below which resampling them says little of what others would do
 FIRST_RATE = tail.RATES[0]

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from lensjax import intervals, metrics
+from lensjax import intervals, metrics, tail
 from lensjax.errors import UsageError
 from lensjax.ranking import Ranked, resampler
-from lensjax.trust import tail
 
 
 def survey(seed: int, size: int = 200, levels: int | None = None) -> tuple[np.ndarray, np.ndarray]:

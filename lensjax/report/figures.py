@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from lensjax import intervals, metrics
 from lensjax.files import replacing
 from lensjax.results import FIGURES
-from lensjax.trust.tail import AtCuts
+from lensjax.tail import AtCuts
 
 Array = NDArray[Any]
 

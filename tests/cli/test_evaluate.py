@@ -12,11 +12,10 @@ from PIL import Image
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from lensjax import metrics
+from lensjax import metrics, tail
 from lensjax.cli import evaluate
 from lensjax.report import figures
 from lensjax.results import OUTPUTS, WORST
-from lensjax.trust import tail
 
 ODD = (
     "<b>$\\x</b>",

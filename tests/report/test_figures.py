@@ -8,11 +8,10 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from lensjax import intervals, metrics
+from lensjax import intervals, metrics, tail
 from lensjax.report import Scored, figures, write_figures
 from lensjax.report.figures import as_svg, draw
 from lensjax.results import FIGURES, OUTPUTS
-from lensjax.trust import tail
 
 ALL = [
     *("roc", "precision_recall", "purity", "reliability", "scores", "uncertainty", "promise"),

@@ -5,8 +5,8 @@ import pytest
 from scipy import optimize, stats
 from sklearn.metrics import average_precision_score
 
+from lensjax import tail
 from lensjax.errors import UsageError
-from lensjax.trust import tail
 
 SHIFT = 2.5  # by which lenses score higher, in standard deviations of either class
 
