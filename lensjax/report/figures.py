@@ -204,6 +204,7 @@ def _purity(figure: Figure, scored: Scored) -> None:
         style: Any = {"color": tone, "alpha": 0.18, "linewidth": 0}
         axes.fill_between(place, band.low, band.high, **style)
     axes.set_xscale("logit")
+    axes.set_xticks((1e-4, 0.01, 0.1, 0.5, 0.9, 0.99, 0.9999))
     axes.xaxis.set_major_formatter(PLAIN)
     axes.xaxis.set_minor_formatter("")
     axes.set(ylim=(0, 1.02), xlabel=f"cut in probability (shaded: {BAND})")
