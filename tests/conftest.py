@@ -19,6 +19,7 @@ from lensjax.memory import Target, find_target  # noqa: E402
 from lensjax.models import registry  # noqa: E402
 from lensjax.models.vit import VisionTransformer  # noqa: E402
 from lensjax.sky import draw  # noqa: E402
+from lensjax.trust import envelope  # noqa: E402
 from tests import networks  # noqa: E402
 
 runtime.set_up()
@@ -62,6 +63,13 @@ def vit_tiny() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.ARCHITECTURES, tiny.name, tiny)
         yield tiny.name
+
+
+@pytest.fixture
+def drawn_once(monkeypatch) -> None:
+    """Has the paths of an envelope be drawn once for all surveys of a size, and fewer of them."""
+    fewer = functools.cache(functools.partial(envelope.envelope, paths=2000))
+    monkeypatch.setattr(envelope, "envelope", fewer)
 
 
 @pytest.fixture(scope="session")

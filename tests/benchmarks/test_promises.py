@@ -1,6 +1,7 @@
 """The benchmark of promises counts what is false in each list that it certifies."""
 
 import numpy as np
+import pytest
 from astropy.table import Table
 from scipy.special import expit
 
@@ -9,6 +10,7 @@ from lensjax import results
 from tests.scored import scored
 
 
+@pytest.mark.usefixtures("drawn_once")
 def test_each_repetition_says_what_was_promised_and_what_came_true(tmp_path, capsys):
     rng, rows = np.random.default_rng(0), 8000
     lens = np.arange(rows) < 120

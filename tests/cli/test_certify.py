@@ -17,6 +17,8 @@ from lensjax.trust import certificate
 from lensjax.trust.envelope import false_positives_at_most
 from tests.scored import scored
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 ROWS, LENSES = 6000, 100
 SAME = {"members": [{"weights_sha256": "0" * 64}]}
 
