@@ -19,4 +19,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Returns a page with its links as they are inside the documentation."""
     results = markdown.replace("../benchmarks/RESULTS.md", "results.md")
-    return results.replace("benchmarks/RESULTS.md", "results.md").replace("](docs/", "](")
+    results = results.replace("benchmarks/RESULTS.md", "results.md")
+    return results.replace("](../docs/", "](").replace("](docs/", "](")
