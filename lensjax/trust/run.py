@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lensjax.errors import UsageError, refuse
+from lensjax.intervals import share_interval
 from lensjax.metrics import lens_or_unknown
 from lensjax.predictions import Predictions
 from lensjax.trust.prevalence import Counts, at_prevalence, log_likelihood_ratio
@@ -72,6 +73,30 @@ def likelihood(
     columns["survey_probability"] = at_prevalence(ratio, prevalence).astype(np.float32)
     record = {"validation_prevalence": known, "prevalence": prevalence}
     return Said(columns, record, [f"{note}, `survey_probability` at {prevalence:.3g}"])
+
+
+def unlike_validation(logit: Array, labels: Array, validated: Array) -> list[str]:
+    """Returns a warning where far more cutouts of a run score high than non-lenses do in the
+    members' validation data: then the probabilities hold for other galaxies than these.
+
+    `logit` and `labels` (n,) are of the run, 1 for known lenses, 0 for others and -1 where unknown;
+    `validated` (m,) are the logits of non-lenses in validation. High is a probability above one
+    half, far more are above twice the upper limit of their share (Clopper-Pearson, 95 %).
+    """
+    known = lens_or_unknown(labels)
+    others = logit[known == 0] if (known == 0).any() else logit[known < 0]
+    if not others.size or not validated.size:
+        return []
+    share, expected = float((others > 0).mean()), float((validated > 0).mean())
+    _, most = share_interval((validated > 0).sum(), validated.size)
+    if share <= 2 * float(most):
+        return []
+    perhaps = "" if (known == 0).any() else ", unless so many are lenses"
+    return [
+        f"{share:.1%} of the cutouts{' that are no lenses' * (not perhaps)} have a probability "
+        f"above one half, where {expected:.1%} of the non-lenses in the members' validation data "
+        f"have: this survey looks different, and its probabilities are too high{perhaps}"
+    ]
 
 
 def promise(options: PromiseOptions, ranked: Array, labels: Array, seed: int) -> Said:
