@@ -3,7 +3,7 @@
 import functools
 import itertools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -98,6 +98,29 @@ def abstract_ensemble(
         fusion_params=fusion_params,
         weights_origin=weights_origin,
         validated_on=_counts(in_order),
+    )
+
+
+def subset(ensemble: Ensemble, names: Collection[str], fusion_params: FusionParams) -> Ensemble:
+    """Returns the members of an abstract ensemble that have these names, in its order, to be fused
+    by `fusion_params`. What they see keeps its number among the preprocessings."""
+    groups, states, kept, start = [], [], [], 0
+    for group, state in zip(ensemble.groups, ensemble.states, strict=True):
+        members = range(start, start + group.members)
+        rows = np.array([n - start for n in members if ensemble.names[n] in names])
+        if rows.size:
+            of_state = functools.partial(jax.tree.map, lambda leaf, rows=rows: leaf[rows])
+            groups.append(replace(group, members=rows.size))
+            states.append(jax.eval_shape(of_state, state))
+            kept += (start + rows).tolist()
+        start = members.stop
+    return replace(
+        ensemble,
+        names=tuple(ensemble.names[n] for n in kept),
+        groups=tuple(groups),
+        states=tuple(states),
+        identities=ensemble.identities[kept],
+        fusion_params=fusion_params,
     )
 
 
