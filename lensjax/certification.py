@@ -2,7 +2,7 @@
 between what bounds the survey's prevalence lies."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +105,8 @@ def certify(options: CertifyConfig) -> str:
     """
     if options.run is None:
         raise UsageError("--run is missing: name the folder of the results of infer.py")
-    ranked = _ranked(table for _, table in results.read_candidates(options.run))
-    logit = np.asarray(ranked["logit"], np.float64)
+    ranked = _ranked(options.run, KEYS)
+    logit = np.asarray(ranked["logit"])
     labels = np.full(logit.size, -1)
     if options.labels is not None:
         labels = match(ranked, read_labels(options.labels)).labels
@@ -142,12 +142,20 @@ def certify(options: CertifyConfig) -> str:
     return "\n".join(lines)
 
 
-def _ranked(parts: Iterable[Table]) -> Table:
-    """Returns of all candidates, best first, what a promise depends on."""
-    return vstack(
-        [part[[name for name in KEYS if name in part.colnames]] for part in parts],
-        metadata_conflicts="silent",
-    )
+def _ranked(folder: Path, names: Sequence[str] | None = None) -> Table:
+    """Returns all candidates of a run, best first, or what they have of some columns.
+
+    The logit is minus infinity where a cascade has dropped a cutout: the others rank before it.
+    """
+    parts = []
+    for _, table in results.read_candidates(folder):
+        logit = np.array(table["logit"], np.float64)
+        for column in table.itercols():
+            if column.description == results.OF_MEMBERS.description:
+                logit[np.ma.getmaskarray(np.ma.asarray(column))] = -np.inf
+        table["logit"] = logit
+        parts.append(table[[n for n in names or table.colnames if n in table.colnames]])
+    return vstack(parts, metadata_conflicts="silent")
 
 
 def _write(folder: Path, said: Said) -> None:
@@ -188,7 +196,11 @@ def _inspection(options: CertifyConfig, said: Said) -> list[str]:
     page, _ = inspection.write(
         folder,
         scored_cutouts(folder, arrays["id"]),
-        ranking(arrays["ensemble_probs"], arrays["ensemble_logits"]),
+        ranking(
+            arrays["ensemble_probs"],
+            arrays["ensemble_logits"],
+            np.stack([arrays[f"{name}_logits"] for name in arrays["members"]]),
+        ),
         np.asarray(said.columns["calibration"]),
         most=options.inspect,
         seed=options.seed,
@@ -203,12 +215,18 @@ def _lenses(options: CertifyConfig) -> Table:
     mine, theirs = (_record(each or Path())["members"] for each in (options.run, folder))
     if [m["weights_sha256"] for m in mine] != [m["weights_sha256"] for m in theirs]:
         raise UsageError(f"{folder} was scored by other members than {options.run}")
-    table = vstack(
-        [part for _, part in results.read_candidates(folder)], metadata_conflicts="silent"
-    )
+    if len({_cut_of_cascade(each or Path()) for each in (options.run, folder)}) > 1:
+        raise UsageError(f"{folder} was scored by another cascade than {options.run}")
+    table = _ranked(folder)
     if "label" not in table.colnames:
         raise UsageError(f"{folder} has no column label: which of them are lenses?")
     return table[np.asarray(table["label"]) == 1]
+
+
+def _cut_of_cascade(folder: Path) -> tuple[str, float] | None:
+    """Returns the first member of a run's cascade and its cut, None where it had none."""
+    cascade = _record(folder).get("cascade")
+    return cascade and (cascade["member"], cascade["cut"])
 
 
 def _completeness(options: CertifyConfig, logit: np.ndarray, lenses: Table) -> list[str]:

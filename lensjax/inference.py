@@ -5,84 +5,51 @@ A run is a few steps, each of which can be called alone: `find_members`, `open_c
 for a notebook is `lensjax.load_ensemble`.
 """
 
-import dataclasses
 import functools
 import platform
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from astropy.table import Column, Table
-from jax.sharding import Mesh
 
-from lensjax import __version__, inspection, metrics, results, runtime
+from lensjax import __version__, inspection, metrics, results, runtime, staging
 from lensjax.data import pipeline
 from lensjax.data.catalog import DataOptions
 from lensjax.data.identity import content_sha256
 from lensjax.data.noise_free import refuse_noise_free
-from lensjax.data.on_device import InputSpec
 from lensjax.data.parts import WHOLE, Part
-from lensjax.data.preprocess import Preprocessing, doubts, fields_of_view
+from lensjax.data.preprocess import doubts, fields_of_view
 from lensjax.data.source import Source
-from lensjax.ensemble import checkpoint, plan, scoring, sharding
-from lensjax.ensemble.checkpoint import MemberInfo, Validation
-from lensjax.ensemble.plan import FULL_BATCH, SHARE_OF_HOST, CompiledStep, batch_sizes
-from lensjax.ensemble.reuse import ScoreStore
-from lensjax.ensemble.stack import Ensemble, abstract_ensemble, with_weights
-from lensjax.ensemble.step import StepOptions, Weights, place_weights
+from lensjax.ensemble import scoring, sharding
+from lensjax.ensemble.plan import CompiledStep
+from lensjax.ensemble.stack import Ensemble, abstract_ensemble, fused_validation
+from lensjax.ensemble.staged import Staged
+from lensjax.ensemble.step import Weights
 from lensjax.errors import LensjaxError, UsageError, refuse
 from lensjax.files import gathering
 from lensjax.ledger import Columns, Ledger, claimed, fingerprint
-from lensjax.memory import memory_budget
+from lensjax.members import Members, ScoringOptions, compile_step, find_members, load_weights
 from lensjax.metrics import Metrics
 from lensjax.places import is_address, paths_below, place
 from lensjax.predictions import Predictions, unscored
+from lensjax.staging import StagedOptions
+from lensjax.trust import cascade as trust_cascade
 from lensjax.trust import run as trust
-from lensjax.trust.run import PromiseOptions, Said
+from lensjax.trust.cascade import Cascade, CascadeOptions
+from lensjax.trust.run import Said
 
 PARTS = ".scores"
 
 
 @dataclass(frozen=True)
-class ScoringOptions(StepOptions):
-    """How scores are computed."""
-
-    batch_size: int | Literal["auto"] = FULL_BATCH
-    """Cutouts per step; auto, for accelerators: as many as fit into the memory."""
-    batch_parallel: bool = True
-    """Run all members and samples in one step, not one by one."""
-    member_shards: int = 1
-    """Distribute the weights over this many devices; the others share the cutouts."""
-    workers: int | Literal["auto"] = "auto"
-    """Processes that read files; 0: threads; auto: one per core if there are many files and an
-    accelerator."""
-
-    def __post_init__(self) -> None:
-        """Raises UsageError for settings that make no sense."""
-        super().__post_init__()
-        one_by_one = not self.batch_parallel
-        wrong = {
-            "--batch-size must be at least 1": self.batch_size != "auto" and self.batch_size < 1,
-            "--member-shards must be at least 1": self.member_shards < 1,
-            "--workers must not be negative": self.workers != "auto" and self.workers < 0,
-            "--batch-size auto is for members that run together: name a number": (
-                self.batch_size == "auto" and one_by_one
-            ),
-            "--member-shards shares members that run together: drop --no-batch-parallel": (
-                self.member_shards > 1 and one_by_one
-            ),
-        }
-        refuse(wrong)
-
-
-@dataclass(frozen=True)
-class InferenceConfig(DataOptions, ScoringOptions, PromiseOptions):
+class InferenceConfig(DataOptions, StagedOptions):
     """A run: which members score which cutouts, how, and where the results go."""
 
     ensemble: str | None = None
@@ -106,8 +73,6 @@ class InferenceConfig(DataOptions, ScoringOptions, PromiseOptions):
     """Folder for a profiler trace of some batches."""
     benchmark: bool = False
     """Compare the speed of the compiled step with members and samples run one by one."""
-    reuse: Path | None = None
-    """Folder of scores that are kept: a cutout whose content is the same is not scored again."""
     engine: Literal["local", "ray"] = "local"
     """Where cutouts are scored: on this machine, or by the actors of a Ray cluster."""
     address: str | None = None
@@ -122,7 +87,6 @@ class InferenceConfig(DataOptions, ScoringOptions, PromiseOptions):
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""
         super().__post_init__()
-        PromiseOptions.__post_init__(self)
         wrong = {
             "--top must be at least 1": self.top < 1,
             "--address, --actors and --deadline are for --engine ray": self.engine != "ray"
@@ -138,6 +102,9 @@ class InferenceConfig(DataOptions, ScoringOptions, PromiseOptions):
             and (self.profile is not None or self.benchmark),
             "--benchmark times the step beside --no-batch-parallel: drop the latter": (
                 self.benchmark and not self.batch_parallel
+            ),
+            "--benchmark times all members in one step: drop --cascade and --reuse": (
+                self.benchmark and self.in_stages
             ),
         }
         refuse(wrong)
@@ -156,18 +123,6 @@ class InferenceConfig(DataOptions, ScoringOptions, PromiseOptions):
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise UsageError(f"--part {self.part} is none: give K/N with K from 1 to N")
         return int(found[1]), int(found[2])
-
-
-class Members(NamedTuple):
-    """Members on disk, by column name: where they are and all that is known of them but weights."""
-
-    folders: Mapping[str, Path]
-    infos: Mapping[str, MemberInfo]
-    validations: Mapping[str, Validation | None]
-    preprocessings: tuple[Preprocessing, ...]
-    """What members see and how, each once."""
-    bands: tuple[str, ...]
-    """Every band that some member sees, in the order in which members name them."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +172,11 @@ def infer(config: InferenceConfig) -> Outcome:
     members = find_members(config.checkpoints, config.ensemble)
     source = open_cutouts(config.data, members, config, config.rows_part())
     ensemble = abstract_ensemble(members.infos, members.validations)
+    cascade = None
+    if config.cascade is not None:
+        spec = pipeline.input_spec(source, members.preprocessings, config.fit)
+        cascade = staging.find_cascade(config, members, spec)
+        config = replace(config, cascade=cascade.member)
     settings = _settings(config, members, source)
     with claimed(config.folder / PARTS, settings, source.rows, resume=config.resume) as ledger:
         if config.engine == "ray":
@@ -229,7 +189,7 @@ def infer(config: InferenceConfig) -> Outcome:
         predictions = Predictions.of_columns(ensemble.names, ledger.columns())
         record["devices"] = ledger.devices()
         results.clear(config.folder)
-        outcome = write(config, members, ensemble, source, predictions, record)
+        outcome = write(config, members, ensemble, source, predictions, record, cascade)
         ledger.finish()
     if not outcome.run["scored"]:
         reason = Counter(predictions.reason.tolist()).most_common(1)[0][0]
@@ -245,10 +205,9 @@ def score_here(
 ) -> dict[str, Any]:
     """Scores the rows that the ledger lacks on the devices of this machine, and returns what
     run.json says of it."""
-    step, weights = prepare(config, members, source)
-    store = score_store(config, members)
+    step, weights, staged = prepare(config, members, source)
     timing = scoring.score(
-        step, weights, source, ledger, config.fit, config.workers, config.profile, store
+        step, weights, source, ledger, config.fit, config.workers, config.profile, staged
     )
     record = step.record() | timing
     if config.benchmark:
@@ -267,7 +226,7 @@ def score_with_ray(
     run.json says of it."""
     from lensjax.cluster import ray_engine  # an extra
 
-    config = dataclasses.replace(
+    config = replace(
         config,
         data=next(iter(paths_below(Path(), [str(config.data)]))),
         checkpoints=Path(config.checkpoints or "").absolute(),
@@ -305,13 +264,12 @@ def range_scorer(
             f"{platform.node()} finds other members or data than the run that it serves: it must "
             f"see the same files at {config.checkpoints} and {config.data}"
         )
-    step, weights = prepare(config, members, source)
-    store = score_store(config, members)
+    step, weights, staged = prepare(config, members, source)
 
     def score(rows: range) -> dict[str, Any]:
         ledger = Ledger(config.folder / PARTS, settings, rows)
         timing = scoring.score(
-            step, weights, source, ledger, config.fit, config.workers, store=store
+            step, weights, source, ledger, config.fit, config.workers, staged=staged
         )
         return timing | {"step": step.record()}
 
@@ -320,25 +278,20 @@ def range_scorer(
 
 def prepare(
     config: InferenceConfig, members: Members, source: Source
-) -> tuple[CompiledStep, Weights]:
-    """Returns the compiled step for the cutouts of a source, and the weights on the devices."""
+) -> tuple[CompiledStep, Weights, Staged | None]:
+    """Returns the compiled step for the cutouts of a source, and the weights on the devices; of the
+    first stage, and all of them, where members are computed in stages."""
     mesh = sharding.mesh_of(jax.local_devices(), config.member_shards)
     input_spec = pipeline.input_spec(source, members.preprocessings, config.fit)
-    step = compile_step(members, input_spec, len(source), config, mesh)
-    return step, load_weights(members, step, config)
-
-
-def find_members(checkpoints: Path, ensemble: str | None) -> Members:
-    """Returns the members that `ensemble` (`resnet18:2,vit_b16`; None: all) names in a folder.
-
-    Raises UsageError where there are none or too few, LensjaxError where one is damaged.
-    """
-    folders = checkpoint.find_members(checkpoints, ensemble)
-    infos = {name: checkpoint.read_info(folder) for name, folder in folders.items()}
-    validations = {name: checkpoint.read_validation(folder) for name, folder in folders.items()}
-    preprocessings = tuple(dict.fromkeys(info.preprocessing for info in infos.values()))
-    bands = dict.fromkeys(band for preprocessing in preprocessings for band in preprocessing.bands)
-    return Members(folders, infos, validations, preprocessings, tuple(bands))
+    if config.cascade is not None:
+        staged = staging.cascaded(config, members, input_spec, len(source), mesh)
+    elif config.reuse is not None:
+        staged = staging.reused(config, members, input_spec, len(source), mesh)
+    else:
+        step = compile_step(members, input_spec, len(source), config, mesh)
+        return step, load_weights(members, step, config), None
+    first = staged.stages[min(staged.stages)]
+    return first.step, first.weights, staged
 
 
 def open_cutouts(data: str, members: Members, options: DataOptions, part: Part = WHOLE) -> Source:
@@ -353,55 +306,6 @@ def open_cutouts(data: str, members: Members, options: DataOptions, part: Part =
     return source
 
 
-def compile_step(
-    members: Members,
-    input_spec: InputSpec,
-    rows: int,
-    options: ScoringOptions,
-    mesh: Mesh,
-    one_by_one: bool = False,
-) -> CompiledStep:
-    """Returns the step for these members and so many cutouts, compiled for as many at once as fit
-    the memory. No weights are read yet: what memory compiling takes is free again for them."""
-    if options.batch_size == "auto":
-        batches = batch_sizes(rows, input_spec, mesh)
-    else:
-        batches = [sharding.divisible(options.batch_size, mesh)]
-        if batches[0] != options.batch_size:
-            print(f"batches of {batches[0]} cutouts, so that {mesh.size} devices can share them")
-    compiled = plan.compile_step(
-        abstract_ensemble(members.infos, members.validations),
-        mesh,
-        input_spec,
-        batches,
-        options,
-        budget=memory_budget(mesh, SHARE_OF_HOST),
-        one_by_one=one_by_one or not options.batch_parallel,
-    )
-    if options.batch_size == "auto" or compiled.samples_at_once:
-        print(f"a step takes {compiled}", flush=True)
-    runtime.give_back_memory()
-    return compiled
-
-
-def load_weights(members: Members, step: CompiledStep, options: ScoringOptions) -> Weights:
-    """Returns the weights of the members on the devices, read and placed group by group."""
-    ensemble = read_ensemble(members, step.ensemble)
-    weights = place_weights(ensemble, step.mesh, options)
-    del ensemble
-    runtime.give_back_memory()
-    return weights
-
-
-def read_ensemble(members: Members, abstract: Ensemble) -> Ensemble:
-    """Returns an abstract ensemble with the weights of its members, in the host's memory."""
-    return with_weights(
-        abstract,
-        members.infos,
-        lambda name: checkpoint.read_weights(members.folders[name], members.infos[name]),
-    )
-
-
 def compare_steps(
     step: CompiledStep, weights: Weights, members: Members, options: ScoringOptions
 ) -> dict[str, float]:
@@ -412,22 +316,15 @@ def compare_steps(
     return scoring.side_by_side(steps, weights, step.input_spec.blank(step.cutouts), step.mesh)
 
 
-def score_store(config: InferenceConfig, members: Members) -> ScoreStore | None:
-    """Returns the scores that are kept in `config.reuse`, None where no folder is named."""
-    if config.reuse is None:
-        return None
-    return ScoreStore(config.reuse, _score_settings(config, members), len(members.infos))
-
-
 def _settings(config: InferenceConfig, members: Members, source: Source) -> dict[str, Any]:
     """Returns what a run must share with a killed one to go on from its scores."""
     data = config.of_data() | {"data_sha256": content_sha256(source)}
-    return data | _score_settings(config, members)
-
-
-def _score_settings(config: InferenceConfig, members: Members) -> dict[str, Any]:
-    """Returns all that a score depends on besides the cutout and the device."""
-    return config.of_step() | {
+    names = [field.name for field in fields(CascadeOptions)] + ["confidence"]
+    cascade = {name: getattr(config, name) for name in names if config.cascade is not None}
+    return {
+        **data,
+        **config.of_step(),
+        **cascade,
         "members": {
             name: info.identity(members.validations[name]) for name, info in members.infos.items()
         },
@@ -453,6 +350,7 @@ def write(
     source: Source,
     predictions: Predictions,
     scoring: Mapping[str, Any],
+    cascade: Cascade | None = None,
 ) -> Outcome:
     """Writes the output directory from the predictions and what is to be said of the `scoring`.
     A file that cannot be written does not stop the others."""
@@ -460,17 +358,26 @@ def write(
     ranking = predictions.ranking()
     labels = table["label"] if "label" in table.colnames else None
     said = _promised(config, ensemble, predictions, ranking, labels)
+    if cascade:
+        rate = scoring.get("images_per_second")
+        said = trust.together(trust_cascade.said(cascade, predictions, rate), said)
     top = ranking[: max(config.top, results.LISTED)]
     best = results.candidate_table(table, predictions, top, trust=said.columns)
     field, action = predictions.field[readable], predictions.action[readable]
     warnings = doubts(field, action, ensemble.preprocessings, config.fit)
+    validated = fused_validation(ensemble, members.validations, config.fusion)
+    if validated and readable.any():
+        logit, known = predictions.scores.logit, np.full(len(readable), -1)
+        known = known if labels is None else np.asarray(labels)
+        of_others = validated[0][validated[1] == 0]
+        warnings += trust.unlike_validation(logit[readable], known[readable], of_others)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     found = {}
     if labels is not None and (labels[readable] >= 0).any():
         found = metrics.evaluate_all(predictions.probabilities(), labels)
     record = {
-        "config": dataclasses.asdict(config),
+        "config": asdict(config),
         "members": [
             {
                 "name": name,
@@ -523,7 +430,9 @@ def _promised(
     if config.max_false_discovery is None:
         return said
     known = np.full(ranking.size, -1) if labels is None else labels[ranking]
-    promise = trust.promise(config, predictions.scores.logit[ranking], known, config.seed)
+    # The others rank before what a cascade has dropped.
+    ranked = np.where(predictions.complete, predictions.scores.logit, -np.inf)[ranking]
+    promise = trust.promise(config, ranked, known, config.seed)
     in_order = trust.in_input_order(promise, ranking, len(predictions.readable))
     return trust.together(said, in_order)
 

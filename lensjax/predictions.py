@@ -74,24 +74,35 @@ class Predictions:
         others = {name: columns[name] for name in columns if name not in Scores._fields}
         return cls(members, scores, **others)
 
+    @property
+    def complete(self) -> Array:
+        """Returns which cutouts all members have scored, (n,) bool."""
+        return np.isfinite(self.scores.member_logits).all(axis=0)
+
     def ranking(self) -> Array:
-        """Returns the rows of the readable cutouts, best first.
+        """Returns the rows of the readable cutouts, best first: those that all members have scored,
+        then those that a cascade has dropped.
 
         Ties in probability go by logit (float32 probabilities saturate before logits do), then by
         input order.
         """
-        return ranking(self.scores.probability, self.scores.logit)
+        scores = self.scores
+        return ranking(scores.probability, scores.logit, scores.member_logits)
 
     def probabilities(self) -> dict[str, Array]:
-        """Returns the probabilities (n,) of the `ensemble` and of each member, by name."""
+        """Returns the probabilities (n,) of the `ensemble` and of each member that has scored all
+        that are readable, by name."""
         of_members = zip(self.members, self.scores.member_probs, strict=True)
-        return {"ensemble": self.scores.probability, **dict(of_members)}
+        of_all = {n: p for n, p in of_members if not np.isnan(p[self.readable]).any()}
+        return {"ensemble": self.scores.probability, **of_all}
 
 
-def ranking(probability: Array, logit: Array) -> Array:
-    """Returns the rows (n,) that have a score, best first, as `Predictions.ranking` does."""
+def ranking(probability: Array, logit: Array, member_logits: Array) -> Array:
+    """Returns the rows (n,) that have a score, best first, as `Predictions.ranking` does, from
+    probabilities and logits (n,) and those of the members (member, n)."""
     rows = np.flatnonzero(np.isfinite(logit))
-    return rows[np.lexsort((-logit[rows], -probability[rows]))]
+    dropped = ~np.isfinite(member_logits[:, rows]).all(axis=0)
+    return rows[np.lexsort((-logit[rows], -probability[rows], dropped))]
 
 
 def unscored(members: tuple[str, ...], ra: float, dec: float, reason: str) -> Predictions:
@@ -117,11 +128,13 @@ def write_predictions(folder: Path, catalogue: Table, predictions: Predictions) 
     """Writes predictions.npz: (n,) arrays in input order, readable without pickle.
 
     `id` and, where the catalogue has it, `path`; `ensemble_logits`, `ensemble_probs`,
-    `ensemble_preds` (int8: 1 from a probability of 0.5 on, 0 below, -1 where a cutout was not
-    readable), `<member>_logits`, `<member>_probs`, `flag`; and the names of the `members`.
+    `ensemble_preds` (int8: 1 from a probability of 0.5 on, 0 below and where a cascade has dropped
+    it, -1 where a cutout was not readable), `<member>_logits`, `<member>_probs` (NaN where a member
+    has not seen it), `flag`; and the names of the `members`.
     """
     scores = predictions.scores
-    preds = np.where(predictions.readable, scores.probability >= THRESHOLD, -1)
+    listed = (scores.probability >= THRESHOLD) & predictions.complete
+    preds = np.where(predictions.readable, listed, -1)
     arrays = {
         "ensemble_logits": scores.logit,
         "ensemble_probs": scores.probability,

@@ -52,11 +52,29 @@ def test_columns_are_all_of_them() -> None:
         np.testing.assert_array_equal(values, columns[name])
 
 
-def test_ties_go_by_logit_and_then_by_input_order_and_nan_is_last() -> None:
+def test_ties_go_by_logit_and_then_by_input_order() -> None:
     probability = np.array([1, 1, 1, np.nan, 1, 0.5, 1], np.float32)
     logit = np.array([20, 25, 20, 99, np.nan, 30, 20], np.float32)
     made = scored(7, unreadable=(2,), probability=probability, logit=logit)
-    assert made.ranking().tolist() == [1, 0, 6, 4, 5, 3]
+    assert made.ranking().tolist() == [1, 0, 6, 5, 3]
+
+
+def test_what_a_cascade_has_dropped_ranks_and_counts_after_all_else(tmp_path: Path) -> None:
+    logit = np.array([3, 9, 1, 8, 2], np.float32)
+    seen = np.where(np.isin(np.arange(5), (1, 3)), np.nan, 0).astype(np.float32)
+    made = scored(
+        5,
+        probability=1 / (1 + np.exp(-logit)),
+        logit=logit,
+        member_logits=np.stack([logit, seen]),
+        member_probs=np.stack([0 * logit, seen]),
+    )
+    assert made.ranking().tolist() == [0, 4, 2, 1, 3]
+    assert made.complete.tolist() == [True, False, True, False, True]
+    assert list(made.probabilities()) == ["ensemble", "resnet18.0"]
+    write_predictions(tmp_path, Table({"id": np.arange(5)}), made)
+    with np.load(tmp_path / "predictions.npz") as file:
+        assert file["ensemble_preds"].tolist() == [1, 0, 1, 0, 1]
 
 
 def test_object_ids_need_no_pickle(tmp_path: Path) -> None:

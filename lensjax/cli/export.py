@@ -16,6 +16,7 @@ from lensjax.ensemble import portable
 from lensjax.ensemble.stack import abstract_ensemble
 from lensjax.ensemble.step import StepOptions
 from lensjax.errors import UsageError, refuse
+from lensjax.members import read_ensemble
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def export(options: ExportConfig) -> str:
             "middle first, and give the --size that is left"
         )
     abstract = abstract_ensemble(members.infos, members.validations)
-    ensemble = inference.read_ensemble(members, abstract)
+    ensemble = read_ensemble(members, abstract)
     portable.save(options.output, ensemble, input_spec, options, bands)
     arcsec = "" if scale is None else f" of {scale:g} arcsec"
     return (

@@ -18,9 +18,9 @@ from lensjax.ensemble.features import member_features
 from lensjax.ensemble.stack import abstract_ensemble
 from lensjax.errors import UsageError, refuse
 from lensjax.files import make_folder, replacing
-from lensjax.inference import Members, ScoringOptions
 from lensjax.injection import APERTURE, Hosts, calibrated_survey, find_hosts, inject
 from lensjax.intervals import Interval, share_interval
+from lensjax.members import Members, ScoringOptions, read_ensemble
 from lensjax.simulation import SimulateConfig, sources_of, survey_of
 from lensjax.sky.survey import Survey
 from lensjax.trust import selection
@@ -173,7 +173,7 @@ def _record(
 def _told_apart(options: SelectConfig, real: str, members: Members, cutouts: Cutouts) -> Interval:
     """Returns the AUROC with which injected lenses are told from real ones."""
     abstract = abstract_ensemble(members.infos, members.validations)
-    ensemble = inference.read_ensemble(members, abstract)
+    ensemble = read_ensemble(members, abstract)
     few = cutouts[: selection.MOST_TOLD_APART]
     sources = few.source(members.bands), inference.open_cutouts(real, members, options)
     ours, theirs = (

@@ -64,20 +64,27 @@ class Inputs:
 
     `images`: arrays (batch, height, width, channel) without NaN. `brightness`: per transform,
     (batch, band, 4) float32, as `brightness.measure` has it. `transforms`: one per preprocessing,
-    static in what is compiled. The arrays are NumPy's as long as they are on the host.
+    static in what is compiled. `logits`: (batch, member, sample) float32 of members that have seen
+    the cutouts before, None where there are none. The arrays are NumPy's as long as they are on the
+    host.
     """
 
     images: tuple[np.ndarray, ...]
     brightness: tuple[np.ndarray, ...]
     transforms: tuple[Transform, ...] = field(metadata={"static": True})
+    logits: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The form of the batches of a run, known before the first is read."""
+    """The form of the batches of a run, known before the first is read.
+
+    `logits`: the number of members whose logits come with the cutouts, and of their samples.
+    """
 
     image_specs: tuple[ImageSpec, ...]
     transforms: tuple[Transform, ...]
+    logits: tuple[int, int] | None = None
 
     def blank(self, batch_size: int) -> Inputs:
         """Returns a batch of zeros."""
@@ -86,6 +93,7 @@ class InputSpec:
             tuple(np.zeros((batch_size, *c.shape), c.dtype) for c in self.image_specs),
             tuple(np.zeros((batch_size, count, 4), np.float32) for count in bands),
             self.transforms,
+            np.zeros((batch_size, *self.logits), np.float32) if self.logits else None,
         )
 
 

@@ -122,7 +122,7 @@ def batches(
     size = math.gcd(batch_size, max(1, batch_size // MOST_THREADS))
     ahead = max(threads, BATCHES_AHEAD * batch_size // size) if threads else 0
     dataset = parts(size).to_iter_dataset(grain.ReadOptions(threads, ahead))
-    return iter(dataset.batch(batch_size // size, batch_fn=_concatenated))
+    return iter(dataset.batch(batch_size // size, batch_fn=concatenated))
 
 
 def reader(
@@ -165,7 +165,8 @@ def reader(
     return read
 
 
-def _concatenated(parts: Sequence[Batch]) -> Batch:
+def concatenated(parts: Sequence[Batch]) -> Batch:
+    """Returns the batches one after another as one."""
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *of: np.concatenate(of), *parts)
 
 

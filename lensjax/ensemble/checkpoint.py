@@ -84,11 +84,21 @@ class MemberInfo:
     def identity(self, validation: Validation | None) -> str:
         """Returns the SHA-256 of all that the member's scores depend on: its weights, what it sees
         and how, dropout, calibration, and the validation data that ensembles are weighed by."""
-        said = dataclasses.asdict(self)
-        for name in ("metrics", "training", "versions", "store", "notes"):
-            del said[name]
+        said = self._seen_and_computed() | {"calibration": self.calibration}
         text = json.dumps([said, arrays_sha256(validation or {})], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def identity_of_logits(self) -> str:
+        """Returns the SHA-256 of all that the member's logits depend on before they are calibrated:
+        its weights, what it sees and how, and dropout."""
+        text = json.dumps(self._seen_and_computed(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _seen_and_computed(self) -> dict[str, Any]:
+        said = dataclasses.asdict(self)
+        for name in ("calibration", "metrics", "training", "versions", "store", "notes"):
+            del said[name]
+        return said
 
     def _settings(self) -> dict[str, Any]:
         return {

@@ -15,11 +15,13 @@ from lensjax.data.on_device import Inputs, InputSpec
 from lensjax.ensemble import sharding
 from lensjax.ensemble.stack import Ensemble
 from lensjax.ensemble.step import (
+    StageStep,
     Step,
     StepOptions,
     abstract_weights,
     ensemble_step,
     one_by_one_step,
+    stage_step,
 )
 from lensjax.memory import Target, bytes_per_device, choose, footprint, host_bytes_left, in_gib
 
@@ -51,7 +53,7 @@ class CompiledStep:
     may take, are of each device, None where no compiler was asked.
     """
 
-    step: Step
+    step: Step | StageStep
     ensemble: Ensemble
     mesh: Mesh
     input_spec: InputSpec
@@ -89,12 +91,14 @@ def compile_step(
     budget: int,
     target: Target | None = None,
     one_by_one: bool = False,
+    order: Sequence[int] | None = None,
 ) -> CompiledStep:
     """Returns the largest step that fits the `budget`, in bytes on each device.
 
     `batches`, ascending, are the numbers of cutouts to choose from. Where nothing fits, the
     smallest is left. Without a `target` the step can be called at once. `one_by_one`: members and
-    samples are computed one after another, and compiled as they are first called.
+    samples are computed one after another, and compiled as they are first called. With an `order`
+    it is that of `stage_step`.
     """
     if one_by_one:
         step = one_by_one_step(ensemble, mesh, options)
@@ -102,8 +106,10 @@ def compile_step(
     samples, weights = options.mc_samples, abstract_weights(ensemble, mesh, options)
 
     @functools.cache
-    def together(samples_at_once: int) -> Step:
-        return ensemble_step(ensemble, mesh, options, samples_at_once)
+    def together(samples_at_once: int) -> Step | StageStep:
+        if order is None:
+            return ensemble_step(ensemble, mesh, options, samples_at_once)
+        return stage_step(ensemble, mesh, options, order, samples_at_once)
 
     @functools.cache
     def peak_bytes(size: Size) -> float:

@@ -1,12 +1,13 @@
 """Scores all cutouts of a source, batch by batch."""
 
+import itertools
 import operator
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -19,8 +20,8 @@ from lensjax.data.preprocess import Fit
 from lensjax.data.source import Source
 from lensjax.ensemble import sharding
 from lensjax.ensemble.plan import CompiledStep
-from lensjax.ensemble.reuse import Incomplete, ScoreStore
-from lensjax.ensemble.step import Step, Weights
+from lensjax.ensemble.staged import REST, Incomplete, Stage, Staged
+from lensjax.ensemble.step import StageStep, Step, Weights
 from lensjax.errors import Interrupted, LensjaxError
 from lensjax.ledger import Ledger
 from lensjax.memory import is_out_of_memory
@@ -43,14 +44,14 @@ def score(
     fit: Fit,
     workers: int | Literal["auto"] = 0,
     profile: Path | None = None,
-    store: ScoreStore | None = None,
+    staged: Staged | None = None,
 ) -> dict[str, float | None]:
     """Adds the scores of the cutouts that `ledger` does not have yet, and returns how fast it was.
 
     The scores of a batch are fetched when the next one is on the devices and under way. `workers`
-    are processes that read. `profile` is where to write a trace of some batches. What `store` has
-    is not scored again. Raises Interrupted where the process is asked to stop: what is scored is
-    kept.
+    are processes that read. `profile` is where to write a trace of some batches. Where members are
+    computed in stages, `staged` says how, and `step` is that of the first stage there is. Raises
+    Interrupted where the process is asked to stop: what is scored is kept.
 
     `images_per_second` leaves out the first batch, `waiting_share` is of the same time, in which
     the run waited for cutouts to be read: the devices, a batch behind, waited less.
@@ -60,68 +61,79 @@ def score(
     """
     missing, total = sum(map(len, ledger.missing())), len(ledger.rows)
     ledger.device = runtime.device()
-    scorer = _Scorer(step, weights)
+    names = staged.names if staged else step.ensemble.names
+    stages = staged.stages if staged else {REST: Stage(step, weights, names)}
+    scorers = {number: _Scorer(stage.step, stage.weights) for number, stage in stages.items()}
     waits: list[float] = []
-    ends: list[float] = []
+    fetched: list[float] = []
     counts: list[int] = []
     to_first = None
     batches = trace.waits("load", _batches(ledger, source, step, fit, workers), waits)
-    incomplete = Incomplete(store) if store else None
     with (
         runtime.asked_to_stop() as asked_to_stop,
         runtime.progress("scoring", missing, "cutouts") as advance,
     ):
         try:
-            for batch, scores in _scored(batches, scorer, profile, incomplete):
+            wanted = itertools.takewhile(lambda _: not asked_to_stop(), batches)
+            for batch, scores in _scored(wanted, scorers, profile, staged, fetched):
                 with trace.stage("keep"):
-                    predictions = _predictions(step.ensemble.names, batch, scores)
+                    predictions = _predictions(names, batch, scores)
                     ledger.add(source.first_row + int(batch.rows[0]), predictions.columns())
                 to_first = to_first or runtime.seconds_since_start()
-                ends.append(time.perf_counter())
+                ended = time.perf_counter()
                 counts.append(batch.count)
                 advance(batch.count)
-                if asked_to_stop():
-                    break
         except LensjaxError:
             # Ctrl-C reaches the processes that read as well.
             if not asked_to_stop():
                 raise
         ledger.save()
-        if store:
-            store.save()
+        if staged:
+            staged.knows.end()
         left = sum(map(len, ledger.missing()))
         if asked_to_stop() and left:
             raise Interrupted(
                 f"stopped after {total - left} of {total} rows; the same command goes on there"
             )
-    steady = ends[-1] - ends[0] if counts[1:] else None
+    steady = ended - fetched[0] if counts[1:] and fetched else None
     return {
         "images_per_second": sum(counts[1:]) / steady if steady else None,
         # When the first batch ends, the second has arrived.
         "waiting_share": sum(waits[2:]) / steady if steady else None,
         "seconds_to_first_batch": to_first,
         "scored_before": total - missing,
-        "cutouts_at_once": scorer.at_once,
-        "reused": incomplete.reused if incomplete else 0,
+        "cutouts_at_once": min(scorer.at_once for scorer in scorers.values()),
+        **(staged.knows.counts() if staged else {}),
     }
 
 
 def _scored(
     batches: Iterable[pipeline.Batch],
-    scorer: "_Scorer",
+    scorers: Mapping[int, "_Scorer"],
     profile: Path | None,
-    incomplete: Incomplete | None,
+    staged: Staged | None,
+    fetched: list[float],
 ) -> Iterator[tuple[pipeline.Batch, Scores]]:
-    """Yields the batches and their scores, in order; what is known of `incomplete` ones is not
-    computed."""
-    wanted = incomplete.lacking(batches) if incomplete else batches
-    for batch, started in trace.traced(runtime.one_ahead(scorer.launch, wanted), profile):
+    """Yields the batches and their scores, in order, and appends to `fetched` when those of a step
+    came."""
+    incomplete = Incomplete(staged) if staged else None
+    work = incomplete.work(batches) if incomplete else ((REST, batch) for batch in batches)
+
+    def launch(item: tuple[int, pipeline.Batch] | None) -> tuple[int, pipeline.Batch, Any] | None:
+        return item and (*item, scorers[item[0]].launch(item[1]))
+
+    for launched in trace.traced(runtime.one_ahead(launch, work), profile):
+        if launched is None:
+            yield from incomplete.ready() if incomplete else ()
+            continue
+        stage, batch, started = launched
         with trace.stage("fetch"):
-            scores = scorer.fetch(batch, started) if batch else None
+            found = scorers[stage].fetch(batch, started)
+        fetched.append(time.perf_counter())
         if incomplete:
-            yield from incomplete.completed(batch, scores)
-        elif batch and scores:
-            yield batch, scores
+            yield from incomplete.completed(stage, batch, *found)
+        else:
+            yield batch, found
 
 
 def _batches(
@@ -156,19 +168,15 @@ class _Scorer:
         self.at_once = step.cutouts
 
     @trace.is_stage("launch")
-    def launch(
-        self, batch: pipeline.Batch | None
-    ) -> tuple[pipeline.Batch | None, list[Scores] | None]:
-        """Returns a batch, if there is one, and its scores under way; none, where the memory does
-        not suffice."""
-        if batch is None:
-            return None, None
-        inputs = batch.inputs
-        return batch, _unless_out_of_memory(lambda: self._start(inputs))
+    def launch(self, batch: pipeline.Batch) -> list[Any] | None:
+        """Returns what the step makes of a batch, under way; None where the memory does not
+        suffice."""
+        return _unless_out_of_memory(lambda: self._start(batch.inputs))
 
-    def fetch(self, batch: pipeline.Batch, started: list[Scores] | None) -> Scores:
-        """Returns the scores of a batch on the host. Where the memory does not suffice, the batch
-        is scored again, alone, and then with half as many cutouts at once, as those that follow.
+    def fetch(self, batch: pipeline.Batch, started: list[Any] | None) -> Any:
+        """Returns what the step makes of a batch, on the host. Where the memory does not suffice,
+        it is computed again, alone, and then with half as many cutouts at once, as those that
+        follow.
 
         Raises LensjaxError where it does not even suffice for one cutout a device.
         """
@@ -177,10 +185,10 @@ class _Scorer:
             parts = _unless_out_of_memory(lambda: jax.device_get(self._start(batch.inputs)))
             if parts is None:
                 self._halve()
-        return Scores(*(np.concatenate(leaves, axis=-1) for leaves in zip(*parts, strict=True)))
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=-1), *parts)
 
-    def _start(self, inputs: Inputs) -> list[Scores]:
-        """Returns the scores of a batch under way, in parts of `at_once` cutouts."""
+    def _start(self, inputs: Inputs) -> list[Any]:
+        """Returns what the step makes of a batch, under way, in parts of `at_once` cutouts."""
         on_devices = NamedSharding(self._mesh, sharding.BY_CUTOUT)
         return [
             self._step(self._weights, jax.device_put(part, on_devices))
@@ -200,7 +208,7 @@ class _Scorer:
 
 def _split(inputs: Inputs, count: int) -> Iterator[Inputs]:
     """Yields a batch in parts of `count` cutouts, the last one padded with the batch's last."""
-    batch = len(inputs.images[0])
+    batch = len(jax.tree.leaves(inputs)[0])
     if batch == count:
         yield inputs
         return
@@ -220,7 +228,7 @@ def _unless_out_of_memory(compute: Callable[[], Result]) -> Result | None:
 
 
 def side_by_side(
-    steps: Mapping[str, Step], weights: Weights, inputs: Inputs, mesh: Mesh
+    steps: Mapping[str, Step | StageStep], weights: Weights, inputs: Inputs, mesh: Mesh
 ) -> dict[str, float]:
     """Returns the cutouts per second of each of the `steps`, from the median of its runs.
 
@@ -239,10 +247,12 @@ def side_by_side(
 
 
 def _predictions(members: tuple[str, ...], batch: pipeline.Batch, scores: Scores) -> Predictions:
-    """Returns the rows of a batch. A cutout whose score is not finite counts as unreadable."""
+    """Returns the rows of a batch. A cutout whose score is not finite counts as unreadable; members
+    that have not seen it have NaN."""
     rows = slice(0, batch.count)
     scores = Scores(*(values[..., rows] for values in scores))
-    finite = np.isfinite(np.vstack(scores)).all(axis=0)
+    # What is not finite of a member that is fused is not finite in the fused spread.
+    finite = np.isfinite(np.vstack([s for s in scores if s.ndim == 1])).all(axis=0)
     read = batch.readable[rows]
     readable = read & finite
     reasons = np.array(batch.reasons[rows], np.str_)

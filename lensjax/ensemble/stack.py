@@ -3,7 +3,7 @@
 import functools
 import itertools
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -24,7 +24,7 @@ from lensjax.ensemble.checkpoint import (
     nnx_state,
     state_of,
 )
-from lensjax.ensemble.fusion import FusionParams
+from lensjax.ensemble.fusion import Fusion, FusionParams, fuse
 from lensjax.models.norm import fold_norms
 
 
@@ -101,6 +101,29 @@ def abstract_ensemble(
     )
 
 
+def subset(ensemble: Ensemble, names: Collection[str], fusion_params: FusionParams) -> Ensemble:
+    """Returns the members of an abstract ensemble that have these names, in its order, to be fused
+    by `fusion_params`. What they see keeps its number among the preprocessings."""
+    groups, states, kept, start = [], [], [], 0
+    for group, state in zip(ensemble.groups, ensemble.states, strict=True):
+        members = range(start, start + group.members)
+        rows = np.array([n - start for n in members if ensemble.names[n] in names])
+        if rows.size:
+            of_state = functools.partial(jax.tree.map, lambda leaf, rows=rows: leaf[rows])
+            groups.append(replace(group, members=rows.size))
+            states.append(jax.eval_shape(of_state, state))
+            kept += (start + rows).tolist()
+        start = members.stop
+    return replace(
+        ensemble,
+        names=tuple(ensemble.names[n] for n in kept),
+        groups=tuple(groups),
+        states=tuple(states),
+        identities=ensemble.identities[kept],
+        fusion_params=fusion_params,
+    )
+
+
 def with_weights(
     abstract: Ensemble, infos: Mapping[str, MemberInfo], read: Callable[[str], State]
 ) -> Ensemble:
@@ -133,6 +156,21 @@ def fit_fusion_params(
     error = np.array([info.calibration["brier"] for info in infos])
     arrays = (slope, intercept, *stacking, error)
     return FusionParams(*(jnp.asarray(np.asarray(array, np.float32)) for array in arrays)), origin
+
+
+def fused_validation(
+    ensemble: Ensemble, validations: Mapping[str, Validation | None], fusion: Fusion
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns the fused logits (n,), in float64, and the labels (n,) of the objects on which all
+    members were validated; None where they share none."""
+    in_order = [validations.get(name) for name in ensemble.names]
+    labels = calibration.shared_labels(in_order)
+    if labels is None:
+        return None
+    logits = np.stack([each["logit"].astype(np.float64) for each in in_order if each])
+    with jax.enable_x64(True):
+        fused = fuse(jnp.asarray(logits[:, None]), ensemble.fusion_params, fusion)
+        return np.asarray(fused.logit), labels
 
 
 def _counts(validations: Sequence[Validation | None]) -> tuple[int, int] | None:

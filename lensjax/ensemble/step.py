@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array, ShapeDtypeStruct, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -57,6 +58,9 @@ class Weights(NamedTuple):
 
 
 Step = Callable[[Weights, Inputs], Scores]
+
+StageStep = Callable[[Weights, Inputs], tuple[Scores, Array]]
+"""A step that also returns the logits (member, sample, batch), before calibration."""
 
 
 def place_weights(ensemble: Ensemble, mesh: Mesh, options: StepOptions) -> Weights:
@@ -156,6 +160,47 @@ def ensemble_step(
     `samples_at_once` computes the samples in chunks of so many, for the same numbers from less
     memory. Each device of `mesh` does its part, see `sharding`.
     """
+    logits_of = _logits_on_mesh(ensemble, mesh, options, samples_at_once)
+
+    @functools.partial(jax.jit, compiler_options=_compiler_options(options.precision, mesh))
+    def step(weights: Weights, inputs: Inputs) -> Scores:
+        logits = logits_of(weights, inputs)
+        with jax.named_scope("fuse"):
+            return fuse(jnp.concatenate(logits), weights.fusion_params, options.fusion)
+
+    return step
+
+
+def stage_step(
+    ensemble: Ensemble,
+    mesh: Mesh,
+    options: StepOptions,
+    order: Sequence[int],
+    samples_at_once: int | None = None,
+) -> StageStep:
+    """Returns the jitted step that computes some of the members that are fused, those of
+    `ensemble`: the logits of the others come with the cutouts.
+
+    `order` (member,) says where each is among those that come along and, after them, those that are
+    computed. `ensemble.fusion_params` are those of all. Where none is computed the step only fuses.
+    """
+    logits_of = _logits_on_mesh(ensemble, mesh, options, samples_at_once)
+
+    @functools.partial(jax.jit, compiler_options=_compiler_options(options.precision, mesh))
+    def step(weights: Weights, inputs: Inputs) -> tuple[Scores, Array]:
+        computed = logits_of(weights, inputs) if ensemble.groups else ()
+        known = () if inputs.logits is None else (jnp.moveaxis(inputs.logits, 0, -1),)
+        with jax.named_scope("fuse"):
+            logits = jnp.concatenate([*known, *computed])[np.array(order)]
+            return fuse(logits, weights.fusion_params, options.fusion), logits
+
+    return step
+
+
+def _logits_on_mesh(
+    ensemble: Ensemble, mesh: Mesh, options: StepOptions, samples_at_once: int | None
+) -> Callable[[Weights, Inputs], tuple[Array, ...]]:
+    """Returns the function to the logits (member, sample, batch) of each group."""
 
     def all_logits(states: tuple, keys: tuple[Array, ...], inputs: Inputs) -> tuple[Array, ...]:
         prepared = _prepare(inputs, options.precision)
@@ -174,16 +219,7 @@ def ensemble_step(
     on_mesh = sharding.shard_map(
         all_logits, mesh, (in_groups, in_groups, sharding.BY_CUTOUT), out_groups
     )
-
-    compiler_options = _compiler_options(options.precision, mesh)
-
-    @functools.partial(jax.jit, compiler_options=compiler_options)
-    def step(weights: Weights, inputs: Inputs) -> Scores:
-        logits = on_mesh(weights.states, weights.keys, inputs)
-        with jax.named_scope("fuse"):
-            return fuse(jnp.concatenate(logits), weights.fusion_params, options.fusion)
-
-    return step
+    return lambda weights, inputs: on_mesh(weights.states, weights.keys, inputs)
 
 
 def one_by_one_step(ensemble: Ensemble, mesh: Mesh, options: StepOptions) -> Step:

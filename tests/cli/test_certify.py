@@ -191,6 +191,27 @@ def test_the_plan_is_a_table(run):
     assert len(ended.out.splitlines()) == 3 + len(certification.FALSE_SHARES)
 
 
+def test_what_a_cascade_has_dropped_is_below_all_that_is_listed(run, tmp_path):
+    logit = survey(tmp_path)
+    dropped = np.arange(ROWS) % 3 == 1
+    seen = np.where([np.zeros(ROWS, bool), dropped], np.nan, 0).astype(np.float32)
+    predictions = scored(
+        ROWS, logit=logit, probability=expit(logit), member_logits=seen, member_probs=seen
+    )
+    results.write_outputs(tmp_path, Table({"id": np.arange(ROWS)}), predictions)
+    ended = run(certify.main, "--run", tmp_path, "--labels", tmp_path / "labels.csv")
+    assert ended.status == 0, ended.error
+    table = candidates(tmp_path)
+    last = np.asarray(table["id"])[-dropped.sum() :]
+    assert set(last) == set(np.flatnonzero(dropped))
+    drawn, id_ = np.asarray(table["calibration"]), np.asarray(table["id"])
+    ranked = np.where(dropped, -np.inf, logit)[id_]
+    negatives = ranked[drawn & (id_ >= LENSES)]
+    expected = false_positives_at_most(negatives, ranked[~drawn])
+    np.testing.assert_array_equal(table["false_positives_at_most"][~drawn], expected)
+    assert len(np.unique(table["p_value"][~drawn & dropped[id_]])) == 1
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

@@ -129,3 +129,15 @@ def test_entropy_is_exact_in_the_tails():
     single = bernoulli_entropy(jnp.asarray(logits, jnp.float32))
     np.testing.assert_allclose(single, truth, rtol=1e-5)
     np.testing.assert_allclose(truth[2], np.log(2))
+
+
+@pytest.mark.parametrize("fusion", ["stacked", "mean_prob", "mean_logit", "inverse_variance"])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_member_that_is_not_finite_shows_in_the_fused_scores(fusion, wrong):
+    """Also one without weight: scores that are finite are of finite members."""
+    for member in range(MEMBERS):
+        raw = raw_logits()
+        raw[member, 2, 1] = wrong
+        scores = fuse(raw, KNOWLEDGE, fusion=fusion)
+        finite = np.isfinite(np.vstack([values for values in scores if values.ndim == 1]))
+        assert finite.all(axis=0).tolist() == [True, False, True, True, True]

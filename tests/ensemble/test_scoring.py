@@ -146,7 +146,7 @@ def test_a_score_that_is_not_finite_is_a_reject(ensemble, tmp_path):
     batch.readable[3], batch.reasons[3] = False, "no such file"
     batch.flags[:] = ["no data in g"] * 4
     scores = Scores(*(np.ones((2, 4) if "member" in name else 4) for name in Scores._fields))
-    scores.member_logits[1, 1], scores.logit[2:] = np.nan, -np.inf
+    scores.logit_std[1], scores.logit[2:] = np.nan, -np.inf
     found = scoring._predictions(ensemble.names, batch, scores)
     reason = "the score is not finite"
     assert found.readable.tolist() == [True, False, False, False]
