@@ -30,7 +30,6 @@ from lensjax.members import Members, ScoringOptions, compiled, load_weights
 from lensjax.memory import bytes_per_device
 from lensjax.trust import cascade as trust
 from lensjax.trust.cascade import Cascade, CascadeOptions
-from lensjax.trust.completeness import Cut, TooFewLenses
 from lensjax.trust.run import PromiseOptions
 
 
@@ -74,16 +73,16 @@ def find_cascade(config: StagedOptions, members: Members, input_spec: InputSpec)
     cost = _operations(members, input_spec, config)
     cheapest = min(cost, key=lambda name: (cost[name], infos[name].calibration["brier"]))
     member = member or cheapest
-    cut, prevalence = _cut(config, members, member)
+    cut, lenses, prevalence = _cut(config, members, member)
     return Cascade(
-        *(member, cut.score, cut.lenses, config.cascade_loss, config.confidence),
+        *(member, cut, lenses, config.cascade_loss, config.confidence),
         *(config.cascade_listed, prevalence, cost[member] / sum(cost.values())),
     )
 
 
-def _cut(config: StagedOptions, members: Members, member: str) -> tuple[Cut, float]:
-    """Returns the cut of a cascade whose first member this is, and the share of lenses at which the
-    fused probability holds that lists them."""
+def _cut(config: StagedOptions, members: Members, member: str) -> tuple[float, int, float]:
+    """Returns the cut of a cascade whose first member this is, the number of lenses that it was set
+    on, and the share of lenses at which the fused probability holds that lists them."""
     ensemble = abstract_ensemble(members.infos, members.validations)
     validated = fused_validation(ensemble, members.validations, config.fusion)
     if validated is None:
@@ -95,11 +94,7 @@ def _cut(config: StagedOptions, members: Members, member: str) -> tuple[Cut, flo
     calibration = members.infos[member].calibration
     cheap = calibration["slope"] * validation["logit"].astype(np.float64)
     cheap += calibration["intercept"]
-    try:
-        cut = trust.cut(cheap, fused, labels, config, config.confidence)
-    except TooFewLenses as error:
-        raise UsageError(f"--cascade-loss {config.cascade_loss:.4g}: {error}") from error
-    return cut, float(labels.mean())
+    return *trust.cut(cheap, fused, labels, config, config.confidence), float(labels.mean())
 
 
 def _operations(members: Members, input_spec: InputSpec, options: StepOptions) -> dict[str, float]:
@@ -131,8 +126,8 @@ def cascaded(
 ) -> Staged:
     """Returns the stages of a cascade: its first member, then the others."""
     member = str(config.cascade)
-    (cut, _), calibration = _cut(config, members, member), members.infos[member].calibration
-    knows = Cascaded(calibration["slope"], calibration["intercept"], cut.score)
+    (cut, *_), calibration = _cut(config, members, member), members.infos[member].calibration
+    knows = Cascaded(calibration["slope"], calibration["intercept"], cut)
     stages = _stages(config, members, [member], input_spec, rows, mesh)
     return Staged(stages[REST].names, stages, knows, alone=f"scored by {member} alone")
 

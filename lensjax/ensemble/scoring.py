@@ -74,6 +74,7 @@ def score(
         runtime.progress("scoring", missing, "cutouts") as advance,
     ):
         try:
+            # In stages nothing more comes in, but what has come, and may have waited long, is kept.
             wanted = itertools.takewhile(lambda _: not asked_to_stop(), batches)
             for batch, scores in _scored(wanted, scorers, profile, staged, fetched):
                 with trace.stage("keep"):
@@ -83,6 +84,8 @@ def score(
                 ended = time.perf_counter()
                 counts.append(batch.count)
                 advance(batch.count)
+                if asked_to_stop() and not staged:
+                    break
         except LensjaxError:
             # Ctrl-C reaches the processes that read as well.
             if not asked_to_stop():

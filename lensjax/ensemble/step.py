@@ -286,7 +286,8 @@ def _member_logits(
     logits = _sample_logits(
         nnx.merge(group.graph, state), turned, options.mc_samples, samples_at_once, keys
     )
-    return logits.reshape(len(logits), options.symmetries, len(images)).mean(1)
+    by_symmetry = logits.shape[0], options.symmetries, images.shape[0]
+    return logits.reshape(by_symmetry).mean(1)
 
 
 def _turned(images: Array) -> Array:

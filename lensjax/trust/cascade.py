@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike
 
 from lensjax.errors import UsageError, refuse
 from lensjax.predictions import THRESHOLD, Predictions
-from lensjax.trust import completeness
 from lensjax.trust.run import Said
 
 
@@ -74,16 +73,23 @@ def cut(
     labels: ArrayLike,
     options: CascadeOptions,
     confidence: float,
-) -> completeness.Cut:
+) -> tuple[float, int]:
     """Returns the cut on the logits of the cheap member, (n,) as the fused ones, that loses at most
-    a share `cascade_loss` of the lenses that are listed, with that confidence.
+    a share `cascade_loss` of the lenses that are listed, with that confidence; and how many lenses
+    it was set on.
 
-    `labels` (n,) are 1 for lenses. Raises TooFewLenses where too few are listed.
+    `labels` (n,) are 1 for lenses. Raises UsageError where too few are listed.
     """
+    from lensjax.trust import completeness  # scipy.stats takes a second to import
+
     probability = 1 / (1 + np.exp(-np.asarray(fused, np.float64)))
     listed = (np.asarray(labels) == 1) & (probability >= options.cascade_listed)
     kept = 1 - options.cascade_loss
-    return completeness.cut(np.asarray(cheap)[listed], kept, confidence=confidence)
+    try:
+        found = completeness.cut(np.asarray(cheap)[listed], kept, confidence=confidence)
+    except completeness.TooFewLenses as error:
+        raise UsageError(f"--cascade-loss {options.cascade_loss:.4g}: {error}") from error
+    return found.score, found.lenses
 
 
 def speed_up(cost: float, passed: float) -> float:

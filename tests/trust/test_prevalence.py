@@ -39,10 +39,10 @@ def test_probabilities_are_right_where_lenses_are_rare():
 
 def test_the_interval_of_the_prevalence_holds_the_truth():
     rng, missed = np.random.default_rng(1), 0
-    for seed in range(100):
+    for seed in range(60):
         lenses = rng.binomial(20_000, 2e-3)
         survey = np.append(rng.normal(size=20_000 - lenses), rng.normal(size=lenses) + 4)
-        low, high = interval(rng.normal(size=5000), survey, rng.normal(size=300) + 4, seed=seed % 3)
+        low, high = interval(rng.normal(size=3000), survey, rng.normal(size=300) + 4, seed=seed % 3)
         assert 0 <= low < high <= 1
         missed += not low <= lenses / 20_000 <= high
-    assert missed <= 15
+    assert missed <= 10
