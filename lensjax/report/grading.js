@@ -1,7 +1,7 @@
 // Grading: what is shown of the candidates, and what keys and clicks do.
 const PAGE = 100;      // candidates of a mosaic
 const COLUMNS_OF_MOSAIC = 10;
-const BUDGET = 6;      // ms of a frame that drawing may take
+const BUDGET = 6;      // ms that drawing may take at a time
 const LONGEST = 600;   // s: who takes longer for a candidate has left it
 const SCORED = DATA.kind === "report";
 const find = id => document.getElementById(id);
@@ -88,9 +88,10 @@ let drawing = false;
 
 function drawLater(canvases, canvas, number, stretch = view.stretch, band = null) {
   canvases.set(canvas, [number, stretch, band]);
+  if (DATA.candidates[number].pixels) stepsOf(number);  // decoded beside others, in threads of the browser
   if (drawing) return;
   drawing = true;
-  requestAnimationFrame(drawWaiting);
+  setTimeout(drawWaiting);
 }
 
 async function drawWaiting() {
@@ -101,7 +102,7 @@ async function drawWaiting() {
     await draw(canvas, ...how);
   }
   drawing = first.size + waiting.size > 0;
-  if (drawing) requestAnimationFrame(drawWaiting);
+  if (drawing) setTimeout(drawWaiting);  // keys and frames come between
 }
 
 const seen = new IntersectionObserver(changes => {
@@ -200,7 +201,7 @@ function strip(parent, names, how) {
     }));
   names.forEach((name, k) => {
     const [stretch, band] = how(name, k), figure = parent.children[k];
-    if (band === null) figure.ariaPressed = stretch === view.stretch;
+    if (band === null) figure.ariaPressed = stretch === view.stretch || names[0] === stretch && !names.includes(view.stretch);
     drawLater(first, figure.firstChild, list[place], stretch, band);
   });
 }

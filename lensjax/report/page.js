@@ -17,7 +17,7 @@ function change(changes) {
 
 // Brings the controls to the view.
 function settle() {
-  for (const name of ["which", "lowest", "highest", "find", "order", "seed", "stretch", "brush"])
+  for (const name of ["which", "lowest", "highest", "find", "order", "seed", "brush"])
     find(name).value = view[name];
   for (const name of ["blind", "advance"]) find(name).checked = view[name];
   find("seeded").hidden = !(view.blind || view.order === "shuffled");
@@ -35,8 +35,8 @@ const KEYS = {
   u: undo,
   n: nextUngraded,
   s: () => {
-    const names = STRETCHES, next = (names.indexOf(view.stretch) + 1) % names.length;
-    change({stretch: names[next]});
+    const next = (STRETCHES.indexOf(view.stretch) + 1) % STRETCHES.length;
+    change({stretch: STRETCHES[next]});
   },
   m: () => find("notes").focus(),
   h: () => SCORED && change({blind: !view.blind}),
@@ -83,12 +83,11 @@ document.addEventListener("keydown", event => {
 for (const [name, options] of Object.entries({
   which: Object.keys(KINDS_SHOWN),
   order: Object.keys(ORDERS).filter(name => SCORED || !["score", "disagreement"].includes(name)),
-  stretch: STRETCHES,
 }))
   find(name).append(...options.map(text => make("option", text, {value: text})));
 find("brush").append(make("option", "looks", {value: ""}),
   ...GRADES.map(grade => make("option", `gives ${grade}`, {value: grade})));
-for (const name of ["which", "order", "stretch", "brush", "seed", "lowest", "highest"])
+for (const name of ["which", "order", "brush", "seed", "lowest", "highest"])
   find(name).onchange = () => { change({[name]: find(name).value}); find(name).blur(); };
 find("find").oninput = () => change({find: find("find").value});
 for (const name of ["blind", "advance"]) find(name).onchange = () => change({[name]: find(name).checked});

@@ -31,20 +31,24 @@ function stretchesOf(pixels) {
 function stepsOf(number) {
   let steps = inMemory.get(number);
   inMemory.delete(number);
-  steps ??= inflated(DATA.candidates[number].pixels.data);
+  steps ??= inflated(DATA.candidates[number].pixels);
   inMemory.set(number, steps);
   if (inMemory.size > KEPT) inMemory.delete(inMemory.keys().next().value);
   return steps;
 }
 
-async function inflated(text) {
-  const packed = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
+async function inflated({data, size: [width, height]}) {
+  const letters = atob(data), packed = new Uint8Array(letters.length);
+  for (let k = 0; k < packed.length; k++) packed[k] = letters.charCodeAt(k);
+  const stream = new DecompressionStream("deflate"), writer = stream.writable.getWriter();
+  writer.write(packed);  // a stream of a Blob would take ten times as long
+  writer.close();
+  const bytes = new Uint8Array(await new Response(stream.readable).arrayBuffer());
   const count = bytes.length / 2, steps = new Int16Array(count);
   for (let k = 0; k < count; k++) {
     const counted = bytes[k] | bytes[count + k] << 8;
-    steps[k] = counted >>> 1 ^ -(counted & 1);
+    const left = k % width ? steps[k - 1] : 0, above = Math.floor(k / width) % height ? steps[k - width] : 0;
+    steps[k] = (counted >>> 1 ^ -(counted & 1)) + (above + left >> 1);
   }
   return steps;
 }
@@ -65,29 +69,34 @@ async function draw(canvas, number, stretch, band = null) {
 }
 
 function inColour(out, steps, pixels, stretch) {
-  const {mix, levels, grain, white} = pixels, count = out.length / 4, rgb = [0, 0, 0];
-  const lupton = !levels && stretch === "Lupton";
-  const curve = levels ? OF_PICTURES[stretch] ?? OF_PICTURES.linear : CURVES[stretch];
-  const top = Math.max(white, 3 * grain);
-  for (let k = 0; k < count; k++) {
-    rgb.fill(0);
-    for (let band = 0; band < mix[0].length; band++) {
-      let value = steps[band * count + k];
-      if (value === GAP) continue;
-      if (levels) value = (value + MID_LEVEL) / 255;
-      for (let c = 0; c < 3; c++) rgb[c] += mix[c][band] * value;
-    }
-    if (lupton) {
-      const mean = (rgb[0] + rgb[1] + rgb[2]) / 3;
+  const planes = pixels.mix.map(shares => mixed(steps, shares, pixels.levels)), [red, green, blue] = planes;
+  const {levels, grain, white} = pixels;
+  if (!levels && stretch === "Lupton") {
+    for (let k = 0; k < red.length; k++) {
+      const mean = (red[k] + green[k] + blue[k]) / 3;
       const factor = mean > 0 ? SLOPE * Math.asinh(SOFTENING * mean) / mean : 0;
-      const most = Math.max(factor * Math.max(rgb[0], rgb[1], rgb[2]), 1);
-      for (let c = 0; c < 3; c++) out[4 * k + c] = 255 * factor * rgb[c] / most;
-    } else {
-      for (let c = 0; c < 3; c++)
-        out[4 * k + c] = 255 * (levels ? curve(rgb[c]) : curve(rgb[c] / top, grain / top));
+      const most = Math.max(factor * Math.max(red[k], green[k], blue[k]), 1);
+      for (let c = 0; c < 3; c++) out[4 * k + c] = 255 * factor * planes[c][k] / most;
+      out[4 * k + 3] = 255;
     }
-    out[4 * k + 3] = 255;
+    return;
   }
+  const curve = levels ? OF_PICTURES[stretch] ?? OF_PICTURES.linear : CURVES[stretch];
+  const top = levels ? 255 : Math.max(white, 3 * grain);
+  out.fill(255);
+  for (let c = 0; c < 3; c++)
+    for (let k = 0; k < red.length; k++) out[4 * k + c] = 255 * curve(planes[c][k] / top, grain / top);
+}
+
+// One of red, green and blue: the sum of the bands by their shares, of a masked pixel the sky's.
+function mixed(steps, shares, levels) {
+  const count = steps.length / shares.length, plane = new Float32Array(count);
+  shares.forEach((share, band) => {
+    const first = band * count, zero = levels ? MID_LEVEL : 0;
+    if (share) for (let k = 0; k < count; k++)
+      if (steps[first + k] !== GAP) plane[k] += share * (steps[first + k] + zero);
+  });
+  return plane;
 }
 
 function inGrey(out, steps, pixels, stretch, band) {

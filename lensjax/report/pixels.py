@@ -53,14 +53,22 @@ def packed(cutout: Cutout, bands: Sequence[str]) -> dict[str, Any]:
 
 
 def _deflated(steps: Array) -> str:
-    """Returns whole numbers as text: zlib in base64 of all low bytes, then all high bytes, of
-    0, -1, 1, -2, ... counted from 0, so that high bytes are mostly 0; GAP where there is none."""
+    """Returns whole numbers (band, height, width) as text, GAP where there is none.
+
+    Of each number, modulo 2^16, the mean of those above it and to its left (0 beyond the edge,
+    rounded down) is subtracted; what remains is counted as 0, -1, 1, -2, ... from 0, so that high
+    bytes are mostly 0. The text is base64 of zlib of all low bytes, then all high bytes.
+    """
     with np.errstate(invalid="ignore"):
         codes = np.clip(np.rint(steps), -LARGEST, LARGEST)
-    codes = np.where(np.isfinite(steps), codes, GAP).astype(np.int16)
-    counted = ((codes << 1) ^ (codes >> 15)).astype(np.uint16)
+    codes = np.where(np.isfinite(steps), codes, GAP).astype(np.int32)
+    above, left = np.zeros_like(codes), np.zeros_like(codes)
+    above[:, 1:], left[:, :, 1:] = codes[:, :-1], codes[:, :, :-1]
+    rest = (codes - ((above + left) >> 1)).astype(np.int16)
+    counted = ((rest << 1) ^ (rest >> 15)).astype(np.uint16)
     halves = (counted & 255).astype(np.uint8).tobytes() + (counted >> 8).astype(np.uint8).tobytes()
-    return base64.b64encode(zlib.compress(halves, 6)).decode()
+    packing = zlib.compressobj(strategy=zlib.Z_FILTERED)
+    return base64.b64encode(packing.compress(halves) + packing.flush()).decode()
 
 
 def _averaged(image: Array, block: int) -> Array:
