@@ -37,9 +37,7 @@ def write(
     rows = ranking[certificate.to_inspect(calibration, most, seed)]
     cutouts = [report.look(source, row) for row in rows]
     kinds = kinds_of(impostors)
-    return report.write_inspection(
-        folder, source.table[rows], cutouts, source.bands, kinds, data
-    )
+    return report.write_inspection(folder, source.table[rows], cutouts, source.bands, kinds, data)
 
 
 def kinds_of(impostors: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""inspection.html: cutouts to be graded unseen, in no order, and inspection.csv for what is seen."""
+"""inspection.html: cutouts to be graded without scores, in no order, and inspection.csv."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,9 +41,7 @@ def write_inspection(
     paths = folder / "inspection.html", folder / "inspection.csv"
     table["label"] = _known_labels(paths[1], table)
     places = [place_of(row) for row in table]
-    write_page(
-        paths[0], graded=graded_page("inspection", data, places, cutouts, bands, impostors)
-    )
+    write_page(paths[0], graded=graded_page("inspection", data, places, cutouts, bands, impostors))
     with replacing(paths[1]) as file:
         arrow.write_csv(file, table)
     return paths

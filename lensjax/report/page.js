@@ -20,11 +20,11 @@ function settle() {
   for (const name of ["which", "lowest", "highest", "find", "order", "seed", "brush"])
     find(name).value = view[name];
   for (const name of ["blind", "advance"]) find(name).checked = view[name];
-  find("seeded").hidden = !(view.blind || view.order === "shuffled");
+  find("seed").hidden = !(view.blind || view.order === "shuffled");
+  find("lowest").parentElement.hidden = view.blind;
   for (const name of ["score", "disagreement"])
     for (const option of find("order").options) if (option.value === name) option.hidden = view.blind;
   if (view.blind && ["score", "disagreement"].includes(view.order)) find("order").value = "shuffled";
-  for (const name of ["lowest", "highest"]) find(name).disabled = view.blind;
 }
 
 const KEYS = {
@@ -188,7 +188,8 @@ try {
   grader = find("grader").value = localStorage.getItem("lensjax-grader") ?? "";
   Object.assign(view, JSON.parse(localStorage.getItem(VIEW) ?? "{}"), SCORED ? {} : {blind: true});
 } catch { /* starts anew */ }
-if (!SCORED) for (const each of document.querySelectorAll(".open")) each.hidden = true;
+if (!(view.which in KINDS_SHOWN)) view.which = "all";
+find("blind").parentElement.hidden = !SCORED;
 settle();
 relist(view.focus);
 if (!DATA.candidates.length) showPart("run");

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lensjax.data.planes import Cutout
 from lensjax.files import replacing
 from lensjax.metrics import Metrics
+from lensjax.places import paths_below
 from lensjax.report.figures import Scored, as_svg, draw
 from lensjax.report.pictures import score_text
 from lensjax.report.pixels import packed
@@ -65,9 +66,7 @@ def write_report(
         impostors,
     ) | {
         "members": [best[name].meta["member"] for name in members],
-        "says": [
-            [column["heading"], column["meaning"], column["cells"]] for column in said
-        ],
+        "says": [[column["heading"], column["meaning"], column["cells"]] for column in said],
     }
     return write_page(
         folder / "report.html",
@@ -97,7 +96,8 @@ def graded_page(
     The browser keeps grades of a `kind` of page of the same `data` together, by id. Each of the
     `candidates` has `id`, `ra` and `dec` (degrees or None), and what else is known of it.
     """
-    of_data = hashlib.sha256(f"{kind} {data}".encode("utf-8", "replace")).hexdigest()
+    (path,) = paths_below(Path(), [str(data)])
+    of_data = hashlib.sha256(path.encode("utf-8", "replace")).hexdigest()
     return {
         "key": f"{kind}-{of_data[:16]}",
         "kind": kind,
@@ -157,7 +157,7 @@ def _candidate(row: Row, carried: Sequence[str], members: Sequence[str]) -> dict
 
 def place_of(row: Row) -> dict[str, Any]:
     """Returns `id` as text, `ra` and `dec` (degrees, None where not known) of a row."""
-    found = {"id": str(row["id"])}
+    found: dict[str, Any] = {"id": str(row["id"])}
     for name in ("ra", "dec"):
         degrees = float(np.ma.filled(row[name], np.nan)) if name in row.colnames else math.nan
         found[name] = degrees if math.isfinite(degrees) else None

@@ -16,15 +16,16 @@ const CURVES = {
   linear: (value, grain) => (value + 2 * grain) / (1 + 2 * grain),
 };
 // Of a finished picture, levels from 0 to 1, which were stretched before.
+const AS_GIVEN = "as given";
 const OF_PICTURES = {
   asinh: value => Math.asinh(10 * value) / Math.asinh(10),
   sqrt: Math.sqrt,
-  linear: value => value,
+  [AS_GIVEN]: value => value,
 };
 const STRETCHES = ["Lupton", "asinh", "sqrt", "linear"];
 
 function stretchesOf(pixels) {
-  return pixels.levels ? ["linear", "asinh", "sqrt"] : STRETCHES;
+  return pixels.levels ? Object.keys(OF_PICTURES).reverse() : STRETCHES;
 }
 
 // The steps of all bands, one band after the other, of a candidate by its number; GAP where masked.
@@ -71,7 +72,7 @@ async function draw(canvas, number, stretch, band = null) {
 function inColour(out, steps, pixels, stretch) {
   const planes = pixels.mix.map(shares => mixed(steps, shares, pixels.levels)), [red, green, blue] = planes;
   const {levels, grain, white} = pixels;
-  if (!levels && stretch === "Lupton") {
+  if (!levels && !(stretch in CURVES)) {  // Lupton
     for (let k = 0; k < red.length; k++) {
       const mean = (red[k] + green[k] + blue[k]) / 3;
       const factor = mean > 0 ? SLOPE * Math.asinh(SOFTENING * mean) / mean : 0;
@@ -81,7 +82,7 @@ function inColour(out, steps, pixels, stretch) {
     }
     return;
   }
-  const curve = levels ? OF_PICTURES[stretch] ?? OF_PICTURES.linear : CURVES[stretch];
+  const curve = levels ? OF_PICTURES[stretch] ?? OF_PICTURES[AS_GIVEN] : CURVES[stretch];
   const top = levels ? 255 : Math.max(white, 3 * grain);
   out.fill(255);
   for (let c = 0; c < 3; c++)
@@ -101,7 +102,7 @@ function mixed(steps, shares, levels) {
 
 function inGrey(out, steps, pixels, stretch, band) {
   const count = out.length / 4, {levels} = pixels;
-  const curve = (levels ? OF_PICTURES : CURVES)[stretch] ?? (levels ? OF_PICTURES.linear : CURVES.asinh);
+  const curve = (levels ? OF_PICTURES : CURVES)[stretch] ?? (levels ? OF_PICTURES[AS_GIVEN] : CURVES.asinh);
   const top = levels ? 255 : Math.max(pixels.peaks[band], 3 * NOISE);
   for (let k = 0; k < count; k++) {
     const value = steps[band * count + k];

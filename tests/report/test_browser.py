@@ -43,7 +43,9 @@ def catalogue(count: int) -> Table:
 def written(folder: Path, count: int = 6) -> Path:
     """Returns a report of candidates of falling score."""
     probability = np.linspace(0.9, 0.1, count)
-    predictions = scored(count, probability=probability, logit=np.log(9) * np.linspace(1, -1, count))
+    predictions = scored(
+        count, probability=probability, logit=np.log(9) * np.linspace(1, -1, count)
+    )
     return write_report(
         folder,
         best=candidate_table(catalogue(count), predictions),
@@ -245,7 +247,9 @@ def test_the_single_view_shows_bands_stretches_and_the_scale(opened) -> None:
 def test_of_many_candidates_only_those_in_view_are_drawn(browser, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(page, "draw", lambda _: {})
     for tab in _opened(browser, written(tmp_path, 2000)):
-        of_cards = "[...document.querySelectorAll('.card')].map(c => 'drawn' in c.firstChild.dataset)"
+        of_cards = (
+            "[...document.querySelectorAll('.card')].map(c => 'drawn' in c.firstChild.dataset)"
+        )
         tab.wait_for_function(f"() => {of_cards}.filter(Boolean).length >= 70 && !drawing")
         drawn = tab.evaluate(f"() => {of_cards}")
         assert len(drawn) == 100 and all(drawn[:70]) and not any(drawn[90:])
