@@ -7,7 +7,8 @@ const SCORED = DATA.kind === "report";
 const find = id => document.getElementById(id);
 
 const view = {  // what a reload brings back
-  which: "all", lowest: "", highest: "", find: "", order: SCORED ? "score" : "shuffled", seed: "0",
+  which: "all", measure: "score", lowest: "", highest: "", find: "",
+  order: SCORED ? "score" : "shuffled", seed: "0",
   stretch: "Lupton", brush: "", blind: !SCORED, advance: true, single: false, focus: "",
 };
 let grader = "";
@@ -65,9 +66,9 @@ const ORDERS = {
 function chosen() {
   const text = view.find.trim().toLowerCase(), {lowest, highest} = view;
   const numbers = [...DATA.candidates.keys()].filter(number => {
-    const {id, score} = DATA.candidates[number];
+    const {id, [view.measure]: value} = DATA.candidates[number];
     return KINDS_SHOWN[view.which](number)
-      && (view.blind || (lowest === "" || score >= lowest) && (highest === "" || score <= highest))
+      && (view.blind || (lowest === "" || value >= lowest) && (highest === "" || value <= highest))
       && (!text || `${id}\n${mine(number).notes}`.toLowerCase().includes(text));
   });
   const order = view.blind && view.order !== "grade" ? null : ORDERS[view.order];
@@ -183,8 +184,10 @@ function enlarge() {
   strip(find("bands"), pixels ? DATA.bands : [], (_, band) => [view.stretch, band]);
   const [name, where, marks] = find("name").children;
   name.textContent = id;
-  where.textContent = ra === null || dec === null ? "" : `${ra.toFixed(5)} ${dec < 0 ? "−" : "+"}${Math.abs(dec).toFixed(5)}`;
-  marks.textContent = [flag, view.blind ? "" : {0: "labelled no lens", 1: "labelled a lens"}[known]].filter(Boolean).join(" · ");
+  where.textContent = ra === null || dec === null ? ""
+    : `${ra.toFixed(5)} ${dec < 0 ? "−" : "+"}${Math.abs(dec).toFixed(5)}`;
+  const truth = view.blind ? "" : {0: "labelled no lens", 1: "labelled a lens"}[known];
+  marks.textContent = [flag, truth].filter(Boolean).join(" · ");
   links(ra, dec, pixels);
   facts(number);
   verdict();
@@ -201,7 +204,8 @@ function strip(parent, names, how) {
     }));
   names.forEach((name, k) => {
     const [stretch, band] = how(name, k), figure = parent.children[k];
-    if (band === null) figure.ariaPressed = stretch === view.stretch || names[0] === stretch && !names.includes(view.stretch);
+    const pressed = names.includes(view.stretch) ? view.stretch : names[0];
+    if (band === null) figure.ariaPressed = stretch === pressed;
     drawLater(first, figure.firstChild, list[place], stretch, band);
   });
 }
@@ -209,10 +213,14 @@ function strip(parent, names, how) {
 function links(ra, dec, pixels) {
   if (ra === null || dec === null) return find("links").replaceChildren();
   const field = pixels?.scale ? pixels.scale * pixels.size[0] / 3600 * 3 : 0.02;
+  const survey = "CDS%2FP%2FDESI-Legacy-Surveys%2FDR10%2Fcolor", target = `${ra}%20${dec}`;
   const at = {
-    "Legacy viewer": `https://www.legacysurvey.org/viewer?ra=${ra}&dec=${dec}&layer=ls-dr10&zoom=16&mark=${ra},${dec}`,
-    ESASky: `https://sky.esa.int/esasky/?target=${ra}%20${dec}&hips=DSS2%20color&fov=${field}&cooframe=J2000&sci=true`,
-    Aladin: `https://aladin.cds.unistra.fr/AladinLite/?target=${ra}%20${dec}&fov=${field}&survey=CDS%2FP%2FDESI-Legacy-Surveys%2FDR10%2Fcolor`,
+    "Legacy viewer": "https://www.legacysurvey.org/viewer"
+      + `?ra=${ra}&dec=${dec}&layer=ls-dr10&zoom=16&mark=${ra},${dec}`,
+    ESASky: "https://sky.esa.int/esasky/"
+      + `?target=${target}&hips=DSS2%20color&fov=${field}&cooframe=J2000&sci=true`,
+    Aladin: "https://aladin.cds.unistra.fr/AladinLite/"
+      + `?target=${target}&fov=${field}&survey=${survey}`,
   };
   find("links").replaceChildren(...Object.entries(at).map(([name, href]) =>
     make("a", name, {href, target: "_blank", rel: "noopener noreferrer"})));
@@ -228,8 +236,9 @@ function facts(number) {
     find("score").append(total, ...DATA.members.map((name, k) => meter(name, said[k], score)));
   }
   const says = hidden ? [] : DATA.says.map(([name, meaning, cells]) => [name, cells[number], meaning]);
-  find("facts").replaceChildren(...[...own ?? [], ...says].filter(([, value]) => value !== "").flatMap(
-    ([name, value, meaning]) => [make("dt", name, {title: meaning ?? ""}), make("dd", value, {title: value})]));
+  const known = [...own ?? [], ...says].filter(([, value]) => value !== "");
+  find("facts").replaceChildren(...known.flatMap(([name, value, meaning]) =>
+     [make("dt", name, {title: meaning ?? ""}), make("dd", value, {title: value})]));
 }
 
 function meter(name, value, ensemble) {
@@ -255,12 +264,14 @@ function write(number, changes, undone = null) {
   const entry = {...old, ...changes, time: new Date().toISOString()};
   undone?.push([id, grader, old]);
   if (!keep(id, grader, entry)) notKept();
-  for (const card of find("mosaic").children) if (DATA.candidates[card.dataset.number].id === id) label(card);
+  for (const card of find("mosaic").children)
+    if (DATA.candidates[card.dataset.number].id === id) label(card);
 }
 
 function notKept() {
   find("alarm").hidden = false;
-  find("alarm").textContent = "This browser does not keep grades for this page: export them before you close it.";
+  find("alarm").textContent = "This browser does not keep grades for this page: "
+    + "export them before you close it.";
 }
 
 const seconds = () => Math.min((spent + performance.now() - since) / 1000, LONGEST).toFixed(1);
@@ -271,7 +282,8 @@ function give(changes) {
   const undone = [];
   write(list[place], {...changes, seconds: seconds()}, undone);
   undoes.push([place, undone]);
-  say(`${inFocus().id}: ${[mine(list[place]).grade, mine(list[place]).class].filter(Boolean).join(", ") || "no grade"}`);
+  const {grade, class: kind} = mine(list[place]);
+  say(`${inFocus().id}: ${[grade, kind].filter(Boolean).join(", ") || "no grade"}`);
   [since, spent] = [performance.now(), 0];
   if (view.advance && changes.grade !== "" && place < list.length - 1) focusOn(place + 1);
   else { verdict(); count(); }
@@ -308,14 +320,13 @@ function nextUngraded() {
 }
 
 function count() {
-  const graded = list.filter(number => mine(number).grade).length;
-  const [bar, text] = find("progress").children;
+  const of = Object.fromEntries(["", ...GRADES].map(grade => [grade, 0]));
+  for (const number of list) of[mine(number).grade]++;
+  const graded = list.length - of[""], [bar, text] = find("progress").children;
   Object.assign(bar, {max: list.length || 1, value: graded});
   text.textContent = `${graded} of ${list.length}`;
-  find("counts").replaceChildren(...GRADES.map(grade => {
-    const number = list.filter(each => mine(each).grade === grade).length;
-    return make("span", `${grade} ${number}`, {"data-grade": grade});
-  }));
+  find("counts").replaceChildren(...GRADES.map(grade =>
+    make("span", `${grade} ${of[grade]}`, {"data-grade": grade})));
   find("undo").disabled = !undoes.length;
 }
 

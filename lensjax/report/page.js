@@ -17,11 +17,11 @@ function change(changes) {
 
 // Brings the controls to the view.
 function settle() {
-  for (const name of ["which", "lowest", "highest", "find", "order", "seed", "brush"])
+  for (const name of ["which", "measure", "lowest", "highest", "find", "order", "seed", "brush"])
     find(name).value = view[name];
   for (const name of ["blind", "advance"]) find(name).checked = view[name];
   find("seed").hidden = !(view.blind || view.order === "shuffled");
-  find("lowest").parentElement.hidden = view.blind;
+  find("range").hidden = view.blind;
   for (const name of ["score", "disagreement"])
     for (const option of find("order").options) if (option.value === name) option.hidden = view.blind;
   if (view.blind && ["score", "disagreement"].includes(view.order)) find("order").value = "shuffled";
@@ -85,9 +85,9 @@ for (const [name, options] of Object.entries({
   order: Object.keys(ORDERS).filter(name => SCORED || !["score", "disagreement"].includes(name)),
 }))
   find(name).append(...options.map(text => make("option", text, {value: text})));
-find("brush").append(make("option", "looks", {value: ""}),
-  ...GRADES.map(grade => make("option", `gives ${grade}`, {value: grade})));
-for (const name of ["which", "order", "brush", "seed", "lowest", "highest"])
+find("brush").append(make("option", "click looks", {value: ""}),
+  ...GRADES.map(grade => make("option", `click gives ${grade}`, {value: grade})));
+for (const name of ["which", "measure", "lowest", "highest", "order", "brush", "seed"])
   find(name).onchange = () => { change({[name]: find(name).value}); find(name).blur(); };
 find("find").oninput = () => change({find: find("find").value});
 for (const name of ["blind", "advance"]) find(name).onchange = () => change({[name]: find(name).checked});
@@ -149,7 +149,8 @@ find("files").onchange = async () => {
     try {
       const {taken, known, others, kept} = merge(await file.text());
       if (!kept) notKept();
-      said.push(`${file.name}: ${taken} taken${known ? `, ${known} known` : ""}${others ? `, ${others} of other candidates` : ""}`);
+      const counts = [`${taken} taken`, known && `${known} known`, others && `${others} of other candidates`];
+      said.push(`${file.name}: ${counts.filter(Boolean).join(", ")}`);
     } catch (error) {
       said.push(`${file.name} is not taken: ${error.message}`);
     }

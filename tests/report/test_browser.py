@@ -213,10 +213,31 @@ def test_filters_orders_and_what_is_next(opened) -> None:
     opened.fill("#lowest", "0.7")
     press(opened, "Tab")
     assert len(grades(opened)) == 2
+    opened.select_option("#measure", "disagreement")
+    kept = opened.evaluate("list.map(k => DATA.candidates[k].disagreement >= 0.7)")
+    expected = opened.evaluate("DATA.candidates.filter(c => c.disagreement >= 0.7).length")
+    assert all(kept) and len(kept) == expected < 6
+    opened.select_option("#measure", "score")
     opened.fill("#lowest", "0.95")
     press(opened, "Tab")
     assert opened.is_visible("#nothing")
     press(opened, "a x n u ArrowRight Enter s Escape")  # of no candidate
+
+
+def test_clicks_mark_and_the_rest_of_a_mosaic_is_given_x_and_taken_back(opened) -> None:
+    opened.click(".card >> nth=2")
+    assert opened.get_attribute(".card >> nth=2", "aria-selected") == "true"
+    assert set(grades(opened)) == {""}
+    opened.select_option("#brush", "B")
+    for place in (1, 3, 1):
+        opened.click(f".card >> nth={place}")
+    assert grades(opened) == ["", "", "", "B", "", ""]
+    press(opened, "Shift+X")
+    assert grades(opened) == ["X", "X", "X", "B", "X", "X"]
+    press(opened, "u u")
+    assert grades(opened) == ["", "B", "", "B", "", ""]
+    press(opened, "Backspace")
+    assert grades(opened) == ["", "", "", "B", "", ""]
 
 
 def test_the_single_view_shows_bands_stretches_and_the_scale(opened) -> None:
@@ -266,7 +287,7 @@ def test_of_many_candidates_only_those_in_view_are_drawn(browser, tmp_path, monk
 
 def test_an_inspection_is_blind_and_knows_no_scores(browser, tmp_path) -> None:
     table = catalogue(6)[["id"]]
-    path, _ = write_inspection(tmp_path, table, cutouts(6), BANDS, IMPOSTORS, "survey")
+    path, _ = write_inspection(tmp_path, table, [*cutouts(5), None], BANDS, IMPOSTORS, "survey")
     for tab in _opened(browser, path):
         assert not tab.is_visible("#blind") and tab.locator("#run").count() == 0
         assert "score" not in tab.locator("#order").inner_text()
