@@ -32,8 +32,8 @@ class CertifyConfig(PromiseOptions):
     max_false_discovery: float | None = 0.5
     """Certify the longest list of which at most this share is false."""
     labels: Path | None = None
-    """What was seen: inspection.csv, filled in, or any table with id and label (1 a lens, 0
-    none)."""
+    """What was seen: the CSV that a page exports (grades A and B are lenses, C and X none), or any
+    table with id and label (1 a lens, 0 none)."""
     inspect: int = certificate.INSPECTED
     """So many of the drawn rows, and of the others, are shown to be looked at."""
     average: bool = False
@@ -193,6 +193,7 @@ def _inspection(options: CertifyConfig, said: Said) -> list[str]:
     """Writes what is to be looked at, from the data of the run, and returns what to do with it."""
     folder = options.run or Path()
     arrays = read_npz(folder / "predictions.npz")
+    config = _record(folder).get("config", {})
     page, _ = inspection.write(
         folder,
         scored_cutouts(folder, arrays["id"]),
@@ -204,6 +205,8 @@ def _inspection(options: CertifyConfig, said: Said) -> list[str]:
         np.asarray(said.columns["calibration"]),
         most=options.inspect,
         seed=options.seed,
+        impostors=config.get("impostors", inspection.IMPOSTORS),
+        data=config.get("data"),
     )
     return [f"{page}: {inspection.WHAT_TO_DO.format(folder=folder)}"]
 

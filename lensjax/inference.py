@@ -69,6 +69,8 @@ class InferenceConfig(DataOptions, StagedOptions):
     """Score the K-th of N parts of the rows, given as K/N; without it all parts are merged."""
     top: int = 48
     """Candidates in the mosaic and the report."""
+    impostors: str = inspection.IMPOSTORS
+    """Kinds of non-lens that graders can name in the report, at most nine, comma separated."""
     profile: Path | None = None
     """Folder for a profiler trace of some batches."""
     benchmark: bool = False
@@ -109,6 +111,7 @@ class InferenceConfig(DataOptions, StagedOptions):
         }
         refuse(wrong)
         self.rows_part()
+        inspection.kinds_of(self.impostors)
 
     @property
     def folder(self) -> Path:
@@ -451,7 +454,8 @@ def draw(
     from lensjax import report
 
     ranking = predictions.ranking()
-    pictures = [report.picture(source, row) for row in ranking[: config.top]]
+    cutouts = [report.look(source, row) for row in ranking[: config.top]]
+    pictures = [report.picture(cutout, source.bands) for cutout in cutouts]
     rejected, purity = ~predictions.readable, promised.get("purity_at_least")
     scored = report.Scored(
         {name: values[~rejected] for name, values in predictions.probabilities().items()},
@@ -470,7 +474,9 @@ def draw(
             config.folder,
             best=best,
             scored=scored,
-            pictures=pictures,
+            cutouts=cutouts,
+            bands=source.bands,
+            impostors=inspection.kinds_of(config.impostors),
             run=record,
             rejects=rejects,
             metrics=found,
@@ -484,5 +490,13 @@ def _write_inspection(config: InferenceConfig, source: Source, ranking: np.ndarr
     from lensjax.trust import certificate
 
     calibration = trust.drawn(config.calibration, ranking.size, config.seed)
-    most = certificate.INSPECTED
-    inspection.write(config.folder, source, ranking, calibration, most=most, seed=config.seed)
+    inspection.write(
+        config.folder,
+        source,
+        ranking,
+        calibration,
+        most=certificate.INSPECTED,
+        seed=config.seed,
+        impostors=config.impostors,
+        data=config.data,
+    )

@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 
 from lensjax.data.source import Source
+from lensjax.errors import UsageError
 
+IMPOSTORS = "ring,spiral,merger,satellite,artefact"
+MOST_KINDS = 9  # each has a digit
 WHAT_TO_DO = (
-    "say in inspection.csv beside it which of them are lenses (label 1, others 0), then: "
-    "lensjax certify --run {folder} --labels {folder}/inspection.csv"
+    "grade its cutouts in a browser, export the grades, then: "
+    "lensjax certify --run {folder} --labels GRADES.csv"
 )
 
 
@@ -20,6 +23,8 @@ def write(
     *,
     most: int,
     seed: int,
+    impostors: str = IMPOSTORS,
+    data: object = None,
 ) -> tuple[Path, Path]:
     """Writes inspection.html and inspection.csv into the folder of a run, and returns their paths.
 
@@ -30,5 +35,15 @@ def write(
     from lensjax.trust import certificate
 
     rows = ranking[certificate.to_inspect(calibration, most, seed)]
-    pictures = [report.picture(source, row) for row in rows]
-    return report.write_inspection(folder, source.table[rows], pictures)
+    cutouts = [report.look(source, row) for row in rows]
+    kinds = kinds_of(impostors)
+    return report.write_inspection(folder, source.table[rows], cutouts, source.bands, kinds, data)
+
+
+def kinds_of(impostors: str) -> list[str]:
+    """Returns the kinds of non-lens that an option names. Raises UsageError where there are more
+    than there are digits to give them."""
+    kinds = list(dict.fromkeys(filter(None, map(str.strip, impostors.split(",")))))
+    if len(kinds) > MOST_KINDS:
+        raise UsageError(f"--impostors names {len(kinds)} kinds: give at most {MOST_KINDS}")
+    return kinds

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from astropy.table import Table
+from astropy.table import Column, Table
 from numpy.typing import NDArray
 
 from lensjax.data.formats.tables import filled, paths_below, plain, read_table, standardise, texts
@@ -13,6 +13,10 @@ from lensjax.errors import UsageError
 from lensjax.predictions import read_npz
 
 Array = NDArray[Any]
+
+GRADES = {"A": 1, "B": 1, "C": 0, "X": 0, "": -1}
+"""The label of a grade: A and B, a certain and a probable lens, count as lenses; C, a possible one,
+and X, none, do not."""
 
 
 class Match(NamedTuple):
@@ -34,17 +38,21 @@ def read_labels(file: str | os.PathLike[str]) -> Table:
     or NPZ, then all others that have one value a row.
 
     `path` comes absolute: relative ones are below the folder of the file, as in a catalogue.
-    `label` comes as int: 1 lens, 0 other, -1 unknown. An NPZ without `id` is numbered from 0 by
-    row. Raises UsageError for a file that cannot be read, or lacks the columns.
+    `label` comes as int: 1 lens, 0 other, -1 unknown. Where a file has none it is taken from its
+    column `grade`, which the pages that people grade on export: A and B are lenses, C and X none, a
+    row without a grade is unknown. An NPZ without `id` is numbered from 0 by row. Raises UsageError
+    for a file that cannot be read, or lacks the columns.
     """
     path = Path(file)
     table = _npz_table(path) if path.suffix.lower() == ".npz" else read_table(path)
     table = standardise(table, str(path))
+    if "label" not in table.colnames and "grade" in table.colnames:
+        table["label"] = _labels_of_grades(table["grade"], path)
     keys = [name for name in ("id", "path") if name in table.colnames]
     if "label" not in table.colnames or not keys:
         raise UsageError(
             f"{path} has the columns {', '.join(table.colnames)}: "
-            "labels need `label`, and `id` or `path`"
+            "labels need `label` or `grade`, and `id` or `path`"
         )
     columns = {name: filled(table[name]) for name in keys}
     if "path" in columns:  # as a run writes them
@@ -58,7 +66,7 @@ def read_labels(file: str | os.PathLike[str]) -> Table:
 
 def match(catalogue: Table, labels: Table) -> Match:
     """Returns the label of each row of the catalogue, found by id, or by path where the labels have
-    no id.
+    no id. A row of the labels that is unknown says nothing against another of the same id.
 
     An id counts as the same number or text whatever its type: 7, 7.0, "7" and, against a number,
     "007". Raises UsageError where nothing matches, or where one id has two labels.
@@ -67,9 +75,11 @@ def match(catalogue: Table, labels: Table) -> Match:
     if by not in catalogue.colnames:
         raise UsageError("the predictions know no paths: give labels with an `id` column")
     mine, theirs = _comparable(np.asarray(catalogue[by]), np.asarray(labels[by]))
-    keys, first, place = np.unique(theirs, return_index=True, return_inverse=True)
     given = np.asarray(labels["label"])
-    disagreeing = given != given[first][place]
+    known_first = np.argsort(given < 0, kind="stable")
+    theirs, given = theirs[known_first], given[known_first]
+    keys, first, place = np.unique(theirs, return_index=True, return_inverse=True)
+    disagreeing = (given >= 0) & (given != given[first][place])
     if disagreeing.any():
         raise UsageError(f"{by} {theirs[disagreeing][0]} has two labels: keep one of them")
     found = np.isin(mine, keys)
@@ -81,10 +91,19 @@ def match(catalogue: Table, labels: Table) -> Match:
     row = first[np.minimum(np.searchsorted(keys, mine), keys.size - 1)]
     return Match(
         labels=np.where(found, given[row], -1).astype(np.int8),
-        rows=np.where(found, row, -1),
+        rows=np.where(found, known_first[row], -1),
         without_label=int((~found).sum()),
         without_prediction=int((~np.isin(theirs, mine)).sum()),
     )
+
+
+def _labels_of_grades(grades: Column, path: Path) -> Array:
+    """Returns the label (n,) of each grade. Raises UsageError for what is no grade."""
+    given = [text.upper() for text in texts(grades)]
+    odd = sorted(set(given) - GRADES.keys())
+    if odd:
+        raise UsageError(f"column grade of {path} holds {odd[0]!r}: grades are A, B, C and X")
+    return np.array([GRADES[grade] for grade in given], np.int64)
 
 
 def _npz_table(path: Path) -> Table:

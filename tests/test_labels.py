@@ -48,6 +48,36 @@ def test_labels_with_gaps_and_words(tmp_path: Path) -> None:
         read_labels(tmp_path / "none.csv")
 
 
+def test_grades_that_a_page_exported_are_labels(tmp_path: Path) -> None:
+    head = "id,ra,dec,grade,class,grader,time,seconds,notes\r\n"
+    rows = [
+        "p,1,2,A,,Ann,2026-01-01T00:00:00Z,1.5,",
+        'q,,,b,,Ann,2026-01-01T00:00:01Z,,"two\r\nlines, and ""more"""',
+        "r,,,C,,Ann,,,",
+        "s,,,X,ring,Ann,,,",
+        "t,,,,,Ann,,,look again",
+        "t,,,A,,Ben,,,",
+    ]
+    file = tmp_path / "grades.csv"
+    file.write_text(head + "".join(f"{row}\r\n" for row in rows), newline="")
+    labels = read_labels(file)
+    assert labels["id"].tolist() == list("pqrstt")
+    assert labels["label"].tolist() == [1, 1, 0, 0, -1, 1]
+    # Who gave no grade says nothing against who did, in either order.
+    for order in (labels, labels[::-1]):
+        found = match(Table({"id": list("tsrqp")}), order)
+        assert found.labels.tolist() == [1, 0, 0, 1, 1]
+        assert np.asarray(order["label"])[found.rows].tolist() == [1, 0, 0, 1, 1]
+    file.write_text(head + "p,,,A,,Ann,,,\np,,,X,,Ben,,,\n")
+    with pytest.raises(UsageError, match="id p has two labels"):
+        match(Table({"id": ["p"]}), read_labels(file))
+    file.write_text(head + "p,,,2.3,,Ann,,,\n")
+    with pytest.raises(UsageError, match="column grade of .* holds '2.3'"):
+        read_labels(file)
+    file.write_text("id,label,grade\np,0,A\n")  # a label stands above a grade
+    assert read_labels(file)["label"].tolist() == [0]
+
+
 @pytest.mark.parametrize(
     ("mine", "theirs"),
     [

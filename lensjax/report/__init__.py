@@ -6,11 +6,12 @@ Imports matplotlib: import it where something is about to be drawn, not at start
 from lensjax.report.figures import Scored, write_figures
 from lensjax.report.inspection import write_inspection
 from lensjax.report.page import write_report
-from lensjax.report.pictures import colour, picture, write_mosaic
+from lensjax.report.pictures import colour, look, picture, write_mosaic
 
 __all__ = [
     "Scored",
     "colour",
+    "look",
     "picture",
     "write_figures",
     "write_inspection",

@@ -1,4 +1,4 @@
-"""inspection.html: cutouts to be looked at, in no order, and inspection.csv for what is seen."""
+"""inspection.html: cutouts to be graded without scores, in no order, and inspection.csv."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,11 @@ from astropy.table import Table
 from numpy.typing import NDArray
 
 from lensjax.data.formats import arrow
+from lensjax.data.planes import Cutout
 from lensjax.errors import UsageError
 from lensjax.files import replacing
 from lensjax.labels import match, read_labels
-from lensjax.report.page import inline, templates
+from lensjax.report.page import graded_page, place_of, write_page
 
 COLUMNS = ("id", "ra", "dec", "path")
 UNSEEN = -1
@@ -20,28 +21,27 @@ UNSEEN = -1
 Array = NDArray[Any]
 
 
-def write_inspection(folder: Path, shown: Table, pictures: Sequence[Array]) -> tuple[Path, Path]:
+def write_inspection(
+    folder: Path,
+    shown: Table,
+    cutouts: Sequence[Cutout | None],
+    bands: Sequence[str],
+    impostors: Sequence[str],
+    data: object,
+) -> tuple[Path, Path]:
     """Writes inspection.html and inspection.csv, and returns their paths.
 
-    `shown` has a row for each of the pictures (H, W, 3), with `id` and, where they are known, `ra`,
-    `dec` and `path`. In the CSV `label` is to be filled in: 1 a lens, 0 none, -1 not looked at.
-    Raises LensjaxError where they cannot be written.
+    `shown` has a row for each of the cutouts, in these `bands`, with `id` and, where they are
+    known, `ra`, `dec` and `path`. The page has no score and no rank of them; it exports a CSV with
+    grades. In inspection.csv, for other tools, `label` is to be filled in: 1 a lens, 0 none, -1 not
+    looked at. `impostors` are the kinds of non-lens that can be named, `data` is where the cutouts
+    come from. Raises LensjaxError where they cannot be written.
     """
     table = shown[[name for name in COLUMNS if name in shown.colnames]]
     paths = folder / "inspection.html", folder / "inspection.csv"
     table["label"] = _known_labels(paths[1], table)
-    page = (
-        templates()
-        .get_template("inspection.html")
-        .render(
-            cards=[
-                {"id": str(row["id"]), "image": inline(picture)}
-                for row, picture in zip(shown, pictures, strict=True)
-            ]
-        )
-    )
-    with replacing(paths[0]) as file:
-        file.write(page.encode("utf-8", "replace"))
+    places = [place_of(row) for row in table]
+    write_page(paths[0], graded=graded_page("inspection", data, places, cutouts, bands, impostors))
     with replacing(paths[1]) as file:
         arrow.write_csv(file, table)
     return paths

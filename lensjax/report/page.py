@@ -1,7 +1,6 @@
-"""report.html: one page that opens anywhere, offline, with everything about a run in it."""
+"""report.html: one page that opens anywhere, offline: candidates to be graded, and the run."""
 
-import base64
-import io
+import hashlib
 import json
 import math
 import re
@@ -13,12 +12,14 @@ import numpy as np
 from astropy.table import Row, Table
 from jinja2 import Environment, FileSystemLoader
 from numpy.typing import NDArray
-from PIL import Image
 
+from lensjax.data.planes import Cutout
 from lensjax.files import replacing
 from lensjax.metrics import Metrics
+from lensjax.places import paths_below
 from lensjax.report.figures import Scored, as_svg, draw
-from lensjax.report.pictures import as_bytes, score_text
+from lensjax.report.pictures import score_text
+from lensjax.report.pixels import packed
 from lensjax.results import CARRIED, COLUMNS, LISTED, TRUST, to_json
 
 Array = NDArray[Any]
@@ -28,6 +29,8 @@ SHOWN_FIRST = (
     *("rank", "id", "ra", "dec", "label", "flag", "probability", "logit", "logit_std"),
     *("total_entropy", "mutual_information", *TRUST),
 )
+# What stands beside a candidate below its score.
+SAID = ("logit", "logit_std", "total_entropy", "mutual_information", *TRUST)
 _NAME_OR_NUMBER = re.compile(r"\S*[./\d]\S*")
 
 
@@ -36,7 +39,9 @@ def write_report(
     *,
     best: Table,
     scored: Scored,
-    pictures: Sequence[Array],
+    cutouts: Sequence[Cutout | None],
+    bands: Sequence[str],
+    impostors: Sequence[str],
     run: Mapping[str, Any],
     rejects: Iterable[tuple[object, str]] = (),
     metrics: Mapping[str, Metrics] | None = None,
@@ -44,36 +49,78 @@ def write_report(
     """Writes report.html into `folder` and returns its path.
 
     `best` are the first rows of `results.candidate_table`, `scored` what the figures show of all,
-    `pictures` n images (H, W, 3) of the first n rows, `run` what run.json holds,
-    `rejects` the id of each row that was rejected and why, `metrics` by name of the score. The
+    `cutouts` those of the first n rows, in these `bands`, None where one cannot be read any more;
+    `impostors` are the kinds of non-lens that can be named, `run` is what run.json holds, `rejects`
+    the id of each row that was rejected and why, `metrics` by name of the score. The
     first LISTED rows of `best` are listed. Raises LensjaxError where it cannot be written.
     """
     carried = _looked_at(best)
-    page = (
-        templates()
-        .get_template("page.html")
-        .render(
-            run=run,
-            record=json.dumps(to_json(run), indent=2, ensure_ascii=False),
-            candidates=run["scored"],
-            cards=[_card(*each, carried) for each in zip(best, pictures, strict=False)],
-            metrics=metrics,
-            figures={name: as_svg(figure) for name, figure in draw(scored).items()},
-            columns=_columns(best[:LISTED], carried),
-            left_out=len(_carried(best)) - len(carried),
-            meanings={c.name: _meaning(c) for c in best.itercols() if c.description},
-            reasons=_reasons(rejects),
-        )
+    members = _of_members(best)
+    said = _columns(best[: len(cutouts)], SAID)
+    graded = graded_page(
+        "report",
+        run.get("config", {}).get("data"),
+        [_candidate(row, carried, members) for row in best[: len(cutouts)]],
+        cutouts,
+        bands,
+        impostors,
+    ) | {
+        "members": [best[name].meta["member"] for name in members],
+        "says": [[column["heading"], column["meaning"], column["cells"]] for column in said],
+    }
+    return write_page(
+        folder / "report.html",
+        graded=graded,
+        run=run,
+        record=json.dumps(to_json(run), indent=2, ensure_ascii=False),
+        candidates=run["scored"],
+        metrics=metrics,
+        figures={name: as_svg(figure) for name, figure in draw(scored).items()},
+        columns=_columns(best[:LISTED], SHOWN_FIRST, carried, members),
+        left_out=len(_carried(best)) - len(carried),
+        meanings={c.name: _meaning(c) for c in best.itercols() if c.description},
+        reasons=_reasons(rejects),
     )
+
+
+def graded_page(
+    kind: str,
+    data: object,
+    candidates: Sequence[Mapping[str, Any]],
+    cutouts: Sequence[Cutout | None],
+    bands: Sequence[str],
+    impostors: Sequence[str],
+) -> dict[str, Any]:
+    """Returns what the script of a page needs to show candidates and to keep their grades.
+
+    The browser keeps grades of a `kind` of page of the same `data` together, by id. Each of the
+    `candidates` has `id`, `ra` and `dec` (degrees or None), and what else is known of it.
+    """
+    (path,) = paths_below(Path(), [str(data)])
+    of_data = hashlib.sha256(path.encode("utf-8", "replace")).hexdigest()
+    return {
+        "key": f"{kind}-{of_data[:16]}",
+        "kind": kind,
+        "bands": list(bands),
+        "impostors": list(impostors),
+        "candidates": [
+            {**candidate, "pixels": cutout and packed(cutout, bands)}
+            for candidate, cutout in zip(candidates, cutouts, strict=True)
+        ],
+    }
+
+
+def write_page(path: Path, *, graded: Mapping[str, Any], **of_run: Any) -> Path:
+    """Writes a page to grade candidates, with `of_run` what is to be said of the run that found
+    them, and returns its path. Raises LensjaxError where it cannot be written."""
+    page = _templates().get_template("page.html").render(graded=to_json(graded), **of_run)
     content = page.encode("utf-8", "replace")
-    path = folder / "report.html"
     with replacing(path) as file:
         file.write(content)
     return path
 
 
-def templates() -> Environment:
-    """Returns the templates of the pages."""
+def _templates() -> Environment:
     loader = FileSystemLoader(Path(__file__).parent)
     found = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     found.filters["number"] = number
@@ -90,28 +137,39 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _card(row: Row, picture: Array, carried: Sequence[str]) -> dict[str, Any]:
-    said = {name: _value(row[name]) for name in ("id", "label", "flag") if name in row.colnames}
-    own = {name: text for name in carried if (text := _value(row[name]))}
-    ra, dec = (float(np.ma.filled(row[name], np.nan)) for name in ("ra", "dec"))
-    scores = [float(row[name]) for name in ("logit", "logit_std", "probability")]
-    probability, error = score_text(*scores)
-    return said | {
-        "rank": row["rank"],
-        "image": inline(picture),
-        "percent": f"{100 * float(np.nan_to_num(scores[2])):.1f}",
-        "probability": probability,
+def _candidate(row: Row, carried: Sequence[str], members: Sequence[str]) -> dict[str, Any]:
+    """Returns what a page says of a candidate, beside its picture."""
+    probability, logit, spread, disagreement = (
+        float(row[name]) for name in ("probability", "logit", "logit_std", "mutual_information")
+    )
+    text, error = score_text(logit, spread, probability)
+    return place_of(row) | {
+        "label": _value(row["label"]) if "label" in row.colnames else "",
+        "flag": _value(row["flag"]) if "flag" in row.colnames else "",
+        "score": probability,
+        "text": text,
         "error": error,
-        "place": f"{ra:.5f} {dec:+.5f}" if math.isfinite(ra + dec) else "",
-        "own": own,
+        "disagreement": disagreement,
+        "of_members": [float(row[name]) for name in members],
+        "own": [[name, text] for name in carried if (text := _value(row[name]))],
     }
 
 
-def _columns(shown: Table, carried: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns the columns of the page's table that have any value in these rows."""
-    ours = [name for name in SHOWN_FIRST if name in shown.colnames]
+def place_of(row: Row) -> dict[str, Any]:
+    """Returns `id` as text, `ra` and `dec` (degrees, None where not known) of a row."""
+    found: dict[str, Any] = {"id": str(row["id"])}
+    for name in ("ra", "dec"):
+        degrees = float(np.ma.filled(row[name], np.nan)) if name in row.colnames else math.nan
+        found[name] = degrees if math.isfinite(degrees) else None
+    return found
+
+
+def _columns(
+    shown: Table, ours: Sequence[str], carried: Sequence[str] = (), members: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Returns those of the columns that have any value in these rows, as text."""
     columns = []
-    for name in (*ours, *carried, *_of_members(shown)):
+    for name in (*(name for name in ours if name in shown.colnames), *carried, *members):
         digits = 5 if name in ("ra", "dec") or name.endswith("probability") else 4
         cells = [_value(value, f".{digits}f") for value in shown[name]]
         column = {
@@ -162,10 +220,3 @@ def _value(value: Any, form: str = ".6g") -> str:
     if isinstance(value, float | np.floating):
         return f"{value:{form}}" if np.isfinite(value) else ""
     return str(value)
-
-
-def inline(picture: Array) -> str:
-    """Returns a picture (H, W, 3) as the address of an image that a page holds."""
-    data = io.BytesIO()
-    Image.fromarray(as_bytes(picture)).save(data, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.special import expit
 
-from lensjax.data.planes import Unreadable
+from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.source import Source
 from lensjax.files import replacing
 
@@ -50,44 +50,81 @@ def wavelength(band: str) -> float:
     return float(WAVELENGTHS.get(name, np.nan))
 
 
+class Composition(NamedTuple):
+    """How the bands of a cutout make red, green and blue.
+
+    `sky`, `noise` and `peak` are (band,) in the units of the cutout, the peak above the sky. `mix`
+    (3, band) weighs what lies above the sky, so that `mix @ (value - sky)` is what `colour` shows:
+    there `grain` is the noise and `white` the peak of the three together.
+    """
+
+    sky: Array
+    noise: Array
+    peak: Array
+    mix: Array
+    grain: float
+    white: float
+
+
+def composition(image: Array, bands: Sequence[str]) -> Composition:
+    """Returns how `image` (H, W, band) is brought to red, green and blue; NaN is sky.
+
+    Two bands make red and blue, their mean green; more than three are averaged in three groups of
+    neighbours weighted by depth, the bluest group the smallest: arcs are bluer than their lenses.
+    Bands of unknown wavelength are taken as red first.
+    """
+    order = np.array(_red_first(bands, image.shape[2]))
+    levels = zip(*(_levels(image[:, :, band]) for band in range(image.shape[2])), strict=True)
+    sky, noise, peak = map(np.array, levels)
+    scale = np.maximum(peak, 5 * noise) ** BALANCE
+    mix = np.zeros((3, len(order)))
+    for colour, group in zip(mix, _groups(len(order)), strict=True):
+        members = order[group]
+        depth = (noise[members] / scale[members]) ** -2.0
+        colour[members] = depth / depth.sum() / scale[members]
+    grain = float(np.sqrt(((mix * noise) ** 2).sum())) / 3
+    grey = _above_sky(image, sky) @ mix.mean(axis=0)
+    white = float(np.percentile(_central(grey), 99.5))
+    unit = max(grain / SKY_LEVEL, white / PEAK_LEVEL)
+    return Composition(sky, noise, peak, mix / unit, grain / unit, white / unit)
+
+
 def colour(image: Array, bands: Sequence[str]) -> Array:
     """Returns (H, W, 3) uint8 composite of `image` (H, W, band), redder bands in red.
 
     The arcsinh scaling of Lupton et al. (2004, PASP 116, 133), which keeps colours where it
-    compresses brightness, set by the sky's noise and the peak of the central half of this image.
-    Two bands make red and blue, their mean green; more than three are averaged in three groups of
-    neighbours weighted by depth, the bluest group the smallest: arcs are bluer than their lenses.
-    Bands of unknown wavelength are taken as red first. NaN is sky. 8-bit pictures are shown as
-    they are.
+    compresses brightness, set by the sky's noise and the peak of the central half of this image;
+    `composition` says what bands make a colour. 8-bit pictures are shown as they are.
     """
     image = np.asarray(image)
     image = image[:, :, None] if image.ndim == 2 else image
-    order = _red_first(bands, image.shape[2])
-    groups = _groups(len(order))
-    if _is_picture(image):
-        levels = np.nan_to_num(image[:, :, order])
-        return np.stack([levels[:, :, group].mean(axis=2) for group in groups], 2).astype(np.uint8)
-    flux, noise = map(np.array, zip(*(_balanced(image[:, :, band]) for band in order), strict=True))
-    weights = [noise[group] ** -2.0 for group in groups]
-    planes = [
-        np.average(flux[group], axis=0, weights=weight)
-        for group, weight in zip(groups, weights, strict=True)
-    ]
-    sky = np.sqrt(sum(1 / weight.sum() for weight in weights)) / 3
-    peak = np.percentile(_central(np.mean(planes, axis=0)), 99.5)
-    unit = max(sky / SKY_LEVEL, peak / PEAK_LEVEL)
-    red, green, blue = (plane / unit for plane in planes)
+    if is_picture(image):
+        return (np.nan_to_num(image) @ picture_mix(bands, image.shape[2]).T).astype(np.uint8)
+    made = composition(image, bands)
+    planes = _above_sky(image, made.sky) @ made.mix.T
     with np.errstate(divide="ignore", invalid="ignore"):  # 0/0 where all three are exactly sky
-        return make_lupton_rgb(red, green, blue, minimum=0, stretch=1.0, Q=SOFTENING)
+        return make_lupton_rgb(*np.moveaxis(planes, 2, 0), minimum=0, stretch=1.0, Q=SOFTENING)
 
 
-def picture(source: Source, row: int) -> Array:
-    """Returns (H, W, 3) uint8 of a cutout that was scored; `unreadable` where its file is gone
-    since."""
+def picture_mix(bands: Sequence[str], count: int) -> Array:
+    """Returns (3, band): the shares of the channels of a finished picture in red, green, blue."""
+    mix = np.zeros((3, count))
+    for shares, group in zip(mix, _groups(count), strict=True):
+        shares[np.array(_red_first(bands, count))[group]] = 1 / len(group)
+    return mix
+
+
+def look(source: Source, row: int) -> Cutout | None:
+    """Returns a cutout that was scored; None where its file is gone since."""
     try:
-        return colour(source[row].image, source.bands)
+        return source[row]
     except Unreadable:
-        return unreadable()
+        return None
+
+
+def picture(cutout: Cutout | None, bands: Sequence[str]) -> Array:
+    """Returns (H, W, 3) uint8 of a cutout; `unreadable` where there is none."""
+    return unreadable() if cutout is None else colour(cutout.image, bands)
 
 
 def unreadable() -> Array:
@@ -225,7 +262,7 @@ def _groups(count: int) -> list[list[int]]:
     return [group.tolist() for group in np.array_split(np.arange(count), 3)]
 
 
-def _is_picture(image: Array) -> bool:
+def is_picture(image: Array) -> bool:
     """Returns whether these are the 8-bit levels of a finished picture, whatever type holds
     them."""
     if image.dtype == np.uint8:
@@ -236,20 +273,20 @@ def _is_picture(image: Array) -> bool:
     return bool((values == np.round(values)).all())
 
 
-def _balanced(plane: Array) -> tuple[Array, float]:
-    """Returns a band above its sky with its noise, in units that even out the fluxes of the
-    bands."""
+def _levels(plane: Array) -> tuple[float, float, float]:
+    """Returns the sky of a band, and above it its noise and its peak."""
     finite = plane[np.isfinite(plane)].astype(float)
     if not finite.size:
-        return np.zeros(plane.shape), 1.0
+        return 0.0, 1.0, 0.0
     sky = np.median(finite)
     # what lies below the sky is noise alone; what lies above holds the galaxies as well
     noise = 1.4826 * np.median(sky - finite[finite <= sky])
-    flux = np.where(np.isfinite(plane), plane - sky, 0.0)
-    peak = np.percentile(_central(flux), 99.5)
-    noise = max(noise, 1e-4 * peak) or 1.0
-    scale = max(peak, 5 * noise) ** BALANCE
-    return flux / scale, noise / scale
+    peak = np.percentile(_central(np.where(np.isfinite(plane), plane - sky, 0.0)), 99.5)
+    return float(sky), float(max(noise, 1e-4 * peak) or 1.0), float(peak)
+
+
+def _above_sky(image: Array, sky: Array) -> Array:
+    return np.where(np.isfinite(image), image - sky, 0.0)
 
 
 def _central(plane: Array) -> Array:

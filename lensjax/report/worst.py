@@ -13,7 +13,7 @@ from lensjax.data.catalog import DataOptions
 from lensjax.data.source import Source
 from lensjax.errors import LensjaxError, UsageError
 from lensjax.evaluation import Labelled
-from lensjax.report.pictures import picture, write_mosaic
+from lensjax.report.pictures import look, picture, write_mosaic
 from lensjax.results import WORST
 
 TITLES = dict(zip(WORST, ("Others that score highest", "Lenses that score lowest"), strict=True))
@@ -66,7 +66,7 @@ def write_mosaics(
         shown = Table({"rank": place[chosen] + 1, "id": source.table["id"][chosen]})
         shown["probability"] = scores[chosen]
         shown["logit"] = shown["logit_std"] = np.full(chosen.size, np.nan)
-        pictures = [picture(source, row) for row in chosen]
+        pictures = [picture(look(source, row), source.bands) for row in chosen]
         count = int((labelled.labels == label).sum())
         if chosen.size:
             paths.append(folder / name)

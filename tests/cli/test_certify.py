@@ -127,7 +127,9 @@ def test_a_run_shows_what_is_to_be_looked_at_and_keeps_what_was_seen(
     best = [table["id"][where][:4].tolist() for where in (drawn, ~drawn)]
     assert sorted(int(row["id"]) for row in rows) == sorted(sum(best, []))
     assert {row["label"] for row in rows} == {"-1"}
-    assert "inspection.html" in {path.name for path in output.iterdir()}
+    page = (output / "inspection.html").read_text()
+    assert all(f'"id": "{row["id"]}"' in page for row in rows)
+    assert '"score":' not in page and '"of_members":' not in page
     # What was seen is kept when the page is written again.
     seen = {row["id"]: str(int(int(row["id"]) in best[0])) for row in rows}
     with (output / "inspection.csv").open("w", newline="") as file:
@@ -137,6 +139,11 @@ def test_a_run_shows_what_is_to_be_looked_at_and_keeps_what_was_seen(
     with (output / "inspection.csv").open(newline="") as file:
         assert {row["id"]: row["label"] for row in csv.DictReader(file)} == seen
     ended = run(certify.main, "--run", output, "--labels", output / "inspection.csv")
+    assert "the 4 lenses are taken out" in ended.out
+    graded = [(id_, "B" if label == "1" else "X") for id_, label in seen.items()]
+    with (tmp_path / "grades.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("id", "grade"), *graded])
+    ended = run(certify.main, "--run", output, "--labels", tmp_path / "grades.csv")
     assert "the 4 lenses are taken out" in ended.out
     ended = run(certify.main, "--run", output, "--inspect", 1)
     assert ended.status == 2 and "move it to where it is safe" in ended.error
