@@ -16,9 +16,11 @@ from lensjax.report import Scored, colour, page, write_inspection, write_report
 from lensjax.results import candidate_table
 from tests.scored import scored
 
-pytestmark = pytest.mark.slow
-
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"there is no browser at {CHROMIUM}"),
+]
 QUIET = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
