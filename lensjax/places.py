@@ -155,12 +155,18 @@ def entries(folder: Path) -> list[tuple[str, bool]]:
     """Returns the names in a folder, sorted, and whether each is a folder."""
     if is_local(folder):
         with os.scandir(folder) as found:
-            return sorted((entry.name, entry.is_dir()) for entry in found)
+            return sorted((entry.name, _is_folder(entry)) for entry in found)
     fs, name = cast(Any, folder).fs, cast(Any, folder).path
     with reached(folder):
         found = fs.ls(name, detail=True)
     names = ((each["name"].rstrip("/").rpartition("/")[2], each["type"]) for each in found)
     return sorted((name, kind == "directory") for name, kind in names if name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    with suppress(OSError):  # a link that leads back to itself is no folder
+        return entry.is_dir()
+    return False
 
 
 def files_below(path: Path) -> Iterator[str]:
