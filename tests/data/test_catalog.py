@@ -93,6 +93,7 @@ def test_bad_files_in_a_folder_are_rows_and_unreadable(tmp_path):
     (tmp_path / "text.png").write_text("no")
     (tmp_path / "folder.fits").mkdir()
     (tmp_path / "zero.jpg").touch()
+    (tmp_path / "self.png").symlink_to("self.png")
     source = open_source(tmp_path, needed=GRI)
     readable = []
     for row in range(len(source)):
@@ -100,7 +101,7 @@ def test_bad_files_in_a_folder_are_rows_and_unreadable(tmp_path):
             readable.append((source.table["id"][row], source[row].image.shape))
         except Unreadable as error:
             assert str(error)
-    assert len(source) == 5 and readable == [("good", (6, 5, 3))]
+    assert len(source) == 6 and readable == [("good", (6, 5, 3))]
     with pytest.raises(Unreadable, match="need bands g, r, i.*grey"):
         source[source.table["id"].tolist().index("grey")]
 
