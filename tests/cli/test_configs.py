@@ -56,8 +56,9 @@ def members_in_small(tmp_path_factory) -> Path:
     return folder
 
 
-# Those of the same command as another take a minute each; their training step is traced below.
-RUN = [path for path in CONFIGS if path.stem not in ("multi_vit_b16", "simulated")]
+# Three of the same command take a minute each; their training step is traced below.
+TRACED = ("multi_resnet18", "multi_vit_b16", "simulated")
+RUN = [path for path in CONFIGS if path.stem not in TRACED]
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from tests.ensemble.members import random_member
 
 ARCHITECTURE = "light_transformer"
 STEPS = 40
-KILLS = 2
+KILLS = 1
 # All changes of cutouts but one take long to compile.
 AUGMENTATION = {f"--augment-{name}": 0 for name in ("shift", "zoom", "seeing", "flux", "colour")}
 

@@ -59,7 +59,6 @@ GROUPINGS = {
         (Convolutional, "two", WEIGHT),
         (transformer, "rematerialised", WEIGHT),
         (Convolutional, "apart", 0.0),
-        pytest.param(Convolutional, "rematerialised", WEIGHT, marks=pytest.mark.optimised),
     ],
 )
 def test_groups_give_the_gradient_of_the_whole_loss(build, grouping, weight, batch):
