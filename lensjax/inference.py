@@ -178,7 +178,7 @@ def infer(config: InferenceConfig) -> Outcome:
     cascade = None
     if config.cascade is not None:
         spec = pipeline.input_spec(source, members.preprocessings, config.fit)
-        cascade = staging.find_cascade(config, members, spec)
+        cascade = staging.find_cascade(config, members, ensemble, spec)
         config = replace(config, cascade=cascade.member)
     settings = _settings(config, members, source)
     with claimed(config.folder / PARTS, settings, source.rows, resume=config.resume) as ledger:
@@ -481,20 +481,22 @@ def draw(
             rejects=rejects,
             metrics=found,
         )
-        if "calibration" in best.colnames and "label" not in source.table.colnames:
-            attempt("inspection.html", _write_inspection, config, source, ranking)
+        if "calibration" in promised and "label" not in source.table.colnames:
+            drawn = promised["calibration"][ranking]
+            attempt("inspection.html", _write_inspection, config, source, ranking, drawn)
 
 
-def _write_inspection(config: InferenceConfig, source: Source, ranking: np.ndarray) -> None:
+def _write_inspection(
+    config: InferenceConfig, source: Source, ranking: np.ndarray, calibration: np.ndarray
+) -> None:
     """Writes what is to be looked at before a list is certified."""
     from lensjax.trust import certificate
 
-    calibration = trust.drawn(config.calibration, ranking.size, config.seed)
     inspection.write(
         config.folder,
         source,
         ranking,
-        calibration,
+        np.asarray(calibration),
         most=certificate.INSPECTED,
         seed=config.seed,
         impostors=config.impostors,

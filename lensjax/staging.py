@@ -59,8 +59,10 @@ class StagedOptions(ScoringOptions, PromiseOptions, CascadeOptions):
         return self.cascade is not None or self.reuse is not None
 
 
-def find_cascade(config: StagedOptions, members: Members, input_spec: InputSpec) -> Cascade:
-    """Returns the cascade whose first member `config.cascade` names.
+def find_cascade(
+    config: StagedOptions, members: Members, ensemble: Ensemble, input_spec: InputSpec
+) -> Cascade:
+    """Returns the cascade of an abstract ensemble whose first member `config.cascade` names.
 
     Raises UsageError where its member is none of the ensemble's, or where validation data do not
     say what it would lose.
@@ -70,20 +72,21 @@ def find_cascade(config: StagedOptions, members: Members, input_spec: InputSpec)
         raise UsageError("--cascade needs at least two members: the ensemble has one")
     wanted, architectures = config.cascade or "auto", {n: i.architecture for n, i in infos.items()}
     member = "" if wanted == "auto" else trust.named(wanted, architectures)
-    cost = _operations(members, input_spec, config)
+    cost = _operations(members, ensemble, input_spec, config)
     cheapest = min(cost, key=lambda name: (cost[name], infos[name].calibration["brier"]))
     member = member or cheapest
-    cut, lenses, prevalence = _cut(config, members, member)
+    cut, lenses, prevalence = _cut(config, members, ensemble, member)
     return Cascade(
         *(member, cut, lenses, config.cascade_loss, config.confidence),
         *(config.cascade_listed, prevalence, cost[member] / sum(cost.values())),
     )
 
 
-def _cut(config: StagedOptions, members: Members, member: str) -> tuple[float, int, float]:
+def _cut(
+    config: StagedOptions, members: Members, ensemble: Ensemble, member: str
+) -> tuple[float, int, float]:
     """Returns the cut of a cascade whose first member this is, the number of lenses that it was set
     on, and the share of lenses at which the fused probability holds that lists them."""
-    ensemble = abstract_ensemble(members.infos, members.validations)
     validated = fused_validation(ensemble, members.validations, config.fusion)
     if validated is None:
         raise UsageError(
@@ -97,11 +100,12 @@ def _cut(config: StagedOptions, members: Members, member: str) -> tuple[float, i
     return *trust.cut(cheap, fused, labels, config, config.confidence), float(labels.mean())
 
 
-def _operations(members: Members, input_spec: InputSpec, options: StepOptions) -> dict[str, float]:
+def _operations(
+    members: Members, ensemble: Ensemble, input_spec: InputSpec, options: StepOptions
+) -> dict[str, float]:
     """Returns the floating-point operations of a cutout by member."""
     from lensjax.cluster.cost import work_of
 
-    ensemble = abstract_ensemble(members.infos, members.validations)
     mesh, names = sharding.mesh_of(jax.local_devices()[:1]), iter(ensemble.names)
     found: dict[str, float] = {}
     inputs = plan.abstract_inputs(input_spec, 1, mesh)
@@ -125,10 +129,10 @@ def cascaded(
     config: StagedOptions, members: Members, input_spec: InputSpec, rows: int, mesh: Mesh
 ) -> Staged:
     """Returns the stages of a cascade: its first member, then the others."""
-    member = str(config.cascade)
-    (cut, *_), calibration = _cut(config, members, member), members.infos[member].calibration
+    member, whole = str(config.cascade), abstract_ensemble(members.infos, members.validations)
+    (cut, *_), calibration = _cut(config, members, whole, member), members.infos[member].calibration
     knows = Cascaded(calibration["slope"], calibration["intercept"], cut)
-    stages = _stages(config, members, [member], input_spec, rows, mesh)
+    stages = _stages(config, members, whole, [member], input_spec, rows, mesh)
     return Staged(stages[REST].names, stages, knows, alone=f"scored by {member} alone")
 
 
@@ -141,22 +145,23 @@ def reused(
     settings = {name: _logit_settings(config, info) for name, info in infos.items()}
     seen = {name: members.preprocessings.index(i.preprocessing) for name, i in infos.items()}
     store = LogitStore(config.reuse or Path(), settings, seen)
-    names = abstract_ensemble(infos, members.validations).names
-    knows = Reused(store, names, config.mc_samples)
-    return Staged(names, _stages(config, members, knows.before, input_spec, rows, mesh), knows)
+    whole = abstract_ensemble(infos, members.validations)
+    knows = Reused(store, whole.names, config.mc_samples)
+    stages = _stages(config, members, whole, knows.before, input_spec, rows, mesh)
+    return Staged(whole.names, stages, knows)
 
 
 def _stages(
     options: ScoringOptions,
     members: Members,
+    whole: Ensemble,
     first: Sequence[str],
     input_spec: InputSpec,
     rows: int,
     mesh: Mesh,
 ) -> dict[int, Stage]:
-    """Returns the stages: `first` are the members of the first one, which is left out where there
-    are none. All are compiled before weights are read."""
-    whole = abstract_ensemble(members.infos, members.validations)
+    """Returns the stages of the `whole`, an abstract ensemble: `first` are the members of the first
+    one, which is left out where there are none. All are compiled before weights are read."""
     known = tuple(name for name in whole.names if name in first)
     last = tuple(name for name in whole.names if name not in first)
     parts = {REST: subset(whole, last, whole.fusion_params)}
