@@ -1,11 +1,9 @@
 """What is certain of the list of a run: its promise, a cut that keeps a share of the lenses, and
 between what bounds the survey's prevalence lies."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from astropy.table import Table, vstack
@@ -15,7 +13,6 @@ from lensjax.errors import UsageError, refuse
 from lensjax.files import gathering
 from lensjax.labels import match, read_labels
 from lensjax.predictions import ranking, read_npz
-from lensjax.report.worst import scored_cutouts
 from lensjax.trust import certificate, completeness, prevalence, run
 from lensjax.trust.run import PromiseOptions, Said
 
@@ -110,7 +107,8 @@ def certify(options: CertifyConfig) -> str:
     labels = np.full(logit.size, -1)
     if options.labels is not None:
         labels = match(ranked, read_labels(options.labels)).labels
-    if "calibration" in ranked.colnames and options.calibration == "auto":
+    is_drawn = "calibration" in ranked.colnames and results.is_of_trust(ranked["calibration"])
+    if is_drawn and options.calibration == "auto":
         said = run.promise_of(
             options, logit, np.asarray(ranked["calibration"]), labels, options.seed
         )
@@ -168,16 +166,7 @@ def _write(folder: Path, said: Said) -> None:
             certified = results.with_trust(table, columns)
             results.write_candidates(folder, certified, number, attempt)
         before = rows.stop
-    results.write_json(folder / "run.json", {**_record(folder), **said.record})
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    """Returns what run.json says. Raises UsageError where it cannot be read."""
-    path = folder / "run.json"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read: name the folder of a run") from error
+    results.write_json(folder / "run.json", {**results.read_record(folder), **said.record})
 
 
 def _figure(folder: Path, ranked: Table, said: Said) -> list[str]:
@@ -193,10 +182,10 @@ def _inspection(options: CertifyConfig, said: Said) -> list[str]:
     """Writes what is to be looked at, from the data of the run, and returns what to do with it."""
     folder = options.run or Path()
     arrays = read_npz(folder / "predictions.npz")
-    config = _record(folder).get("config", {})
+    config = results.read_record(folder).get("config", {})
     page, _ = inspection.write(
         folder,
-        scored_cutouts(folder, arrays["id"]),
+        results.scored_cutouts(folder, arrays["id"]),
         ranking(
             arrays["ensemble_probs"],
             arrays["ensemble_logits"],
@@ -215,7 +204,9 @@ def _lenses(options: CertifyConfig) -> Table:
     """Returns the candidates of --lenses that are lenses. Raises UsageError where other members
     scored them, or it does not say which they are."""
     folder = options.lenses or Path()
-    mine, theirs = (_record(each or Path())["members"] for each in (options.run, folder))
+    mine, theirs = (
+        results.read_record(each or Path())["members"] for each in (options.run, folder)
+    )
     if [m["weights_sha256"] for m in mine] != [m["weights_sha256"] for m in theirs]:
         raise UsageError(f"{folder} was scored by other members than {options.run}")
     if len({_cut_of_cascade(each or Path()) for each in (options.run, folder)}) > 1:
@@ -228,7 +219,7 @@ def _lenses(options: CertifyConfig) -> Table:
 
 def _cut_of_cascade(folder: Path) -> tuple[str, float] | None:
     """Returns the first member of a run's cascade and its cut, None where it had none."""
-    cascade = _record(folder).get("cascade")
+    cascade = results.read_record(folder).get("cascade")
     return cascade and (cascade["member"], cascade["cut"])
 
 

@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,8 +18,10 @@ from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table, meta
 from numpy.typing import NDArray
 
+from lensjax.data.catalog import DataOptions
 from lensjax.data.formats import fits_table
 from lensjax.data.formats.tables import filled, plain, read_table
+from lensjax.data.source import Source
 from lensjax.errors import UsageError
 from lensjax.files import gathering, replacing
 from lensjax.predictions import Predictions, Scores, write_predictions
@@ -165,6 +167,37 @@ def read_candidates(folder: Path) -> Iterator[tuple[int, Table]]:
         yield number, Table([_with_gaps(plain(column)) for column in read_table(path).itercols()])
 
 
+def read_record(folder: Path) -> dict[str, Any]:
+    """Returns what run.json says of a run. Raises UsageError where it cannot be read."""
+    path = folder / "run.json"
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: name the folder of a run") from error
+    if not isinstance(record, dict):
+        raise UsageError(f"cannot read {path}: it is no record of a run")
+    return record
+
+
+def scored_cutouts(run: Path, ids: Array, data: str | None = None) -> Source:
+    """Returns the cutouts that a run scored, read as its run.json says; `data` names another place
+    of them.
+
+    Raises UsageError where they are not known, cannot be opened, or do not have the `ids` (n,) of
+    the predictions.
+    """
+    record = read_record(run) if (run / "run.json").exists() else {}
+    config, bands = record.get("config", {}), list(record.get("bands_from", ()))
+    data = data or config.get("data")
+    if data is None:
+        raise UsageError(f"{run} has no run.json that names the cutouts: give --data")
+    options = {name: config[name] for name in DataOptions().of_data() if name in config}
+    source = DataOptions(**options).opened(data, bands or None)
+    if source.table["id"].astype(str).tolist() != np.asarray(ids).astype(str).tolist():
+        raise UsageError(f"{data} holds other cutouts than those of the predictions in {run}")
+    return source
+
+
 def _with_gaps(column: Column) -> Column:
     """Returns a column whose values that are NaN are gaps, as they were before they were read."""
     if column.dtype.kind != "f" or not np.isnan(column).any():
@@ -172,10 +205,21 @@ def _with_gaps(column: Column) -> Column:
     return MaskedColumn(column, mask=np.isnan(column))
 
 
+def is_of_trust(column: Column) -> bool:
+    """Returns whether a column of candidates is one of TRUST, and no carried one of its name."""
+    meaning = TRUST.get(column.name)
+    return meaning is not None and column.description == meaning.description
+
+
 def with_trust(candidates: Table, trust: Mapping[str, Array]) -> Table:
-    """Returns candidates with these columns of TRUST, (rows,), in place of those that they have."""
+    """Returns candidates with these columns of TRUST, (rows,), in place of those that they have. A
+    carried column of such a name gets the suffix `_input`."""
     table = candidates.copy(copy_data=False)
-    table.remove_columns([name for name in trust if name in table.colnames])
+    for name in trust:
+        if name in table.colnames and is_of_trust(table[name]):
+            table.remove_column(name)
+        elif name in table.colnames:
+            table.rename_column(name, _free_name(name, table.colnames, TRUST))
     ours = {OF_MEMBERS.description, *(meaning.description for meaning in TRUST.values())}
     place = max(n for n, column in enumerate(table.itercols()) if column.description in ours) + 1
     for name, values in reversed(list(trust.items())):
@@ -236,13 +280,19 @@ def candidate_table(
     for name in catalogue.colnames:
         if name in OF_CUTOUTS:
             continue
-        free = name.encode(errors="replace").decode()  # names of HDF5 may be no text
-        while free.lower() in ours or free in table.colnames:
-            free += "_input"
+        text = name.encode(errors="replace").decode()  # names of HDF5 may be no text
+        free = _free_name(text, table.colnames, ours)
         table[free] = plain(catalogue[name][rows])
         if free in CARRIED:
             _describe(table[free], CARRIED[free])
     return table
+
+
+def _free_name(name: str, taken: Iterable[str], ours: Container[str]) -> str:
+    """Returns the name of a carried column, with a suffix where it is one of ours or taken."""
+    while name.lower() in ours or name in taken:
+        name += "_input"
+    return name
 
 
 def notes(candidates: Table, count: int) -> list[str]:

@@ -1,6 +1,5 @@
 """Mosaics of what a run gets most wrong, from the cutouts that it scored."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,39 +8,14 @@ import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
 
-from lensjax.data.catalog import DataOptions
-from lensjax.data.source import Source
-from lensjax.errors import LensjaxError, UsageError
+from lensjax.errors import LensjaxError
 from lensjax.evaluation import Labelled
 from lensjax.report.pictures import look, picture, write_mosaic
-from lensjax.results import WORST
+from lensjax.results import WORST, scored_cutouts
 
 TITLES = dict(zip(WORST, ("Others that score highest", "Lenses that score lowest"), strict=True))
 
 Array = NDArray[Any]
-
-
-def scored_cutouts(run: Path, ids: Array, data: str | None = None) -> Source:
-    """Returns the cutouts that a run scored, read as its run.json says; `data` names another place
-    of them.
-
-    Raises UsageError where they are not known, cannot be opened, or do not have the `ids` (n,) of
-    the predictions.
-    """
-    path = run / "run.json"
-    try:
-        record = json.loads(path.read_text()) if path.exists() else {}
-        config, bands = record.get("config", {}), list(record.get("bands_from", ()))
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"cannot read {path}: it is no record of a run") from error
-    data = data or config.get("data")
-    if data is None:
-        raise UsageError(f"{run} has no run.json that names the cutouts: give --data")
-    options = {name: config[name] for name in DataOptions().of_data() if name in config}
-    source = DataOptions(**options).opened(data, bands or None)
-    if source.table["id"].astype(str).tolist() != np.asarray(ids).astype(str).tolist():
-        raise UsageError(f"{data} holds other cutouts than those of the predictions in {run}")
-    return source
 
 
 def write_mosaics(

@@ -92,6 +92,18 @@ def test_the_columns_lie_where_a_run_writes_them_and_in_every_part(run, tmp_path
         np.testing.assert_array_equal(np.ma.asarray(whole[name]).filled(-7), pieces.filled(-7))
 
 
+def test_a_column_of_the_users_of_the_same_name_is_kept_and_draws_nothing(run, tmp_path):
+    night = np.arange(ROWS) % 7
+    survey(tmp_path, calibration=night)
+    command = ("--run", tmp_path, "--labels", tmp_path / "labels.csv")
+    for _ in range(2):
+        ended = run(certify.main, *command)
+        assert ended.status == 0, ended.error
+        table = candidates(tmp_path)
+        assert np.asarray(table["calibration"]).sum() == ROWS / 2
+        np.testing.assert_array_equal(table["calibration_input"], night[np.asarray(table["id"])])
+
+
 def test_lenses_that_nobody_looked_at_leave_no_list(run, tmp_path):
     survey(tmp_path)
     rows = [[i, 0] for i in range(LENSES, ROWS)]
