@@ -175,6 +175,10 @@ def infer(config: InferenceConfig) -> Outcome:
     members = find_members(config.checkpoints, config.ensemble)
     source = open_cutouts(config.data, members, config, config.rows_part())
     ensemble = abstract_ensemble(members.infos, members.validations)
+    # What could not be promised in the end is refused before anything is scored.
+    trust.refuse_unknown_odds(ensemble.validated_on, config.prevalence)
+    if config.max_false_discovery is not None:
+        trust.number_drawn(config.calibration, source.given)
     cascade = None
     if config.cascade is not None:
         spec = pipeline.input_spec(source, members.preprocessings, config.fit)

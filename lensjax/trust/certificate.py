@@ -14,8 +14,6 @@ from scipy import stats
 
 from lensjax.trust import envelope
 
-MOST_SHARE = 0.5
-"""Of the rows of a run that calibrate unless a user wants more."""
 INSPECTED = 300
 """Of the drawn rows, and of the others, the best so many are looked at."""
 

@@ -13,6 +13,9 @@ from lensjax.metrics import lens_or_unknown
 from lensjax.predictions import Predictions
 from lensjax.trust.prevalence import Counts, at_prevalence, log_likelihood_ratio
 
+SHARE_DRAWN = 0.5
+"""Of the rows of a run, unless a user names a number."""
+
 Array = NDArray[Any]
 
 
@@ -48,6 +51,16 @@ class Said(NamedTuple):
     notes: list[str]
 
 
+def refuse_unknown_odds(validated_on: tuple[int, int] | None, prevalence: float | None) -> None:
+    """Raises UsageError for a prevalence where it is not known how many lenses and others logits
+    were calibrated on."""
+    if prevalence is not None and not (validated_on and all(validated_on)):
+        raise UsageError(
+            "--prevalence needs members that share validation data: at which share of lenses "
+            "their probabilities hold is not known"
+        )
+
+
 def likelihood(
     predictions: Predictions, validated_on: tuple[int, int] | None, prevalence: float | None
 ) -> Said:
@@ -56,12 +69,8 @@ def likelihood(
 
     Raises UsageError for a prevalence where the logits were not calibrated on data of a known one.
     """
+    refuse_unknown_odds(validated_on, prevalence)
     if validated_on is None or not all(validated_on):
-        if prevalence is not None:
-            raise UsageError(
-                "--prevalence needs members that share validation data: at which share of lenses "
-                "their probabilities hold is not known"
-            )
         return Said({}, {}, [])
     counts = Counts(*validated_on)
     ratio, beyond = log_likelihood_ratio(predictions.scores.logit, counts)
@@ -158,13 +167,18 @@ def drawn(wanted: int | Literal["auto"], rows: int, seed: int) -> Array:
     are too few to draw from."""
     from lensjax.trust import certificate
 
-    count = int(rows * certificate.MOST_SHARE) if wanted == "auto" else wanted
+    return certificate.drawn(rows, number_drawn(wanted, rows), seed)
+
+
+def number_drawn(wanted: int | Literal["auto"], rows: int) -> int:
+    """Returns how many of so many rows calibrate. Raises UsageError as `drawn` does."""
+    count = int(rows * SHARE_DRAWN) if wanted == "auto" else wanted
     if not 0 < count < rows:
         raise UsageError(
             f"{count} rows cannot be drawn from {rows} and leave others to certify: name fewer as "
             "--calibration"
         )
-    return certificate.drawn(rows, count, seed)
+    return count
 
 
 def _notes(record: Mapping[str, Any]) -> list[str]:

@@ -11,8 +11,9 @@ import pytest
 from astropy.table import Table
 from scipy.special import expit, logit
 
-from lensjax import certification, results
+from lensjax import certification, inference, results
 from lensjax.cli import certify, infer
+from lensjax.ensemble import calibration
 from lensjax.trust import certificate
 from lensjax.trust.envelope import false_positives_at_most
 from tests.scored import scored
@@ -244,6 +245,21 @@ def test_what_a_cascade_has_dropped_is_below_all_that_is_listed(run, tmp_path):
 def test_wrong_use_is_one_line(run, wrong, said):
     ended = run(certify.main, *wrong)
     assert ended.status == 2 and said in ended.error and ended.error.count("\n") == 1
+
+
+def test_what_cannot_be_promised_is_refused_before_anything_is_scored(
+    run, members, stack_file, tmp_path, monkeypatch
+):
+    def scored_all_the_same(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(inference, "score_here", scored_all_the_same)
+    command = ("--checkpoints", members, "--data", stack_file, "--output", tmp_path / "results")
+    ended = run(infer.main, *command, "--max-false-discovery", 0.5, "--calibration", 22)
+    assert ended.status == 2 and "leave others to certify" in ended.error
+    monkeypatch.setattr(calibration, "shared_labels", lambda _: None)
+    ended = run(infer.main, *command, "--prevalence", 0.01)
+    assert ended.status == 2 and "share validation data" in ended.error
 
 
 def test_rows_that_cannot_be_drawn_are_refused(run, tmp_path):
