@@ -54,8 +54,8 @@ class InferenceConfig(DataOptions, StagedOptions):
 
     ensemble: str | None = None
     """Architectures, comma separated; resnet18:4 takes four members (None: all members of the
-    folder). There are: resnet18, resnet34, vit_ti16, vit_s16, vit_b16, light_transformer,
-    trans_enc_s."""
+    folder). There are: resnet18, resnet18_x0_25, resnet34, vit_ti16, vit_s16, vit_b16,
+    light_transformer, trans_enc_s."""
     checkpoints: Path | None = None
     """Folder of the members (None: checkpoints)."""
     data: str | None = None

@@ -46,8 +46,8 @@ class TrainConfig(Hyperparameters, DataOptions):
     """Options of scripts/train.py."""
 
     arch: str = "resnet18"
-    """Architectures to train, comma separated: resnet18, resnet34, vit_ti16, vit_s16,
-    vit_b16, light_transformer, trans_enc_s."""
+    """Architectures to train, comma separated: resnet18, resnet18_x0_25, resnet34, vit_ti16,
+    vit_s16, vit_b16, light_transformer, trans_enc_s."""
     members: int = 1
     """Members of each architecture, trained together."""
     data: str | None = None

@@ -18,6 +18,7 @@ from lensjax.models.vit import VisionTransformer
 
 SMALL = {
     "resnet18": partial(registry._resnet, (1, 1, 1, 1), width=8),
+    "resnet18_x0_25": partial(registry._resnet, (1, 1, 1, 1), width=4),
     "resnet34": partial(registry._resnet, (1, 2, 1, 1), width=8),
     "vit_ti16": partial(VisionTransformer, width=16, depth=2, heads=1),
     "vit_s16": partial(VisionTransformer, width=32, depth=2, heads=2),

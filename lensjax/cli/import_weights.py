@@ -24,8 +24,8 @@ class ImportConfig:
     """Options of scripts/import_weights.py."""
 
     arch: str = "resnet18"
-    """Architecture of the weights: resnet18, resnet34, vit_ti16, vit_s16, vit_b16,
-    light_transformer, trans_enc_s."""
+    """Architecture of the weights: resnet18, resnet18_x0_25, resnet34, vit_ti16, vit_s16,
+    vit_b16, light_transformer, trans_enc_s."""
     weights: str | None = None
     """File of the state dict, .safetensors or .pth; hf://OWNER/REPOSITORY[@REVISION][/FILE]; or the
     folder of a member, to store it anew."""

@@ -51,6 +51,15 @@ ARCHITECTURES = {
     architecture.name: architecture
     for architecture in (
         Architecture("resnet18", (), 11_177_025, 64, ResNet.DEPTHS, partial(_resnet, (2, 2, 2, 2))),
+        # A quarter of the width costs a sixth of the time on a CPU: the first member of a cascade.
+        Architecture(
+            "resnet18_x0_25",
+            (),
+            702_225,
+            64,
+            ResNet.DEPTHS,
+            partial(_resnet, (2, 2, 2, 2), width=16),
+        ),
         Architecture("resnet34", (), 21_285_185, 64, ResNet.DEPTHS, partial(_resnet, (3, 4, 6, 3))),
         Architecture(
             "vit_ti16",
