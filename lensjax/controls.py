@@ -189,7 +189,7 @@ def write(
     # In the order of the names, which says nothing.
     named = dict(sorted({name_of(each, seed): each for each in (*best, *lenses, *nones)}.items()))
     _write_truth(folder / TRUTH, named, source)
-    _write_page(folder / PAGE, named, source.bands, data, impostors)
+    write_page(folder / PAGE, named, source.bands, data, impostors)
     return folder / PAGE, folder / TRUTH
 
 
@@ -203,18 +203,21 @@ def _readable(source: Source, rows: np.ndarray, origin: str) -> Iterator[Shown]:
             yield Shown(cutout, row, NONE, origin)
 
 
-def _write_page(
+def write_page(
     path: Path,
     named: Mapping[str, Shown],
     bands: Sequence[str],
     data: str,
     impostors: Sequence[str],
 ) -> None:
-    from lensjax.report.page import graded_page, write_page
+    """Writes a page to grade cutouts of these names, and says nothing else of them."""
+    from lensjax.report import page
 
     cutouts = [_to_four_digits(each.cutout) for each in named.values()]
     places = [{"id": name, "ra": None, "dec": None} for name in named]
-    write_page(path, graded=graded_page("grading", data, places, cutouts, bands, impostors))
+    page.write_page(
+        path, graded=page.graded_page("grading", data, places, cutouts, bands, impostors)
+    )
 
 
 def _to_four_digits(cutout: Cutout | None) -> Cutout | None:

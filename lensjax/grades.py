@@ -298,7 +298,7 @@ def _catalogue(graded: Graded, probability: Array, run: Path | None) -> Table:
     """Returns the catalogue, the likeliest lens first."""
     known = {"ra": graded.ra, "dec": graded.dec} if run is None else _of_run(graded.ids, run)
     votes, (low, high) = graded.votes(), UNDECIDED
-    table = Table({"id": graded.ids} | {n: known[n] for n in OF_RUN[:3] if n in known})
+    table = Table({"id": graded.ids} | {n: known[n] for n in known if n != "group"})
     table["label"] = np.where(probability >= high, 1, np.where(probability <= low, 0, -1))
     # At a probability of one half a logistic loss pulls on a network as hard with this weight on
     # the label as with the consensus for a label.
@@ -329,7 +329,7 @@ def _of_run(ids: Array, run: Path) -> dict[str, Array]:
     if len(missing := np.setdiff1d(ids, names)):
         raise UsageError(f"{missing[0]} was graded, and is no candidate of {run}: name its run")
     rows = first[np.searchsorted(names, ids)]
-    return {name: filled(found[name][rows]) for name in found.colnames if name != "id"}
+    return {name: filled(found[name][rows]) for name in OF_RUN if name in found.colnames}
 
 
 def _of_graders(who: list[str], skill: Skill | None) -> dict[str, Any]:
