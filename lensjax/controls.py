@@ -81,12 +81,12 @@ class Shown(NamedTuple):
 def check(options: ControlOptions, data: str, source: Source, top: int, seed: int) -> None:
     """Raises UsageError where controls could not be made in the end of the cutouts at `data`, of
     which the best `top` are to be graded; `source` has them in the bands of the members."""
-    if len(source) <= top:
+    if source.given <= top:
         raise UsageError(
             f"--controls are made of cutouts that are not among the --top {top}, and there are "
-            f"{len(source)} in all: give a smaller --top"
+            f"{source.given} in all: give a smaller --top"
         )
-    find_hosts(options, data, source.bands, np.arange(len(source)), TRIED, seed)
+    find_hosts(options, data, source.bands, np.arange(source.given), TRIED, seed)
 
 
 def find_hosts(

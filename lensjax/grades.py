@@ -112,7 +112,8 @@ def merge(files: Sequence[Path], options: GradesConfig) -> str:
     graded = _tabulated([each for each in latest if each.id not in of_controls], who)
     if not len(graded.ids):
         raise UsageError("none of the candidates has a grade")
-    measured, skill = [], None
+    measured: list[str] = []
+    skill = None
     if table is not None:
         on_controls = _tabulated([each for each in latest if each.id in of_controls], who)
         measured, skill = _measured(on_controls, of_controls)
@@ -277,20 +278,20 @@ def _agreement(graded: Graded) -> tuple[dict[str, Any], list[str]]:
         }
         pair = [graded.graders[one], graded.graders[other]]
         of_pairs.append({"graders": pair, "candidates": int(both.sum()), **kappas})
-        lines.append(f"{' and '.join(pair)}: Cohen's {_said(kappas, both)}")
+        lines.append(f"{' and '.join(pair)}: Cohen's {_said(kappas, int(both.sum()))}")
     by_all, of_all = (graded.grade >= 0).all(1), {}
     if len(graded.graders) > 1:
         for name, (values, count) in kinds.items():
             counts = np.stack([(values[by_all] == kind).sum(1) for kind in range(count)], axis=1)
             of_all[name] = graders.fleiss_kappa(counts)
-        lines.append(f"all graders: Fleiss' {_said(of_all, by_all)}")
+        lines.append(f"all graders: Fleiss' {_said(of_all, int(by_all.sum()))}")
     return {"cohen": of_pairs, "fleiss": {"candidates": int(by_all.sum()), **of_all}}, lines
 
 
-def _said(kappas: Mapping[str, float], rows: Array) -> str:
+def _said(kappas: Mapping[str, float], count: int) -> str:
     return (
         f"kappa is {kappas['lens_or_none']:.2f} on lens or none, {kappas['grades']:.2f} on the "
-        f"grades, of {rows.sum()} candidates"
+        f"grades, of {count} candidates"
     )
 
 
