@@ -19,7 +19,8 @@ import jax
 import numpy as np
 from astropy.table import Column, Table
 
-from lensjax import __version__, inspection, metrics, results, runtime, staging
+from lensjax import __version__, controls, inspection, metrics, results, runtime, staging
+from lensjax.controls import ControlOptions
 from lensjax.data import pipeline
 from lensjax.data.catalog import DataOptions
 from lensjax.data.identity import content_sha256
@@ -49,7 +50,7 @@ PARTS = ".scores"
 
 
 @dataclass(frozen=True)
-class InferenceConfig(DataOptions, StagedOptions):
+class InferenceConfig(ControlOptions, StagedOptions):
     """A run: which members score which cutouts, how, and where the results go."""
 
     ensemble: str | None = None
@@ -88,7 +89,8 @@ class InferenceConfig(DataOptions, StagedOptions):
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""
-        super().__post_init__()
+        for options in (ControlOptions, StagedOptions):
+            options.__post_init__(self)
         wrong = {
             "--top must be at least 1": self.top < 1,
             "--address, --actors and --deadline are for --engine ray": self.engine != "ray"
@@ -157,7 +159,7 @@ class Outcome:
         if self.metrics:
             lines += ["", metrics.table(self.metrics), ""]
         lines += self.run["notes"]
-        names = ("candidates.csv", "mosaic.png", "report.html")
+        names = ("candidates.csv", "mosaic.png", "report.html", controls.PAGE)
         lines += [f"{output / name}" for name in names if (output / name).exists()]
         return "\n".join(lines)
 
@@ -179,6 +181,8 @@ def infer(config: InferenceConfig) -> Outcome:
     trust.refuse_unknown_odds(ensemble.validated_on, config.prevalence)
     if config.max_false_discovery is not None:
         trust.number_drawn(config.calibration, source.given)
+    if config.controls is not None:
+        controls.check(config, config.data, source, config.top, config.seed)
     cascade = None
     if config.cascade is not None:
         spec = pipeline.input_spec(source, members.preprocessings, config.fit)
@@ -485,6 +489,19 @@ def draw(
             rejects=rejects,
             metrics=found,
         )
+        if config.controls is not None:
+            attempt(
+                controls.PAGE,
+                controls.write,
+                config.folder,
+                config,
+                str(config.data),
+                source,
+                ranking,
+                cutouts,
+                inspection.kinds_of(config.impostors),
+                config.seed,
+            )
         if "calibration" in promised and "label" not in source.table.colnames:
             drawn = promised["calibration"][ranking]
             attempt("inspection.html", _write_inspection, config, source, ranking, drawn)

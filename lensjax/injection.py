@@ -147,7 +147,7 @@ def central_flux(images: Array, pixel_scale: float, band: int) -> tuple[Array, A
 
 
 def survey_of_hosts(survey: Survey, hosts: Hosts) -> Survey:
-    """Returns a calibrated survey on the pixels of the hosts, which takes all lenses."""
+    """Returns a calibrated survey on the pixels of the hosts."""
     return dataclasses.replace(
         survey,
         size=hosts.images.shape[1],
@@ -155,11 +155,14 @@ def survey_of_hosts(survey: Survey, hosts: Hosts) -> Survey:
         pixel_scale_range=0.0,
         # The cutouts come from one survey, the middle of whose seeing is stated.
         seeing_range=min(survey.seeing_range, 0.12),
-        # Also what no search would find: arcs however hidden, Einstein radii down to half the
-        # seeing, and small ones not as rare as in training.
-        strictness=0.0,
-        einstein_radius_over_seeing=0.5,
-        einstein_radius_weight=0.0,
+    )
+
+
+def with_all_lenses(survey: Survey) -> Survey:
+    """Returns the survey with the lenses, too, that no search would find: arcs however hidden,
+    Einstein radii down to half the seeing, and small ones not as rare as in training."""
+    return dataclasses.replace(
+        survey, strictness=0.0, einstein_radius_over_seeing=0.5, einstein_radius_weight=0.0
     )
 
 
@@ -168,6 +171,7 @@ def inject(
 ) -> Cutouts:
     """Returns hosts with arcs around their central galaxy, each host as often as any other.
 
+    Which lenses there are is the survey's to say (see `with_all_lenses`).
     The arcs are those of `lensjax.sky`, seen through the survey's PSF, with the noise of their own
     photons, in the flux units of the hosts. Columns: id, host, theta_e (arcsec), arc_snr (see
     `visibility`), lens_mag (the host's), source_mag and arc_mag (AB, before and after lensing, in

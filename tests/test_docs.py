@@ -24,6 +24,7 @@ CONFIGS = {
     "export": "ExportConfig",
     "select": "SelectConfig",
     "certify": "CertifyConfig",
+    "grades": "GradesConfig",
     "launch": "LaunchConfig",
 }
 # Other spellings, and options of every command and of other programs.

@@ -7,7 +7,14 @@ import pytest
 
 from lensjax.cutouts import Cutouts
 from lensjax.errors import UsageError
-from lensjax.injection import Hosts, calibrated_survey, find_hosts, inject, survey_of_hosts
+from lensjax.injection import (
+    Hosts,
+    calibrated_survey,
+    find_hosts,
+    inject,
+    survey_of_hosts,
+    with_all_lenses,
+)
 from lensjax.sky import draw
 from lensjax.sky.scenes import KINDS
 from lensjax.sky.stamps import Stamps
@@ -31,7 +38,8 @@ def source(images, **columns):
 
 @pytest.fixture(scope="module")
 def survey():
-    return replace(calibrated_survey(GROUND, None), arc_snr=5.0, einstein_radius=0.4)
+    every = with_all_lenses(calibrated_survey(GROUND, None))
+    return replace(every, arc_snr=5.0, einstein_radius=0.4)
 
 
 def test_hosts_have_a_galaxy_of_known_magnitude_and_all_others_are_counted(survey):

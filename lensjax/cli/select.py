@@ -18,7 +18,14 @@ from lensjax.ensemble.features import member_features
 from lensjax.ensemble.stack import abstract_ensemble
 from lensjax.errors import UsageError, refuse
 from lensjax.files import make_folder, replacing
-from lensjax.injection import APERTURE, Hosts, calibrated_survey, find_hosts, inject
+from lensjax.injection import (
+    APERTURE,
+    Hosts,
+    calibrated_survey,
+    find_hosts,
+    inject,
+    with_all_lenses,
+)
 from lensjax.intervals import Interval, share_interval
 from lensjax.members import Members, ScoringOptions, read_ensemble
 from lensjax.simulation import SimulateConfig, sources_of, survey_of
@@ -134,7 +141,7 @@ def injected(options: SelectConfig) -> tuple[Table, dict[str, Any]]:
         sources=options.sources,
         sources_pixel_scale=options.sources_pixel_scale,
     )
-    survey = calibrated_survey(survey_of(simulated), options.zero_point)
+    survey = with_all_lenses(calibrated_survey(survey_of(simulated), options.zero_point))
     missing = ", ".join(band for band in members.bands if band not in survey.bands)
     if missing:
         raise UsageError(

@@ -100,6 +100,15 @@ class Source:
         """The cutout of one row; may be called from several threads. Raises `Unreadable`."""
         return self.read(int(row))
 
+    def picked(self, rows: np.ndarray) -> "Source":
+        """Returns the cutouts of some rows (n,), in their order."""
+        return replace(
+            self,
+            table=self.table[rows],
+            read=lambda row: self.read(int(rows[row])),
+            stack=None,
+        )
+
     def part(self, part: Part) -> "Source":
         """Returns the cutouts of one part of all rows."""
         if part == WHOLE:

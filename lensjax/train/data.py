@@ -248,14 +248,7 @@ def first_of_each_class(source: Source, count: int) -> Source:
     """Returns the first `count` lenses and the first `count` others of a source, in their order."""
     label = _labels(source)
     rows = np.sort(np.concatenate([np.flatnonzero(label == one)[:count] for one in (0, 1)]))
-    if len(rows) == len(source):
-        return source
-    return dataclasses.replace(
-        source,
-        table=source.table[rows],
-        read=lambda row: source.read(int(rows[row])),
-        stack=None,
-    )
+    return source if len(rows) == len(source) else source.picked(rows)
 
 
 def read_labelled(source: Source, preprocessing: Preprocessing, how: str) -> Labelled:

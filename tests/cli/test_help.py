@@ -19,6 +19,7 @@ COMMANDS = {
     "import_weights": "ImportConfig",
     "launch": "LaunchConfig",
     "certify": "CertifyConfig",
+    "grades": "GradesConfig",
 }
 
 

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
+from lensjax import controls
+from lensjax.controls import Shown
+from lensjax.cutouts import Cutouts
 from lensjax.data.planes import Cutout
 from lensjax.labels import read_labels
 from lensjax.report import Scored, colour, page, write_inspection, write_report
@@ -296,3 +299,18 @@ def test_an_inspection_is_blind_and_knows_no_scores(browser, tmp_path) -> None:
         press(tab, "a 1 x")
         _, rows = exported(tab)
         assert sorted(row["grade"] for row in rows.values()) == ["A", "X", "X"]
+
+
+def test_a_page_with_controls_shows_names_alone(browser, tmp_path) -> None:
+    """Where a candidate lies would tell it from a control, of which the sky there has no arc."""
+    source = Cutouts(np.stack([c.image for c in cutouts(6)]), BANDS, 0.2).source()
+    named = {f"{k:010x}": Shown(source[k], k, truth) for k, truth in enumerate(["", "lens"] * 3)}
+    path = tmp_path / "grading.html"
+    controls.write_page(path, named, BANDS, "survey", IMPOSTORS)
+    for tab in _opened(browser, path):
+        assert not tab.is_visible("#blind") and tab.locator("#run").count() == 0
+        press(tab, "Enter a b")
+        assert tab.inner_text("#facts") == tab.inner_text("#links") == ""
+        _, rows = exported(tab)
+        assert {id_ for id_, _ in rows} <= set(named)
+        assert all((row["ra"], row["dec"]) == ("", "") for row in rows.values())

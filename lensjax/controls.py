@@ -1,0 +1,268 @@
+"""Controls: cutouts of known truth among those that people grade, by which graders are measured.
+
+Half of them are simulated lenses, arcs laid into cutouts of the run; half are cutouts of the run
+that are no lenses. The page gives all cutouts names that say nothing, no positions, no columns and
+no scores: each of these would tell a control from a candidate, or a lens from what is none.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from astropy.table import MaskedColumn, Table, vstack
+
+from lensjax.data.catalog import DataOptions
+from lensjax.data.formats.tables import read_table, texts
+from lensjax.data.planes import Cutout
+from lensjax.data.source import Source
+from lensjax.errors import LensjaxError, UsageError, refuse
+from lensjax.files import replacing
+
+if TYPE_CHECKING:  # the simulator, which scoring does not wait for
+    from lensjax.injection import Hosts
+    from lensjax.sky.survey import Survey
+
+PAGE, TRUTH = "grading.html", "controls.csv"
+LENS, NONE, CANDIDATE = "lens", "none", ""
+"""What the column `truth` of controls.csv says of a cutout of the page."""
+SIMULATED, LABELLED, LOW = "simulated", "labelled", "lower half"
+"""What its column `origin` says of a control: how its truth is known."""
+OF_ARCS = ("theta_e", "arc_snr", "lens_mag", "arc_mag")
+TRIED = 64  # cutouts, before anything is scored, of whether arcs can be laid into any
+SPARE = 4  # hosts that are read for each simulated lens: not every cutout has a galaxy to be one
+
+
+@dataclass(frozen=True)
+class ControlOptions(DataOptions):
+    """How graders are measured, in the options of a script."""
+
+    controls: float | None = None
+    """Also write grading.html: the candidates under neutral names, and so many controls for each of
+    them (0.1: one for ten), half of them simulated lenses, half non-lenses; controls.csv has the
+    truth."""
+    survey: str = "ground"
+    """Whose PSF and gain the simulated lenses of --controls get: decam, hsc, euclid, ground."""
+    zero_point: str | None = None
+    """AB magnitude of one unit of flux, or one a band as 30,30,29.8, for --controls (None: the
+    survey's)."""
+    seeing: float | None = None
+    """FWHM of the cutouts into which lenses are put, arcsec, all bands alike (None: the
+    survey's)."""
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for settings that make no sense."""
+        share = self.controls
+        of_controls = (self.survey, self.zero_point, self.seeing)
+        unused = share is None and of_controls != ("ground", None, None)
+        wrong = {
+            "--controls is a share above 0, at most 1": share is not None and not 0 < share <= 1,
+            "--survey, --zero-point and --seeing are for --controls: give that too": unused,
+            "--seeing must be above 0 arcsec": self.seeing is not None and self.seeing <= 0,
+        }
+        refuse(wrong)
+
+
+class Shown(NamedTuple):
+    """A cutout of the page: its row in the run (of a simulated lens, the host's), its truth, what
+    that is known from, and of a simulated lens what its arcs are, by the names OF_ARCS."""
+
+    cutout: Cutout | None
+    row: int
+    truth: str = CANDIDATE
+    origin: str = ""
+    arcs: Mapping[str, float] = MappingProxyType({})
+
+
+def check(options: ControlOptions, data: str, source: Source, top: int, seed: int) -> None:
+    """Raises UsageError where controls could not be made in the end of the cutouts at `data`, of
+    which the best `top` are to be graded; `source` has them in the bands of the members."""
+    if source.given <= top:
+        raise UsageError(
+            f"--controls are made of cutouts that are not among the --top {top}, and there are "
+            f"{source.given} in all: give a smaller --top"
+        )
+    find_hosts(options, data, source.bands, np.arange(source.given), TRIED, seed)
+
+
+def find_hosts(
+    options: ControlOptions,
+    data: str,
+    bands: tuple[str, ...],
+    rows: np.ndarray,
+    most: int,
+    seed: int,
+) -> tuple["Hosts", "Survey"]:
+    """Returns hosts among at most so many of the `rows` of the cutouts at `data`, drawn at random,
+    their `id` being the row, and the survey that they are of.
+
+    Raises UsageError where the survey lacks one of the `bands`, and where arcs cannot be laid.
+    """
+    from lensjax import injection
+    from lensjax.simulation import SimulateConfig, survey_of
+
+    simulated = SimulateConfig(survey=options.survey, seeing=options.seeing)
+    survey = injection.calibrated_survey(survey_of(simulated), options.zero_point)
+    missing = ", ".join(band for band in bands if band not in survey.bands)
+    if missing:
+        raise UsageError(
+            f"--survey {survey.name} has no band {missing}, which the members see: choose another"
+        )
+    source = options.opened(data, survey.bands).picked(rows)
+    source.table["id"] = rows
+    return injection.find_hosts(source, survey, most, seed), survey
+
+
+def simulated_lenses(
+    hosts: "Hosts", survey: "Survey", bands: tuple[str, ...], seed: int
+) -> Iterator[Shown]:
+    """Yields a simulated lens for each of the hosts, in these bands, as far as its arcs lie within
+    the cutout.
+
+    They are lenses such as the survey's networks are trained on: a person would see their arcs.
+    """
+    from lensjax.injection import inject
+    from lensjax.sky.stamps import hubble_stamps
+
+    injected = inject(hosts, survey, len(hosts.id), seed, hubble_stamps())
+    channels = [injected.bands.index(band) for band in bands]
+    columns = {name: np.asarray(injected.columns[name]) for name in ("host", *OF_ARCS)}
+    for k, image in enumerate(injected.images):
+        arcs = {name: float(columns[name][k]) for name in OF_ARCS}
+        cutout = Cutout(image[:, :, channels], injected.pixel_scale)
+        yield Shown(cutout, int(columns["host"][k]), LENS, SIMULATED, arcs)
+
+
+def non_lenses(source: Source, ranking: np.ndarray, top: int) -> tuple[np.ndarray, str]:
+    """Returns the rows beyond the best `top` of which non-lenses are drawn, and their origin.
+
+    Those that are labelled as none, where there are any. Else the lower half of the ranking: where
+    a cutout in a thousand is a lens, next to none of them is one. Those are easier to tell from
+    lenses than the candidates are, so that false positives are then counted too low.
+    """
+    low = ranking[max(top, len(ranking) // 2) :]
+    if "label" not in source.table.colnames:
+        return low, LOW
+    label = np.asarray(source.table["label"])
+    labelled = ranking[top:][label[ranking[top:]] == 0]
+    return (labelled, LABELLED) if len(labelled) else (low[label[low] != 1], LOW)
+
+
+def write(
+    folder: Path,
+    options: ControlOptions,
+    data: str,
+    source: Source,
+    ranking: np.ndarray,
+    candidates: Sequence[Cutout | None],
+    impostors: Sequence[str],
+    seed: int,
+) -> tuple[Path, Path]:
+    """Writes grading.html and controls.csv into the folder of a run, and returns their paths.
+
+    `ranking` (n,) are the rows of the `source` that have a score, best first, and `candidates` the
+    cutouts of the first of them. Rows of pages that were written to the folder before stay in
+    controls.csv, for people may have graded them. Raises LensjaxError where there are no controls.
+    """
+    top, rng = len(candidates), np.random.default_rng(seed)
+    count = max(2, round((options.controls or 0) * top))
+    pool, origin = non_lenses(source, ranking, top)
+    nones = list(islice(_readable(source, rng.permutation(pool), origin), count // 2))
+    others = np.setdiff1d(ranking[top:], [each.row for each in nones])
+    lenses: list[Shown] = []
+    if len(others):
+        hosts, survey = find_hosts(options, data, source.bands, others, SPARE * count, seed)
+        made = simulated_lenses(hosts, survey, source.bands, seed)
+        lenses = list(islice(made, count - count // 2))
+    if not lenses or not nones:
+        raise LensjaxError(
+            f"--controls: {len(lenses)} simulated lenses and {len(nones)} non-lenses could be "
+            f"made of the cutouts that are not among the best {top}: give a smaller --top"
+        )
+    best = [
+        Shown(cutout, row) for cutout, row in zip(candidates, ranking[:top].tolist(), strict=True)
+    ]
+    # In the order of the names, which says nothing.
+    named = dict(sorted({name_of(each, seed): each for each in (*best, *lenses, *nones)}.items()))
+    _write_truth(folder / TRUTH, named, source)
+    write_page(folder / PAGE, named, source.bands, data, impostors)
+    return folder / PAGE, folder / TRUTH
+
+
+def _readable(source: Source, rows: np.ndarray, origin: str) -> Iterator[Shown]:
+    """Yields those of the rows that can still be read, as non-lenses."""
+    from lensjax import report
+
+    for row in rows.tolist():
+        cutout = report.look(source, row)
+        if cutout is not None:
+            yield Shown(cutout, row, NONE, origin)
+
+
+def write_page(
+    path: Path,
+    named: Mapping[str, Shown],
+    bands: Sequence[str],
+    data: str,
+    impostors: Sequence[str],
+) -> None:
+    """Writes a page to grade cutouts of these names, and says nothing else of them."""
+    from lensjax.report import page
+
+    cutouts = [_to_four_digits(each.cutout) for each in named.values()]
+    places = [{"id": name, "ra": None, "dec": None} for name in named]
+    page.write_page(
+        path, graded=page.graded_page("grading", data, places, cutouts, bands, impostors)
+    )
+
+
+def _to_four_digits(cutout: Cutout | None) -> Cutout | None:
+    """Returns a cutout whose pixel scale has the digits that those of hosts have."""
+    if cutout is None or cutout.pixel_scale is None:
+        return cutout
+    return replace(cutout, pixel_scale=round(cutout.pixel_scale, 4))
+
+
+def name_of(shown: Shown, seed: int) -> str:
+    """Returns ten letters and digits that stand for a cutout on the page, always the same."""
+    pixels = b"" if shown.cutout is None else np.ascontiguousarray(shown.cutout.image).tobytes()
+    return hashlib.sha256(f"{seed}/{shown.row}/".encode() + pixels).hexdigest()[:10]
+
+
+def _write_truth(path: Path, named: dict[str, Shown], source: Source) -> None:
+    from lensjax.data.formats import arrow
+
+    shown = list(named.values())
+    table = Table({"id": list(named), "cutout": [str(source.table["id"][s.row]) for s in shown]})
+    table["truth"], table["origin"] = [s.truth for s in shown], [s.origin for s in shown]
+    for name in OF_ARCS:
+        values = np.array([s.arcs.get(name, np.nan) for s in shown])
+        table[name] = MaskedColumn(np.round(values, 4), mask=np.isnan(values))
+    if path.exists():
+        before = read_truth(path)
+        gone = ~np.isin(before["id"], table["id"])
+        table = vstack([table, before[gone]], metadata_conflicts="silent")
+    with replacing(path) as file:
+        arrow.write_csv(file, table)
+
+
+def read_truth(path: Path) -> Table:
+    """Returns the columns `id`, `cutout`, `truth`, `origin` and OF_ARCS of a controls.csv.
+
+    Raises UsageError where it is none.
+    """
+    table = read_table(path)
+    of_texts = ("id", "cutout", "truth", "origin")
+    if missing := [name for name in (*of_texts, *OF_ARCS) if name not in table.colnames]:
+        raise UsageError(f"{path} lacks {', '.join(missing)}: give the {TRUTH} of a run")
+    found = Table({name: np.array(texts(table[name]), str) for name in of_texts})
+    if odd := set(found["truth"].tolist()) - {LENS, NONE, CANDIDATE}:
+        raise UsageError(f"column truth of {path} holds {min(odd)!r}: give the {TRUTH} of a run")
+    for name in OF_ARCS:
+        numbers = np.array([float(text or "nan") for text in texts(table[name])])
+        found[name] = MaskedColumn(numbers, mask=np.isnan(numbers))
+    return found
