@@ -132,9 +132,9 @@ def test_each_program_is_compiled_once(batch):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(about["fun_name"])
 
-    config, state = config_and_state(Convolutional)
+    # A weight of its own: none of the programs is there yet.
+    config, state = config_and_state(Convolutional, consistency_weight=0.6)
     state = jax.tree.map(jnp.copy, state)
-    jax.clear_caches()
     monitoring.register_event_duration_secs_listener(on_compilation)
     try:
         for _ in range(3):
@@ -142,7 +142,7 @@ def test_each_program_is_compiled_once(batch):
     finally:
         monitoring.unregister_event_duration_listener(on_compilation)
     # Per group logits and gradient, then the consistency, the update, and one concatenation.
-    assert len(compiled) <= 2 + 2 + 1 + 1 + 1, compiled
+    assert 2 + 2 <= len(compiled) <= 2 + 2 + 1 + 1 + 1, compiled
 
 
 def test_weights_and_statistics_are_averaged_alike(batch):
