@@ -6,11 +6,18 @@ import os
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import jax
 import pytest
 from hypothesis import settings
+from jax._src import compiler
 
+# XLA's older way to write machine code for CPUs takes half as long. A process reads this once.
+FLAGS = os.environ.get("XLA_FLAGS", "")
+HASTY_FLAGS = f"{FLAGS} --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = HASTY_FLAGS
 # Programs that several tests share are compiled once, and the user's own cache is left alone.
 os.environ["LENSJAX_CACHE"] = str(Path(__file__).parents[1] / ".pytest_cache" / "lensjax")
 
@@ -84,14 +91,27 @@ def v5e() -> Target:
     return find_target("v5e")
 
 
+compile_options = compiler.get_compile_options
+
+
+def options_for_users(*, backend: Any, env_options_overrides: dict, **given: Any) -> Any:
+    """Returns the options of a compilation as they are without the hasty flags."""
+    if backend.platform == "cpu":
+        env_options_overrides = {"xla_cpu_use_fusion_emitters": True} | env_options_overrides
+    return compile_options(backend=backend, env_options_overrides=env_options_overrides, **given)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Compiles with few passes, also in processes that a test starts: most of the time of the tests
-    is compilation. Those marked as optimised are compiled as for users."""
+    """Compiles in haste, also in processes that a test starts: most of the time of the tests is
+    compilation. Those marked as optimised are compiled as for users."""
     haste = not item.get_closest_marker("optimised")
     jax.config.update("jax_disable_most_optimizations", haste)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(haste)
-    return (yield)
+    os.environ["XLA_FLAGS"] = HASTY_FLAGS if haste else FLAGS
+    options = compile_options if haste else options_for_users
+    with mock.patch.object(compiler, "get_compile_options", options):
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,13 +27,15 @@ _CONTEXT.set_forkserver_preload(["lensjax.cli.infer", "lensjax.cli.train", __nam
 def begin(target: Callable[..., None], *arguments: object) -> BaseProcess:
     """Returns a process that runs `target`, which has been started."""
     in_haste = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "True"
-    process = _CONTEXT.Process(target=_compiling, args=(in_haste, target, *arguments))
+    how = in_haste, os.environ["XLA_FLAGS"]
+    process = _CONTEXT.Process(target=_compiling, args=(how, target, *arguments))
     process.start()
     return process
 
 
-def _compiling(in_haste: bool, target: Callable[..., None], *arguments: object) -> None:
+def _compiling(how: tuple[bool, str], target: Callable[..., None], *arguments: object) -> None:
     """Compiles as the test does that began the process."""
+    in_haste, os.environ["XLA_FLAGS"] = how
     jax.config.update("jax_disable_most_optimizations", in_haste)
     target(*arguments)
 

@@ -143,7 +143,7 @@ def test_a_state_is_restored_by_any_number_of_devices(tmp_path):
 def test_a_run_in_parts_goes_on_bit_by_bit(tmp_path):
     """Each of two processes writes its part, and goes on there when it was stopped or killed."""
     train = functools.partial(several.train_together, processes.write_cutouts(tmp_path), arch=WIDE)
-    rarely, together = {"save_minutes": 60}, {"fsdp": 4}
+    rarely, together = several.RARELY, {"fsdp": 4}
     one, whole, stopped = (tmp_path / name for name in ("one", "whole", "stopped"))
     assert train(one, 1, 4, **rarely) == [0]
     assert train(whole, 2, 2, **together, **rarely) == [0, 0]

@@ -16,8 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from lensjax.cluster import progress, ray_engine
-from lensjax.cluster.work import MOST_KILLS
+from lensjax.cluster import progress, ray_engine, work
 from lensjax.errors import Interrupted, UsageError
 from lensjax.ledger import Ledger
 
@@ -28,6 +27,13 @@ pytestmark = [
 
 RUN, BATCH, ROWS = {"seed": 0}, 8, 2000
 LIMIT_SECONDS = 120.0
+# One fewer than users have: each death is an actor to be started.
+MOST_KILLS = 2
+
+
+@pytest.fixture(autouse=True)
+def fewer_kills(monkeypatch) -> None:
+    monkeypatch.setattr(work, "MOST_KILLS", MOST_KILLS)
 
 
 def columns(rows: range, reason: str = "") -> dict[str, np.ndarray]:

@@ -88,7 +88,7 @@ def test_an_array_job_gives_the_catalogue_of_one_run(
 def test_a_training_that_loses_a_process_is_queued_again_and_goes_on(environment, tmp_path):
     install_lensjax(tmp_path, TRAINING)
     cutouts, one = processes.write_cutouts(tmp_path), tmp_path / "one"
-    options = test_hosts.options(cutouts, one)
+    options = test_hosts.options(cutouts, one, **test_hosts.RARELY)
     with test_hosts.small_network():
         train.main(options)
     together = tmp_path / "together"

@@ -42,7 +42,7 @@ def train_until(arguments: list[str], errors: Path, step: int, number: int, seco
 def begin(
     cutouts: Path, output: Path, *more: str, step: int = 0, number: int = 0, seconds: float = 0.0
 ) -> BaseProcess:
-    """Starts a training whose state is kept after every step."""
+    """Starts a training whose state is kept after every step, unless told otherwise."""
     options = AUGMENTATION | {
         "--data": cutouts,
         "--arch": ARCHITECTURE,
@@ -76,9 +76,9 @@ def weights(output: Path) -> list[str]:
 @pytest.mark.slow
 def test_a_run_stopped_at_any_moment_ends_with_the_same_bits(cutouts, tmp_path):
     """Told to end once, and then killed: what is on disk is whole, and nothing is lost by it."""
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert processes.ended(begin(cutouts, whole)) == 0, errors(whole).read_text()
-    process = begin(cutouts, stopped, "--save-minutes", "60", step=7, number=signal.SIGTERM)
+    whole, stopped, rarely = tmp_path / "whole", tmp_path / "stopped", ("--save-minutes", "60")
+    assert processes.ended(begin(cutouts, whole, *rarely)) == 0, errors(whole).read_text()
+    process = begin(cutouts, stopped, *rarely, step=7, number=signal.SIGTERM)
     assert processes.ended(process) == 3, errors(stopped).read_text()
     assert f"stopped after 7 of {STEPS} steps" in errors(stopped).read_text()
     assert reached(stopped) == 7
@@ -88,7 +88,7 @@ def test_a_run_stopped_at_any_moment_ends_with_the_same_bits(cutouts, tmp_path):
         process = begin(cutouts, stopped, step=4, number=signal.SIGKILL, seconds=moment)
         assert processes.ended(process) == -signal.SIGKILL, errors(stopped).read_text()
         assert before < reached(stopped) < STEPS
-    assert processes.ended(begin(cutouts, stopped)) == 0, errors(stopped).read_text()
+    assert processes.ended(begin(cutouts, stopped, *rarely)) == 0, errors(stopped).read_text()
     assert len(weights(stopped)) == 2 and weights(stopped) == weights(whole)
     tables = [
         [line.rsplit(",", 1)[0] for line in path.read_text().splitlines()]  # all but the speed

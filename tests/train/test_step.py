@@ -79,14 +79,14 @@ def test_the_whole_loss_is_what_it_says(batch):
     """Against its definition, member by member, written out without groups."""
     config, state = config_and_state(Convolutional)
     after, losses = stepped(config, state, [ResolutionGroup((0, 1, 2))], batch)
-    for member in range(MEMBERS):
-        own = jax.tree.map(lambda leaf, member=member: leaf[member], state)
-        weight = batch.weight[member]
+
+    @jax.jit
+    def defined(own, weight, member_key):
         shown, key = steps.augment_batch(
-            config, own.step, batch._replace(weight=weight), KEYS[member]
+            config, own.step, batch._replace(weight=weight), member_key
         )
 
-        def loss(params, own=own, shown=shown, key=key, weight=weight):
+        def loss(params):
             given = config, ResolutionGroup((0, 1, 2)), own._replace(params=params), shown, key
             logits, statistics = steps.forward(*given)
             logits = logits.T
@@ -96,7 +96,11 @@ def test_the_whole_loss_is_what_it_says(batch):
             tie = WEIGHT * consistency(jnp.stack(logits)).mean()
             return entropies.mean() + tie, (entropies, statistics)
 
-        expected, (entropies, statistics) = jax.grad(loss, has_aux=True)(own.params)
+        return jax.grad(loss, has_aux=True)(own.params)
+
+    for member in range(MEMBERS):
+        own = jax.tree.map(lambda leaf, m=member: leaf[m], state)
+        expected, (entropies, statistics) = defined(own, batch.weight[member], KEYS[member])
         moved = jax.tree.map(lambda a, b, m=member: a[m] - b[m], state.params, after.params)
         assert_close(ravel_pytree(moved)[0], ravel_pytree(expected)[0], 1e-5)
         np.testing.assert_allclose(losses[member], entropies, rtol=1e-5)
@@ -128,9 +132,9 @@ def test_each_program_is_compiled_once(batch):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(about["fun_name"])
 
-    config, state = config_and_state(Convolutional)
+    # A weight of its own: none of the programs is there yet.
+    config, state = config_and_state(Convolutional, consistency_weight=0.6)
     state = jax.tree.map(jnp.copy, state)
-    jax.clear_caches()
     monitoring.register_event_duration_secs_listener(on_compilation)
     try:
         for _ in range(3):
@@ -138,7 +142,7 @@ def test_each_program_is_compiled_once(batch):
     finally:
         monitoring.unregister_event_duration_listener(on_compilation)
     # Per group logits and gradient, then the consistency, the update, and one concatenation.
-    assert len(compiled) <= 2 + 2 + 1 + 1 + 1, compiled
+    assert 2 + 2 <= len(compiled) <= 2 + 2 + 1 + 1 + 1, compiled
 
 
 def test_weights_and_statistics_are_averaged_alike(batch):
