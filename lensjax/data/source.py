@@ -119,6 +119,13 @@ class Source:
             first_row=first,
         )
 
+    def take(self, rows: np.ndarray) -> "Source":
+        """Returns the cutouts of these rows (n,) int, in their order, read one by one."""
+        read = self.read
+        return replace(
+            self, table=self.table[rows], read=lambda row: read(int(rows[row])), stack=None
+        )
+
 
 def source_of(table: Table, **fields: Any) -> Source:
     """Returns the source of these fields, its table completed by `id`, `ra` and `dec` and its known
