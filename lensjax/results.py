@@ -101,6 +101,7 @@ OUTPUTS = (  # every file that scoring or evaluating leaves in its folder
     "mosaic.png",
     "report.html",
     "inspection.html",
+    "ask.html",
     "metrics.json",
     *WORST,
     *(f"{name}.{form}" for name in FIGURES for form in ("png", "pdf")),

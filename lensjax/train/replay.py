@@ -4,6 +4,7 @@ not cost what was learned from thousands of others (rehearsal: Robins 1995, Conn
 Both come on the grid of the members, whatever their own pixels are: they then share batches.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,8 +30,8 @@ class Replayed(Labelled):
 
     @property
     def epoch_length(self) -> int:
-        """Returns how many cutouts are shown until each graded one has been seen once."""
-        return -int(-self.graded // (1 - self.share))
+        """Returns how many cutouts are shown while each graded one is seen once."""
+        return int(self.graded // (1 - self.share))
 
     @property
     def record(self) -> dict[str, Any]:
@@ -51,11 +52,10 @@ class Replayed(Labelled):
         before, after = (
             (places + step) * self.share.numerator // self.share.denominator for step in (0, 1)
         )
-        is_replay = after > before
-        number = np.where(is_replay, before, places - before).tolist()
-        orders = _order(self.graded, 0), _order(len(self) - self.graded, 1)
-        drawn = [orders[which][at] for which, at in zip(is_replay.tolist(), number, strict=True)]
-        return np.array(drawn) + np.where(is_replay, self.graded, 0)
+        is_replay, rows = after > before, np.empty_like(places)
+        rows[is_replay] = _shuffled(before[is_replay], len(self) - self.graded, 1) + self.graded
+        rows[~is_replay] = _shuffled((places - before)[~is_replay], self.graded, 0)
+        return rows
 
     def batches(
         self, batch_size: int, own: Places = slice(None)
@@ -174,6 +174,17 @@ class Joined:
         return found
 
 
-def _order(count: int, seed: int) -> grain.MapDataset[int]:
-    """Returns the endless order of so many rows, shuffled anew in each epoch."""
-    return grain.MapDataset.range(count).seed(seed).shuffle().repeat()
+def _shuffled(numbers: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Returns what stands at these places (n,) of an endless list of 0 to count - 1, shuffled anew
+    each time that it begins again."""
+    epoch, place = np.divmod(numbers, count)
+    found = np.empty_like(numbers)
+    for each in np.unique(epoch):
+        own = epoch == each
+        found[own] = _order(count, seed, int(each))[place[own]]
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
