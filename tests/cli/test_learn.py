@@ -1,4 +1,4 @@
-"""scripts/train.py --replay as its user sees it: what it says of a member that grades made worse."""
+"""scripts/train.py --replay as its user sees it: it says where grades made a member worse."""
 
 import json
 from pathlib import Path
