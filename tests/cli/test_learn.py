@@ -61,7 +61,8 @@ def test_a_member_that_grades_made_worse_is_said_to_be_worse(run, start, tmp_pat
     held = sum(held_back(graded.columns["id"], HELD, "validation"))
     assert (info.verdict["word"], info.verdict["cutouts"]) == ("worse", held)
     assert info.preprocessing == SEEN and info.training["replayed"]["cutouts"] < 64
-    assert "Verdict: **worse**" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "Verdict: **worse**" in card and "which made up 50 % of every batch" in card
     (log,) = (tmp_path / "learned").glob("vit_s16/runs/*/verdict-0.json")
     assert json.loads(log.read_text())["word"] == "worse"
     again = run(train.main, *command)
