@@ -35,6 +35,7 @@ OF_MEMBERS = 0.5
 COPY = 1e-6
 """Squared distance, the mean one from the centre being one, below which two cutouts are the same:
 rounding moves features by less."""
+NO_DOUBTS = "a network says by itself how sure it is only with dropout and --mc-samples above 1"
 NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(31)
 
 Array = NDArray[Any]
@@ -66,6 +67,15 @@ class AskOptions(DataOptions, StagedOptions):
         }
         refuse(wrong)
         inspection.kinds_of(self.impostors)
+
+
+def check(options: AskOptions, source: Source, members: Members) -> None:
+    """Raises UsageError where nothing could be asked: as `known` does, and for a sole member
+    without dropout, which has no doubts."""
+    known(options, source)
+    (first, *others) = members.infos.values()
+    if not others and (options.mc_samples == 1 or not (first.dropout or first.block_dropout)):
+        raise UsageError(f"--ask: {NO_DOUBTS}")
 
 
 def known(options: AskOptions, source: Source) -> Array:
@@ -106,10 +116,7 @@ def write(
     rows = np.argsort(-gain, kind="stable")[: PRESELECTED * options.ask]
     rows = rows[gain[rows] > 0]
     if not rows.size:
-        raise UsageError(
-            "--ask finds no cutout of which the members are unsure: take several members, or "
-            "--mc-samples above 1"
-        )
+        raise UsageError(f"--ask finds no cutout of which the members are unsure: {NO_DOUBTS}")
     features = member_features(read_ensemble(members, abstract), source.take(rows), options.fit)
     chosen = rows[spread(together(features), gain[rows], options.ask, options.seed)]
     if len(chosen) < options.ask:

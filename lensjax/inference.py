@@ -170,7 +170,7 @@ def infer(config: InferenceConfig) -> Outcome:
     ensemble = abstract_ensemble(members.infos, members.validations)
     # What could not be promised or asked in the end is refused before anything is scored.
     if config.ask and config.part is None:
-        asking.known(config, source)
+        asking.check(config, source, members)
     trust.refuse_unknown_odds(ensemble.validated_on, config.prevalence)
     if config.max_false_discovery is not None:
         trust.number_drawn(config.calibration, source.given)

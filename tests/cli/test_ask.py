@@ -49,10 +49,15 @@ def test_what_is_asked_for_differs_and_is_not_known(run, members, cutouts, tmp_p
     assert len(second) == 8 and not {*first} & {*second}
 
 
-def test_where_all_is_known_nothing_is_scored(run, members, stack_file, tmp_path, monkeypatch):
+def test_where_nothing_can_be_asked_nothing_is_scored(
+    run, members, cutouts, stack_file, tmp_path, monkeypatch
+):
     monkeypatch.setattr(scoring, "score", None)
     command = ("--checkpoints", members, "--output", tmp_path / "results")
     ended = run(infer.main, *command, "--data", stack_file, "--ask", 3)
     assert ended.status == 2 and "all 22 cutouts have a label already" in ended.error
     ended = run(infer.main, *command, "--data", stack_file, "--graded", stack_file)
     assert ended.status == 2 and "--graded is for --ask" in ended.error
+    alone = ("--ensemble", "vit_s16:1", "--mc-samples", 1, "--data", cutouts, "--ask", 3)
+    ended = run(infer.main, *command, *alone)
+    assert ended.status == 2 and "--ask: a network says by itself" in ended.error
