@@ -112,7 +112,7 @@ def find_hosts(
         raise UsageError(
             f"--survey {survey.name} has no band {missing}, which the members see: choose another"
         )
-    source = options.opened(data, survey.bands).picked(rows)
+    source = options.opened(data, survey.bands).take(rows)
     source.table["id"] = rows
     return injection.find_hosts(source, survey, most, seed), survey
 

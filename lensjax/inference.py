@@ -19,7 +19,8 @@ import jax
 import numpy as np
 from astropy.table import Column, Table
 
-from lensjax import __version__, controls, inspection, metrics, results, runtime, staging
+from lensjax import __version__, asking, controls, inspection, metrics, results, runtime, staging
+from lensjax.asking import AskOptions
 from lensjax.controls import ControlOptions
 from lensjax.data import pipeline
 from lensjax.data.catalog import DataOptions
@@ -40,7 +41,6 @@ from lensjax.members import Members, ScoringOptions, compile_step, find_members,
 from lensjax.metrics import Metrics
 from lensjax.places import is_address, paths_below, place
 from lensjax.predictions import Predictions, unscored
-from lensjax.staging import StagedOptions
 from lensjax.trust import cascade as trust_cascade
 from lensjax.trust import run as trust
 from lensjax.trust.cascade import Cascade, CascadeOptions
@@ -50,7 +50,7 @@ PARTS = ".scores"
 
 
 @dataclass(frozen=True)
-class InferenceConfig(ControlOptions, StagedOptions):
+class InferenceConfig(AskOptions, ControlOptions):
     """A run: which members score which cutouts, how, and where the results go."""
 
     ensemble: str | None = None
@@ -70,8 +70,6 @@ class InferenceConfig(ControlOptions, StagedOptions):
     """Score the K-th of N parts of the rows, given as K/N; without it all parts are merged."""
     top: int = 48
     """Candidates in the mosaic and the report."""
-    impostors: str = inspection.IMPOSTORS
-    """Kinds of non-lens that graders can name in the report, at most nine, comma separated."""
     profile: Path | None = None
     """Folder for a profiler trace of some batches."""
     benchmark: bool = False
@@ -84,20 +82,16 @@ class InferenceConfig(ControlOptions, StagedOptions):
     """Ray actors that score; auto: one per accelerator, without any one per four cores."""
     deadline: float = 900.0
     """Seconds after which a Ray actor that has not finished its rows is ended."""
-    prevalence: float | None = None
-    """Share of lenses in the survey: adds the probability there, survey_probability."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""
-        for options in (ControlOptions, StagedOptions):
+        for options in (AskOptions, ControlOptions):
             options.__post_init__(self)
         wrong = {
             "--top must be at least 1": self.top < 1,
             "--address, --actors and --deadline are for --engine ray": self.engine != "ray"
             and (self.address, self.actors, self.deadline)
             != (None, "auto", InferenceConfig.deadline),
-            "--prevalence is a share between 0 and 1": self.prevalence is not None
-            and not 0 < self.prevalence < 1,
             "--actors must be at least 1": self.actors != "auto" and self.actors < 1,
             "--deadline must be more than 0 s": not self.deadline > 0,
             "--engine ray needs an --output that is a folder": self.engine == "ray"
@@ -113,7 +107,6 @@ class InferenceConfig(ControlOptions, StagedOptions):
         }
         refuse(wrong)
         self.rows_part()
-        inspection.kinds_of(self.impostors)
 
     @property
     def folder(self) -> Path:
@@ -159,7 +152,7 @@ class Outcome:
         if self.metrics:
             lines += ["", metrics.table(self.metrics), ""]
         lines += self.run["notes"]
-        names = ("candidates.csv", "mosaic.png", "report.html", controls.PAGE)
+        names = ("candidates.csv", "mosaic.png", "report.html", controls.PAGE, "ask.html")
         lines += [f"{output / name}" for name in names if (output / name).exists()]
         return "\n".join(lines)
 
@@ -177,7 +170,9 @@ def infer(config: InferenceConfig) -> Outcome:
     members = find_members(config.checkpoints, config.ensemble)
     source = open_cutouts(config.data, members, config, config.rows_part())
     ensemble = abstract_ensemble(members.infos, members.validations)
-    # What could not be promised in the end is refused before anything is scored.
+    # What could not be promised or asked in the end is refused before anything is scored.
+    if config.ask and config.part is None:
+        asking.check(config, source, members)
     trust.refuse_unknown_odds(ensemble.validated_on, config.prevalence)
     if config.max_false_discovery is not None:
         trust.number_drawn(config.calibration, source.given)
@@ -425,6 +420,9 @@ def write(
         # Pictures last: drawing takes memory of its own, and the catalogue must not be lost.
         record["peak_memory_bytes"] = runtime.peak_memory_bytes()
         attempt("run.json", results.write_json, config.folder / "run.json", record)
+        if config.ask:
+            given = config.folder, config, config.data, source, members, ensemble, predictions
+            attempt("ask.html", asking.write, *given)
         attempt("pictures", draw, config, source, best, predictions, record, found, said.columns)
     return Outcome(record, found)
 

@@ -1,4 +1,4 @@
-"""The cutouts of a run that people look at before its list is certified."""
+"""The cutouts of a run that people look at without its scores."""
 
 from pathlib import Path
 
@@ -31,13 +31,21 @@ def write(
     They hold, in no order, the best `most` of the rows that calibrate, (n,) bool by rank, and as
     many of the others; `ranking` (n,) are the rows of the `source`, best first.
     """
-    from lensjax import report
     from lensjax.trust import certificate
 
     rows = ranking[certificate.to_inspect(calibration, most, seed)]
+    return write_blind(folder, source, rows, "inspection", impostors, data)
+
+
+def write_blind(
+    folder: Path, source: Source, rows: np.ndarray, name: str, impostors: str, data: object
+) -> tuple[Path, Path]:
+    """Writes NAME.html and NAME.csv with these rows of the source, and returns their paths."""
+    from lensjax import report
+
     cutouts = [report.look(source, row) for row in rows]
-    kinds = kinds_of(impostors)
-    return report.write_inspection(folder, source.table[rows], cutouts, source.bands, kinds, data)
+    shown, kinds = source.table[rows], kinds_of(impostors)
+    return report.write_inspection(folder, shown, cutouts, source.bands, kinds, data, name)
 
 
 def kinds_of(impostors: str) -> list[str]:

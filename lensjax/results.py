@@ -102,6 +102,7 @@ OUTPUTS = (  # every file that scoring or evaluating leaves in its folder
     "report.html",
     "inspection.html",
     "grading.html",
+    "ask.html",
     "metrics.json",
     *WORST,
     *(f"{name}.{form}" for name in FIGURES for form in ("png", "pdf")),

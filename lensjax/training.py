@@ -32,9 +32,12 @@ from lensjax.train.config import Hyperparameters
 from lensjax.train.data import Labelled, first_of_each_class, read_labelled, split
 from lensjax.train.loop import train_members
 from lensjax.train.plan import budget_bytes, plan_training, steps_per_second
+from lensjax.train.replay import Replayed, replayed
 from lensjax.train.setup import TrainingData, member_info, set_up, training_record
 from lensjax.train.simulated import Simulated, Sky, simulated
+from lensjax.train.verdict import judged, sentence
 
+LEFT_OUT = "left out (unreadable, blank, of weight 0 or without a label)"
 # As `--data`, what is no file.
 SIMULATED = "simulated"
 
@@ -139,6 +142,7 @@ def shrunk(options: TrainConfig, given: Collection[str]) -> TrainConfig:
         validation_fraction=0.25,
         memory_budget="auto",
         start_from=None,
+        replay=None,
         keep_start=0.0,
         grow_from=None,
         teachers=None,
@@ -157,11 +161,15 @@ class Trained:
     counts: str
 
     def summary(self) -> str:
-        """Returns one line: where the member is and how it did on its validation data."""
+        """Returns where the member is and how it did on its validation data, and a second line on
+        held-back grades where it learned from others."""
         found = {name: self.info.metrics[name]["value"] for name in ("auroc", "tpr0", "tpr10")}
         shown = ", ".join(f"{name.upper()} {value:.4f}" for name, value in found.items())
         how = "trained" if self.is_new else "was there"
-        return f"{self.folder}: {how}; validation {shown}; {self.counts}"
+        said = [f"{self.folder}: {how}; validation {shown}; {self.counts}"]
+        if self.info.verdict:
+            said.append(f"{self.folder} {sentence(self.info.verdict)}")
+        return "\n".join(said)
 
 
 def train(options: TrainConfig) -> Iterator[Trained]:
@@ -185,12 +193,12 @@ def _data(options: TrainConfig) -> tuple[TrainingData, Labelled, str]:
         endless, validation = _simulated(options)
         counts = f"{len(endless)} simulated cutouts per epoch, {len(validation)} for validation"
         return endless, validation, counts
+    if options.replay is not None:
+        return _replayed(options, options.replay)
     source, preprocessing = _opened(options)
     if options.smoke:
         source = first_of_each_class(source, SMOKE_SKY.count // 2)
-    data = read_labelled(source, preprocessing, options.fit)
-    origin = options.of_data() | {"data_sha256": content_sha256(source)}
-    data = dataclasses.replace(data, origin=origin)
+    data = _read(options, source, preprocessing)
     if data.threads:
         print(
             f"more cutouts than the memory holds: each batch reads its own from {options.data}; "
@@ -199,10 +207,48 @@ def _data(options: TrainConfig) -> tuple[TrainingData, Labelled, str]:
         )
     training, validation = split(data, options.validation_fraction)
     counts = f"{len(training)} cutouts, {len(validation)} for validation"
-    counts += f", {len(source) - len(data)} left out (unreadable, blank or without a label)"
+    counts += f", {len(source) - len(data)} {LEFT_OUT}"
     if data.flagged:
         counts += f"; {data.flagged} of those kept have no data in some band"
     return training, validation, counts
+
+
+def _read(options: DataOptions, source: Source, preprocessing: Preprocessing) -> Labelled:
+    """Returns the labelled cutouts of a source, and what they are."""
+    data = read_labelled(source, preprocessing, options.fit)
+    origin = options.of_data() | {"data_sha256": content_sha256(source)}
+    return dataclasses.replace(data, origin=origin)
+
+
+def _replayed(options: TrainConfig, sky: str) -> tuple[Replayed, Replayed, str]:
+    """Returns what `_data` does: the graded cutouts of `--data` mixed with those of a known sky, as
+    the members to start from see them."""
+    preprocessing = finetune.seen_by(_starts(options))
+    of_sky = dataclasses.replace(options, bands=None, pixel_scale=None, format="auto")
+
+    def read(which: TrainConfig, data: str) -> tuple[Labelled, str]:
+        source = which.opened(data, preprocessing.bands)
+        pipeline.check_fields(source, (preprocessing,), options.fit)
+        found = _read(which, source, preprocessing)
+        return found, f"{len(source) - len(found)} {LEFT_OUT}"
+
+    (graded, not_graded), (known, not_known) = read(options, str(options.data)), read(of_sky, sky)
+    training, validation = replayed(
+        graded, known, options.replay_share, options.validation_fraction, preprocessing
+    )
+    counts = (
+        f"{training.graded} graded cutouts and {len(training) - training.graded} replayed, "
+        f"{validation.graded} and {len(validation) - validation.graded} for validation; of those "
+        f"graded {not_graded}, of the others {not_known}"
+    )
+    return training, validation, counts
+
+
+def _starts(options: TrainConfig) -> list[Path]:
+    """Returns the folders of the members that those to train start from."""
+    seeds = range(options.seed, options.seed + options.members)
+    of_each = [finetune.origins(options, each) for each in checkpoint.parse_ensemble(options.arch)]
+    return list(dict.fromkeys(f[seed % len(f)] for f in of_each for seed in seeds if f))
 
 
 def _simulated(options: TrainConfig) -> tuple[Simulated, Labelled]:
@@ -283,9 +329,13 @@ def _team(
     )
     for seed, member in zip(seeds, members, strict=True):
         if seed in missing:
+            if isinstance(validation, Replayed):
+                member = judged(member, folders[seed % len(folders)], validation)
             info = member.info
             if hosts.is_first():
                 info = checkpoint.save_member(folder / str(seed), member, options.store)
+            if info.verdict and hosts.is_first():
+                results.write_json(run / f"verdict-{seed}.json", info.verdict)
             yield Trained(folder / str(seed), info, True, counts)
     if hosts.is_first():
         snapshots.discard(run)
@@ -359,6 +409,9 @@ def make_plan(options: TrainConfig) -> str:
 
 def _image_spec(options: TrainConfig) -> tuple[ImageSpec, Transform]:
     """Returns how cutouts travel to the device, and what the largest scale takes of them."""
+    if options.replay is not None:
+        seen = finetune.seen_by(_starts(options))
+        return _square(options, seen.bands, seen.input_size, seen.pixel_scale)
     if options.data == SIMULATED:
         survey = survey_of(_sky_options(options))
         return _square(options, survey.bands, survey.size, survey.pixel_scale)
@@ -454,6 +507,17 @@ def _check(options: TrainConfig) -> None:
         "--batch-size must be at least 1": options.batch_size < 1,
         "--start-from and --grow-from exclude each other": bool(
             options.start_from and options.grow_from
+        ),
+        "--replay mixes its sky with graded cutouts: give --data and --start-from": bool(
+            options.replay and not (options.start_from and options.data not in (None, SIMULATED))
+        ),
+        "--replay-share must lie between 0 and 1": not 0 < options.replay_share < 1,
+        "--replay keeps what the members see, to compare them with what they were: drop --scales, "
+        "--stretch and --softening": bool(
+            options.replay and (options.scales or options.stretch or options.softening)
+        ),
+        "--replay keeps the last epoch and the shares of a batch: drop --patience and --balanced": (
+            bool(options.replay and (options.patience or options.balanced))
         ),
         "--keep-start must lie in 0..1, below 1": not 0 <= options.keep_start < 1,
         "--keep-start keeps weights of --start-from: give that too": bool(

@@ -100,15 +100,6 @@ class Source:
         """The cutout of one row; may be called from several threads. Raises `Unreadable`."""
         return self.read(int(row))
 
-    def picked(self, rows: np.ndarray) -> "Source":
-        """Returns the cutouts of some rows (n,), in their order."""
-        return replace(
-            self,
-            table=self.table[rows],
-            read=lambda row: self.read(int(rows[row])),
-            stack=None,
-        )
-
     def part(self, part: Part) -> "Source":
         """Returns the cutouts of one part of all rows."""
         if part == WHOLE:
@@ -126,6 +117,13 @@ class Source:
             read=lambda row: read(first + row),
             stack=stack,
             first_row=first,
+        )
+
+    def take(self, rows: np.ndarray) -> "Source":
+        """Returns the cutouts of these rows (n,) int, in their order, read one by one."""
+        read = self.read
+        return replace(
+            self, table=self.table[rows], read=lambda row: read(int(rows[row])), stack=None
         )
 
 

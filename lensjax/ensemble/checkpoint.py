@@ -68,6 +68,9 @@ class MemberInfo:
         default_factory=lambda: Calibration(slope=1.0, intercept=0.0, brier=0.25)
     )
     metrics: dict[str, Any] = field(default_factory=dict)
+    verdict: dict[str, Any] = field(default_factory=dict)
+    """Of a member that learned from grades: what those held back say of it, as `train.verdict`
+    has it."""
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     store: Store = "float32"
@@ -96,7 +99,9 @@ class MemberInfo:
 
     def _seen_and_computed(self) -> dict[str, Any]:
         said = dataclasses.asdict(self)
-        for name in ("calibration", "metrics", "training", "versions", "store", "notes"):
+        for name in (
+            *("calibration", "metrics", "verdict", "training", "versions", "store", "notes"),
+        ):
             del said[name]
         return said
 

@@ -1,4 +1,4 @@
-"""inspection.html: cutouts to be graded without scores, in no order, and inspection.csv."""
+"""inspection.html and ask.html: cutouts to be graded without scores, and the same as CSV."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,20 +28,21 @@ def write_inspection(
     bands: Sequence[str],
     impostors: Sequence[str],
     data: object,
+    name: str = "inspection",
 ) -> tuple[Path, Path]:
-    """Writes inspection.html and inspection.csv, and returns their paths.
+    """Writes NAME.html and NAME.csv, and returns their paths.
 
     `shown` has a row for each of the cutouts, in these `bands`, with `id` and, where they are
     known, `ra`, `dec` and `path`. The page has no score and no rank of them; it exports a CSV with
-    grades. In inspection.csv, for other tools, `label` is to be filled in: 1 a lens, 0 none, -1 not
+    grades. In NAME.csv, for other tools, `label` is to be filled in: 1 a lens, 0 none, -1 not
     looked at. `impostors` are the kinds of non-lens that can be named, `data` is where the cutouts
     come from. Raises LensjaxError where they cannot be written.
     """
-    table = shown[[name for name in COLUMNS if name in shown.colnames]]
-    paths = folder / "inspection.html", folder / "inspection.csv"
+    table = shown[[column for column in COLUMNS if column in shown.colnames]]
+    paths = folder / f"{name}.html", folder / f"{name}.csv"
     table["label"] = _known_labels(paths[1], table)
     places = [place_of(row) for row in table]
-    write_page(paths[0], graded=graded_page("inspection", data, places, cutouts, bands, impostors))
+    write_page(paths[0], graded=graded_page(name, data, places, cutouts, bands, impostors))
     with replacing(paths[1]) as file:
         arrow.write_csv(file, table)
     return paths

@@ -56,6 +56,11 @@ class Hyperparameters(Augmentation):
     keep_start: float = 0.0
     """Share of the weights of --start-from in those that are saved; the rest are what was learnt.
     Half keeps more of what the members could do on other data."""
+    replay: str | None = None
+    """Labelled cutouts of a sky that the members to start from know, mixed with graded ones so that
+    what was learned is not forgotten; taken as the latter are."""
+    replay_share: float = 0.8
+    """Share of these in every batch."""
     grow_from: str | None = None
     """Folder of a member of a narrower architecture, as vit_ti16 for vit_b16, that is widened to
     start from; what --start-from keeps is kept too."""

@@ -20,6 +20,7 @@ from lensjax import runtime
 from lensjax.cluster import hosts
 from lensjax.data import pipeline
 from lensjax.data.brightness import measure
+from lensjax.data.formats.tables import UNKNOWN_LABEL
 from lensjax.data.noise_free import noise_of
 from lensjax.data.on_device import ImageSpec, Transform, seen
 from lensjax.data.preprocess import Preprocessing, geometry
@@ -49,6 +50,7 @@ class Labelled:
     brightness (n, band, 4) and label (n,) float32; `transform` makes of them what networks see;
     `id` and `group` (n,) say which objects they are. Noise-free images have their `sky` (n, band,
     3) beside them, by which each training step draws their noise; their brightness says nothing.
+    `weight` (n,) float32, above 0 and at most 1: how much each counts in training (None: all 1).
     `origin`: of which data they are, and how these were read.
     `flagged`: how many of those read lack data in some band. `threads`: how many read batches
     ahead, 0 where the images are in memory.
@@ -58,12 +60,23 @@ class Labelled:
     arrays: dict[str, Any]
     id: np.ndarray
     group: np.ndarray
+    weight: np.ndarray | None = None
     origin: dict[str, Any] = field(default_factory=dict)
     flagged: int = 0
     threads: int = 0
 
     def __len__(self) -> int:
         return len(self.id)
+
+    @property
+    def epoch_length(self) -> int:
+        """Returns how many cutouts an epoch shows."""
+        return len(self)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Returns how much each cutout counts in training, (n,) float32."""
+        return np.ones(len(self), np.float32) if self.weight is None else self.weight
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -142,7 +155,9 @@ class Labelled:
         # The images of both sides of a split would take the memory twice.
         whole = isinstance(images, Picked)
         arrays["images"] = Picked(images.array, images.rows[rows]) if whole else images[rows]
-        return dataclasses.replace(self, arrays=arrays, id=self.id[rows], group=self.group[rows])
+        of_rows = {name: getattr(self, name)[rows] for name in ("id", "group")}
+        of_rows["weight"] = self.weight if self.weight is None else self.weight[rows]
+        return dataclasses.replace(self, arrays=arrays, **of_rows)
 
 
 @dataclass(frozen=True)
@@ -248,16 +263,22 @@ def first_of_each_class(source: Source, count: int) -> Source:
     """Returns the first `count` lenses and the first `count` others of a source, in their order."""
     label = _labels(source)
     rows = np.sort(np.concatenate([np.flatnonzero(label == one)[:count] for one in (0, 1)]))
-    return source if len(rows) == len(source) else source.picked(rows)
+    return source if len(rows) == len(source) else source.take(rows)
 
 
 def read_labelled(source: Source, preprocessing: Preprocessing, how: str) -> Labelled:
-    """Returns the readable cutouts of `source` that have a label, their pixels not normalised.
+    """Returns the readable cutouts of `source` that have a label and count, their pixels not
+    normalised.
 
-    Objects without a `group` are groups of their own. Raises UsageError without labels, and for
-    noise-free cutouts that cannot get their noise in the training step.
+    A column `weight`, from 0 to 1, says how much each counts; where it says nothing it is 1, and
+    what does not count is left out. Objects without a `group` are groups of their own. Raises
+    UsageError without labels, for other weights, and for noise-free cutouts that cannot get their
+    noise in the training step.
     """
     label, sky = _labels(source), noise_of(source.table, preprocessing.bands)
+    weight = _weights(source)
+    if weight is not None:
+        label = np.where(weight > 0, label, UNKNOWN_LABEL)
     input_spec = pipeline.input_spec(source, (preprocessing,), how)
     (transform,), count, bands = input_spec.transforms, len(source), len(preprocessing.bands)
     image_spec = ImageSpec(
@@ -293,7 +314,8 @@ def read_labelled(source: Source, preprocessing: Preprocessing, how: str) -> Lab
     group = np.asarray(source.table["group"])[rows] if grouped else ids
     transform = dataclasses.replace(transform, channels=tuple(range(bands)))
     threads = 0 if in_memory else max(1, source.threads)
-    return Labelled(transform, arrays, ids, group, flagged=flagged, threads=threads)
+    weight = weight if weight is None else weight[rows]
+    return Labelled(transform, arrays, ids, group, weight, flagged=flagged, threads=threads)
 
 
 def split(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
@@ -302,8 +324,7 @@ def split(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
 
     Raises UsageError where a part lacks a class.
     """
-    chosen = held_back(data.group, fraction, "validation")
-    training, validation = data.take(~chosen), data.take(chosen)
+    training, validation = sides(data, fraction)
     for name, part in (("training", training), ("validation", validation)):
         check_classes(name, part.labels)
     validation = validation.observed()
@@ -311,6 +332,12 @@ def split(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
     return dataclasses.replace(training, transform=transform), dataclasses.replace(
         validation, transform=transform
     )
+
+
+def sides(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:
+    """Returns the training and the validation part, whole groups in either."""
+    chosen = held_back(data.group, fraction, "validation")
+    return data.take(~chosen), data.take(chosen)
 
 
 def check_classes(name: str, labels: np.ndarray) -> None:
@@ -356,3 +383,21 @@ def _labels(source: Source) -> np.ndarray:
             "with `label`, or class folders (lens/, nonlens/)"
         )
     return np.asarray(source.table["label"], np.float32)
+
+
+def _weights(source: Source) -> np.ndarray | None:
+    """Returns the column `weight` (n,) float32, 1 where it says nothing; None without one."""
+    if "weight" not in source.table.colnames:
+        return None
+    try:
+        given = np.ma.asarray(source.table["weight"]).astype(np.float32)
+    except ValueError:
+        given = np.ma.asarray([np.inf])
+    found = np.ma.filled(given, np.nan)
+    found = np.where(np.isnan(found), np.float32(1), found)
+    if ((found < 0) | (found > 1)).any():
+        raise UsageError(
+            "column weight of the training data must hold numbers from 0 to 1, how much each "
+            "cutout counts: correct or rename it"
+        )
+    return found

@@ -13,6 +13,7 @@ from flax import nnx
 from jax import Array
 
 from lensjax.data.bands import Wanted, select
+from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
 from lensjax.ensemble.checkpoint import MemberInfo, State, dotted, named_leaves
 from lensjax.errors import UsageError
@@ -90,6 +91,22 @@ def kept(folders: Iterable[Path], name: str) -> Any:
             f"give {KEPT[name]}, or train one architecture at a time"
         )
     return values.pop()
+
+
+def seen_by(folders: Iterable[Path]) -> Preprocessing:
+    """Returns how the members in `folders` see cutouts, with the mean of their normalisations.
+
+    Raises UsageError where they differ in anything else.
+    """
+    held = [checkpoint.read_info(folder).preprocessing for folder in folders]
+    zeros, ones = (0.0,) * len(held[0].bands), (1.0,) * len(held[0].bands)
+    if len({each.normalised(zeros, ones) for each in held}) > 1:
+        raise UsageError(
+            "the members to start from see cutouts in different ways (bands, input size, pixel "
+            "scale or stretch): train them one by one, with --arch and --seed"
+        )
+    mean, std = (np.mean([getattr(each, name) for each in held], 0) for name in ("mean", "std"))
+    return held[0].normalised(mean, std)
 
 
 def account(folders: Sequence[Path], info: MemberInfo) -> str:

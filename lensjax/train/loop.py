@@ -25,6 +25,7 @@ from lensjax.train.config import Hyperparameters
 from lensjax.train.data import Labelled, on_devices, prefetched
 from lensjax.train.metric_logger import MetricLogger
 from lensjax.train.plan import abstract_members, groups_of_run
+from lensjax.train.replay import Replayed
 from lensjax.train.schedule import active_scales, first_step_at_largest
 from lensjax.train.setup import TrainingData, TrainSetup, member_info, set_up, training_record
 from lensjax.train.snapshots import Snapshot, Snapshots
@@ -46,7 +47,7 @@ def train_members(
     save_seconds: float = 600.0,
 ) -> list[Member]:
     """Returns a member for each of the `seeds`, each the best of its epochs by validation loss from
-    that on in which it is first trained at its own size.
+    that on in which it is first trained at its own size, and the last where a sky is replayed.
 
     Each is what it would be if trained alone. The run lives in `folder`: metrics, and from time to
     time its state, from which it is resumed if it was killed. Members and batches are shared among
@@ -58,7 +59,11 @@ def train_members(
     mesh = sharding.mesh_of(jax.local_devices()[:1]) if mesh is None else mesh
     batch_size, patience = hyperparameters.batch_size, hyperparameters.patience or math.inf
     info = member_info(training, architecture, hyperparameters)
-    setup, state = set_up(info, training.transform, training.labels, hyperparameters, seeds, mesh)
+    setup, state = set_up(
+        *(info, training.transform, training.labels, hyperparameters, seeds, mesh),
+        weight=training.weights,
+        epoch_length=training.epoch_length,
+    )
     batches = training.batches(batch_size, hosts.own_rows(batch_size, mesh))
     share = hyperparameters.keep_start
     origin = jax.tree.map(np.array, state.weights) if share else None  # state is given away
@@ -72,6 +77,9 @@ def train_members(
     schedule, scale_count = hyperparameters.schedule, len(setup.config.transforms)
     # Before it is trained at the largest scale, a member says nothing there: no epoch counts.
     counts_from = first_step_at_largest(schedule, setup.steps, scale_count)
+    if isinstance(training, Replayed):
+        # The grades that are held back say whether the member is better: they choose no epoch.
+        counts_from = setup.steps - 1
     settings = training_record(hyperparameters, training, architecture) | {
         "architecture": architecture,
         "seeds": list(seeds),

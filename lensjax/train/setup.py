@@ -58,9 +58,14 @@ def set_up(
     hyperparameters: Hyperparameters,
     seeds: Sequence[int],
     mesh: Mesh,
+    *,
+    weight: np.ndarray | None = None,
+    epoch_length: int | None = None,
 ) -> tuple[TrainSetup, TrainState]:
     """Returns the setup of members of these seeds and their state before the first step.
 
+    `labels` and `weight` (cutout,) are of the training cutouts (None: all count alike), of which
+    an epoch shows so many (None: each once).
     Raises UsageError where members, batches and micro-batches cannot be shared evenly.
     """
     _check_shares(hyperparameters, len(seeds), mesh)
@@ -73,7 +78,7 @@ def set_up(
     transforms = transforms_at(
         transform, hyperparameters.sizes() or [transform.preprocessing.input_size]
     )
-    steps_per_epoch = len(labels) // hyperparameters.batch_size
+    steps_per_epoch = (epoch_length or len(labels)) // hyperparameters.batch_size
     steps = max(1, round(hyperparameters.epochs * steps_per_epoch))
     before, after = layerwise(
         registry.resolve(info.architecture).depths,
@@ -112,7 +117,7 @@ def set_up(
         scale_sets(hyperparameters.schedule, len(transforms)),
         hyperparameters.micro_batches,
         hosts.from_whole(fold_in(roots, 1), NamedSharding(mesh, sharding.BY_MEMBER)),
-        example_weights(seeds, labels, hyperparameters),
+        example_weights(seeds, labels, hyperparameters, weight),
         steps,
         steps_per_epoch,
         weights_of_teachers,
@@ -133,20 +138,25 @@ def initial_state(config: StepConfig, params: Any, batch_stats: Any) -> TrainSta
 
 
 def example_weights(
-    seeds: Sequence[int], labels: np.ndarray, hyperparameters: Hyperparameters
+    seeds: Sequence[int],
+    labels: np.ndarray,
+    hyperparameters: Hyperparameters,
+    weight: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Returns the weight of each cutout in the loss of each member, (member, cutout) float32.
+    """Returns the weight of each cutout in the loss of each member, (member, cutout) float32:
+    its own `weight` (cutout,), 1 without.
 
     Balanced, each class has half of all. With bootstrap a cutout counts as often as it stands in a
     resample: Poisson(1), which the count of draws with replacement tends to (Oza & Russell 2001,
     "Online bagging and boosting").
     """
     count = len(labels)
-    weights = np.ones((len(seeds), count))
+    weight = np.ones(count) if weight is None else weight.astype(np.float64)
+    weights = np.tile(weight, (len(seeds), 1))
     if hyperparameters.bootstrap:
         weights *= [np.random.default_rng([seed, count]).poisson(1.0, count) for seed in seeds]
     if hyperparameters.balanced:
-        share = labels.mean()
+        share = np.average(labels, weights=weight)
         weights *= np.where(labels == 1, 0.5 / max(share, 1e-9), 0.5 / max(1 - share, 1e-9))
     return weights.astype(np.float32)
 

@@ -67,6 +67,16 @@ class Simulated:
         return len(self.assignment.kind)
 
     @property
+    def epoch_length(self) -> int:
+        """Returns how many cutouts an epoch shows."""
+        return len(self)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(n,) float32, of an epoch: all count alike."""
+        return np.ones(len(self), np.float32)
+
+    @property
     def preprocessing(self) -> Preprocessing:
         return self.transform.preprocessing
 

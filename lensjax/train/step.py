@@ -37,7 +37,7 @@ class TrainBatch(NamedTuple):
     """A training batch.
 
     Images and brightness are as `on_device.seen` takes them, labels (batch,) float32. `weight`:
-    that of each example in the loss, (batch,) float32, one on average, of a member; (member, batch)
+    that of each example in the loss, (batch,) float32, one as a rule, of a member; (member, batch)
     of all. `flips` (batch, 3): how each image is turned. `logit_gradient` (batch, scale): of what
     the loss depends on beside a group's own scales. `teachers`: the weights of each teacher;
     `teacher_logits` (batch,): what they say of the augmented images. `sky` (batch, band, 3): the

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from scipy import optimize, special
 
 from lensjax.intervals import share_interval
 
@@ -43,6 +43,23 @@ def at_prevalence(ratio: ArrayLike, prevalence: float) -> Array:
     if not 0 < prevalence < 1:
         raise ValueError(f"a prevalence of {prevalence} is none: give one between 0 and 1")
     return special.expit(np.asarray(ratio, np.float64) + special.logit(prevalence))
+
+
+def estimate(ratio: ArrayLike) -> float:
+    """Returns the prevalence at which the log likelihood ratios (n,) of cutouts are most likely,
+    where the iteration of Saerens et al. (2002, section 2.2) ends, within one object of 0 and 1.
+
+    It is as good as the ratios: a survey full of what the members take for lenses has many.
+    """
+    excess = np.expm1(np.asarray(ratio, np.float64))
+    least, most = 1 / (excess.size + 1), excess.size / (excess.size + 1)
+
+    def slope(prevalence: float) -> float:
+        return float(np.mean(excess / (1 + prevalence * excess)))
+
+    if slope(least) <= 0:
+        return least
+    return most if slope(most) >= 0 else float(optimize.brentq(slope, least, most))
 
 
 def interval(

@@ -20,6 +20,7 @@ OF_A_RUN = {name for name in results.OUTPUTS if not name.endswith(".pdf")} - {
         "metrics.json",
         "inspection.html",
         "grading.html",
+        "ask.html",
         *results.WORST,
         *(f"{name}.png" for name in results.FIGURES),
     )

@@ -19,6 +19,8 @@ from lensjax.train.finetune import frozen_names, layerwise, origins, starts
 from lensjax.train.schedule import adamw
 from tests import networks
 from tests.ensemble.members import random_member
+from tests.networks import Convolutional
+from tests.train.small import config_and_state
 
 
 def member(folder, architecture: str, seed: int) -> Member:
@@ -142,6 +144,28 @@ def test_each_layer_moves_less_than_the_next(architecture, layers):
     if architecture == "vit_s16":
         bias = found["blocks.attention.query.bias"]
         np.testing.assert_allclose(bias[:, 0], 0.5 ** np.arange(12, 1, -1))
+
+
+def test_the_first_step_of_adamw_falls_with_the_depth():
+    _, state = config_and_state(Convolutional)
+    params = jax.tree.map(lambda leaf: leaf[0], state.params)
+    gradient = jax.tree.map(lambda leaf: jnp.cos(7.0 * leaf), params)
+    steps = {}
+    for decay in (0.75, 1.0):
+        before, after = layerwise(Convolutional.DEPTHS, decay, ())
+        optimizer = adamw(
+            **{"learning_rate": 0.1, "weight_decay": 0.05, "steps": 10, "warmup": 0.0},
+            **{"before": before, "after": after},
+        )
+        begun, step = jax.jit(optimizer.init)(params), jax.jit(optimizer.update)
+        for _ in range(2):  # the rate rises from zero
+            updates, begun = step(gradient, begun, params)
+        steps[decay] = named_leaves(updates)
+    assert len(steps[1.0]) >= 6
+    for name, whole in steps[1.0].items():
+        after = 2 - Convolutional.DEPTHS[name.split(".")[0]]
+        assert np.abs(whole).max() > 0
+        np.testing.assert_allclose(steps[0.75][name], 0.75**after * whole, rtol=1e-6)
 
 
 def test_frozen_weights_stay_and_do_not_count_in_the_clipping():

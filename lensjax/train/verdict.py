@@ -1,0 +1,117 @@
+"""Whether a member that learned from grades is better than it was, by grades that it has not seen.
+
+It is called better only where these say so: AUROC or log loss is better by its paired interval, and
+neither is worse. Too few lenses or others say nothing.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from scipy.special import expit
+
+from lensjax import metrics
+from lensjax.data.on_device import seen
+from lensjax.ensemble import calibration, checkpoint
+from lensjax.ensemble.checkpoint import Member
+from lensjax.intervals import Interval
+from lensjax.train.data import Labelled
+from lensjax.train.replay import Replayed
+
+BETTER, WORSE, OPEN, UNKNOWN = "better", "worse", "not shown to be better", "not known"
+# What decides, and whether more is better. TPR10 is shown, too: it takes many others to say much.
+DECIDES = {"auroc": 1, "log_loss": -1}
+AT_ONCE = 64
+
+
+def judged(member: Member, start: Path, validation: Replayed) -> Member:
+    """Returns a member with its verdict, as `verdict` has it, against the member in `start`."""
+    assert member.validation is not None
+    held = validation.take(np.arange(validation.graded))
+    before = checkpoint.read_info(start).calibration
+    found = verdict(
+        expit(before["slope"] * logits_of(start, held) + before["intercept"]),
+        calibrated(member.validation["logit"], validation),
+        held.labels,
+        held.group,
+    )
+    return dataclasses.replace(member, info=dataclasses.replace(member.info, verdict=found))
+
+
+def verdict(
+    before: np.ndarray, after: np.ndarray, label: np.ndarray, group: np.ndarray
+) -> dict[str, Any]:
+    """Returns what the probabilities (n,) before and after learning say, by labels (n,) and groups
+    (n,): `word`, one of BETTER, WORSE, OPEN and UNKNOWN, and `why` where it is the last; how many
+    `cutouts` and `lenses` there are; the metrics `before` and `after` by name; and their
+    `difference`, after less before, with 95 % intervals of a paired bootstrap over groups."""
+    difference, _ = metrics.compare(after, before, label, groups=group)
+    caveats = metrics.caveats(after, label, group)
+    values = [metrics.values(probability, label) for probability in (before, after)]
+    of_before, of_after = ({name: found[name] for name in difference} for found in values)
+    return {
+        "word": UNKNOWN if caveats else _word(difference),
+        "why": "; ".join(caveats),
+        "cutouts": len(label),
+        "lenses": int(label.sum()),
+        "before": of_before,
+        "after": of_after,
+        "difference": {name: found._asdict() for name, found in difference.items()},
+    }
+
+
+def sentence(found: Mapping[str, Any]) -> str:
+    """Returns a verdict as one line."""
+    shown = {"auroc": "AUROC", "log_loss": "log loss", "tpr10": "TPR10"}
+    parts = [
+        f"{words} {found['before'][name]:.3f} before, {found['after'][name]:.3f} after ("
+        + metrics.cell(Interval(**found["difference"][name]), "+.3f")
+        + ")"
+        for name, words in shown.items()
+    ]
+    why = f" ({found['why']})" if found["why"] else ""
+    return (
+        f"on {found['cutouts']} held-back grades, {found['lenses']} of them lenses: "
+        f"{', '.join(parts)}: {found['word']}{why}"
+    )
+
+
+def logits_of(folder: Path, data: Labelled) -> np.ndarray:
+    """Returns the logits (n,) float64 that the member in `folder` gives cutouts on its grid, which
+    it sees by its own normalisation; dropout is off."""
+    member = checkpoint.load_member(folder)
+    transform = dataclasses.replace(data.transform, preprocessing=member.info.preprocessing)
+    model = member.info.abstract_model()
+    network = nnx.merge(nnx.graphdef(model), checkpoint.nnx_state(model, member.state))
+
+    @jax.jit
+    def logits(images: np.ndarray, brightness: np.ndarray) -> jax.Array:
+        return network(seen(transform, images, brightness))
+
+    batches = data.in_order(min(AT_ONCE, len(data)))
+    parts = [np.asarray(logits(batch["images"], batch["brightness"])) for batch in batches]
+    return np.concatenate(parts)[: len(data)].astype(np.float64)
+
+
+def calibrated(logits: np.ndarray, validation: Replayed) -> np.ndarray:
+    """Returns the probabilities (graded,) of graded cutouts from the logits (n,) of all that
+    validate, each calibrated without its own part of the grades, whole groups apart."""
+    graded, found = validation.graded, np.empty(validation.graded)
+    unit = np.unique(validation.group[:graded], return_inverse=True)[1]
+    for fold in range(calibration.FOLDS):
+        own = np.flatnonzero(unit % calibration.FOLDS == fold)
+        others = np.delete(np.arange(len(logits)), own)
+        slope, intercept = calibration.platt(logits[others], validation.labels[others])
+        found[own] = expit(slope * logits[own] + intercept)
+    return found
+
+
+def _word(difference: Mapping[str, Interval]) -> str:
+    gains = [sorted(sign * np.array(difference[n][1:])) for n, sign in DECIDES.items()]
+    if any(high < 0 for _, high in gains):
+        return WORSE
+    return BETTER if any(low > 0 for low, _ in gains) else OPEN
