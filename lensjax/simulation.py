@@ -1,7 +1,7 @@
 """Simulating a sky, from the options to the folder of cutouts, truth and preview."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,8 @@ from lensjax.sky.scenes import KINDS
 from lensjax.sky.stamps import HUBBLE, Stamps, hubble_stamps, read_stamps
 from lensjax.sky.survey import SURVEYS, Survey
 
+OF_TILES = ("tile_size", "overlap", "objects", "prevalence", "compress")
+
 
 @dataclass(frozen=True)
 class SimulateConfig:
@@ -46,7 +48,7 @@ class SimulateConfig:
     backgrounds: str | None = None
     """Real cutouts (as --data of infer.py) for arcs."""
     bands: str | None = None
-    """Bands that the backgrounds' files hold."""
+    """Bands that the backgrounds' files hold; of tiles, those to write (None: the survey's own)."""
     pixel_scale: float | None = None
     """Arcsec/pixel of the backgrounds."""
     sources: str | None = None
@@ -71,6 +73,18 @@ class SimulateConfig:
     """Write folders of ArrayRecord shards, train and test, not .npz."""
     seed: int = 0
     """Seed of everything that is drawn."""
+    tiles: int | None = None
+    """Write so many overlapping tiles of a survey and a catalogue of objects, not cutouts."""
+    tile_size: int = 4000
+    """Pixels along a side of a tile."""
+    overlap: int = 60
+    """Pixels that neighbouring tiles share."""
+    objects: int = 20000
+    """Objects in the catalogue of all tiles together."""
+    prevalence: float = 0.001
+    """Share of the objects that are lenses."""
+    compress: bool = False
+    """Write the tiles as .fits.fz, compressed by Rice's method with a small loss."""
 
 
 def simulate_survey(options: SimulateConfig) -> str:
@@ -80,6 +94,7 @@ def simulate_survey(options: SimulateConfig) -> str:
     `group` by which a validation set can be split off likewise. truth.csv is written last: where it
     is, all is. Raises UsageError for options that do not fit.
     """
+    refuse_given(options, OF_TILES, "is for tiles: say how many with --tiles, or leave it out")
     if options.output is None:
         raise UsageError("--output is missing: name a folder for the simulated sky")
     survey_of(options)  # which says what is wrong before a folder is made
@@ -99,6 +114,13 @@ def simulate_survey(options: SimulateConfig) -> str:
         f"{options.output}: {lenses} lenses and {options.count - lenses} others as {survey.name} "
         f"sees them; {int((~test).sum())} in train{ending}, {int(test.sum())} in test{ending}"
     )
+
+
+def refuse_given(options: SimulateConfig, names: Iterable[str], reason: str) -> None:
+    """Raises UsageError for the first of some options that is not what it is by default."""
+    for name in names:
+        if getattr(options, name) != getattr(SimulateConfig, name):
+            raise UsageError(f"--{name.replace('_', '-')} {reason}")
 
 
 def simulated(options: SimulateConfig) -> tuple[Survey, Simulation, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Makes ray-traced lenses and look-alikes, split into training and test."""
+"""Makes ray-traced lenses and look-alikes: cutouts for training, or tiles of a survey."""
 
 from lensjax.launch import run_script
 

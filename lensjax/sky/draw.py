@@ -178,7 +178,7 @@ def simulate(
         advance(len(untouched))
     if sources is not None:
         columns["source"] = sources.name[stamp_rows]
-    return Simulation(images, _table(survey, seed, todo, columns))
+    return Simulation(images, table(survey, seed, todo, columns))
 
 
 def draw(
@@ -197,15 +197,11 @@ def draw(
 
     The lens system and how it is observed depend on the `group`, all else on the `index`.
     """
-    observation = observe(_uniform(seed, 0, group, observation_uniforms(survey)), survey)
+    observation = observe(uniforms(seed, 0, group, observation_uniforms(survey)), survey)
     if backgrounds is not None:
         observation = observation_of(backgrounds, observation, survey.calibrated)
-    lensed = np.flatnonzero(np.isin(kind, [list(KINDS).index(name) for name in OF_DEFLECTOR]))
-    lensed = lensed if len(lensed) else np.arange(1)  # one that is not shown
-    lens = draw_lenses(
-        _uniform(seed, 1, group[lensed], LENS_UNIFORMS), survey, take(observation, lensed)
-    )
-    uniform = _uniform(seed, 2, index, SCENE_UNIFORMS + ARTEFACT_UNIFORMS)
+    lens, lensed = lens_systems(survey, group, kind, seed, observation)
+    uniform = uniforms(seed, 2, index, SCENE_UNIFORMS + ARTEFACT_UNIFORMS)
     scene = draw_scenes(uniform[:SCENE_UNIFORMS], kind, lens, lensed, Sky(survey, observation))
     arc_snr = np.zeros(len(kind))
     arc_snr[lensed] = lens.arc_snr
@@ -221,10 +217,21 @@ def draw(
         1.0 if sources is None else float(sources.pixel_scale),
         survey,
     )
-    return images, _truth(lens, lensed, observation, survey) | seen
+    return images, truth_of(lens, lensed, observation, survey) | seen
 
 
-def _uniform(seed: int, purpose: int, numbers: np.ndarray, count: int) -> np.ndarray:
+def lens_systems(
+    survey: Survey, group: np.ndarray, kind: np.ndarray, seed: int, observation: Observation
+) -> tuple[Lens, np.ndarray]:
+    """Returns the lens systems of the pictures of kinds that show the galaxy of one, and which of
+    the n pictures these are: (m,), never none."""
+    lensed = np.flatnonzero(np.isin(kind, [list(KINDS).index(name) for name in OF_DEFLECTOR]))
+    lensed = lensed if len(lensed) else np.arange(1)  # one that is not shown
+    uniform = uniforms(seed, 1, group[lensed], LENS_UNIFORMS)
+    return draw_lenses(uniform, survey, take(observation, lensed)), lensed
+
+
+def uniforms(seed: int, purpose: int, numbers: np.ndarray, count: int) -> np.ndarray:
     """Returns random numbers (count, n) between 0 and 1: a stream of its own for each number (n,),
     so that a picture is the same whatever is drawn beside it."""
     streams = [np.random.default_rng((seed, purpose, number)) for number in numbers.tolist()]
@@ -260,7 +267,7 @@ def observation_of(
     )
 
 
-def _truth(
+def truth_of(
     lens: Lens, lensed: np.ndarray, observation: Observation, survey: Survey
 ) -> dict[str, np.ndarray]:
     """Returns what truth.csv says of the lens systems of the pictures `lensed`, and of how all (n,)
@@ -290,7 +297,7 @@ def _truth(
     return truth
 
 
-def _table(
+def table(
     survey: Survey, seed: int, todo: Assignment, columns: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Returns the truth: who is who, and the numbers of those that have them."""

@@ -85,8 +85,8 @@ class Lens(NamedTuple):
 Tree = TypeVar("Tree", bound=tuple[Any, ...])
 
 
-def take(tree: Tree, rows: Array | slice) -> Tree:
-    """Returns some of the pictures of a tree of arrays (..., n)."""
+def take(tree: Tree, rows: Array | slice | int) -> Tree:
+    """Returns some of the pictures, or one without that axis, of a tree of arrays (..., n)."""
     return jax.tree.map(lambda values: values[..., rows], tree)
 
 

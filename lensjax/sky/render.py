@@ -184,21 +184,24 @@ def add_noise(
     return jnp.where(image == 0.0, image, image + jnp.sqrt(variance) * noise)
 
 
-def source_light(
+def source_image(
     scene: Scene,
     stamp: jax.Array | None,
     stamp_scale: float,
     observation: Observation,
     survey: Survey,
-) -> jax.Array:
-    """Returns the light (band, fine, fine) of the source's images, flux per sample."""
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the source's images (band, size, size), flux, and how many times the light of the
+    source they have, a scalar."""
     x, y = grid(samples(survey), observation)
     x, y = trace(x - scene.x, y - scene.y, scene.mass)
     if stamp is None:
         light = sersic_light(x, y, scene.source)
     else:
         light = stamp_light(x, y, scene, stamp, stamp_scale)
-    return light * (observation.pixel_scale / SUPERSAMPLING) ** 2
+    light = light * (observation.pixel_scale / SUPERSAMPLING) ** 2
+    magnification = jnp.sum(light) / jnp.maximum(jnp.sum(scene.source.flux), 1e-12)
+    return blur(light, observation, survey), magnification
 
 
 def foreground_light(scene: Scene, observation: Observation, survey: Survey) -> jax.Array:
@@ -238,15 +241,16 @@ def render_picture(
     else.
     """
     scene, observation, background = picture.scene, picture.observation, picture.background
-    light = source_light(scene, stamp, stamp_scale, observation, survey)
-    magnification = jnp.sum(light) / jnp.maximum(jnp.sum(scene.source.flux), 1e-12)
+    arcs, magnification = jax.lax.cond(
+        jnp.any(scene.source.flux > 0),  # where there is none, which is common, nothing is traced
+        lambda: source_image(scene, stamp, stamp_scale, observation, survey),
+        lambda: (jnp.zeros((len(survey.bands), survey.size, survey.size)), jnp.zeros(())),
+    )
     if background is None:
-        both = jnp.stack([light, foreground_light(scene, observation, survey)])
-        arcs, front = blur(both, observation, survey)
+        front = blur(foreground_light(scene, observation, survey), observation, survey)
         stars = scene.stars._replace(x=scene.stars.x + scene.x, y=scene.stars.y + scene.y)
         front = front + star_images(stars, observation, survey)
     else:
-        arcs = blur(light, observation, survey)
         front = jnp.nan_to_num(background - jnp.nanmedian(background, axis=(0, 1), keepdims=True))
         front = jnp.moveaxis(front, -1, 0)
     x, y = grid(pixels(survey), observation)

@@ -435,7 +435,7 @@ def field(uniform: Array, redshift: Array, sky: Sky) -> tuple[Galaxies, Stars]:
 
 
 def draw_scenes(uniform: Array, kind: Array, lens: Lens, lens_rows: Array, sky: Sky) -> Scene:
-    """Returns the scenes of pictures of the kinds KINDS[kind] (n,).
+    """Returns the scenes of pictures of the kinds KINDS[kind] (n,), the field around them included.
 
     `lens` are the deflectors of the pictures `lens_rows`, and the sources whose light they spend;
     `uniform` (SCENE_UNIFORMS, n) is all else that is random.
@@ -443,35 +443,61 @@ def draw_scenes(uniform: Array, kind: Array, lens: Lens, lens_rows: Array, sky: 
     own, around, rest = np.split(uniform, [CENTRE_UNIFORMS, CENTRE_UNIFORMS + FIELD_UNIFORMS])
     redshift = lens_redshift(rest[5])
     redshift[lens_rows] = lens.system.lens_redshift
-    field_galaxies, field_stars = field(around, redshift, sky)
-    whole = Centre(
-        galaxies=_dark(Galaxies, CENTRAL_GALAXIES, sky),
-        swirls=_dark(Swirls, SWIRLS, sky),
-        source=_dark(Galaxies, SOURCE_COMPONENTS, sky),
-        mass=no_mass(len(kind)),
-        star_flux=np.zeros_like(sky.observation.fwhm),
-    )
+    centre = draw_centres(own, kind, lens, lens_rows, sky)
+    # The middle of a cutout lies within a pixel of its galaxy.
+    x, y = sky.observation.pixel_scale * between(rest[3:5], -1, 1)
+    return compose(centre, field(around, redshift, sky), rest[:3], x, y)
+
+
+def draw_centres(uniform: Array, kind: Array, lens: Lens, lens_rows: Array, sky: Sky) -> Centre:
+    """Returns what stands in the middle of such pictures; `uniform` is (CENTRE_UNIFORMS, n)."""
+    whole = dark_centre(sky)
     for number, (name, build) in enumerate(KINDS.items()):
         rows = np.flatnonzero(kind == number)
         if len(rows):
             shown = np.searchsorted(lens_rows, rows) if name in OF_DEFLECTOR else slice(0)
             seen = Sky(sky.survey, take(sky.observation, rows))
-            centre = build(own[:, rows], take(lens, shown), seen)
+            centre = build(uniform[:, rows], take(lens, shown), seen)
             for into, part in zip(whole, centre, strict=True):
                 if part is not None:
                     put(into, rows, part)
-    at_centre = np.zeros((1, len(kind)))
-    # The middle of a cutout lies within a pixel of its galaxy.
-    x, y = sky.observation.pixel_scale * between(rest[3:5], -1, 1)
+    return whole
+
+
+def dark_centre(sky: Sky) -> Centre:
+    """Returns pictures with nothing in the middle."""
+    return Centre(
+        galaxies=_dark(Galaxies, CENTRAL_GALAXIES, sky),
+        swirls=_dark(Swirls, SWIRLS, sky),
+        source=_dark(Galaxies, SOURCE_COMPONENTS, sky),
+        mass=no_mass(sky.observation.fwhm.shape[1]),
+        star_flux=np.zeros_like(sky.observation.fwhm),
+    )
+
+
+def empty_field(sky: Sky) -> tuple[Galaxies, Stars]:
+    """Returns no galaxies and no stars, as `field` returns those that there are."""
+    return _dark(Galaxies, 0, sky), _dark(Stars, 0, sky)
+
+
+def compose(
+    centre: Centre, around: tuple[Galaxies, Stars], uniform: Array, x: Array, y: Array
+) -> Scene:
+    """Returns scenes of what stands in the middle, at x and y (n,), and of the field around it.
+
+    `uniform` (3, n) makes the angles of stamps and spikes, and how bright spikes are.
+    """
+    galaxies, stars = around
+    at_centre = np.zeros((1, len(x)))
     return Scene(
-        galaxies=_lit_first(_join(whole.galaxies, field_galaxies)),
-        swirls=whole.swirls,
-        source=_lit_first(whole.source),
-        mass=whole.mass,
-        stars=_join(Stars(whole.star_flux[None], at_centre, at_centre), field_stars),
-        stamp_angle=2 * np.pi * rest[0],
-        spike_angle=np.pi * rest[1],
-        spike_fraction=between(rest[2], 0.02, 0.08),
+        galaxies=_lit_first(_join(centre.galaxies, galaxies)),
+        swirls=centre.swirls,
+        source=_lit_first(centre.source),
+        mass=centre.mass,
+        stars=_join(Stars(centre.star_flux[None], at_centre, at_centre), stars),
+        stamp_angle=2 * np.pi * uniform[0],
+        spike_angle=np.pi * uniform[1],
+        spike_fraction=between(uniform[2], 0.02, 0.08),
         x=x,
         y=y,
     )

@@ -35,6 +35,19 @@ AS_SEARCHED = (
     ("ring", 0.06),
     ("merger", 0.06),
 )
+# As they stand in a tile, beyond any selection but brightness (chosen).
+AS_THEY_ARE = (
+    ("ordinary", 0.70),
+    ("red", 0.11),
+    ("spiral", 0.07),
+    ("edge_on", 0.05),
+    ("star", 0.03),
+    ("group", 0.01),
+    ("satellites", 0.01),
+    ("unlensed", 0.01),
+    ("merger", 0.005),
+    ("ring", 0.005),
+)
 
 
 @dataclass(frozen=True)
