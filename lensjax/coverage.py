@@ -59,19 +59,19 @@ def searched(ra: Array, dec: Array, width: Array, order: int | None = None) -> "
     """Returns the MOC of the cells that squares on the sky touch, north up.
 
     `ra` and `dec` (n,) in degrees are their centres, `width` (n,) in arcsec their sides; those that
-    are not known are left out. By default the cells are a sixty-fourth of the widest square, or
-    larger where so many would take more than MOST_POINTS: the MOC says its order. It is larger than
-    the squares by about a cell at each edge.
+    are not known are left out. By default the cells are at most a sixty-fourth of the widest square,
+    or larger where these would take more than MOST_POINTS: the MOC says its order. It is larger
+    than the squares by about a cell at each edge.
     """
     from mocpy import MOC
 
-    known = located(ra, dec) & (width > 0)
-    ra, dec, width = (np.asarray(each, np.float64)[known] for each in (ra, dec, width))
-    if not ra.size:
+    squares = np.array([ra, dec, width], np.float64)[:, located(ra, dec) & (width > 0)]
+    count = squares.shape[1]
+    if not count:
         return MOC.new_empty(ORDER if order is None else order)
-    widest = math.radians(width.max() / 3600)
+    widest = math.radians(squares[2].max() / 3600)
     if order is None:
-        across = min(64.0, max(1.0, math.sqrt(MOST_POINTS / ra.size) / 2))
+        across = min(128.0, max(1.0, math.sqrt(MOST_POINTS / count) / 2))
         order = min(ORDER, math.floor(math.log2(math.sqrt(math.pi / 3) * across / widest)))
     # Points half a cell apart, the edges with them, miss no cell but corners.
     cell = math.sqrt(math.pi / 3) / 2**order
@@ -87,8 +87,10 @@ def searched(ra: Array, dec: Array, width: Array, order: int | None = None) -> "
     return MOC.from_healpix_cells(found, np.full(found.size, order, np.uint8), order)
 
 
-def _cells(ra: Array, dec: Array, width: Array, points: int, order: int) -> Array:
-    """Returns the cells of points x points places in each square, all in one array."""
+def _cells(squares: Array, points: int, order: int) -> Array:
+    """Returns the cells of points x points places in each of the squares (3, n), all in one
+    array."""
+    ra, dec, width = squares
     lon, lat = np.radians(ra)[:, None, None], np.radians(dec)[:, None, None]
     # On the plane that touches the sphere at the centre: right at the poles too.
     steps = np.linspace(-0.5, 0.5, points) * np.radians(width / 3600)[:, None]
@@ -98,7 +100,7 @@ def _cells(ra: Array, dec: Array, width: Array, points: int, order: int) -> Arra
     y = outwards * np.sin(lon) + east * np.cos(lon)
     z = np.sin(lat) + north * np.cos(lat) + 0 * east
     around, up = np.degrees(np.arctan2(y, x)), np.degrees(np.arctan2(z, np.hypot(x, y)))
-    return healpix(around.ravel(), up.ravel(), order).data
+    return np.asarray(healpix(around.ravel(), up.ravel(), order))
 
 
 def write_searched(folder: Path, ra: Array, dec: Array, width: Array) -> None:

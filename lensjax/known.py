@@ -50,7 +50,8 @@ def read_lenses(path: Path) -> Table:
     if not exists(str(path)):
         raise UsageError(f"--known {path}: no such file")
     table = read_table(path)
-    bare = Table(table.columns.values(), names=_bare_names(table.colnames), copy=False)
+    bare = table.copy(copy_data=False)
+    bare.rename_columns(table.colnames, _bare_names(table.colnames))
     bare = standardise(bare, str(path))
     missing = [name for name in ("ra", "dec") if name not in bare.colnames]
     if missing:

@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
-from lensjax.errors import one_line
+from lensjax.errors import UsageError, one_line
+
+try:
+    from pyvo.samp import SAMPHubError, SAMPIntegratedClient, SAMPProxyError
+except ImportError as error:
+    raise UsageError("--samp needs pyvo: pip install '.[samp]'") from error
 
 MESSAGE = "table.load.votable"
 
@@ -10,9 +15,6 @@ MESSAGE = "table.load.votable"
 def send(table: Path) -> str:
     """Sends a VOTable of this machine to all programs that load such, TOPCAT and Aladin among them,
     and returns in one line which they were, or why there are none."""
-    from astropy.samp import SAMPHubError, SAMPIntegratedClient
-    from astropy.samp.errors import SAMPProxyError
-
     client = SAMPIntegratedClient(name="lensjax", callable=False)
     url = table.absolute().as_uri()
     try:

@@ -65,10 +65,8 @@ def test_many_squares_take_larger_cells_and_overlaps_count_once(monkeypatch):
 
 def test_widths_come_from_the_member_that_is_furthest():
     """geometry of 5 and 40 arcsec for members of 10 and 20: 5/20 and 40/10 are furthest from 1."""
-    shared = {"bands": ("g",), "stretch": "none"}
-    members = [
-        Preprocessing(input_size=size, pixel_scale=0.2, **shared) for size in (50, 100)
-    ]  # fmt: skip
+    shared = {"bands": ("g",), "stretch": "none", "softening": 1.0, "mean": (0,), "std": (1,)}
+    members = [Preprocessing(input_size=size, pixel_scale=0.2, **shared) for size in (50, 100)]
     found = coverage.widths(np.array([5 / 20, 40 / 10, np.nan]), members)
     np.testing.assert_allclose(found, [5, 40, 10])
     unknown = [Preprocessing(input_size=50, pixel_scale=None, **shared)]

@@ -90,8 +90,14 @@ def test_no_lens_and_no_position_are_said():
     assert said.notes == ["0 of 1 known lenses are among the scored cutouts (within 3 arcsec)"]
 
 
-@pytest.mark.parametrize("names", [("name", "RA [deg]", "DEC [deg]"), ("NAME", "Ra", "dec")])
-@pytest.mark.parametrize("suffix", [".csv", ".fits", ".vot"])
+@pytest.mark.parametrize(
+    ("suffix", "names"),
+    [
+        (".csv", ("name", "RA [deg]", "DEC [deg]")),
+        (".fits", ("name", "RA [deg]", "DEC [deg]")),
+        (".vot", ("NAME", "Ra", "dec")),
+    ],
+)
 def test_tables_are_understood_as_lenscat_has_them(tmp_path, names, suffix):
     columns = (["J1", "J2", "J3"], [1.5, 2.5, np.nan], [-3.0, 4.0, 5.0])
     table = Table(dict(zip(names, columns, strict=True)))

@@ -3,8 +3,8 @@
 import threading
 
 import pytest
-from astropy.samp import SAMPHubServer, SAMPIntegratedClient, conf
 from astropy.table import Table
+from pyvo.samp import SAMPHubServer, SAMPIntegratedClient, conf
 
 from lensjax import samp
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lensjax import __version__, config, inference, runtime, samp
+from lensjax import __version__, config, inference, runtime
 from lensjax.data.formats import shards
 from lensjax.data.formats.shards import Encoding
 from lensjax.data.parts import rows_of
@@ -44,8 +44,10 @@ def main(argv: Sequence[str]) -> None:
     if options.pack is not None:
         print(pack(options, options.pack))
         return
-    if options.samp and (options.part is not None or not is_local(options.folder)):
-        raise UsageError("--samp needs all rows (no --part), and an --output on this machine")
+    if options.samp:
+        if options.part is not None or not is_local(options.folder):
+            raise UsageError("--samp needs all rows (no --part), and an --output on this machine")
+        from lensjax import samp  # an extra: that it lacks is said before anything is scored
     print(inference.infer(_with_defaults(options)).summary(options.folder))
     if options.samp:
         print(samp.send(options.folder / "candidates.vot"))

@@ -83,7 +83,7 @@ def write_csv(file: IO[bytes], table: Table, *, header: bool = True) -> None:
     pyarrow.csv.write_csv(pa.table(columns), file, pa.csv.WriteOptions(include_header=header))
 
 
-def readable(column: Column) -> pa.Array:
+def plain_digits(column: Column) -> pa.Array:
     """Returns a column of scalars in a type whose digits say the same to all readers, gaps and NaN
     as nulls."""
     return _readable(_array(column))

@@ -26,9 +26,10 @@ def write_votable(file: IO[bytes], table: Table) -> None:
     each column."""
     before, end, after = _described(table).rpartition(_END)
     file.write(before + b"   <DATA><TABLEDATA>\n")
+    between = pa.scalar("</TD><TD>", pa.large_string())
     for first in range(0, len(table), _ROWS):
         cells = map(_texts, table[first : first + _ROWS].itercols())
-        rows = pc.binary_join_element_wise(*cells, "</TD><TD>").to_pylist()
+        rows = pc.binary_join_element_wise(*cells, between).to_pylist()
         file.writelines(f"<TR><TD>{row}</TD></TR>\n".encode() for row in rows)
     file.write(b"   </TABLEDATA></DATA>\n" + end + after)
 
@@ -69,7 +70,7 @@ def _type(column: Column) -> tuple[str, str | None]:
 
 def _texts(column: Column) -> pa.Array:
     """Returns the cells of a column as they stand in XML."""
-    values = arrow.readable(column)
+    values = arrow.plain_digits(column)
     texts = pc.fill_null(values.cast(pa.large_string()), "")
     if column.dtype.kind == "f":
         for said, written in _INFINITE.items():

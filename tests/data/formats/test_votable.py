@@ -12,7 +12,7 @@ from lensjax.columns import COLUMNS, OF_MEMBERS
 from lensjax.data.formats import votable
 from tests.scored import scored
 
-TEXTS = ["a & b", "<TD>", "two\nlines", "ünï ☃", "]]>", "\r", "plain", ""]
+TEXTS = ["a & b", "<TD>", "two\nlines", "ünï ☃", "]]>", "a\rb", "plain", ""]
 
 
 def written(table: Table) -> Table:
@@ -25,7 +25,7 @@ def written(table: Table) -> Table:
 def test_values_of_all_types_come_back():
     columns = {
         kind: np.array([0, 1, 2, 3, 100, 5, 6, 7], kind)
-        for kind in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "f2", "f4", "f8", "?")
+        for kind in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "f2", "f4", "f8", "bool")
     }
     table = Table(columns | {"text": TEXTS})
     table["f8"] = [0.1, np.nan, np.inf, -np.inf, 1e300, 5e-324, -0.0, 1 / 3]
