@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mocpy import MOC
 
 ORDER = 29  # the finest whose cells 64 bits can number
-MOST_POINTS = 20_000_000
+MOST_POINTS = 5_000_000
 """So many points on the sky are tried at most to find the cells that cutouts cover."""
 _PIECE = 2_000_000
 
@@ -59,7 +59,7 @@ def searched(ra: Array, dec: Array, width: Array, order: int | None = None) -> "
     """Returns the MOC of the cells that squares on the sky touch, north up.
 
     `ra` and `dec` (n,) in degrees are their centres, `width` (n,) in arcsec their sides; those that
-    are not known are left out. By default the cells are at most a sixty-fourth of the widest square,
+    are not known are left out. By default the cells are from a 32nd to a 64th of the widest square,
     or larger where these would take more than MOST_POINTS: the MOC says its order. It is larger
     than the squares by about a cell at each edge.
     """
@@ -71,17 +71,15 @@ def searched(ra: Array, dec: Array, width: Array, order: int | None = None) -> "
         return MOC.new_empty(ORDER if order is None else order)
     widest = math.radians(squares[2].max() / 3600)
     if order is None:
-        across = min(128.0, max(1.0, math.sqrt(MOST_POINTS / count) / 2))
+        across = min(64.0, max(1.0, math.sqrt(MOST_POINTS / count) / 2))
         order = min(ORDER, math.floor(math.log2(math.sqrt(math.pi / 3) * across / widest)))
     # Points half a cell apart, the edges with them, miss no cell but corners.
     cell = math.sqrt(math.pi / 3) / 2**order
     points = max(2, math.ceil(2 * widest / cell) + 1)
     piece = max(1, _PIECE // points**2)
     cells = [
-        np.unique(
-            _cells(*(each[first : first + piece] for each in (ra, dec, width)), points, order)
-        )
-        for first in range(0, ra.size, piece)
+        np.unique(_cells(squares[:, first : first + piece], points, order))
+        for first in range(0, count, piece)
     ]
     found = np.unique(np.concatenate(cells)).astype(np.uint64)
     return MOC.from_healpix_cells(found, np.full(found.size, order, np.uint8), order)

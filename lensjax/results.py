@@ -234,7 +234,8 @@ def candidate_table(
     table["flag"] = np.asarray(predictions.flag[rows], np.str_)
     if coverage.located(predictions.ra, predictions.dec).any():
         cells = coverage.healpix(predictions.ra[rows], predictions.dec[rows])
-        table["_healpix_29"] = MaskedColumn(cells) if cells.mask.any() else Column(cells.data)
+        gaps = np.ma.getmaskarray(cells).any()
+        table["_healpix_29"] = MaskedColumn(cells) if gaps else Column(np.ma.getdata(cells))
     for name, column in table.columns.items():
         describe(column, COLUMNS[name])
     for name, values in zip(predictions.members, predictions.scores.member_probs, strict=True):
