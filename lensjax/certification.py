@@ -9,6 +9,7 @@ import numpy as np
 from astropy.table import Table, vstack
 
 from lensjax import inspection, results
+from lensjax.columns import OF_MEMBERS
 from lensjax.errors import UsageError, refuse
 from lensjax.files import gathering
 from lensjax.labels import match, read_labels
@@ -149,7 +150,7 @@ def _ranked(folder: Path, names: Sequence[str] | None = None) -> Table:
     for _, table in results.read_candidates(folder):
         logit = np.array(table["logit"], np.float64)
         for column in table.itercols():
-            if column.description == results.OF_MEMBERS.description:
+            if column.description == OF_MEMBERS.description:
                 logit[np.ma.getmaskarray(np.ma.asarray(column))] = -np.inf
         table["logit"] = logit
         parts.append(table[[n for n in names or table.colnames if n in table.colnames]])

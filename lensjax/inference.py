@@ -19,7 +19,18 @@ import jax
 import numpy as np
 from astropy.table import Column, Table
 
-from lensjax import __version__, asking, controls, inspection, metrics, results, runtime, staging
+from lensjax import (
+    __version__,
+    asking,
+    controls,
+    coverage,
+    inspection,
+    known,
+    metrics,
+    results,
+    runtime,
+    staging,
+)
 from lensjax.asking import AskOptions
 from lensjax.controls import ControlOptions
 from lensjax.data import pipeline
@@ -36,6 +47,7 @@ from lensjax.ensemble.staged import Staged
 from lensjax.ensemble.step import Weights
 from lensjax.errors import LensjaxError, UsageError, refuse
 from lensjax.files import gathering
+from lensjax.known import KnownOptions
 from lensjax.ledger import Columns, Ledger, claimed, fingerprint
 from lensjax.members import Members, ScoringOptions, compile_step, find_members, load_weights
 from lensjax.metrics import Metrics
@@ -50,7 +62,7 @@ PARTS = ".scores"
 
 
 @dataclass(frozen=True)
-class InferenceConfig(AskOptions, ControlOptions):
+class InferenceConfig(AskOptions, ControlOptions, KnownOptions):
     """A run: which members score which cutouts, how, and where the results go."""
 
     ensemble: str | None = None
@@ -82,6 +94,8 @@ class InferenceConfig(AskOptions, ControlOptions):
     """Ray actors that score; auto: one per accelerator, without any one per four cores."""
     deadline: float = 900.0
     """Seconds after which a Ray actor that has not finished its rows is ended."""
+    hats: bool = False
+    """Write the catalogue also in pieces of the sky, for LSDB: candidates.hats."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""
@@ -173,6 +187,7 @@ def infer(config: InferenceConfig) -> Outcome:
     # What could not be promised or asked in the end is refused before anything is scored.
     if config.ask and config.part is None:
         asking.check(config, source, members)
+    known.lenses_of(config)
     trust.refuse_unknown_odds(ensemble.validated_on, config.prevalence)
     if config.max_false_discovery is not None:
         trust.number_drawn(config.calibration, source.given)
@@ -367,16 +382,18 @@ def write(
     if cascade:
         rate = scoring.get("images_per_second")
         said = trust.together(trust_cascade.said(cascade, predictions, rate), said)
+    lenses = known.lenses_of(config)
+    said = trust.together(said, known.said(predictions, lenses, config.known_radius))
     top = ranking[: max(config.top, results.LISTED)]
     best = results.candidate_table(table, predictions, top, trust=said.columns)
     field, action = predictions.field[readable], predictions.action[readable]
     warnings = doubts(field, action, ensemble.preprocessings, config.fit)
     validated = fused_validation(ensemble, members.validations, config.fusion)
     if validated and readable.any():
-        logit, known = predictions.scores.logit, np.full(len(readable), -1)
-        known = known if labels is None else np.asarray(labels)
+        logit, truth = predictions.scores.logit, np.full(len(readable), -1)
+        truth = truth if labels is None else np.asarray(labels)
         of_others = validated[0][validated[1] == 0]
-        warnings += trust.unlike_validation(logit[readable], known[readable], of_others)
+        warnings += trust.unlike_validation(logit[readable], truth[readable], of_others)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     found = {}
@@ -417,6 +434,11 @@ def write(
     }
     with gathering() as attempt:
         attempt("catalogue", results.write_outputs, config.folder, table, predictions, said.columns)
+        if config.hats:
+            attempt("hats", results.write_hats, config.folder, table, predictions, said.columns)
+        sky = predictions.ra[readable], predictions.dec[readable]
+        widths = coverage.widths(field, ensemble.preprocessings)
+        attempt("searched.moc.*", coverage.write_searched, config.folder, *sky, widths)
         # Pictures last: drawing takes memory of its own, and the catalogue must not be lost.
         record["peak_memory_bytes"] = runtime.peak_memory_bytes()
         attempt("run.json", results.write_json, config.folder / "run.json", record)
@@ -438,10 +460,10 @@ def _promised(
     said = trust.likelihood(predictions, ensemble.validated_on, config.prevalence)
     if config.max_false_discovery is None:
         return said
-    known = np.full(ranking.size, -1) if labels is None else labels[ranking]
+    truth = np.full(ranking.size, -1) if labels is None else labels[ranking]
     # The others rank before what a cascade has dropped.
     ranked = np.where(predictions.complete, predictions.scores.logit, -np.inf)[ranking]
-    promise = trust.promise(config, ranked, known, config.seed)
+    promise = trust.promise(config, ranked, truth, config.seed)
     in_order = trust.in_input_order(promise, ranking, len(predictions.readable))
     return trust.together(said, in_order)
 

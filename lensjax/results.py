@@ -11,75 +11,24 @@ import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table, meta
 from numpy.typing import NDArray
 
+from lensjax import coverage, hats
+from lensjax.columns import CARRIED, COLUMNS, OF_MEMBERS, TRUST, describe
 from lensjax.data.catalog import DataOptions
 from lensjax.data.formats import fits_table
 from lensjax.data.formats.tables import filled, plain, read_table
 from lensjax.data.source import Source
 from lensjax.errors import UsageError
-from lensjax.files import gathering, replacing
+from lensjax.files import gathering, remove, replacing
 from lensjax.predictions import Predictions, Scores, write_predictions
 
-
-class Meaning(NamedTuple):
-    """What a column means: unit and UCD (the IVOA's word for a quantity), empty where there is
-    none, as for log-odds and nats, and description."""
-
-    unit: str
-    ucd: str
-    description: str
-
-
-COLUMNS = {
-    "rank": Meaning("", "stat.rank", "place in the list, 1 is the best"),
-    "id": Meaning("", "meta.id;meta.main", "identifier of the cutout"),
-    "ra": Meaning("deg", "pos.eq.ra;meta.main", "right ascension, where known"),
-    "dec": Meaning("deg", "pos.eq.dec;meta.main", "declination, where known"),
-    "probability": Meaning("", "stat.probability", "fused score of all members, from 0 to 1"),
-    "logit": Meaning("", "", "the same as log-odds, ln(p / (1 - p))"),
-    "logit_std": Meaning("", "stat.stdev", "spread of log-odds over members and dropout"),
-    "total_entropy": Meaning("", "", "uncertainty whether it is a lens, in nats"),
-    "aleatoric_entropy": Meaning("", "", "the part that members agree on, in nats"),
-    "mutual_information": Meaning("", "", "the part on which they disagree, in nats"),
-    "flag": Meaning("", "meta.code.qual", "what is missing in the cutout, empty where nothing is"),
-}
-# What a run can say beyond the scores; each is there where it could be computed.
-TRUST = {
-    "log_likelihood_ratio": Meaning(
-        "", "", "what the cutout itself says: logit less the log-odds of the validation data"
-    ),
-    "beyond_calibration": Meaning(
-        "",
-        "meta.code",
-        "the ratio is clipped: the validation data are too few to know a higher one",
-    ),
-    "survey_probability": Meaning(
-        "", "stat.probability", "probability at the prevalence that --prevalence says"
-    ),
-    "calibration": Meaning(
-        "", "meta.code", "drawn to calibrate the list: the promises are about the others"
-    ),
-    "p_value": Meaning("", "stat.probability", "chance that a non-lens scores as high (conformal)"),
-    "false_positives_at_most": Meaning(
-        "", "", "most false positives of the list down to this row, at the confidence of the run"
-    ),
-    "purity_at_least": Meaning(
-        "", "", "least share of lenses in the list down to this row, at the confidence of the run"
-    ),
-}
 NO_COLUMNS: Mapping[str, Any] = MappingProxyType({})
-OF_MEMBERS = Meaning("", "stat.probability", "score of one member alone, from 0 to 1")
-CARRIED = {
-    "path": Meaning("", "meta.ref;meta.file", "file of the cutout, and its place in it"),
-    "label": Meaning("", "meta.code.class", "1 a lens, 0 none, -1 not known"),
-}
-
 # A file of candidates has so many at most: it opens anywhere, and is written in little memory.
 PARTITION_ROWS = 500_000
 # The report lists so many.
@@ -97,6 +46,10 @@ OUTPUTS = (  # every file that scoring or evaluating leaves in its folder
     "candidates.parquet",
     "candidates.csv",
     "candidates.fits",
+    "candidates.vot",
+    "candidates.reg",
+    "searched.moc.fits",
+    "searched.moc.json",
     "run.json",
     "mosaic.png",
     "report.html",
@@ -117,6 +70,7 @@ def clear(folder: Path) -> None:
     later = (path for name in CANDIDATES for path in folder.glob(partition_name(name, "[0-9]*")))
     for path in (*later, *(folder / name for name in OUTPUTS)):
         path.unlink(missing_ok=True)
+    remove(folder / hats.FOLDER)
 
 
 def write_outputs(
@@ -129,11 +83,11 @@ def write_outputs(
     stop the others.
 
     `catalogue` has the rows of the `predictions`, in input order; for `trust` see
-    `candidate_table`. The three files of candidates hold the same rows: the best PARTITION_ROWS,
-    and as many each those that are numbered. Gaps are nulls in Parquet, empty fields in CSV (as NaN
-    is), TNULL, NaN or blank in FITS, whose texts are UTF-8. A column of vectors is a list in
-    Parquet, a vector in FITS, and a JSON array in CSV. FITS has no room for all columns and all
-    names: see `fits_table`.
+    `candidate_table`. The four files of candidates hold the same rows: the best PARTITION_ROWS,
+    and as many each those that are numbered. Gaps are nulls in Parquet, empty fields in CSV and
+    VOTable (as NaN is), TNULL, NaN or blank in FITS, whose texts are UTF-8. A column of vectors is
+    a list in Parquet, a vector in FITS, and a JSON array in CSV and VOTable. FITS has no room for
+    all columns and all names: see `fits_table`.
     """
     with gathering() as attempt:
         attempt("predictions.npz", write_predictions, folder, catalogue, predictions)
@@ -145,6 +99,13 @@ def write_outputs(
             write_candidates(folder, candidates, number, attempt)
 
 
+def write_hats(
+    folder: Path, catalogue: Table, predictions: Predictions, trust: Mapping[str, Array]
+) -> None:
+    """Writes all candidates whose position is known as a HATS catalogue, candidates.hats."""
+    hats.write(folder, candidate_table(catalogue, predictions, trust=trust), _write_parquet)
+
+
 def write_candidates(
     folder: Path, candidates: Table, number: int, attempt: Callable[..., None]
 ) -> None:
@@ -153,6 +114,8 @@ def write_candidates(
     for name, write in CANDIDATES.items():
         there = partition_name(name, number)
         attempt(there, write, folder / there, candidates)
+    if number == 1:
+        attempt("candidates.reg", write_regions, folder / "candidates.reg", candidates)
 
 
 def read_candidates(folder: Path) -> Iterator[tuple[int, Table]]:
@@ -227,7 +190,7 @@ def with_trust(candidates: Table, trust: Mapping[str, Array]) -> Table:
     for name, values in reversed(list(trust.items())):
         column = MaskedColumn(values) if np.ma.isMA(values) else Column(values)
         table.add_column(column, name=name, index=place)
-        _describe(table[name], TRUST[name])
+        describe(table[name], TRUST[name])
     return table
 
 
@@ -250,7 +213,8 @@ def candidate_table(
     before: int = 0,
     trust: Mapping[str, Array] = NO_COLUMNS,
 ) -> Table:
-    """Returns the readable rows, best first: rank, id, position, scores, `flag`, members,
+    """Returns the readable rows, best first: rank, id, position, scores, `flag`, `_healpix_29`,
+    members,
     columns of `trust`, then carried columns; or those `rows` of the ranking that come after so many
     others.
 
@@ -270,14 +234,18 @@ def candidate_table(
     for name in OF_ENSEMBLE:
         table[name] = getattr(predictions.scores, name)[rows]
     table["flag"] = np.asarray(predictions.flag[rows], np.str_)
+    if coverage.located(predictions.ra, predictions.dec).any():
+        cells = coverage.healpix(predictions.ra[rows], predictions.dec[rows])
+        gaps = np.ma.getmaskarray(cells).any()
+        table["_healpix_29"] = MaskedColumn(cells) if gaps else Column(np.ma.getdata(cells))
     for name, column in table.columns.items():
-        _describe(column, COLUMNS[name])
+        describe(column, COLUMNS[name])
     for name, values in zip(predictions.members, predictions.scores.member_probs, strict=True):
         table[f"{name}_probability"] = Column(values[rows], meta={"member": name})
-        _describe(table[f"{name}_probability"], OF_MEMBERS)
+        describe(table[f"{name}_probability"], OF_MEMBERS)
     for name, values in trust.items():
         table[name] = values[rows]
-        _describe(table[name], TRUST[name])
+        describe(table[name], TRUST[name])
     ours = {name.lower() for name in table.colnames}
     for name in catalogue.colnames:
         if name in OF_CUTOUTS:
@@ -286,7 +254,7 @@ def candidate_table(
         free = _free_name(text, table.colnames, ours)
         table[free] = plain(catalogue[name][rows])
         if free in CARRIED:
-            _describe(table[free], CARRIED[free])
+            describe(table[free], CARRIED[free])
     return table
 
 
@@ -339,12 +307,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         file.write(text.encode())
 
 
-def _describe(column: Column, meaning: Meaning) -> None:
-    column.unit, column.description = meaning.unit or None, meaning.description
-    if meaning.ucd:
-        column.meta["ucd"] = meaning.ucd
-
-
 def _write_parquet(path: Path, table: Table) -> None:
     from lensjax.data.formats import arrow
 
@@ -358,19 +320,24 @@ def _write_parquet(path: Path, table: Table) -> None:
         arrow.write_parquet(file, table, metadata)
 
 
-def _write_csv(path: Path, table: Table) -> None:
-    from lensjax.data.formats import arrow
-
+def _flat(table: Table) -> Table:
+    """Returns the table with vectors as JSON arrays."""
     flat = table.copy(copy_data=False)
     for name in table.colnames:
         if table[name].ndim > 1:
             rows = np.ma.asarray(table[name]).tolist()
-            flat[name] = [json.dumps(to_json(row)) for row in rows]
+            flat[name] = np.array([json.dumps(to_json(row)) for row in rows], np.str_)
+    return flat
+
+
+def _write_csv(path: Path, table: Table) -> None:
+    from lensjax.data.formats import arrow
+
     header = io.StringIO(newline="")
     csv.writer(header, lineterminator="\r\n").writerow(table.colnames)  # quotes \r, as it does \n
     with replacing(path) as file:
         file.write(header.getvalue().removesuffix("\r\n").encode("utf-8", "replace") + b"\n")
-        arrow.write_csv(file, flat, header=False)
+        arrow.write_csv(file, _flat(table), header=False)
 
 
 def _write_fits(path: Path, table: Table) -> None:
@@ -378,10 +345,32 @@ def _write_fits(path: Path, table: Table) -> None:
         fits.HDUList([fits.PrimaryHDU(), fits_table.hdu(table, "CANDIDATES")]).writeto(file)
 
 
+def _write_votable(path: Path, table: Table) -> None:
+    from lensjax.data.formats import votable
+
+    with replacing(path) as file:
+        votable.write_votable(file, _flat(table))
+
+
+def write_regions(path: Path, candidates: Table) -> None:
+    """Writes the first LISTED candidates as regions of DS9, with rank and score as text; none where
+    no position is known."""
+    lines = [
+        f"point({row['ra']:.7f},{row['dec']:.7f}) # point=circle "
+        f"text={{{row['rank']}: {row['probability']:.4f}}}"
+        for row in candidates[:LISTED]
+        if coverage.located(*(np.ma.filled(row[name], np.nan) for name in ("ra", "dec")))
+    ]
+    if lines:
+        with replacing(path) as file:
+            file.write("\n".join(["# Region file format: DS9", "icrs", *lines, ""]).encode())
+
+
 CANDIDATES = {
     "candidates.parquet": _write_parquet,
     "candidates.csv": _write_csv,
     "candidates.fits": _write_fits,
+    "candidates.vot": _write_votable,
 }
 
 

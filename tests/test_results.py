@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lensjax import results
+from lensjax.columns import CARRIED, COLUMNS, OF_MEMBERS, TRUST
 from lensjax.data.formats import fits_table
 from lensjax.errors import LensjaxError
 from lensjax.predictions import Predictions, read_probabilities
-from lensjax.results import CARRIED, COLUMNS, OF_MEMBERS
 from tests.scored import scored
 
 
@@ -69,8 +70,8 @@ def test_columns_come_in_the_order_of_the_contract() -> None:
     table = results.candidate_table(*run(label=np.zeros(12), group=["a"] * 12))
     assert table.colnames == [
         "rank", "id", "ra", "dec", "probability", "logit", "logit_std", "total_entropy",
-        "aleatoric_entropy", "mutual_information", "flag", "resnet18.0_probability",
-        "vit_b16_probability", "path", "label", "group",
+        "aleatoric_entropy", "mutual_information", "flag", "_healpix_29",
+        "resnet18.0_probability", "vit_b16_probability", "path", "label", "group",
     ]  # fmt: skip
 
 
@@ -272,7 +273,7 @@ def test_all_that_is_written_is_named_once(tmp_path: Path) -> None:
     """A new run removes by name what a former one left."""
     write(tmp_path, run())
     written = {path.name for path in tmp_path.iterdir()}
-    assert len(written) == 5 and written <= set(results.OUTPUTS)
+    assert len(written) == 7 and written <= set(results.OUTPUTS)
     assert len(set(results.OUTPUTS)) == len(results.OUTPUTS)
 
 
@@ -306,17 +307,17 @@ def test_a_catalogue_of_any_number_of_columns_and_any_names_is_written_whole(
     header = fits.getheader(tmp_path / "candidates.fits", 1)
     assert header["TFIELDS"] == 999
     called = [header[f"TTYPE{number}"] for number in range(1, 1000)]
-    assert called[:14] == table.colnames[:14] and len(set(map(str.lower, called))) == 999
-    assert called[14:24] == [
+    assert called[:15] == table.colnames[:15] and len(set(map(str.lower, called))) == 999
+    assert called[15:25] == [
         "x" * 68, f"{'X' * 66}_2", "gro_e _", "two_lines", "a_b", "it_s", "column", "Flux",
         "flux_2", "FLUX_3",
     ]  # fmt: skip
     for original, kept in zip(table.colnames, from_fits(tmp_path).columns.values(), strict=False):
         # An empty text is read back as a gap.
         assert [v or "" for v in kept] == [v or "" for v in table[original]]
-    assert header["TCOMM17"] == "column gr\\xf6\\xdfe \\u2603"
+    assert header["TCOMM18"] == "column gr\\xf6\\xdfe \\u2603"
     first, second = results.notes(table, len(table))
-    assert "candidates.fits has the first 999 of 1,225 columns" in first
+    assert "candidates.fits has the first 999 of 1,226 columns" in first
     assert "candidates.parquet and candidates.csv" in first and "9 of the columns" in second
     assert results.notes(results.candidate_table(*run()), 10) == []
 
@@ -335,6 +336,7 @@ def test_one_form_that_fails_loses_no_other(tmp_path: Path, monkeypatch) -> None
         write(tmp_path, run())
     assert {path.name for path in tmp_path.iterdir()} == {
         *("predictions.npz", "rejects.csv", "candidates.parquet", "candidates.csv"),
+        *("candidates.vot", "candidates.reg"),
     }
     (tmp_path / "second").mkdir()
     monkeypatch.setattr(results, "write_predictions", fail)
@@ -373,9 +375,32 @@ def test_columns_say_what_they_mean_in_fits_and_parquet(tmp_path: Path) -> None:
     assert (str(table["redshift"].unit), table["redshift"].description) == ("km / s", "of lens")
 
 
+def test_without_any_position_there_are_no_cells_and_no_regions(tmp_path: Path) -> None:
+    job = run(size=3, unreadable=())
+    job.predictions.ra[:] = np.nan
+    write(tmp_path, job)
+    assert "_healpix_29" not in results.candidate_table(*job).colnames
+    assert not (tmp_path / "candidates.reg").exists()
+
+
+def test_regions_are_at_the_best_candidates(tmp_path: Path) -> None:
+    job = run(size=300, unreadable=())
+    job.predictions.dec[5] = np.nan
+    write(tmp_path, job)
+    first, frame, *points = (tmp_path / "candidates.reg").read_text().splitlines()
+    assert first.startswith("# Region file format: DS9") and frame == "icrs"
+    table = results.candidate_table(*job)[:200]
+    table = table[~np.ma.getmaskarray(np.ma.asarray(table["dec"]))]
+    form = r"point\((.+),(.+)\) # point=circle text=\{(\d+): (.+)\}"
+    found = np.array([re.fullmatch(form, point).groups() for point in points], float).T
+    columns = np.ma.array([table[name] for name in ("ra", "dec", "rank", "probability")])
+    np.testing.assert_allclose(found, columns, atol=1e-4)
+
+
 def test_words_for_quantities_are_those_of_the_ivoa() -> None:
-    for name, meaning in (COLUMNS | CARRIED | {"member": OF_MEMBERS}).items():
-        assert not meaning.ucd or ucd.check_ucd(meaning.ucd, check_controlled_vocabulary=True), name
+    for name, meaning in (COLUMNS | TRUST | CARRIED | {"member": OF_MEMBERS}).items():
+        assert meaning.description and meaning.ucd, name
+        assert ucd.check_ucd(meaning.ucd, check_controlled_vocabulary=True), name
 
 
 def test_the_documentation_has_the_same_meanings() -> None:

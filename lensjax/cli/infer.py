@@ -12,6 +12,7 @@ from lensjax.data.parts import rows_of
 from lensjax.ensemble.checkpoint import find_members, member_folders, parse_ensemble
 from lensjax.errors import UsageError
 from lensjax.inference import InferenceConfig
+from lensjax.places import is_local
 
 # Where the repository has its members.
 CHECKPOINTS = Path("checkpoints")
@@ -25,6 +26,8 @@ class InferConfig(InferenceConfig):
     """Write the cutouts to ArrayRecord shards in this folder and stop."""
     pack_as: Encoding = "raw"
     """Store pixels as they are, or integers as PNG."""
+    samp: bool = False
+    """Send the candidates to TOPCAT, Aladin and other programs that run here."""
     smoke: bool = False
     """Check within a minute that everything runs: few simulated cutouts where --data names none,
     and what there is of the members."""
@@ -41,7 +44,13 @@ def main(argv: Sequence[str]) -> None:
     if options.pack is not None:
         print(pack(options, options.pack))
         return
+    if options.samp:
+        if options.part is not None or not is_local(options.folder):
+            raise UsageError("--samp needs all rows (no --part), and an --output on this machine")
+        from lensjax import samp  # an extra: that it lacks is said before anything is scored
     print(inference.infer(_with_defaults(options)).summary(options.folder))
+    if options.samp:
+        print(samp.send(options.folder / "candidates.vot"))
 
 
 def _with_defaults(options: InferConfig) -> InferConfig:

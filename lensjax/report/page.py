@@ -13,6 +13,7 @@ from astropy.table import Row, Table
 from jinja2 import Environment, FileSystemLoader
 from numpy.typing import NDArray
 
+from lensjax.columns import CARRIED, COLUMNS, TRUST
 from lensjax.data.planes import Cutout
 from lensjax.files import replacing
 from lensjax.metrics import Metrics
@@ -20,7 +21,7 @@ from lensjax.places import paths_below
 from lensjax.report.figures import Scored, as_svg, draw
 from lensjax.report.pictures import score_text
 from lensjax.report.pixels import packed
-from lensjax.results import CARRIED, COLUMNS, LISTED, TRUST, to_json
+from lensjax.results import LISTED, to_json
 
 Array = NDArray[Any]
 

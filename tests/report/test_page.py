@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
+from lensjax.columns import CARRIED, COLUMNS, OF_MEMBERS
 from lensjax.data.planes import Cutout
 from lensjax.errors import LensjaxError
 from lensjax.metrics import evaluate
 from lensjax.report import Scored, page, write_report
-from lensjax.results import CARRIED, COLUMNS, OF_MEMBERS, candidate_table
+from lensjax.results import candidate_table
 from tests.scored import scored
 
 BLANK = Cutout(np.zeros((8, 8, 3), np.float32), 0.2)

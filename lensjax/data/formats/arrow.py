@@ -83,6 +83,17 @@ def write_csv(file: IO[bytes], table: Table, *, header: bool = True) -> None:
     pyarrow.csv.write_csv(pa.table(columns), file, pa.csv.WriteOptions(include_header=header))
 
 
+def plain_digits(column: Column) -> pa.Array:
+    """Returns a column of scalars in a type whose digits say the same to all readers, gaps and NaN
+    as nulls."""
+    return _readable(_array(column))
+
+
+def schema(table: Table) -> pa.Schema:
+    """Returns the names, types and meanings of the columns as `write_parquet` writes them."""
+    return _from_table(table[:0]).schema
+
+
 def _form(path: Path) -> dict[str, Any]:
     """Returns how Arrow is to read a CSV file: all columns as texts, empty ones as gaps."""
     skipped, delimiter = _head(path)
@@ -209,7 +220,7 @@ def _meaning(column: Column) -> dict[str, str]:
     return {name: str(value) for name, value in found.items() if value}
 
 
-def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _readable(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Returns the column in a type whose digits say the same to all readers, NaN as a gap."""
     if pa.types.is_boolean(column.type):
         return column.cast(pa.int8())  # 1 and 0 equal True and False; the words come back as text
