@@ -59,7 +59,7 @@ def statistics_of(images: ArrayLike, brightness: ArrayLike, resampling: float = 
     # second row, column and pixel says as much of noise and artefacts in half the time.
     images = jnp.moveaxis(jnp.asarray(images), 0, -1)
     unit = jnp.moveaxis(noise_unit(jnp.moveaxis(brightness, -1, 0), resampling), 0, -1)
-    pixels = jnp.clip((images - brightness[:, LEVEL]) / unit, -MOST, MOST)
+    pixels = jnp.clip((images - brightness[None, None, :, LEVEL]) / unit[None, None], -MOST, MOST)
     rows, columns = pixels[::2], pixels[:, ::2]
     neighbours = [(rows[:, 1:], rows[:, :-1]), (columns[1:], columns[:-1])]
     some = rows[:, ::2]
