@@ -119,7 +119,7 @@ def unscored(members: tuple[str, ...], ra: float, dec: float, reason: str) -> Pr
     pixels = np.full((len(STATISTICS), 1), np.nan, np.float32)
     return Predictions(
         members=members,
-        scores=Scores(*of_ensemble, *of_members, pixels),
+        scores=Scores(*of_ensemble, *of_members)._replace(pixels=pixels),
         readable=np.array([False]),
         reason=np.array([reason]),
         flag=text,

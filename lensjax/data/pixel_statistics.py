@@ -63,8 +63,9 @@ def statistics_of(images: ArrayLike, brightness: ArrayLike, resampling: float = 
     rows, columns = pixels[::2], pixels[:, ::2]
     neighbours = [(rows[:, 1:], rows[:, :-1]), (columns[1:], columns[:-1])]
     some = rows[:, ::2]
-    roughness = jnp.maximum(sum(_roughness(*pair) for pair in neighbours) / 2, SMOOTHEST)
-    equal = sum(_share(jnp.abs(a - b) < EQUAL) for a, b in neighbours) / 2
+    roughness = jnp.stack([_roughness(*pair) for pair in neighbours]).mean(0)
+    roughness = jnp.maximum(roughness, SMOOTHEST)
+    equal = jnp.stack([_share(jnp.abs(a - b) < EQUAL) for a, b in neighbours]).mean(0)
     lines = jnp.stack([_along_edge(each) for each in (pixels, pixels.swapaxes(0, 1))])
     return jnp.stack(
         [

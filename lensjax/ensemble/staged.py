@@ -237,8 +237,8 @@ def _without_images(batch: Batch) -> Batch:
 
 def _no_scores(staged: Staged, batch: Batch) -> Scores:
     count, members = len(batch.rows), len(staged.names)
-    return Scores(
+    scores = Scores(
         *np.full((6, count), np.nan, np.float32),
         *np.full((2, members, count), np.nan, np.float32),
-        np.full((len(STATISTICS), count), np.nan, np.float32),
     )
+    return scores._replace(pixels=np.full((len(STATISTICS), count), np.nan, np.float32))
