@@ -30,6 +30,25 @@ COLUMNS = {
 }
 # What a run can say beyond the scores; each is there where it could be computed.
 TRUST = {
+    "probability_low": Meaning(
+        "", "stat.probability;stat.min", "probability at the logit less its spread, logit_std"
+    ),
+    "probability_high": Meaning(
+        "", "stat.probability;stat.max", "probability at the logit plus its spread, logit_std"
+    ),
+    "disagreement": Meaning(
+        "", "stat.stdev", "spread of log-odds between architectures, each the mean of its members"
+    ),
+    "member_disagreement": Meaning("", "stat.stdev", "spread of log-odds between members"),
+    "outlier_distance": Meaning(
+        "", "stat.value", "how far its pixels are from those of the reference (Mahalanobis)"
+    ),
+    "outlier_p_value": Meaning(
+        "",
+        "stat.probability",
+        "share of reference cutouts whose pixels are as unlike the rest: validation data, or the "
+        "run itself where run.json says so",
+    ),
     "log_likelihood_ratio": Meaning(
         "",
         "stat.likelihood",

@@ -54,6 +54,7 @@ from lensjax.metrics import Metrics
 from lensjax.places import is_address, paths_below, place
 from lensjax.predictions import Predictions, unscored
 from lensjax.trust import cascade as trust_cascade
+from lensjax.trust import outliers, spread
 from lensjax.trust import run as trust
 from lensjax.trust.cascade import Cascade, CascadeOptions
 from lensjax.trust.run import Said
@@ -378,7 +379,9 @@ def write(
     table, readable, flag = source.table, predictions.readable, predictions.flag
     ranking = predictions.ranking()
     labels = table["label"] if "label" in table.colnames else None
-    said = _promised(config, ensemble, predictions, ranking, labels)
+    promised = _promised(config, ensemble, predictions, ranking, labels)
+    unlike = outliers.said(predictions.scores.pixels.T, members.pixels)
+    said = trust.together(promised, spread.said(predictions, members.infos), unlike)
     if cascade:
         rate = scoring.get("images_per_second")
         said = trust.together(trust_cascade.said(cascade, predictions, rate), said)
@@ -387,13 +390,9 @@ def write(
     top = ranking[: max(config.top, results.LISTED)]
     best = results.candidate_table(table, predictions, top, trust=said.columns)
     field, action = predictions.field[readable], predictions.action[readable]
-    warnings = doubts(field, action, ensemble.preprocessings, config.fit)
     validated = fused_validation(ensemble, members.validations, config.fusion)
-    if validated and readable.any():
-        logit, truth = predictions.scores.logit, np.full(len(readable), -1)
-        truth = truth if labels is None else np.asarray(labels)
-        of_others = validated[0][validated[1] == 0]
-        warnings += trust.unlike_validation(logit[readable], truth[readable], of_others)
+    warnings = doubts(field, action, ensemble.preprocessings, config.fit)
+    warnings += [*said.warnings, *trust.unlike_validation(predictions, labels, validated)]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     found = {}

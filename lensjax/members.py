@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 from jax.sharding import Mesh
 
 from lensjax import runtime
@@ -61,6 +62,9 @@ class Members(NamedTuple):
     """What members see and how, each once."""
     bands: tuple[str, ...]
     """Every band that some member sees, in the order in which members name them."""
+    pixels: np.ndarray | None = None
+    """(n, statistic), the pixels' statistics that calibration knew: those of a member that sees the
+    first of the preprocessings. None where none of them keeps any."""
 
 
 def find_members(checkpoints: Path, ensemble: str | None) -> Members:
@@ -73,7 +77,10 @@ def find_members(checkpoints: Path, ensemble: str | None) -> Members:
     validations = {name: checkpoint.read_validation(folder) for name, folder in folders.items()}
     preprocessings = tuple(dict.fromkeys(info.preprocessing for info in infos.values()))
     bands = dict.fromkeys(band for preprocessing in preprocessings for band in preprocessing.bands)
-    return Members(folders, infos, validations, preprocessings, tuple(bands))
+    alike = (n for n, info in infos.items() if info.preprocessing == preprocessings[0])
+    known = (checkpoint.read_pixels(folders[name]) for name in alike)
+    pixels = next((each for each in known if each is not None), None)
+    return Members(folders, infos, validations, preprocessings, tuple(bands), pixels)
 
 
 def compile_step(

@@ -13,6 +13,7 @@ from astropy.table import Table
 from numpy.typing import NDArray
 
 from lensjax.data.formats.tables import filled
+from lensjax.data.pixel_statistics import STATISTICS
 from lensjax.errors import UsageError
 from lensjax.files import replacing
 
@@ -24,7 +25,10 @@ Array = NDArray[Any]
 
 class Scores(NamedTuple):
     """What an ensemble says of n cutouts, on a device or on the host: (n,) float32, and
-    (member, n) for the last two."""
+    (member, n) for those of the members.
+
+    `pixels` (statistic, n) is no score: it holds the STATISTICS of `pixel_statistics`.
+    """
 
     probability: Any
     logit: Any
@@ -34,13 +38,15 @@ class Scores(NamedTuple):
     mutual_information: Any
     member_logits: Any
     member_probs: Any
+    pixels: Any = None
 
 
 @dataclass(frozen=True)
 class Predictions:
     """All that a run knows of n cutouts, in input order: the one form of scores on the host.
 
-    `members` names the rows of the two (member, n) arrays of `scores`; everything else is (n,).
+    `members` names the rows of the two (member, n) arrays of `scores`; everything but the pixels'
+    statistics is (n,).
     """
 
     members: tuple[str, ...]
@@ -110,9 +116,10 @@ def unscored(members: tuple[str, ...], ra: float, dec: float, reason: str) -> Pr
     text = np.array([""])
     of_ensemble = np.full((6, 1), np.nan, np.float32)
     of_members = np.full((2, len(members), 1), np.nan, np.float32)
+    pixels = np.full((len(STATISTICS), 1), np.nan, np.float32)
     return Predictions(
         members=members,
-        scores=Scores(*of_ensemble, *of_members),
+        scores=Scores(*of_ensemble, *of_members)._replace(pixels=pixels),
         readable=np.array([False]),
         reason=np.array([reason]),
         flag=text,

@@ -182,7 +182,7 @@ def _stages(
         )
     none = subset(whole, (), whole.fusion_params)
     only_fuse = stage_step(none, mesh, options, _order(whole.names, whole.names))
-    spec = InputSpec((), (), (len(whole.names), options.mc_samples))
+    spec = replace(input_spec, logits=(len(whole.names), options.mc_samples))
     steps[FUSED] = CompiledStep(only_fuse, none, mesh, spec, steps[REST].cutouts)
     return {
         number: Stage(

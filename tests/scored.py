@@ -5,7 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from lensjax.data.pixel_statistics import STATISTICS
 from lensjax.predictions import Predictions, Scores
+
+OF_MEMBERS = ("member_logits", "member_probs")
 
 
 def scored(
@@ -20,7 +23,8 @@ def scored(
     readable = ~np.isin(np.arange(count), unreadable)
 
     def drawn(name: str) -> np.ndarray:
-        shape = (len(members), count) if name.startswith("member") else (count,)
+        first = {"pixels": (len(STATISTICS),)} | dict.fromkeys(OF_MEMBERS, (len(members),))
+        shape = (*first.get(name, ()), count)
         return np.where(readable, fields.pop(name, rng.random(shape, np.float32)), np.nan)
 
     scores = Scores(*map(drawn, Scores._fields))

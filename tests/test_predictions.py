@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
+from lensjax.data.pixel_statistics import STATISTICS
 from lensjax.errors import UsageError
 from lensjax.predictions import Predictions, read_probabilities, write_predictions
 from tests.scored import scored
@@ -45,7 +46,7 @@ def test_predictions_keep_the_order_of_the_input_and_come_back(tmp_path: Path) -
 def test_columns_are_all_of_them() -> None:
     made = scored(5, unreadable=(1,))
     columns = made.columns()
-    assert {values.shape for values in columns.values()} == {(5,), (2, 5)}
+    assert {values.shape for values in columns.values()} == {(5,), (2, 5), (len(STATISTICS), 5)}
     again = Predictions.of_columns(made.members, columns)
     assert again.members == made.members
     for name, values in again.columns().items():

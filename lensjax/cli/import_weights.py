@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from flax import nnx
 
 from lensjax import config, runtime
+from lensjax.data.catalog import DataOptions
 from lensjax.data.preprocess import Preprocessing, Stretch
 from lensjax.ensemble import checkpoint
 from lensjax.ensemble.checkpoint import Member, MemberInfo
@@ -53,6 +55,9 @@ class ImportConfig:
     """Seed of a new last layer, where the file's does not fit."""
     store: checkpoint.Store = "float32"
     """How the member is stored; int8 takes a quarter of the space and changes scores a little."""
+    calibrated_on: str | None = None
+    """Labelled cutouts like those that a member was calibrated on: the statistics of their pixels
+    are stored with it, by which scoring knows what is unlike them."""
     notes: Path | None = None
     """Markdown file of what the model card is to say as well."""
 
@@ -87,7 +92,12 @@ def import_member(options: ImportConfig) -> str:
     member, adapted = (
         (checkpoint.load_member(path), ()) if is_member else _converted(options, path, info)
     )
-    info = checkpoint.save_member(folder, dataclasses.replace(member, info=info), options.store)
+    member = dataclasses.replace(member, info=info)
+    if options.calibrated_on is not None:
+        known = _pixel_statistics(options.calibrated_on, member)
+        member = dataclasses.replace(member, pixels=known)
+        adapted = (*adapted, f"it knows the pixels of {len(known)} cutouts")
+    info = checkpoint.save_member(folder, member, options.store)
     lines = [f"{folder}: {info.architecture}, weights sha256 {info.weights_sha256[:12]}"]
     return "\n".join([*lines, *(f"  {note}" for note in adapted)])
 
@@ -110,7 +120,8 @@ def _info_of_member(options: ImportConfig, folder: Path) -> MemberInfo:
     """Returns what the member in `folder` is; it stays that, whatever else the options say."""
     for field in dataclasses.fields(options):
         is_default = getattr(options, field.name) == field.default
-        if field.name not in ("weights", "output", "name", "store", "notes") and not is_default:
+        kept = ("weights", "output", "name", "store", "calibrated_on", "notes")
+        if field.name not in kept and not is_default:
             option = field.name.replace("_", "-")
             raise UsageError(f"--{option} does not go with a member: {folder}/member.json says it")
     return checkpoint.read_info(folder)
@@ -162,6 +173,18 @@ def _converted(
             + " or ".join(fitting)
         ) from error
     return Member(info, checkpoint.state_of(model)), adapted
+
+
+def _pixel_statistics(data: str, member: Member) -> np.ndarray:
+    """Returns the `Member.pixels` of labelled cutouts: of those that the member was validated on,
+    where some are."""
+    from lensjax.train.data import read_labelled
+
+    fit, preprocessing = member.info.training.get("fit", "auto"), member.info.preprocessing
+    source = DataOptions().opened(data, preprocessing.bands)
+    found = read_labelled(source, preprocessing, fit)
+    validated = np.isin(found.id, member.validation["id"] if member.validation else [])
+    return (found.take(validated) if validated.any() else found).observed().pixel_statistics()
 
 
 def _text(path: Path) -> str:

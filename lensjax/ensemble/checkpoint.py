@@ -8,7 +8,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -22,6 +22,7 @@ import tensorstore as ts
 from flax import nnx
 from numpy.typing import DTypeLike
 
+from lensjax.data.pixel_statistics import STATISTICS
 from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble.quantisation import SCALES, quantised, quantised_form
 from lensjax.errors import LensjaxError, UsageError, one_line, unknown
@@ -128,6 +129,9 @@ class Member:
     info: MemberInfo
     state: State
     validation: Validation | None = None
+    pixels: np.ndarray | None = None
+    """(n, statistic) float32, the STATISTICS of `pixel_statistics` of cutouts that it was
+    calibrated on."""
 
 
 def state_of(model: nnx.Module) -> State:
@@ -180,6 +184,9 @@ def save_member(folder: Path, member: Member, store: Store = "float32") -> Membe
             checkpointer.save(weights, state, ocdbt_target_data_file_size=FILE_BYTES)
         if member.validation is not None:
             np.savez(draft / "validation.npz", allow_pickle=False, **member.validation)
+        if member.pixels is not None:
+            arrays = {"pixels": member.pixels, "statistics": list(STATISTICS)}
+            np.savez(draft / "pixels.npz", allow_pickle=False, **arrays)  # type: ignore[arg-type]
         (draft / "member.json").write_text(json.dumps(record, indent=2) + "\n")
         card = model_card(record, state, member.validation)
         (draft / "README.md").write_text(card, encoding="utf-8")
@@ -193,7 +200,8 @@ def load_member(folder: Path) -> Member:
     weights are not those of the architecture; all differences are named together.
     """
     info = read_info(folder)
-    return Member(info, read_weights(folder, info), read_validation(folder))
+    weights = read_weights(folder, info)
+    return Member(info, weights, read_validation(folder), read_pixels(folder))
 
 
 def read_weights(folder: Path, info: MemberInfo) -> State:
@@ -362,15 +370,9 @@ def read_validation(folder: Path) -> Validation | None:
     """Returns the validation data of the member in `folder`, None where it has none. Raises
     LensjaxError where they are damaged or say what cannot be."""
     path = folder / "validation.npz"
-    if not path.exists():
+    found = _read_arrays(path, ("id", "label", "logit"))
+    if found is None:
         return None
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in ("id", "label", "logit")}
-    except (OSError, ValueError, TypeError, LookupError, EOFError, BadZipFile, zlib.error) as error:
-        raise LensjaxError(
-            f"{path} cannot be read as an .npz with id, label and logit ({one_line(error, 160)})"
-        ) from error
     label, logit = found["label"], found["logit"]
     wrong = {
         "id, label and logit must be lists of the same length": not (
@@ -385,6 +387,34 @@ def read_validation(folder: Path) -> Validation | None:
         if is_wrong:
             raise LensjaxError(f"{path}: {message}")
     return found
+
+
+def read_pixels(folder: Path) -> np.ndarray | None:
+    """Returns the `Member.pixels` of the member in `folder`, None where it has none, or those of
+    another version. Raises LensjaxError where they are damaged."""
+    path = folder / "pixels.npz"
+    found = _read_arrays(path, ("statistics", "pixels"))
+    if found is None or found["statistics"].tolist() != list(STATISTICS):
+        return None
+    pixels = found["pixels"]
+    if pixels.dtype.kind != "f" or pixels.ndim != 2 or pixels.shape[1] != len(STATISTICS):
+        raise LensjaxError(f"{path}: pixels must be a row of {len(STATISTICS)} numbers a cutout")
+    return pixels
+
+
+def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """Returns the arrays of these names in an .npz, None where there is none. Raises LensjaxError
+    where it cannot be read."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except (OSError, ValueError, TypeError, LookupError, EOFError, BadZipFile, zlib.error) as error:
+        wanted = f"{', '.join(names[:-1])} and {names[-1]}"
+        raise LensjaxError(
+            f"{path} cannot be read as an .npz with {wanted} ({one_line(error, 160)})"
+        ) from error
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:

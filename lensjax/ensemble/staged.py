@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from lensjax.data.pipeline import Batch, concatenated
+from lensjax.data.pixel_statistics import STATISTICS
 from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.step import Weights
 from lensjax.predictions import Scores
@@ -120,9 +121,8 @@ class Incomplete:
             computed = places[batch.readable[places]]
             waiting.lacking += len(computed)
             self._place |= {int(batch.rows[place]): (waiting, int(place)) for place in computed}
-            given = waiting.batch if stage == FUSED else batch
             # All in place: a batch that goes on as it came is not copied.
-            part = given if len(places) == len(batch.rows) else _rows(given, places)
+            part = batch if len(places) == len(batch.rows) else _rows(batch, places)
             self._queues[stage].put(_with_logits(part, logits))
 
     def _next(self, padded: bool = False) -> tuple[int, Batch] | None:
@@ -170,7 +170,8 @@ class Incomplete:
             own = [number for number, _, _ in found]
             for name, values in waiting.scores._asdict().items():
                 part = getattr(scores, name)[..., own]
-                values[(np.ix_(members, places) if values.ndim == 2 else places)] = part
+                of_members = name.startswith("member")
+                values[np.ix_(members, places) if of_members else (..., places)] = part
             waiting.lacking -= len(places)
             if stage == FIRST:
                 flags = [filter(None, (f, self._staged.alone)) for f in waiting.batch.flags[places]]
@@ -236,7 +237,8 @@ def _without_images(batch: Batch) -> Batch:
 
 def _no_scores(staged: Staged, batch: Batch) -> Scores:
     count, members = len(batch.rows), len(staged.names)
-    return Scores(
+    scores = Scores(
         *np.full((6, count), np.nan, np.float32),
         *np.full((2, members, count), np.nan, np.float32),
     )
+    return scores._replace(pixels=np.full((len(STATISTICS), count), np.nan, np.float32))

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lensjax.data import on_device
 from lensjax.data.on_device import Inputs
+from lensjax.data.pixel_statistics import pixel_statistics
 from lensjax.ensemble import sharding
 from lensjax.ensemble.fusion import Fusion, FusionParams, fuse
 from lensjax.ensemble.stack import Ensemble, MemberGroup, member_keys
@@ -166,7 +167,8 @@ def ensemble_step(
     def step(weights: Weights, inputs: Inputs) -> Scores:
         logits = logits_of(weights, inputs)
         with jax.named_scope("fuse"):
-            return fuse(jnp.concatenate(logits), weights.fusion_params, options.fusion)
+            scores = fuse(jnp.concatenate(logits), weights.fusion_params, options.fusion)
+        return _with_pixels(scores, inputs)
 
     return step
 
@@ -192,7 +194,8 @@ def stage_step(
         known = () if inputs.logits is None else (jnp.moveaxis(inputs.logits, 0, -1),)
         with jax.named_scope("fuse"):
             logits = jnp.concatenate([*known, *computed])[np.array(order)]
-            return fuse(logits, weights.fusion_params, options.fusion), logits
+            scores = fuse(logits, weights.fusion_params, options.fusion)
+        return _with_pixels(scores, inputs), logits
 
     return step
 
@@ -236,8 +239,8 @@ def one_by_one_step(ensemble: Ensemble, mesh: Mesh, options: StepOptions) -> Ste
         return _member_logits(group, images, options, None, _member(part, row), key[None])[0]
 
     @jax.jit
-    def fuse_all(logits: list[list[Array]], fusion_params: FusionParams) -> Scores:
-        return fuse(jnp.array(logits), fusion_params, options.fusion)
+    def fuse_all(logits: list[list[Array]], params: FusionParams, inputs: Inputs) -> Scores:
+        return _with_pixels(fuse(jnp.array(logits), params, options.fusion), inputs)
 
     def step(weights: Weights, inputs: Inputs) -> Scores:
         logits = []
@@ -247,9 +250,15 @@ def one_by_one_step(ensemble: Ensemble, mesh: Mesh, options: StepOptions) -> Ste
             rows = [(p, n) for p in of_parts for n in range(len(jax.tree.leaves(p)[0]))]
             for (part, row), own_keys in zip(rows, keys, strict=True):
                 logits.append([one_pass(group, row, part, key, inputs) for key in own_keys])
-        return fuse_all(logits, weights.fusion_params)
+        return fuse_all(logits, weights.fusion_params, inputs)
 
     return step
+
+
+def _with_pixels(scores: Scores, inputs: Inputs) -> Scores:
+    """Returns scores with the statistics of the pixels that they are about."""
+    with jax.named_scope("pixels"):
+        return scores._replace(pixels=pixel_statistics(inputs))
 
 
 def _compiler_options(precision: Precision, mesh: Mesh) -> dict[str, str]:

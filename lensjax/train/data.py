@@ -22,7 +22,8 @@ from lensjax.data import pipeline
 from lensjax.data.brightness import measure
 from lensjax.data.formats.tables import UNKNOWN_LABEL
 from lensjax.data.noise_free import noise_of
-from lensjax.data.on_device import ImageSpec, Transform, seen
+from lensjax.data.on_device import ImageSpec, Inputs, Transform, seen
+from lensjax.data.pixel_statistics import pixel_statistics
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.data.source import Picked, Source
 from lensjax.data.splits import held_back
@@ -32,6 +33,7 @@ from lensjax.memory import host_bytes_left
 from lensjax.sky.noise import with_noise
 
 READING_BATCH = 256
+MOST_KNOWN = 4000
 MEASURED = 1024
 
 # Of the noise that noise-free cutouts have in validation; not a seed that a user is likely to give.
@@ -53,7 +55,7 @@ class Labelled:
     `weight` (n,) float32, above 0 and at most 1: how much each counts in training (None: all 1).
     `origin`: of which data they are, and how these were read.
     `flagged`: how many of those read lack data in some band. `threads`: how many read batches
-    ahead, 0 where the images are in memory.
+    ahead, 0 where the images are in memory. `spoilt` (n,): which are known to have an artefact.
     """
 
     transform: Transform
@@ -64,6 +66,7 @@ class Labelled:
     origin: dict[str, Any] = field(default_factory=dict)
     flagged: int = 0
     threads: int = 0
+    spoilt: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.id)
@@ -155,9 +158,20 @@ class Labelled:
         # The images of both sides of a split would take the memory twice.
         whole = isinstance(images, Picked)
         arrays["images"] = Picked(images.array, images.rows[rows]) if whole else images[rows]
-        of_rows = {name: getattr(self, name)[rows] for name in ("id", "group")}
-        of_rows["weight"] = self.weight if self.weight is None else self.weight[rows]
+        named = {name: getattr(self, name) for name in ("id", "group", "weight", "spoilt")}
+        of_rows = {name: known[rows] for name, known in named.items() if known is not None}
         return dataclasses.replace(self, arrays=arrays, **of_rows)
+
+    def pixel_statistics(self) -> np.ndarray:
+        """Returns the `pixel_statistics` (m, statistic) float32 of those that are not spoilt, at
+        most MOST_KNOWN of them, drawn by a fixed seed."""
+        rows = np.flatnonzero(~self.spoilt) if self.spoilt is not None else np.arange(len(self))
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:MOST_KNOWN])
+        data, parts = self.take(rows), []
+        for batch in data.in_order(min(READING_BATCH, len(rows))):
+            images, brightness = batch["images"], batch["brightness"]
+            parts.append(_pixel_statistics(Inputs((images,), (brightness,), (self.transform,))))
+        return np.concatenate(parts, axis=1)[:, : len(rows)].T if parts else np.empty((0, 0))
 
 
 @dataclass(frozen=True)
@@ -314,8 +328,13 @@ def read_labelled(source: Source, preprocessing: Preprocessing, how: str) -> Lab
     group = np.asarray(source.table["group"])[rows] if grouped else ids
     transform = dataclasses.replace(transform, channels=tuple(range(bands)))
     threads = 0 if in_memory else max(1, source.threads)
-    weight = weight if weight is None else weight[rows]
-    return Labelled(transform, arrays, ids, group, weight, flagged=flagged, threads=threads)
+    of_rows: dict[str, Any] = {"weight": weight if weight is None else weight[rows]}
+    if "artefact" in source.table.colnames:
+        of_rows["spoilt"] = np.asarray(source.table["artefact"])[rows] != ""
+    return Labelled(transform, arrays, ids, group, flagged=flagged, threads=threads, **of_rows)
+
+
+_pixel_statistics = jax.jit(pixel_statistics)
 
 
 def split(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:

@@ -146,7 +146,11 @@ def train_members(
                 if (best.stale_epochs >= patience).all():
                     break
     graph = setup.config.graph
-    return [_finish(info, graph, best, index, seed, validation) for index, seed in enumerate(seeds)]
+    pixels = validation.pixel_statistics()
+    return [
+        _finish(info, graph, best, index, seed, validation, pixels)
+        for index, seed in enumerate(seeds)
+    ]
 
 
 class StepLosses(NamedTuple):
@@ -211,9 +215,16 @@ def _metric_rows(
 
 
 def _finish(
-    info: MemberInfo, graph: nnx.GraphDef, best: BestEpoch, index: int, seed: int, data: Labelled
+    info: MemberInfo,
+    graph: nnx.GraphDef,
+    best: BestEpoch,
+    index: int,
+    seed: int,
+    data: Labelled,
+    pixels: np.ndarray,
 ) -> Member:
-    """Returns a member at its best, with its calibration and metrics on the validation data."""
+    """Returns a member at its best, with its calibration and metrics on the validation data, and
+    the statistics of their pixels."""
     if not np.isfinite(best.loss[index]):
         raise LensjaxError(f"{info.architecture}: no epoch ended with a finite validation loss")
     params, batch_stats = jax.tree.map(lambda leaf: leaf[index], best.weights)
@@ -231,4 +242,5 @@ def _finish(
         metrics=metrics.evaluate(probability, label).to_json(),
     )
     state = state_of(nnx.merge(graph, params, batch_stats[-1]))  # of the member's own size
-    return Member(info, state, {"id": data.id, "label": label, "logit": logits})
+    known = {"id": data.id, "label": label, "logit": logits}
+    return Member(info, state, known, pixels)

@@ -51,7 +51,8 @@ class Sky:
             "brightness": measure(drawn.images, *transform.measured),
             "label": drawn.truth["label"].astype(np.float32),
         }
-        return Labelled(transform, arrays, drawn.truth["id"], drawn.truth["group"])
+        spoilt = drawn.truth["artefact"] != ""
+        return Labelled(transform, arrays, drawn.truth["id"], drawn.truth["group"], spoilt=spoilt)
 
 
 @dataclass(frozen=True)

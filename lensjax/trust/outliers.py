@@ -1,13 +1,29 @@
-"""How far cutouts lie from those that an ensemble knows, by the features of its members."""
+"""Which cutouts are unlike those that the members were calibrated on: artefacts, other surveys.
 
-from typing import NamedTuple
+The score is of a few statistics of the pixels. The members' features were tried, alone and beside
+them, and told none of these apart that the pixels do not.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lensjax.data.pixel_statistics import STATISTICS
 from lensjax.errors import UsageError
+from lensjax.intervals import share_interval
+from lensjax.trust.run import Said
 
 LEAST_REFERENCE = 20
+UNLIKE = 0.01
+"""A cutout is said to be unlike the reference where its p-value is at most this."""
+
+# Added before the logarithm is taken: shares of pixels and heights may be zero.
+_ADDED = {"equal": 1e-3, "signal": 1e-3, "one_band": 1e-3, "column": 1.0}
+# A run differs where so large a share of its cutouts lies outside the central part of calibration's
+# that holds all but TAILS of them.
+TAILS, DIFFERS = 0.02, 0.25
 
 
 class Outliers(NamedTuple):
@@ -21,8 +37,7 @@ class Outliers(NamedTuple):
 def outlier_scores(
     reference_features: NDArray[np.floating], features: NDArray[np.floating], seed: int = 0
 ) -> Outliers:
-    """Returns how far features (n, feature) lie from those of reference cutouts (m, feature), as
-    `ensemble.features.member_features` gives them: of one member, or of several side by side.
+    """Returns how far features (n, feature) lie from those of reference cutouts (m, feature).
 
     Lee et al. (2018), without classes: d^2 = (x - mean)^T C^-1 (x - mean), where C is the
     covariance shrunk as in Ledoit & Wolf (2004), of standardised features. One half of the
@@ -59,3 +74,78 @@ def outlier_scores(
     farther = len(known) - np.searchsorted(known, found, "left")
     p_value = (1 + farther) / (1 + len(known))
     return Outliers(found, np.where(readable, p_value, np.nan))
+
+
+def said(pixels: NDArray[np.floating], reference: NDArray[np.floating] | None) -> Said:
+    """Returns what a run says of how unlike its cutouts are: columns of the `pixels`' STATISTICS
+    (n, statistic), NaN where a cutout is not readable.
+
+    The `reference` (m, statistic) are those that the members' calibration knew. Without it, the run
+    itself is the reference: then p-values only rank its cutouts. Without enough of either nothing
+    is said.
+    """
+    readable = np.isfinite(pixels).all(axis=1)
+    known = reference is not None and len(reference) >= LEAST_REFERENCE
+    like = reference if reference is not None and known else pixels[readable]
+    if len(like) < LEAST_REFERENCE:
+        return Said({}, {}, [])
+    found = outlier_scores(features_of(like), features_of(pixels))
+    columns = {
+        "outlier_distance": np.ma.masked_invalid(found.distance.astype(np.float32)),
+        "outlier_p_value": np.ma.masked_invalid(found.p_value.astype(np.float32)),
+    }
+    unlike = int((found.p_value[readable] <= UNLIKE).sum())
+    record: dict[str, Any] = {"reference": "validation data" if known else "this run"}
+    record |= {"reference_cutouts": len(like), "pixels": _medians(pixels[readable])}
+    if known:
+        record |= {"unlike": unlike, "reference_pixels": _medians(like)}
+        note = (
+            f"{unlike:,} of {readable.sum():,} cutouts are unlike the members' validation data "
+            f"(`outlier_p_value` up to {UNLIKE}; a share {UNLIKE} of those like them is)"
+        )
+    else:
+        note = (
+            "`outlier_p_value` compares cutouts with the others of this run: the members keep no "
+            "statistics of the pixels that they were calibrated on (import_weights.py "
+            "--calibrated-on adds them)"
+        )
+    return Said(columns, {"outliers": record}, [note], unlike_pixels(pixels, reference))
+
+
+def features_of(pixels: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Returns STATISTICS (n, statistic) on a scale where distances mean something: logarithms."""
+    return np.log(np.asarray(pixels, np.float64) + [_ADDED.get(name, 0.0) for name in STATISTICS])
+
+
+def unlike_pixels(
+    pixels: NDArray[np.floating], reference: NDArray[np.floating] | None
+) -> list[str]:
+    """Returns a warning where STATISTICS of a run (n, statistic) differ from those (m, statistic)
+    that the members' calibration knew.
+
+    One differs where clearly more than DIFFERS of the run's cutouts, by the lower 95 % limit of
+    Clopper & Pearson, lie outside the range that holds all but TAILS of the reference.
+    """
+    pixels = pixels[np.isfinite(pixels).all(axis=1)]
+    if reference is None or len(reference) < LEAST_REFERENCE or not len(pixels):
+        return []
+    low, high = np.quantile(reference, (TAILS / 2, 1 - TAILS / 2), axis=0)
+    outside = ((pixels < low) | (pixels > high)).sum(axis=0)
+    least, _ = share_interval(outside, len(pixels))
+    middle = np.median(pixels, axis=0)
+    different = [
+        f"{meaning} ({middle[n]:.2g}, there {low[n]:.2g} to {high[n]:.2g})"
+        for n, meaning in enumerate(STATISTICS.values())
+        if np.asarray(least)[n] > DIFFERS
+    ]
+    if not different:
+        return []
+    return [
+        "the pixels differ from those of the members' validation data in "
+        f"{'; '.join(different)}: probabilities and what is certified by validation may not hold "
+        "here; check --bands and --pixel-scale, and calibrate on labelled cutouts of this survey"
+    ]
+
+
+def _medians(pixels: NDArray[np.floating]) -> Mapping[str, float]:
+    return dict(zip(STATISTICS, np.median(pixels, axis=0).tolist(), strict=True))

@@ -1,6 +1,6 @@
 """What a run promises of its scores: columns of its candidates, and what is said of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -44,11 +44,12 @@ class PromiseOptions:
 
 class Said(NamedTuple):
     """What a run promises: `columns` of its candidates (n,) in input order, the `record` for
-    run.json, and `notes` for people."""
+    run.json, and `notes` and `warnings` for people."""
 
     columns: Mapping[str, Array]
     record: Mapping[str, Any]
     notes: list[str]
+    warnings: Sequence[str] = ()
 
 
 def refuse_unknown_odds(validated_on: tuple[int, int] | None, prevalence: float | None) -> None:
@@ -84,20 +85,26 @@ def likelihood(
     return Said(columns, record, [f"{note}, `survey_probability` at {prevalence:.3g}"])
 
 
-def unlike_validation(logit: Array, labels: Array, validated: Array) -> list[str]:
+def unlike_validation(
+    predictions: Predictions, labels: Array | None, validated: tuple[Array, Array] | None
+) -> list[str]:
     """Returns a warning where far more cutouts of a run score high than non-lenses do in the
     members' validation data: then the probabilities hold for other galaxies than these.
 
-    `logit` and `labels` (n,) are of the run, 1 for known lenses, 0 for others and -1 where unknown;
-    `validated` (m,) are the logits of non-lenses in validation. High is a probability above one
+    `labels` (n,) are 1 for known lenses, 0 for others and -1 where unknown; `validated` are the
+    fused logits and the labels (m,) of the validation data. High is a probability above one
     half, far more are above twice the upper limit of their share (Clopper-Pearson, 95 %).
     """
-    known = lens_or_unknown(labels)
-    others = logit[known == 0] if (known == 0).any() else logit[known < 0]
-    if not others.size or not validated.size:
+    if validated is None:
         return []
-    share, expected = float((others > 0).mean()), float((validated > 0).mean())
-    _, most = share_interval((validated > 0).sum(), validated.size)
+    readable, of_others = predictions.readable, validated[0][validated[1] == 0]
+    logit = predictions.scores.logit[readable]
+    known = lens_or_unknown(np.full(len(readable), -1) if labels is None else labels)[readable]
+    others = logit[known == 0] if (known == 0).any() else logit[known < 0]
+    if not others.size or not of_others.size:
+        return []
+    share, expected = float((others > 0).mean()), float((of_others > 0).mean())
+    _, most = share_interval((of_others > 0).sum(), of_others.size)
     if share <= 2 * float(most):
         return []
     perhaps = "" if (known == 0).any() else ", unless so many are lenses"
@@ -159,6 +166,7 @@ def together(*parts: Said) -> Said:
         columns={name: values for part in parts for name, values in part.columns.items()},
         record={name: value for part in parts for name, value in part.record.items()},
         notes=[note for part in parts for note in part.notes],
+        warnings=[warning for part in parts for warning in part.warnings],
     )
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 
+from lensjax.data.pixel_statistics import STATISTICS
 from lensjax.ensemble import sharding
 from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.staged import Stage
@@ -31,7 +32,9 @@ def logits_of(name: str, cutouts: np.ndarray) -> np.ndarray:
 def fused(logits: np.ndarray) -> Scores:
     logits = np.ascontiguousarray(logits)
     total = logits.sum((0, 1))
-    return Scores(*(total + number for number in range(6)), logits.mean(1), logits.std(1))
+    pixels = np.repeat(total[None], len(STATISTICS), 0)
+    ensemble = (total + number for number in range(6))
+    return Scores(*ensemble, logits.mean(1), logits.std(1), pixels)
 
 
 def compiled(step, names) -> CompiledStep:

@@ -38,10 +38,10 @@ class Step:
         first = np.asarray(inputs.images[0])[:, 0, 0, 0]
         self.sizes.append(len(first))
         if len(first) <= self.most:
-            return Scores(*[first] * 6, first[None], first[None])
+            return Scores(*[first] * 6, *[first[None]] * 3)
         if self.fails_at == "launch":
             raise self.error
-        return Scores(*[Unfetchable()] * 8)
+        return Scores(*[Unfetchable()] * 9)
 
 
 @pytest.fixture

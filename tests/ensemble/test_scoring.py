@@ -16,6 +16,7 @@ from lensjax.ensemble.stack import stack
 from lensjax.ensemble.step import StepOptions, ensemble_step, one_by_one_step, place_weights
 from lensjax.ledger import Ledger
 from lensjax.predictions import Scores
+from lensjax.results import COLUMNS
 from tests.ensemble.members import PREPROCESSING, random_member
 from tests.ensemble.test_step import inputs
 
@@ -105,7 +106,7 @@ def test_the_share_of_waiting_is_told(tmp_path, monkeypatch):
     def step(_, inputs):
         clock.now += 1
         logits = np.zeros(BATCH)
-        return scoring.Scores(*[logits] * 6, logits[None], logits[None])
+        return scoring.Scores(*[logits] * 6, *[logits[None]] * 3)
 
     monkeypatch.setattr(scoring.pipeline, "batches", slowly)
     ensemble = SimpleNamespace(names=("a",), preprocessings=(PREPROCESSING,))
@@ -145,7 +146,8 @@ def test_a_score_that_is_not_finite_is_a_reject(ensemble, tmp_path):
     (batch,) = pipeline.batches(source, ensemble.preprocessings, how="auto", batch_size=4)
     batch.readable[3], batch.reasons[3] = False, "no such file"
     batch.flags[:] = ["no data in g"] * 4
-    scores = Scores(*(np.ones((2, 4) if "member" in name else 4) for name in Scores._fields))
+    shapes = (4 if name in COLUMNS else (2, 4) for name in Scores._fields)
+    scores = Scores(*map(np.ones, shapes))
     scores.logit_std[1], scores.logit[2:] = np.nan, -np.inf
     found = scoring._predictions(ensemble.names, batch, scores)
     reason = "the score is not finite"

@@ -5,7 +5,9 @@ import pytest
 from scipy import stats
 from scipy.spatial.distance import mahalanobis
 
+from lensjax.data.pixel_statistics import STATISTICS
 from lensjax.errors import UsageError
+from lensjax.trust import outliers
 from lensjax.trust.outliers import outlier_scores
 
 
@@ -64,3 +66,47 @@ def test_cutouts_without_features_have_no_score_and_few_are_refused():
     assert np.isnan(found.p_value).tolist() == [True, False, True]
     with pytest.raises(UsageError, match="19 reference cutouts"):
         outlier_scores(reference[:20], reference)
+
+
+def pixels(rng, count, **changed):
+    """Statistics of pixels, log-normal; those that are named are multiplied."""
+    factors = [changed.get(name, 1.0) for name in STATISTICS]
+    return np.exp(rng.normal(size=(count, len(STATISTICS)))) * factors
+
+
+def test_cutouts_unlike_the_calibration_are_counted_and_the_unreadable_masked():
+    rng = np.random.default_rng(0)
+    reference, run = pixels(rng, 2000), pixels(rng, 300)
+    run[:40] *= 1e3
+    run[-1] = np.nan
+    said = outliers.said(run, reference)
+    p_value = said.columns["outlier_p_value"]
+    assert (p_value[:40] <= 1 / 1001 + 1e-6).all() and p_value.mask.tolist() == [False] * 299 + [
+        True
+    ]
+    assert 40 <= said.record["outliers"]["unlike"] <= 50 and "unlike" in said.notes[0]
+    assert said.record["outliers"]["reference"] == "validation data" and said.warnings == []
+
+
+def test_without_a_reference_a_run_ranks_itself_and_says_so():
+    rng = np.random.default_rng(1)
+    run = pixels(rng, 400)
+    run[7] *= 1e3
+    said = outliers.said(run, None)
+    assert np.argmax(said.columns["outlier_distance"]) == 7
+    assert "of this run" in said.notes[0] and "--calibrated-on" in said.notes[0]
+    assert "unlike" not in said.record["outliers"] and said.warnings == []
+    assert outliers.said(run[:19], None).columns == {}
+
+
+def test_a_run_of_other_pixels_is_warned_of_and_what_differs_named():
+    rng = np.random.default_rng(2)
+    reference = pixels(rng, 3000)
+    assert outliers.unlike_pixels(pixels(rng, 5000), reference) == []
+    other = pixels(rng, 500, roughness=30.0)
+    (warning,) = outliers.unlike_pixels(other, reference)
+    assert STATISTICS["roughness"] in warning and STATISTICS["signal"] not in warning
+    # A fifth that are artefacts are no other survey.
+    few = pixels(rng, 500)
+    few[:100] *= 1e3
+    assert outliers.unlike_pixels(few, reference) == [] == outliers.unlike_pixels(few, None)
