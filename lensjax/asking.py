@@ -56,7 +56,7 @@ class AskOptions(DataOptions, StagedOptions):
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""
-        super().__post_init__()
+        StagedOptions.__post_init__(self)
         wrong = {
             "--ask must not be negative": self.ask < 0,
             "--graded is for --ask: say how many cutouts to ask for": bool(

@@ -234,10 +234,6 @@ def candidate_table(
     for name in OF_ENSEMBLE:
         table[name] = getattr(predictions.scores, name)[rows]
     table["flag"] = np.asarray(predictions.flag[rows], np.str_)
-    if coverage.located(predictions.ra, predictions.dec).any():
-        cells = coverage.healpix(predictions.ra[rows], predictions.dec[rows])
-        gaps = np.ma.getmaskarray(cells).any()
-        table["_healpix_29"] = MaskedColumn(cells) if gaps else Column(np.ma.getdata(cells))
     for name, column in table.columns.items():
         describe(column, COLUMNS[name])
     for name, values in zip(predictions.members, predictions.scores.member_probs, strict=True):
@@ -246,6 +242,11 @@ def candidate_table(
     for name, values in trust.items():
         table[name] = values[rows]
         describe(table[name], TRUST[name])
+    if coverage.located(predictions.ra, predictions.dec).any():
+        cells = coverage.healpix(predictions.ra[rows], predictions.dec[rows])
+        gaps = np.ma.getmaskarray(cells).any()
+        table["_healpix_29"] = MaskedColumn(cells) if gaps else Column(np.ma.getdata(cells))
+        describe(table["_healpix_29"], COLUMNS["_healpix_29"])
     ours = {name.lower() for name in table.colnames}
     for name in catalogue.colnames:
         if name in OF_CUTOUTS:

@@ -56,6 +56,7 @@ def test_the_output_directory_is_the_contract(results):
     assert {path.name for path in results.iterdir()} == {
         *("candidates.parquet", "candidates.csv", "candidates.fits", "predictions.npz"),
         *("rejects.csv", "mosaic.png", "report.html", "run.json"),
+        *("candidates.vot", "candidates.reg", "searched.moc.fits", "searched.moc.json"),
     }
 
 
@@ -76,14 +77,17 @@ def test_packed_cutouts_score_alike(run, members, stack_file, results, tmp_path)
     assert again.status == 2 and "holds shards already" in again.error
 
 
-OF_RATIO = ("log_likelihood_ratio", "beyond_calibration")
+OF_TRUST = [
+    *("log_likelihood_ratio", "beyond_calibration", "probability_low", "probability_high"),
+    *("member_disagreement", "outlier_distance", "outlier_p_value"),
+]
 
 
 @pytest.mark.parametrize("form", ["parquet", "csv", "fits"])
 def test_the_catalogue_opens_in_astropy_best_first(results, form):
     table = Table.read(results / f"candidates.{form}")
     members = [f"vit_s16.{index}_probability" for index in range(2)]
-    assert table.colnames == [*SCORES, *members, *OF_RATIO, "path", "label", "tile"]
+    assert table.colnames == [*SCORES, *members, *OF_TRUST, "_healpix_29", "path", "label", "tile"]
     assert len(table) == CUTOUTS
     assert (np.diff(np.asarray(table["probability"])) <= 0).all()
     rows = np.asarray(table["id"]).astype(np.int64) - 2**60
