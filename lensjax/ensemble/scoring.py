@@ -192,9 +192,8 @@ class _Scorer:
 
     def _start(self, inputs: Inputs) -> list[Any]:
         """Returns what the step makes of a batch, under way, in parts of `at_once` cutouts."""
-        on_devices = NamedSharding(self._mesh, sharding.BY_CUTOUT)
         return [
-            self._step(self._weights, jax.device_put(part, on_devices))
+            self._step(self._weights, on_devices(part, self._mesh))
             for part in _split(inputs, self.at_once)
         ]
 
@@ -209,6 +208,14 @@ class _Scorer:
         self.at_once = half
 
 
+def on_devices(inputs: Inputs, mesh: Mesh) -> Inputs:
+    """Returns a batch on the devices, each its part of the cutouts; tiles are whole on each."""
+    by_cutout, everywhere = (
+        NamedSharding(mesh, spec) for spec in (sharding.BY_CUTOUT, sharding.EVERYWHERE)
+    )
+    return jax.device_put(inputs, inputs.mapped(lambda _: by_cutout, lambda _: everywhere))
+
+
 def _split(inputs: Inputs, count: int) -> Iterator[Inputs]:
     """Yields a batch in parts of `count` cutouts, the last one padded with the batch's last."""
     batch = len(jax.tree.leaves(inputs)[0])
@@ -217,7 +224,7 @@ def _split(inputs: Inputs, count: int) -> Iterator[Inputs]:
         return
     for first in range(0, batch, count):
         rows = np.minimum(np.arange(first, first + count), batch - 1)
-        yield jax.tree.map(operator.itemgetter(rows), inputs)
+        yield inputs.mapped(operator.itemgetter(rows))
 
 
 def _unless_out_of_memory(compute: Callable[[], Result]) -> Result | None:
@@ -238,7 +245,7 @@ def side_by_side(
     They alternate, so that what slows the machine for a while slows all of them; a first run,
     in which they are compiled, does not count.
     """
-    placed = jax.device_put(inputs, NamedSharding(mesh, sharding.BY_CUTOUT))
+    placed = on_devices(inputs, mesh)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(1 + ROUNDS):
         for name, step in steps.items():

@@ -216,10 +216,14 @@ def _logits_on_mesh(
 
     in_groups = tuple(sharding.weights_spec(group.members, mesh) for group in ensemble.groups)
     out_groups = tuple(sharding.logits_spec(group.members, mesh) for group in ensemble.groups)
-    on_mesh = sharding.shard_map(
-        all_logits, mesh, (in_groups, in_groups, sharding.BY_CUTOUT), out_groups
-    )
-    return lambda weights, inputs: on_mesh(weights.states, weights.keys, inputs)
+
+    def on_mesh(weights: Weights, inputs: Inputs) -> tuple[Array, ...]:
+        of_inputs = inputs.mapped(lambda _: sharding.BY_CUTOUT, lambda _: sharding.EVERYWHERE)
+        specs = in_groups, in_groups, of_inputs
+        function = sharding.shard_map(all_logits, mesh, specs, out_groups)
+        return function(weights.states, weights.keys, inputs)
+
+    return on_mesh
 
 
 def one_by_one_step(ensemble: Ensemble, mesh: Mesh, options: StepOptions) -> Step:
