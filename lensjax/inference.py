@@ -105,6 +105,9 @@ class InferenceConfig(DataOptions, StagedOptions):
             "--benchmark times the step beside --no-batch-parallel: drop the latter": (
                 self.benchmark and not self.batch_parallel
             ),
+            "--catalogue cuts from tiles in one step on this machine: drop --cascade, --reuse and "
+            "--engine ray (--part shares the rows)": self.catalogue is not None
+            and (self.in_stages or self.engine != "local"),
             "--benchmark times all members in one step: drop --cascade and --reuse": (
                 self.benchmark and self.in_stages
             ),
@@ -173,6 +176,7 @@ def infer(config: InferenceConfig) -> Outcome:
         raise UsageError("--checkpoints and --data are both needed")
     _check_apart(place(config.data), config.folder)
     members = find_members(config.checkpoints, config.ensemble)
+    config = replace(config, field=config.field_seen_by(members.preprocessings))
     source = open_cutouts(config.data, members, config, config.rows_part())
     ensemble = abstract_ensemble(members.infos, members.validations)
     # What could not be promised in the end is refused before anything is scored.
@@ -289,7 +293,7 @@ def prepare(
     """Returns the compiled step for the cutouts of a source, and the weights on the devices; of the
     first stage, and all of them, where members are computed in stages."""
     mesh = sharding.mesh_of(jax.local_devices(), config.member_shards)
-    input_spec = pipeline.input_spec(source, members.preprocessings, config.fit)
+    input_spec = scoring.input_spec(source, members.preprocessings, config.fit)
     if config.cascade is not None:
         staged = staging.cascaded(config, members, input_spec, len(source), mesh)
     elif config.reuse is not None:

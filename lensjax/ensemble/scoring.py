@@ -1,11 +1,12 @@
 """Scores all cutouts of a source, batch by batch."""
 
+import functools
 import itertools
 import operator
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,9 +15,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from lensjax import runtime, trace
-from lensjax.data import pipeline
-from lensjax.data.on_device import Inputs
-from lensjax.data.preprocess import Fit
+from lensjax.data import pipeline, tile_batches
+from lensjax.data.on_device import Inputs, InputSpec
+from lensjax.data.preprocess import Fit, Preprocessing
 from lensjax.data.source import Source
 from lensjax.ensemble import sharding
 from lensjax.ensemble.plan import CompiledStep
@@ -152,15 +153,28 @@ def _batches(
         processes = min(MOST_WORKERS, os.cpu_count() or 1) if outrun else 0
     else:
         processes = workers
+    preprocessings = step.ensemble.preprocessings
+    feed: Callable[..., Iterator[pipeline.Batch]]
+    if tile_batches.takes(source, preprocessings):
+        feed = functools.partial(
+            tile_batches.batches, put=functools.partial(on_devices, mesh=step.mesh)
+        )
+    else:
+        feed = functools.partial(pipeline.batches, processes=processes)
     for rows in ledger.missing():
-        yield from pipeline.batches(
+        yield from feed(
             source,
-            step.ensemble.preprocessings,
+            preprocessings,
             how=fit,
             batch_size=step.cutouts,
             rows=range(rows.start - source.first_row, rows.stop - source.first_row),
-            processes=processes,
         )
+
+
+def input_spec(source: Source, preprocessings: Sequence[Preprocessing], fit: Fit) -> InputSpec:
+    """Returns the form of the batches that are scored, without reading any."""
+    of = tile_batches if tile_batches.takes(source, preprocessings) else pipeline
+    return of.input_spec(source, preprocessings, fit)
 
 
 class _Scorer:
@@ -169,11 +183,15 @@ class _Scorer:
     def __init__(self, step: CompiledStep, weights: Weights) -> None:
         self._step, self._mesh, self._weights = step.step, step.mesh, weights
         self.at_once = step.cutouts
+        self._last: Any = None
 
     @trace.is_stage("launch")
     def launch(self, batch: pipeline.Batch) -> list[Any] | None:
         """Returns what the step makes of a batch, under way; None where the memory does not
-        suffice."""
+        suffice. Where no cutout can be read nothing is computed: objects off all tiles may be
+        many."""
+        if not batch.readable.any() and self._last is not None:
+            return []
         return _unless_out_of_memory(lambda: self._start(batch.inputs))
 
     def fetch(self, batch: pipeline.Batch, started: list[Any] | None) -> Any:
@@ -183,12 +201,15 @@ class _Scorer:
 
         Raises LensjaxError where it does not even suffice for one cutout a device.
         """
+        if started == []:
+            return self._last  # of which nothing is kept
         parts = _unless_out_of_memory(lambda: jax.device_get(started))
         while parts is None:
             parts = _unless_out_of_memory(lambda: jax.device_get(self._start(batch.inputs)))
             if parts is None:
                 self._halve()
-        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=-1), *parts)
+        self._last = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=-1), *parts)
+        return self._last
 
     def _start(self, inputs: Inputs) -> list[Any]:
         """Returns what the step makes of a batch, under way, in parts of `at_once` cutouts."""
