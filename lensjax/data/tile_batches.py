@@ -15,10 +15,10 @@ import jax
 import numpy as np
 
 from lensjax.data import pipeline
+from lensjax.data.formats.tile_files import in_flux
 from lensjax.data.on_device import ImageSpec, Inputs, InputSpec, Transform
 from lensjax.data.on_tile import SHEETS
 from lensjax.data.pipeline import BATCHES_AHEAD, Batch
-from lensjax.data.formats.tile_files import in_flux
 from lensjax.data.planes import Cutout, Unreadable, perhaps_blank, perhaps_masked
 from lensjax.data.preprocess import Preprocessing, fill_masked, geometry
 from lensjax.data.source import Source
@@ -105,7 +105,9 @@ def batches(
 
         dataset = grain.MapDataset.source(chunks).map(build)
         options = grain.ReadOptions(threads, BATCHES_AHEAD if threads else 0)
-        for following, batch in zip([*chunks[1:], None], dataset.to_iter_dataset(options), strict=True):
+        for following, batch in zip(
+            [*chunks[1:], None], dataset.to_iter_dataset(options), strict=True
+        ):
             yield batch
             if following and following.sheets:
                 shelf.drop_before(following.sheets[0])

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from astropy.io import fits
 from astropy.table import Table
 from scipy.ndimage import map_coordinates
 
@@ -219,29 +220,28 @@ class Tiles:
 
 class Planes(NamedTuple):
     """The planes of a tile: its files, how each is stored and where it lies; `own` is the number of
-    the one with the finest pixels, on whose grid cutouts are."""
+    the one with the finest pixels, on whose grid cutouts are. `wrong`: what is amiss, "" where
+    nothing is; then there may be fewer planes than files, or none."""
 
     files: TileFiles
     stored: tuple[Stored, ...]
     footprints: tuple[Footprint, ...]
     own: int
+    wrong: str
 
     @property
     def footprint(self) -> Footprint:
         return self.footprints[self.own]
 
 
-def _beyond(
-    pixels: np.ndarray, wanted: Sequence[slice], inside: Sequence[slice]
-) -> np.ndarray:
+def _beyond(pixels: np.ndarray, wanted: Sequence[slice], inside: Sequence[slice]) -> np.ndarray:
     """Returns pixels of a plane in a region of which a part may lie beyond it: NaN there."""
     if all(w == i for w, i in zip(wanted, inside, strict=True)):
         return pixels
     room = np.full([s.stop - s.start for s in wanted], np.nan, np.float32)
     if pixels.size:
         down, across = (
-            slice(i.start - w.start, i.stop - w.start)
-            for w, i in zip(wanted, inside, strict=True)
+            slice(i.start - w.start, i.stop - w.start) for w, i in zip(wanted, inside, strict=True)
         )
         room[down, across] = pixels
     return room
@@ -272,18 +272,13 @@ def open_tiles(
     bands, files = tile_files.tile_files(data, wanted)
     with ThreadPoolExecutor(HEADERS_AT_ONCE) as threads:
         found = list(threads.map(_planes, files))
-    planes = tuple(each if isinstance(each, Planes) else None for each in found)
-    damaged = [
-        f"{one.name}: {each}"
-        for one, each in zip(files, found, strict=True)
-        if not isinstance(each, Planes)
-    ]
+    planes = tuple(None if each.wrong else each for each in found)
     table = _objects(place(catalogue))
     ra, dec = (np.asarray(table[name], np.float64) for name in ("ra", "dec"))
-    match = matched([each and each.footprint for each in planes], ra, dec)
+    match = _matched(found, ra, dec)
     scales = _scales(planes)
     sizes = [scale and max(2, round(field / scale)) for scale in scales]
-    tile, reason = _kept(match, planes, sizes, ra, dec, damaged, files)
+    tile, reason = _kept(match, found, sizes, ra, dec)
     corner, maps, regions = _placed(match, tile, planes, sizes, north_up)
     order = np.lexsort((corner[:, 0, 1], corner[:, 0, 0], np.where(tile < 0, len(files), tile)))
     if most_bytes is None:
@@ -297,6 +292,7 @@ def open_tiles(
     words = [f"{len(table)} objects in {len(files)} tiles", f"bands {', '.join(bands)}"]
     if one is not None:
         words.append(f"cutouts of {one.size}x{one.size} pixels, {one.pixel_scale:.4g} arcsec/pixel")
+    damaged = [each.wrong for each in found if each.wrong]
     words += [f"{len(damaged)} tiles cannot be read ({damaged[0]})"] if damaged else []
 
     def all_files() -> Iterable[str]:
@@ -316,23 +312,25 @@ def open_tiles(
     )
 
 
-def _planes(files: TileFiles) -> Planes | str:
-    """Returns what the headers of a tile say, or why they say nothing."""
-    try:
-        stored = tuple(tile_files.stored(file) for file in files.planes)
-        for file, said in zip(files.planes, stored, strict=True):
+def _planes(files: TileFiles) -> Planes:
+    """Returns what the headers of a tile say."""
+    stored, lie, wrong = [], [], ""
+    for file in files.planes:
+        name = Path(tile_files.split(file)[0]).name
+        try:
+            said = tile_files.stored(file)
+            wrong = wrong or ("" if said.is_whole else f"{name}: {tile_files.TRUNCATED}")
             try:
-                _ = footprint(said.header, said.shape)
+                lie.append(footprint(said.header, said.shape))
             except Unreadable as error:
-                raise Unreadable(f"{Path(file).name}: {error}") from error
-    except Unreadable as error:
-        return one_line(error, 160)
-    lie = tuple(footprint(said.header, said.shape) for said in stored)
+                raise Unreadable(f"{name}: {error}") from error
+            # Headers, of thousands of tiles, have been of use.
+            stored.append(said._replace(header=fits.Header()))
+        except Unreadable as error:
+            wrong = wrong or one_line(error, 160)
     # The first of those with the finest pixels.
-    own = min(range(len(lie)), key=lambda band: (round(lie[band].pixel_scale, 4), band))
-    # Headers, of thousands of tiles, have been of use.
-    bare = tuple(said._replace(header=None) for said in stored)  # type: ignore[arg-type]
-    return Planes(files, bare, lie, own)
+    own = min(range(len(lie)), key=lambda band: (round(lie[band].pixel_scale, 4), band), default=-1)
+    return Planes(files, tuple(stored), tuple(lie), own, wrong and f"tile {files.name}: {wrong}")
 
 
 def _objects(path: Path) -> Table:
@@ -366,32 +364,49 @@ def _corners(match: Matched, size: int, of: np.ndarray) -> np.ndarray:
     return np.ceil(at - size / 2).astype(np.int64)
 
 
+def _matched(planes: Sequence[Planes], ra: np.ndarray, dec: np.ndarray) -> Matched:
+    """Returns the tiles of objects; a damaged one only for those that no other holds."""
+    sound, damaged = (
+        [
+            each.footprint if each.footprints and bool(each.wrong) == is_damaged else None
+            for each in planes
+        ]
+        for is_damaged in (False, True)
+    )
+    found = matched(sound, ra, dec)
+    if any(damaged):
+        lost = np.flatnonzero(found.tile < 0)
+        for kept, values in zip(found, matched(damaged, ra[lost], dec[lost]), strict=True):
+            kept[lost] = values
+    return found
+
+
 def _kept(
     match: Matched,
-    planes: Sequence[Planes | None],
+    planes: Sequence[Planes],
     sizes: Sequence[int | None],
     ra: np.ndarray,
     dec: np.ndarray,
-    damaged: Sequence[str],
-    files: Sequence[TileFiles],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the tile of each object, -1 where none holds its cutout, and the reasons for that."""
     tile, reason = match.tile.copy(), np.full(len(ra), "", object)
     nowhere = f"in none of the {len(planes)} tiles"
-    if damaged:
-        nowhere += f" ({len(damaged)} of them cannot be read: {damaged[0]})"
+    unknown = [each.wrong for each in planes if not each.footprints]
+    if unknown:
+        nowhere += f" (of {len(unknown)} it is not known where they lie: {unknown[0]})"
     reason[tile < 0] = nowhere
     reason[~(np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90))] = "no position"
     for number, (each, size) in enumerate(zip(planes, sizes, strict=True)):
         of = np.flatnonzero(match.tile == number)
-        if each is None or size is None or not of.size:
+        if size is None:
+            tile[of], reason[of] = -1, each.wrong
             continue
         corner = _corners(match, size, of)
         out = of[((corner < 0) | (corner + size > each.footprint.shape)).any(axis=1)]
         tile[out] = -1
         needed = size * each.footprint.pixel_scale / 2
         reason[out] = [
-            f"{depth:.1f} arcsec from the edge of tile {files[number].name}: the cutout needs "
+            f"{depth:.1f} arcsec from the edge of tile {each.files.name}: the cutout needs "
             f"{needed:.1f}"
             for depth in match.depth[out]
         ]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 from jax import ShapeDtypeStruct
 from jax.sharding import Mesh, NamedSharding
 

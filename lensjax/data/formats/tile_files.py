@@ -5,7 +5,6 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,8 @@ from lensjax.places import entries, is_local, paths_below, place, reached, statu
 
 # What says that a pixel cannot be used: a mask that is not zero, a weight or a noise of zero.
 COMPANIONS = ("mask", "weight", "rms")
+
+TRUNCATED = "the file is truncated"
 
 _COMPANION = re.compile(rf"(?:(.+)_)?({'|'.join(COMPANIONS)})", re.IGNORECASE)
 _EXTENSION = re.compile(r"(.+)\[([^\[\]]+)\]", re.DOTALL)
@@ -52,13 +53,15 @@ class TileFiles(NamedTuple):
 
 class Stored(NamedTuple):
     """How a file stores a plane: `shape` (height, width), the `header`, and the type in which its
-    pixels are kept, of which the flux is scale * pixel + zero."""
+    pixels are kept, of which the flux is scale * pixel + zero. `is_whole`: whether the file is as
+    long as its header says."""
 
     shape: tuple[int, int]
     header: fits.Header
     dtype: np.dtype
     scale: float = 1.0
     zero: float = 0.0
+    is_whole: bool = True
 
 
 class Section(NamedTuple):
@@ -67,7 +70,7 @@ class Section(NamedTuple):
     pixels: np.ndarray
     stored: Stored
 
-    @cached_property
+    @property
     def flux(self) -> np.ndarray:
         """Returns what the pixels mean."""
         return in_flux(self.pixels, self.stored.scale, self.stored.zero)
@@ -193,18 +196,14 @@ def _image(file: str) -> Iterator[fits.ImageHDU]:
     try:
         if not path:
             raise Unreadable("no file is named")
-        size = status(where).st_size
         with silenced(), reached(where), _opened(where) as hdus:
             hdu = _named(hdus, extension) if extension else next(images(hdus), None)
             if hdu is None or not hdu.is_image or len(lengths(hdu.shape)) != 2:
                 raise Unreadable("the FITS file holds no image of two axes")
-            about = hdu.fileinfo() or {}
-            if "gz" not in where.suffix and about["datLoc"] + about["datSpan"] > size:
-                raise Unreadable("the file is truncated")
             yield hdu
-    except (Unreadable, LensjaxError) as error:
-        if isinstance(error, LensjaxError):
-            raise
+    except LensjaxError:
+        raise
+    except Unreadable as error:
         raise Unreadable(f"{where.name}: {error}") from error
     except FileNotFoundError:
         raise Unreadable(f"{where.name}: no such file") from None
@@ -233,23 +232,28 @@ def _named(hdus: fits.HDUList, extension: str) -> Any:
 def stored(file: str) -> Stored:
     """Returns how a file stores a plane, by its header alone. Raises `Unreadable`."""
     with _image(file) as hdu:
-        return _stored(hdu)
+        return _stored(hdu, file)
 
 
-def _stored(hdu: fits.ImageHDU) -> Stored:
+def _stored(hdu: fits.ImageHDU, file: str) -> Stored:
     header = hdu.header.copy()
     height, width = lengths(hdu.shape)
     scale, zero = float(header.get("BSCALE", 1.0)), float(header.get("BZERO", 0.0))
+    where, about = place(split(file)[0]), hdu.fileinfo()
+    end = about["datLoc"] + about["datSpan"]
+    is_whole = where.suffix == ".gz" or end <= status(where).st_size
     kept = _KEPT.get(header["BITPIX"])
     if kept is None or "BLANK" in header or "BOFFSET" in header:
-        return Stored((height, width), header, np.dtype(np.float32))
-    return Stored((height, width), header, kept, scale, zero)
+        kept, scale, zero = np.dtype(np.float32), 1.0, 0.0
+    return Stored((height, width), header, kept, scale, zero, is_whole)
 
 
 def section(file: str, rows: slice, columns: slice = slice(None)) -> Section:
     """Returns some rows and columns of a plane, as they are stored. Raises `Unreadable`."""
     with _image(file) as hdu:
-        said = _stored(hdu)
+        said = _stored(hdu, file)
+        if not said.is_whole:
+            raise Unreadable(TRUNCATED)
         found = np.asarray(hdu.section[*(0,) * (len(hdu.shape) - 2), rows, columns])
         if said.dtype.kind == "f":
             found = _as_float(found, hdu.header)
