@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from astropy.table import Column, Table
 
-from lensjax import __version__, inspection, metrics, results, runtime, staging
+from lensjax import __version__, cutout_files, inspection, metrics, results, runtime, staging
 from lensjax.data import pipeline
 from lensjax.data.catalog import DataOptions
 from lensjax.data.identity import content_sha256
@@ -69,6 +69,8 @@ class InferenceConfig(DataOptions, StagedOptions):
     """Score the K-th of N parts of the rows, given as K/N; without it all parts are merged."""
     top: int = 48
     """Candidates in the mosaic and the report."""
+    cutouts: int = 0
+    """Candidates from tiles that are written as FITS files with world coordinates."""
     impostors: str = inspection.IMPOSTORS
     """Kinds of non-lens that graders can name in the report, at most nine, comma separated."""
     profile: Path | None = None
@@ -91,6 +93,7 @@ class InferenceConfig(DataOptions, StagedOptions):
         super().__post_init__()
         wrong = {
             "--top must be at least 1": self.top < 1,
+            "--cutouts is for tiles: give --catalogue": self.cutouts != 0 and not self.catalogue,
             "--address, --actors and --deadline are for --engine ray": self.engine != "ray"
             and (self.address, self.actors, self.deadline)
             != (None, "auto", InferenceConfig.deadline),
@@ -425,6 +428,8 @@ def write(
         # Pictures last: drawing takes memory of its own, and the catalogue must not be lost.
         record["peak_memory_bytes"] = runtime.peak_memory_bytes()
         attempt("run.json", results.write_json, config.folder / "run.json", record)
+        if config.cutouts:
+            attempt("cutouts", cutout_files.write, config.folder, source, ranking[: config.cutouts])
         attempt("pictures", draw, config, source, best, predictions, record, found, said.columns)
     return Outcome(record, found)
 

@@ -18,6 +18,7 @@ from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table, meta
 from numpy.typing import NDArray
 
+from lensjax import cutout_files
 from lensjax.data.catalog import DataOptions
 from lensjax.data.formats import fits_table
 from lensjax.data.formats.tables import filled, plain, read_table
@@ -115,6 +116,7 @@ def clear(folder: Path) -> None:
     later = (path for name in CANDIDATES for path in folder.glob(partition_name(name, "[0-9]*")))
     for path in (*later, *(folder / name for name in OUTPUTS)):
         path.unlink(missing_ok=True)
+    cutout_files.clear(folder)
 
 
 def write_outputs(

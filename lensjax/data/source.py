@@ -67,9 +67,9 @@ class Source:
     the input carried. `bands`: those of the cutouts' channels, in order, and `bands_from`: where
     each was found, in words, () where no cutout can be read. `description`: one line. `threads`:
     how many read ahead. `stack`: the same cutouts many at a time, where all are of one form; None
-    where that is not known. `tiles`: where they lie in the tiles that they are cut from, if they are.
-    `files`: gives the paths of all that table and cutouts are read from,
-    some of which may be missing. `first_row`: which row of the data is row 0 here, where these are
+    where that is not known. `tiles`: where they lie in tiles, where they are cut from such.
+    `files`: gives the paths of all that table and cutouts are read from, some of which may be
+    missing. `first_row`: which row of the data is row 0 here, where these are
     a part of them (the `files` are those of all parts). `given`: how many rows the data have.
     `listed_in`: the catalogue that names the files, "" without one.
     """

@@ -58,9 +58,9 @@ def open_fits(
     memmap: bool = False,
     as_stored: bool = False,
 ) -> fits.HDUList:
-    """Returns the open FITS file, whose pixels are scaled unless `as_stored`. Raises `Unreadable` where astropy would work without end: at a
-    first header that does not end, at millions of axes or fields, at a compressed file that
-    swells."""
+    """Returns the open FITS file, whose pixels are scaled unless `as_stored`. Raises `Unreadable`
+    where astropy would work without end: at a first header that does not end, at millions of axes
+    or fields, at a compressed file that swells."""
     most_bytes = bytes_at_most(most_values)
     with local(path).open("rb") if memmap else reading(path) as file:
         is_packed = file.read(2) == b"\x1f\x8b"
