@@ -17,7 +17,7 @@ import numpy as np
 from lensjax.data import pipeline
 from lensjax.data.formats.tile_files import in_flux
 from lensjax.data.on_device import ImageSpec, Inputs, InputSpec, Transform
-from lensjax.data.on_tile import SHEETS
+from lensjax.data.on_tile import SHEETS, Sheet
 from lensjax.data.pipeline import BATCHES_AHEAD, Batch
 from lensjax.data.planes import Cutout, Unreadable, perhaps_blank, perhaps_masked
 from lensjax.data.preprocess import Preprocessing, fill_masked, geometry
@@ -94,7 +94,11 @@ def batches(
     threads = source.threads if threads is None else threads
     forms = set(filter(None, tiles.forms))
     specs = {form: input_spec(source, preprocessings, how, form) for form in forms}
-    blank = {form: put(spec.blank(batch_size)) for form, spec in specs.items()}
+    # On the devices once: images are only sent along where some are filled.
+    blank = {
+        form: put(replace(spec, sheets=None).blank(batch_size)).images
+        for form, spec in specs.items()
+    }
     chunks = list(_chunks(tiles, rows, batch_size))
     wanted = sorted({number for chunk in chunks for number in chunk.sheets})
     with _Shelf(partial(_held, tiles, put), tiles.sheets, wanted) as shelf:
@@ -197,9 +201,14 @@ class _Shelf:
 
 
 def _batch(
-    source: Source, chunk: Chunk, shelf: _Shelf, spec: InputSpec, blank: Inputs, size: int
+    source: Source,
+    chunk: Chunk,
+    shelf: _Shelf,
+    spec: InputSpec,
+    blank: tuple[np.ndarray, ...],
+    size: int,
 ) -> Batch:
-    """Returns a batch of the rows of a chunk."""
+    """Returns a batch of the rows of a chunk, without sheets where none of them can be read."""
     tiles, count, first = source.tiles, len(chunk.rows), chunk.rows.start
     assert tiles is not None and spec.sheets is not None
     batch = Batch.empty(replace(spec, sheets=None), size)
@@ -207,23 +216,23 @@ def _batch(
     batch.rows[:count] = chunk.rows
     batch.ra[:count], batch.dec[:count] = (of[those] for of in source.places)
     batch.reasons[:count] = tiles.reason[those]
-    places, sheets = spec.sheets.places(size), list(blank.sheets)
+    places, sheets = spec.sheets.places(size), list[Sheet]()
     used = sorted({channel for each in spec.transforms for channel in each.channels})
 
     def fill(batch: Batch, place: int, cutout: Cutout) -> None:
         batch.inputs.images[0][place] = fill_masked(cutout.image)
         places.given[place] = True
 
-    for number, name in enumerate(chunk.sheets):
+    for name in chunk.sheets:
         within, held = tiles.sheets[name].rows, shelf[name]
         rows = range(max(within.start, first), min(within.stop, those.stop))
         at = slice(rows.start - first, rows.stop - first)
         if held is None or isinstance(held, Unreadable):
             batch.reasons[at] = str(held)
             continue
-        sheets[number:] = held.placed.sheets * (SHEETS - number)
         starts = np.array([[start, 0] for start in held.host.starts], np.int32)
-        places.sheet[at] = number
+        places.sheet[at] = len(sheets)
+        sheets += held.placed.sheets
         places.corner[at] = tiles.corner[rows.start : rows.stop] - starts
         places.maps[at] = tiles.maps[rows.start : rows.stop]
         batch.readable[at] = True
@@ -231,8 +240,9 @@ def _batch(
             cut = partial(tiles.cut, row, held.host)
             pipeline.noted(batch, row - first, cut, used, source.bands, fill)
     pipeline.measured(batch, batch.inputs.images[0][:count])
-    images = batch.inputs.images if places.given.any() else blank.images
-    inputs = replace(batch.inputs, images=images, places=places, sheets=tuple(sheets))
+    images = batch.inputs.images if places.given.any() else blank
+    both = tuple([*sheets, *sheets][:SHEETS])
+    inputs = replace(batch.inputs, images=images, places=places, sheets=both)
     return replace(batch, inputs=inputs)
 
 

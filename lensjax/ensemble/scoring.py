@@ -19,7 +19,7 @@ from lensjax.data import pipeline, tile_batches
 from lensjax.data.on_device import Inputs, InputSpec
 from lensjax.data.preprocess import Fit, Preprocessing
 from lensjax.data.source import Source
-from lensjax.ensemble import sharding
+from lensjax.ensemble import plan, sharding
 from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.staged import REST, Incomplete, Stage, Staged
 from lensjax.ensemble.step import StageStep, Step, Weights
@@ -182,15 +182,14 @@ class _Scorer:
 
     def __init__(self, step: CompiledStep, weights: Weights) -> None:
         self._step, self._mesh, self._weights = step.step, step.mesh, weights
-        self.at_once = step.cutouts
-        self._last: Any = None
+        self._input_spec, self.at_once = step.input_spec, step.cutouts
 
     @trace.is_stage("launch")
     def launch(self, batch: pipeline.Batch) -> list[Any] | None:
         """Returns what the step makes of a batch, under way; None where the memory does not
         suffice. Where no cutout can be read nothing is computed: objects off all tiles may be
         many."""
-        if not batch.readable.any() and self._last is not None:
+        if not batch.readable.any():
             return []
         return _unless_out_of_memory(lambda: self._start(batch.inputs))
 
@@ -202,14 +201,15 @@ class _Scorer:
         Raises LensjaxError where it does not even suffice for one cutout a device.
         """
         if started == []:
-            return self._last  # of which nothing is kept
+            inputs = plan.abstract_inputs(self._input_spec, len(batch.rows), self._mesh)
+            form = jax.eval_shape(self._step, self._weights, inputs)
+            return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), form)
         parts = _unless_out_of_memory(lambda: jax.device_get(started))
         while parts is None:
             parts = _unless_out_of_memory(lambda: jax.device_get(self._start(batch.inputs)))
             if parts is None:
                 self._halve()
-        self._last = jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=-1), *parts)
-        return self._last
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=-1), *parts)
 
     def _start(self, inputs: Inputs) -> list[Any]:
         """Returns what the step makes of a batch, under way, in parts of `at_once` cutouts."""

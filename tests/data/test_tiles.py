@@ -1,5 +1,6 @@
 """Tiles: each object once, where it lies deepest, and what the step cuts is what Cutout2D cuts."""
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -269,6 +270,22 @@ def test_parts_of_a_tile_types_and_compression_change_nothing(tmp_path):
     assert integers.tiles.form(0).sheets.dtypes == ("int16", "int16")
     for one, other in zip(seen(integers)[0], seen(floats)[0], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_tiles_at_addresses_are_read_in_sections(tmp_path):
+    header = skies.header(10.0, 0.0, SHAPE)
+    skies.write(tmp_path, {"a": header}, SHAPE)
+    skies.objects(tmp_path / "objects.csv", header, *spread(3))
+    remote = fsspec.filesystem("memory")
+    for band in ("g", "r"):
+        remote.pipe(f"/tiles/a_{band}.fits", (tmp_path / f"a_{band}.fits").read_bytes())
+    here = opened(tmp_path)
+    (tmp_path / "there.csv").write_text(
+        "tile,g,r\na,memory://tiles/a_g.fits,memory://tiles/a_r.fits\n"
+    )
+    there = opened(tmp_path, data="there.csv")
+    for one, other in zip(seen(here)[0], seen(there)[0], strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_tiles_are_found_by_template_and_in_a_folder(tmp_path):
