@@ -180,7 +180,7 @@ def infer(config: InferenceConfig) -> Outcome:
     _check_apart(place(config.data), config.folder)
     members = find_members(config.checkpoints, config.ensemble)
     config = replace(config, field=config.field_seen_by(members.preprocessings))
-    source = open_cutouts(config.data, members, config, config.rows_part())
+    source = open_cutouts(str(config.data), members, config, config.rows_part())
     ensemble = abstract_ensemble(members.infos, members.validations)
     # What could not be promised in the end is refused before anything is scored.
     trust.refuse_unknown_odds(ensemble.validated_on, config.prevalence)

@@ -22,7 +22,8 @@ _WAY_BACK = 0.01
 
 class Footprint(NamedTuple):
     """Where the pixels of a plane lie: its world coordinates and their frame (None: ICRS), its
-    `shape` (height, width), and the side of a pixel at its centre, in arcsec."""
+    `shape` (height, width), and the side of a pixel in arcsec, as the header's matrix has it: it is
+    the same for all cutouts from a tile, be they files of their own or not."""
 
     wcs: WCS
     frame: Any
@@ -75,20 +76,17 @@ def footprint(header: fits.Header, shape: tuple[int, int]) -> Footprint:
         if wcs.naxis != 2 or not wcs.has_celestial:
             raise Unreadable("its header says nothing about the sky")
         frame = wcs_to_celestial_frame(wcs)
-        made = Footprint(wcs, None if isinstance(frame, ICRS) else frame, shape, math.nan)
-        middle = (shape[1] - 1) / 2, (shape[0] - 1) / 2
-        steps = np.array([[0, 0], [1, 0], [0, 1]], float) + middle
-        ra, dec = made.sky(*steps.T)
-        at = _vectors(ra, dec)
-        area = np.linalg.norm(np.cross(at[1] - at[0], at[2] - at[0]))
+        scale = 3600 * math.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix)))
+        made = Footprint(wcs, None if isinstance(frame, ICRS) else frame, shape, scale)
+        if not np.isfinite(made.sky(*(np.array([(n - 1) / 2]) for n in shape[::-1]))).all():
+            raise Unreadable("the centre of the tile lies nowhere on the sky")
     except Unreadable:
         raise
     except Exception as error:  # wcslib about arbitrary headers
         raise Unreadable(f"its world coordinates cannot be used: {short(error)}") from error
-    scale = math.degrees(math.sqrt(area)) * 3600
     if not is_pixel_scale(scale):
         raise Unreadable(f"its header has pixels of {scale:.3g} arcsec")
-    return made._replace(pixel_scale=scale)
+    return made
 
 
 class Matched(NamedTuple):

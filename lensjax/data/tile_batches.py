@@ -120,7 +120,8 @@ def batches(
 def _chunks(tiles: Tiles, rows: range, size: int) -> Iterator[Chunk]:
     """Yields the rows of full batches, and of others where the next row is of another form, of a
     third sheet, or of none."""
-    start, numbers, form = rows.start, [], None
+    start, form = rows.start, None
+    numbers: list[int] = []
     stop = start
     for number, sheet in enumerate(tiles.sheets):
         own = range(max(sheet.rows.start, rows.start), min(sheet.rows.stop, rows.stop))

@@ -32,9 +32,11 @@ from lensjax.places import place
 # A tile, as the device holds it, takes at most this share of the memory: two are there while a
 # third is read.
 SHARE_OF_MEMORY = 1 / 16
-# Pixels are of one size where they differ by less than a hundredth of one over a large cutout.
-SAME_SCALE = 1e-4
+# Pixel scales that differ by less change a logit by less than 1e-4.
+SAME_SCALE = 5e-6
 HEADERS_AT_ONCE = 8
+# Bytes that the memory of an array on a CPU is to begin at a multiple of.
+_ALIGNED = 64
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,9 @@ class Tiles:
                 corner = self.corner[start:end, :, 0]
                 low = np.minimum.accumulate(np.clip(corner, 0, heights))
                 high = np.maximum.accumulate(np.clip(corner + sides, 0, heights))
-                fits = (high - low <= [shape[0] for shape in form.sheets.shapes]).all(axis=1)
-                count = len(fits) if fits.all() else int(np.argmin(fits))
+                room = np.array([shape[0] for shape in form.sheets.shapes])
+                fits = np.all(high - low <= room, axis=1)
+                count = end - start if fits.all() else int(np.argmin(fits))
                 pixels = zip(low[count - 1].tolist(), high[count - 1].tolist(), strict=True)
                 yield SheetRows(tile, range(start, start + count), tuple(range(*p) for p in pixels))
                 start += count
@@ -129,11 +132,8 @@ class Tiles:
             if pixels.dtype != dtype:
                 pixels = in_flux(pixels, said.scale, said.zero).astype(dtype)
                 units[band] = 1, 0
-            if pixels.shape != shape:
-                room = np.zeros(shape, dtype)
-                room[: pixels.shape[0], : pixels.shape[1]] = pixels
-                pixels = room
-            made.append(pixels)
+            made.append(_room(shape, dtype))
+            made[-1][: pixels.shape[0], : pixels.shape[1]] = pixels
         return HostSheet(Sheet(tuple(made), units), tuple(rows.start for rows in sheet.pixels))
 
     def _pixels(self, tile: int, band: int, rows: slice, columns: slice) -> np.ndarray:
@@ -234,6 +234,14 @@ class Planes(NamedTuple):
         return self.footprints[self.own]
 
 
+def _room(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """Returns zeros that begin where JAX takes memory for its own on a CPU: it copies others."""
+    size = shape[0] * shape[1] * dtype.itemsize
+    room = np.zeros(size + _ALIGNED, np.uint8)
+    start = -room.ctypes.data % _ALIGNED
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
 def _beyond(pixels: np.ndarray, wanted: Sequence[slice], inside: Sequence[slice]) -> np.ndarray:
     """Returns pixels of a plane in a region of which a part may lie beyond it: NaN there."""
     if all(w == i for w, i in zip(wanted, inside, strict=True)):
@@ -277,7 +285,7 @@ def open_tiles(
     ra, dec = (np.asarray(table[name], np.float64) for name in ("ra", "dec"))
     match = _matched(found, ra, dec)
     scales = _scales(planes)
-    sizes = [scale and max(2, round(field / scale)) for scale in scales]
+    sizes = [None if scale is None else max(2, round(field / scale)) for scale in scales]
     tile, reason = _kept(match, found, sizes, ra, dec)
     corner, maps, regions = _placed(match, tile, planes, sizes, north_up)
     order = np.lexsort((corner[:, 0, 1], corner[:, 0, 0], np.where(tile < 0, len(files), tile)))

@@ -46,7 +46,13 @@ def seen(source, batch_size=8):
     )
     pictures, readable, rows = [], [], []
     for batch in batches:
-        pictures.append([np.asarray(each)[: batch.count] for each in look(batch.inputs)])
+        if batch.readable.any():
+            found = look(batch.inputs)
+        else:  # of these nothing is computed
+            found = [
+                np.zeros((batch.count, p.input_size, p.input_size, len(p.bands))) for p in SEEN
+            ]
+        pictures.append([np.asarray(each)[: batch.count] for each in found])
         readable += batch.readable[: batch.count].tolist()
         rows += batch.rows[: batch.count].tolist()
     assert rows == list(range(len(source)))

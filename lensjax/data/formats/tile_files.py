@@ -242,9 +242,11 @@ def _stored(hdu: fits.ImageHDU, file: str) -> Stored:
     where, about = place(split(file)[0]), hdu.fileinfo()
     end = about["datLoc"] + about["datSpan"]
     is_whole = where.suffix == ".gz" or end <= status(where).st_size
-    kept = _KEPT.get(header["BITPIX"])
-    if kept is None or "BLANK" in header or "BOFFSET" in header:
-        kept, scale, zero = np.dtype(np.float32), 1.0, 0.0
+    kept: np.dtype = np.dtype(np.float32)
+    if header["BITPIX"] in _KEPT and not {"BLANK", "BOFFSET"} & set(header):
+        kept = _KEPT[header["BITPIX"]]
+    else:
+        scale, zero = 1.0, 0.0
     return Stored((height, width), header, kept, scale, zero, is_whole)
 
 
