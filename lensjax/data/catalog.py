@@ -87,7 +87,7 @@ class DataOptions:
         catalogue, field, north_up, bits = (options.pop(name) for name in _OF_TILES)
         del options["fit"]
         if catalogue is not None:
-            from lensjax.data.tiles import open_tiles
+            from lensjax.data.objects_in_tiles import open_tiles
 
             wanted = parse(needed, self.bands)
             source = open_tiles(data, catalogue, wanted, field, north_up=north_up, bits=bits)

@@ -12,10 +12,10 @@ from scipy.ndimage import map_coordinates
 
 from lensjax.data import on_device, tile_batches
 from lensjax.data.bands import Wanted
+from lensjax.data.objects_in_tiles import open_tiles
 from lensjax.data.on_tile import interpolated
 from lensjax.data.planes import Unreadable
 from lensjax.data.source import Arrays, source_of_arrays
-from lensjax.data.tiles import open_tiles
 from lensjax.ensemble import scoring
 from lensjax.errors import UsageError
 from tests.data import skies
