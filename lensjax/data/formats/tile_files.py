@@ -29,7 +29,7 @@ TRUNCATED = "the file is truncated"
 _COMPANION = re.compile(rf"(?:(.+)_)?({'|'.join(COMPANIONS)})", re.IGNORECASE)
 _EXTENSION = re.compile(r"(.+)\[([^\[\]]+)\]", re.DOTALL)
 # Narrower types than float32 travel and are kept as they are.
-_KEPT = {8: np.dtype(np.uint8), 16: np.dtype(np.int16)}
+_KEPT: dict[int, np.dtype] = {8: np.dtype(np.uint8), 16: np.dtype(np.int16)}
 # Of a compressed file that is no FITS tile compression, which is read whole.
 _MOST_VALUES = 2**32
 
