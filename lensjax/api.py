@@ -6,6 +6,7 @@ says what to do; in it `--option` stands for the argument of that name.
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,17 +76,20 @@ class LensFinder:
         bands: str | None = None,
         pixel_scale: float | None = None,
         fit: Fit = "auto",
+        catalogue: str | None = None,
     ) -> Scored:
         """Returns the scores of cutouts in memory, or of those at a path.
 
         A path is a folder of images, a catalogue with a `path` column, a stack (`.npy`, `.npz`,
         HDF5, Zarr, FITS), shards, or a template with `{band}`. Of files that do not say it, `bands`
         says what they hold, as "g,r,i", and `pixel_scale` the arcsec per pixel. `fit` is how
-        cutouts of another size than the members' are brought to it.
+        cutouts of another size than the members' are brought to it. With a `catalogue` of
+        positions the path is one of tiles, out of which the cutouts are cut.
 
         Raises UsageError where there are no cutouts, or none in the bands that the members see.
         """
-        options = DataOptions(bands=bands, pixel_scale=pixel_scale, fit=fit)
+        options = DataOptions(bands=bands, pixel_scale=pixel_scale, fit=fit, catalogue=catalogue)
+        options = replace(options, field=options.field_seen_by(self._members.preprocessings))
         if isinstance(data, Cutouts):
             source = data.source(self._members.bands)
             pipeline.check_fields(source, self._members.preprocessings, fit)
@@ -99,7 +103,7 @@ class LensFinder:
 
     def _predict(self, source: Source, fit: Fit) -> Predictions:
         """Returns the predictions for all cutouts of a source."""
-        input_spec = pipeline.input_spec(source, self._members.preprocessings, fit)
+        input_spec = scoring.input_spec(source, self._members.preprocessings, fit)
         if input_spec not in self._steps:
             self._steps[input_spec] = inference.compile_step(
                 self._members, input_spec, len(source), self._options, self._mesh

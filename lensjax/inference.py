@@ -24,6 +24,7 @@ from lensjax import (
     asking,
     controls,
     coverage,
+    cutout_files,
     inspection,
     known,
     metrics,
@@ -83,6 +84,8 @@ class InferenceConfig(AskOptions, ControlOptions, KnownOptions):
     """Score the K-th of N parts of the rows, given as K/N; without it all parts are merged."""
     top: int = 48
     """Candidates in the mosaic and the report."""
+    cutouts: int = 0
+    """Candidates from tiles that are written as FITS files with world coordinates."""
     profile: Path | None = None
     """Folder for a profiler trace of some batches."""
     benchmark: bool = False
@@ -104,6 +107,7 @@ class InferenceConfig(AskOptions, ControlOptions, KnownOptions):
             options.__post_init__(self)
         wrong = {
             "--top must be at least 1": self.top < 1,
+            "--cutouts is for tiles: give --catalogue": self.cutouts != 0 and not self.catalogue,
             "--address, --actors and --deadline are for --engine ray": self.engine != "ray"
             and (self.address, self.actors, self.deadline)
             != (None, "auto", InferenceConfig.deadline),
@@ -116,6 +120,9 @@ class InferenceConfig(AskOptions, ControlOptions, KnownOptions):
             "--benchmark times the step beside --no-batch-parallel: drop the latter": (
                 self.benchmark and not self.batch_parallel
             ),
+            "--catalogue cuts from tiles in one step on this machine: drop --cascade, --reuse and "
+            "--engine ray (--part shares the rows)": self.catalogue is not None
+            and (self.in_stages or self.engine != "local"),
             "--benchmark times all members in one step: drop --cascade and --reuse": (
                 self.benchmark and self.in_stages
             ),
@@ -183,7 +190,8 @@ def infer(config: InferenceConfig) -> Outcome:
         raise UsageError("--checkpoints and --data are both needed")
     _check_apart(place(config.data), config.folder)
     members = find_members(config.checkpoints, config.ensemble)
-    source = open_cutouts(config.data, members, config, config.rows_part())
+    config = replace(config, field=config.field_seen_by(members.preprocessings))
+    source = open_cutouts(str(config.data), members, config, config.rows_part())
     ensemble = abstract_ensemble(members.infos, members.validations)
     # What could not be promised or asked in the end is refused before anything is scored.
     if config.ask and config.part is None:
@@ -193,7 +201,7 @@ def infer(config: InferenceConfig) -> Outcome:
     if config.max_false_discovery is not None:
         trust.number_drawn(config.calibration, source.given)
     if config.controls is not None:
-        controls.check(config, config.data, source, config.top, config.seed)
+        controls.check(config, str(config.data), source, config.top, config.seed)
     cascade = None
     if config.cascade is not None:
         spec = pipeline.input_spec(source, members.preprocessings, config.fit)
@@ -304,7 +312,7 @@ def prepare(
     """Returns the compiled step for the cutouts of a source, and the weights on the devices; of the
     first stage, and all of them, where members are computed in stages."""
     mesh = sharding.mesh_of(jax.local_devices(), config.member_shards)
-    input_spec = pipeline.input_spec(source, members.preprocessings, config.fit)
+    input_spec = scoring.input_spec(source, members.preprocessings, config.fit)
     if config.cascade is not None:
         staged = staging.cascaded(config, members, input_spec, len(source), mesh)
     elif config.reuse is not None:
@@ -444,6 +452,8 @@ def write(
         if config.ask:
             given = config.folder, config, config.data, source, members, ensemble, predictions
             attempt("ask.html", asking.write, *given)
+        if config.cutouts:
+            attempt("cutouts", cutout_files.write, config.folder, source, ranking[: config.cutouts])
         attempt("pictures", draw, config, source, best, predictions, record, found, said.columns)
     return Outcome(record, found)
 

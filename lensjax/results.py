@@ -18,7 +18,7 @@ from astropy.io import fits
 from astropy.table import Column, MaskedColumn, Table, meta
 from numpy.typing import NDArray
 
-from lensjax import coverage, hats
+from lensjax import coverage, cutout_files, hats
 from lensjax.columns import CARRIED, COLUMNS, OF_MEMBERS, TRUST, describe
 from lensjax.data.catalog import DataOptions
 from lensjax.data.formats import fits_table
@@ -71,6 +71,7 @@ def clear(folder: Path) -> None:
     for path in (*later, *(folder / name for name in OUTPUTS)):
         path.unlink(missing_ok=True)
     remove(folder / hats.FOLDER)
+    cutout_files.clear(folder)
 
 
 def write_outputs(

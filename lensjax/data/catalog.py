@@ -33,7 +33,7 @@ from lensjax.data.formats.tables import (
 )
 from lensjax.data.parts import WHOLE, Part
 from lensjax.data.planes import MAX_VALUES, Names, Unreadable, refusing
-from lensjax.data.preprocess import Fit
+from lensjax.data.preprocess import Fit, Preprocessing
 from lensjax.data.source import Source, pixel_scale_of
 from lensjax.errors import UsageError
 from lensjax.places import entries, exists, paths_below, place, state
@@ -42,6 +42,7 @@ Format = Literal[
     "auto", "folder", "image", "catalogue", "numpy", "fits", "template", "hdf5", "zarr", "shards"
 ]
 
+_OF_TILES = ("catalogue", "field", "north_up", "mask_bits")
 _IN_STACK = re.compile(r"(.+)\[(\d{1,18})\]", re.DOTALL)
 # One thread opens a stack, the others wait for it.
 _OPENING = Lock()
@@ -61,15 +62,36 @@ class DataOptions:
     """Pixels times bands of the largest cutout in a file."""
     fit: Fit = "auto"
     """How cutouts of another size are fitted to the input size."""
+    catalogue: str | None = None
+    """Objects with ra and dec: --data then names the tiles that they are cut from."""
+    field: float | None = None
+    """Side of the cutouts from tiles, in arcsec (None: what the members see)."""
+    north_up: bool = False
+    """Turn cutouts from tiles so that north is up and east is left."""
+    mask_bits: int = -1
+    """Bits of the tiles' masks that make a pixel unusable (-1: any)."""
 
     def of_data(self) -> dict[str, Any]:
         """Returns these options alone, by name: what is made of the data depends on each."""
         return {field.name: getattr(self, field.name) for field in fields(DataOptions)}
 
+    def field_seen_by(self, preprocessings: Sequence[Preprocessing]) -> float | None:
+        """Returns the side of cutouts from tiles, in arcsec: as said, or what shows each member all
+        that it sees; None where that is not known."""
+        sides = [p.input_size * p.pixel_scale for p in preprocessings if p.pixel_scale]
+        return self.field or (max(sides, default=None) if self.catalogue else None)
+
     def opened(self, data: str, needed: Sequence[str] | None, part: Part = WHOLE) -> Source:
         """Returns the cutouts at `data`, as `open_source` does."""
         options = self.of_data()
+        catalogue, field, north_up, bits = (options.pop(name) for name in _OF_TILES)
         del options["fit"]
+        if catalogue is not None:
+            from lensjax.data.objects_in_tiles import open_tiles
+
+            wanted = parse(needed, self.bands)
+            source = open_tiles(data, catalogue, wanted, field, north_up=north_up, bits=bits)
+            return source.part(part)
         return open_source(data, needed=needed, part=part, **options)
 
 

@@ -6,8 +6,10 @@ validation and inference: geometry, stretch, normalisation.
 """
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from lensjax.data.brightness import LEVEL, stretched
+from lensjax.data import on_tile
+from lensjax.data.brightness import LEVEL, measure_in_step, sorted_quantile, stretched
+from lensjax.data.on_tile import Places, Sheet, SheetSpec
 from lensjax.data.preprocess import Geometry, Preprocessing
 
 
@@ -63,16 +67,26 @@ class Inputs:
     """A batch on its way to the device, every array with the batch in front.
 
     `images`: arrays (batch, height, width, channel) without NaN. `brightness`: per transform,
-    (batch, band, 4) float32, as `brightness.measure` has it. `transforms`: one per preprocessing,
-    static in what is compiled. `logits`: (batch, member, sample) float32 of members that have seen
-    the cutouts before, None where there are none. The arrays are NumPy's as long as they are on the
-    host.
+    (batch, band, 4) float32, as `brightness.measure` has it; none where the step is to measure it.
+    `transforms`: one per preprocessing, static in what is compiled. `logits`: (batch, member,
+    sample) float32 of members that have seen the cutouts before, None where there are none. Where
+    cutouts are cut from tiles, `places` says where they lie in the `sheets`, of which a batch has
+    no axis, and which of the images stand for them. The arrays are NumPy's as long as they are on
+    the host.
     """
 
     images: tuple[np.ndarray, ...]
     brightness: tuple[np.ndarray, ...]
     transforms: tuple[Transform, ...] = field(metadata={"static": True})
     logits: np.ndarray | None = None
+    places: Places | None = None
+    sheets: tuple[Sheet, ...] = ()
+
+    def mapped(self, each: Callable, of_sheets: Callable = lambda array: array) -> "Inputs":
+        """Returns the inputs with `each` done to every array that has the batch in front, and
+        `of_sheets` to the others."""
+        of_batch = jax.tree.map(each, replace(self, sheets=()))
+        return replace(of_batch, sheets=jax.tree.map(of_sheets, self.sheets))
 
 
 @dataclass(frozen=True)
@@ -80,25 +94,51 @@ class InputSpec:
     """The form of the batches of a run, known before the first is read.
 
     `logits`: the number of members whose logits come with the cutouts, and of their samples.
+    `sheets`: the form of the tiles that cutouts are cut from, None where they come as they are.
+    `measured`: whether the host measures their brightness.
     """
 
     image_specs: tuple[ImageSpec, ...]
     transforms: tuple[Transform, ...]
     logits: tuple[int, int] | None = None
+    sheets: SheetSpec | None = None
+    measured: bool = True
 
     def blank(self, batch_size: int) -> Inputs:
         """Returns a batch of zeros."""
-        bands = [len(transform.channels) for transform in self.transforms]
+        bands = [len(transform.channels) for transform in self.transforms if self.measured]
         return Inputs(
             tuple(np.zeros((batch_size, *c.shape), c.dtype) for c in self.image_specs),
             tuple(np.zeros((batch_size, count, 4), np.float32) for count in bands),
             self.transforms,
             np.zeros((batch_size, *self.logits), np.float32) if self.logits else None,
+            self.sheets and self.sheets.places(batch_size),
+            (self.sheets.blank(),) * on_tile.SHEETS if self.sheets else (),
         )
+
+
+def completed(inputs: Inputs) -> Inputs:
+    """Returns inputs whose cutouts are cut out of the tiles, and their brightness measured, where
+    the host has left that to the step."""
+    images: Any = inputs.images
+    if inputs.places is not None:
+        images = (on_tile.cut(inputs.sheets, inputs.places, images[0]),)
+    brightness: Any = inputs.brightness
+    if not brightness:
+        brightness = tuple(
+            measure_in_step(
+                images[transform.image][..., np.array(transform.channels)],
+                transform.geometry,
+                sorted_quantile,
+            )
+            for transform in inputs.transforms
+        )
+    return replace(inputs, images=images, brightness=brightness, places=None, sheets=())
 
 
 def prepare(inputs: Inputs) -> list[Array]:
     """Returns per transform what its network sees, (batch, S, S, band) float32."""
+    inputs = completed(inputs)
     pairs = zip(inputs.transforms, inputs.brightness, strict=True)
     return [
         seen(transform, inputs.images[transform.image], brightness)

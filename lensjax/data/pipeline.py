@@ -4,6 +4,7 @@ import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import grain
 import jax
@@ -130,7 +131,7 @@ def reader(
 ) -> Callable[[range, int], Batch]:
     """Returns the function that reads some rows, as `batches` does, into a batch of a size."""
     (ra, dec), unfitted = source.places, _unfitted(source, preprocessings, how)
-    used = sorted({band for each in preprocessings for band in _channels(source, each)})
+    used = sorted({band for each in preprocessings for band in channels(source, each)})
     stack = source.stack if unfitted is not None else None
     spec = unfitted or _fitted(preprocessings)
     put = _put_whole if unfitted else _fits(source, preprocessings, how, spec)
@@ -143,26 +144,38 @@ def reader(
         batch.ra[:count], batch.dec[:count] = ra[those], dec[those]
         images = batch.inputs.images[0][:count]
         for place in range(count) if stack is None else _copied(stack, those, images, used):
-            try:
-                cutout, blank = without_blank(source[rows[place]], used)
-                put(batch, place, cutout)
-            except Unreadable as error:
-                batch.readable[place], batch.reasons[place] = False, str(error)
-                images[place] = 0
-                continue
-            batch.masked[place] = cutout.masked
-            if blank:
-                bands = ", ".join(source.bands[band] for band in blank)
-                batch.flags[place] = f"no data in {bands}"
-            if not np.isfinite(batch.ra[place]):
-                batch.ra[place] = cutout.ra
-            if not np.isfinite(batch.dec[place]):
-                batch.dec[place] = cutout.dec
+            noted(batch, place, partial(source.read, rows[place]), used, source.bands, put)
         if stack is not None:
-            _measure(batch, images)
+            measured(batch, images)
         return batch
 
     return read
+
+
+def noted(
+    batch: Batch,
+    place: int,
+    read: Callable[[], Cutout],
+    used: Sequence[int],
+    bands: Sequence[str],
+    put: Callable[[Batch, int, Cutout], None],
+) -> None:
+    """Puts the cutout that is read into a place of a batch, and notes what is amiss with it, in the
+    bands that are used."""
+    try:
+        cutout, blank = without_blank(read(), used)
+        put(batch, place, cutout)
+    except Unreadable as error:
+        batch.readable[place], batch.reasons[place] = False, str(error)
+        batch.inputs.images[0][place] = 0
+        return
+    batch.masked[place] = cutout.masked
+    if blank:
+        batch.flags[place] = f"no data in {', '.join(bands[band] for band in blank)}"
+    if not np.isfinite(batch.ra[place]):
+        batch.ra[place] = cutout.ra
+    if not np.isfinite(batch.dec[place]):
+        batch.dec[place] = cutout.dec
 
 
 def concatenated(parts: Sequence[Batch]) -> Batch:
@@ -231,7 +244,7 @@ def _unfitted(
 ) -> InputSpec | None:
     """Returns one array of images for all preprocessings; None where the host had better fit the
     cutouts."""
-    channels = [_channels(source, preprocessing) for preprocessing in preprocessings]
+    of_each = [channels(source, preprocessing) for preprocessing in preprocessings]
     stack = source.stack
     if stack is None:
         return None
@@ -245,7 +258,7 @@ def _unfitted(
     try:
         transforms = [
             Transform(p, 0, bands, geometry(stack.shape[:2], stack.pixel_scale, p, how))
-            for p, bands in zip(preprocessings, channels, strict=True)
+            for p, bands in zip(preprocessings, of_each, strict=True)
         ]
     except Unreadable:
         # Each of the cutouts is to be rejected for this reason.
@@ -271,12 +284,15 @@ def _put_whole(batch: Batch, place: int, cutout: Cutout) -> None:
     batch.inputs.images[0][place] = fill_masked(cutout.image)
 
 
-def _measure(batch: Batch, images: np.ndarray) -> None:
-    """Notes in a batch the brightness of its images of a stack, and what will be done to them."""
+def measured(batch: Batch, images: np.ndarray) -> None:
+    """Notes in a batch what will be done to its images of one form, and their brightness where the
+    step does not measure it."""
     transforms = batch.inputs.transforms
-    measured = {t.measured: measure(images, *t.measured) for t in transforms}
+    if batch.inputs.brightness:
+        found = {t.measured: measure(images, *t.measured) for t in transforms}
+        for number, transform in enumerate(transforms):
+            batch.inputs.brightness[number][: len(images)] = found[transform.measured]
     for number, transform in enumerate(transforms):
-        batch.inputs.brightness[number][: len(images)] = measured[transform.measured]
         batch.actions[number][batch.readable] = transform.geometry.action
     batch.field[batch.readable] = _furthest([transform.geometry for transform in transforms])
 
@@ -311,7 +327,7 @@ def _fits(
 ) -> Callable[[Batch, int, Cutout], None]:
     """Returns the function that puts a cutout into a place of a batch, on the members' grids."""
     grids = _grids(preprocessings)
-    channels = [_channels(source, grid) for grid in grids]
+    of_grids = [channels(source, grid) for grid in grids]
 
     def put(batch: Batch, place: int, cutout: Cutout) -> None:
         shape, scale = cutout.image.shape[:2], cutout.pixel_scale
@@ -319,14 +335,14 @@ def _fits(
         image, levels = fill_masked(cutout.image), {}
         for number, transform in enumerate(spec.transforms):
             grid = transform.image
-            own, bands, (_, _, stretch) = made[grid], channels[grid], transform.measured
+            own, bands, (_, _, stretch) = made[grid], of_grids[grid], transform.measured
             brightness = measure(image[np.newaxis], own, bands, stretch)[0]
             levels[grid] = brightness[:, LEVEL]
             brightness[:, NOISE] *= own.noise
             batch.inputs.brightness[number][place] = brightness
             batch.actions[number][place] = own.action
         for grid, images in enumerate(batch.inputs.images):
-            images[place] = fit(image[..., channels[grid]], made[grid], levels[grid])
+            images[place] = fit(image[..., of_grids[grid]], made[grid], levels[grid])
         batch.field[place] = _furthest(made)
 
     return put
@@ -335,7 +351,7 @@ def _fits(
 # --- what both have in common ---
 
 
-def _channels(source: Source, preprocessing: Preprocessing) -> tuple[int, ...]:
+def channels(source: Source, preprocessing: Preprocessing) -> tuple[int, ...]:
     missing = [band for band in preprocessing.bands if band not in source.bands]
     if missing:
         raise UsageError(

@@ -9,7 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from lensjax.data.brightness import LEVEL, noise_unit
-from lensjax.data.on_device import Inputs, on_grid
+from lensjax.data.on_device import Inputs, completed, on_grid
 
 STATISTICS = {
     "roughness": "noise of neighbouring pixels, 1 where it is independent",
@@ -35,6 +35,7 @@ MOST = 1e4
 def pixel_statistics(inputs: Inputs) -> Array:
     """Returns STATISTICS, (statistic, batch) float32, of a batch as the first of its preprocessings
     has it."""
+    inputs = completed(inputs)
     transform, brightness = inputs.transforms[0], jnp.asarray(inputs.brightness[0])
     images = on_grid(transform, inputs.images[transform.image], brightness)
     return statistics_of(images, brightness, transform.geometry.noise)

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from astropy.table import Table
@@ -33,6 +33,9 @@ from lensjax.data.planes import (
 )
 from lensjax.errors import LensjaxError, UsageError
 from lensjax.places import place, reached
+
+if TYPE_CHECKING:
+    from lensjax.data.tiles import Tiles
 
 # More would wait for the interpreter rather than for the disk.
 MOST_THREADS = 8
@@ -64,8 +67,9 @@ class Source:
     the input carried. `bands`: those of the cutouts' channels, in order, and `bands_from`: where
     each was found, in words, () where no cutout can be read. `description`: one line. `threads`:
     how many read ahead. `stack`: the same cutouts many at a time, where all are of one form; None
-    where that is not known. `files`: gives the paths of all that table and cutouts are read from,
-    some of which may be missing. `first_row`: which row of the data is row 0 here, where these are
+    where that is not known. `tiles`: where they lie in tiles, where they are cut from such.
+    `files`: gives the paths of all that table and cutouts are read from, some of which may be
+    missing. `first_row`: which row of the data is row 0 here, where these are
     a part of them (the `files` are those of all parts). `given`: how many rows the data have.
     `listed_in`: the catalogue that names the files, "" without one.
     """
@@ -76,6 +80,7 @@ class Source:
     read: Callable[[int], Cutout]
     threads: int = ONE_A_CORE
     stack: Stack | None = None
+    tiles: "Tiles | None" = None
     files: Files = tuple
     first_row: int = 0
     given: int = 0
@@ -116,6 +121,7 @@ class Source:
             table=self.table[first : rows.stop],
             read=lambda row: read(first + row),
             stack=stack,
+            tiles=self.tiles and self.tiles.rows(slice(first, rows.stop)),
             first_row=first,
         )
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 from jax import ShapeDtypeStruct
 from jax.sharding import Mesh, NamedSharding
 
@@ -164,8 +163,10 @@ def batch_sizes(rows: int, input_spec: InputSpec, mesh: Mesh) -> list[int]:
 
 def abstract_inputs(input_spec: InputSpec, cutouts: int, mesh: Mesh) -> Inputs:
     """Returns the shapes, types and sharding of a batch."""
-    place = NamedSharding(mesh, sharding.BY_CUTOUT)
-    return jax.tree.map(
-        lambda leaf: ShapeDtypeStruct((cutouts, *leaf.shape[1:]), leaf.dtype, sharding=place),
-        input_spec.blank(1),
+    by_cutout, everywhere = (
+        NamedSharding(mesh, spec) for spec in (sharding.BY_CUTOUT, sharding.EVERYWHERE)
+    )
+    return input_spec.blank(1).mapped(
+        lambda leaf: ShapeDtypeStruct((cutouts, *leaf.shape[1:]), leaf.dtype, sharding=by_cutout),
+        lambda leaf: ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
     )

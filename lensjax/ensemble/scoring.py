@@ -1,11 +1,12 @@
 """Scores all cutouts of a source, batch by batch."""
 
+import functools
 import itertools
 import operator
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,11 +15,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from lensjax import runtime, trace
-from lensjax.data import pipeline
-from lensjax.data.on_device import Inputs
-from lensjax.data.preprocess import Fit
+from lensjax.data import pipeline, tile_batches
+from lensjax.data.on_device import Inputs, InputSpec
+from lensjax.data.preprocess import Fit, Preprocessing
 from lensjax.data.source import Source
-from lensjax.ensemble import sharding
+from lensjax.ensemble import plan, sharding
 from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.staged import REST, Incomplete, Stage, Staged
 from lensjax.ensemble.step import StageStep, Step, Weights
@@ -152,15 +153,28 @@ def _batches(
         processes = min(MOST_WORKERS, os.cpu_count() or 1) if outrun else 0
     else:
         processes = workers
+    preprocessings = step.ensemble.preprocessings
+    feed: Callable[..., Iterator[pipeline.Batch]]
+    if tile_batches.takes(source, preprocessings):
+        feed = functools.partial(
+            tile_batches.batches, put=functools.partial(on_devices, mesh=step.mesh)
+        )
+    else:
+        feed = functools.partial(pipeline.batches, processes=processes)
     for rows in ledger.missing():
-        yield from pipeline.batches(
+        yield from feed(
             source,
-            step.ensemble.preprocessings,
+            preprocessings,
             how=fit,
             batch_size=step.cutouts,
             rows=range(rows.start - source.first_row, rows.stop - source.first_row),
-            processes=processes,
         )
+
+
+def input_spec(source: Source, preprocessings: Sequence[Preprocessing], fit: Fit) -> InputSpec:
+    """Returns the form of the batches that are scored, without reading any."""
+    of = tile_batches if tile_batches.takes(source, preprocessings) else pipeline
+    return of.input_spec(source, preprocessings, fit)
 
 
 class _Scorer:
@@ -168,12 +182,15 @@ class _Scorer:
 
     def __init__(self, step: CompiledStep, weights: Weights) -> None:
         self._step, self._mesh, self._weights = step.step, step.mesh, weights
-        self.at_once = step.cutouts
+        self._input_spec, self.at_once = step.input_spec, step.cutouts
 
     @trace.is_stage("launch")
     def launch(self, batch: pipeline.Batch) -> list[Any] | None:
         """Returns what the step makes of a batch, under way; None where the memory does not
-        suffice."""
+        suffice. Where no cutout can be read nothing is computed: objects off all tiles may be
+        many."""
+        if not batch.readable.any():
+            return []
         return _unless_out_of_memory(lambda: self._start(batch.inputs))
 
     def fetch(self, batch: pipeline.Batch, started: list[Any] | None) -> Any:
@@ -183,6 +200,10 @@ class _Scorer:
 
         Raises LensjaxError where it does not even suffice for one cutout a device.
         """
+        if started == []:
+            inputs = plan.abstract_inputs(self._input_spec, len(batch.rows), self._mesh)
+            form = jax.eval_shape(self._step, self._weights, inputs)
+            return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), form)
         parts = _unless_out_of_memory(lambda: jax.device_get(started))
         while parts is None:
             parts = _unless_out_of_memory(lambda: jax.device_get(self._start(batch.inputs)))
@@ -192,9 +213,8 @@ class _Scorer:
 
     def _start(self, inputs: Inputs) -> list[Any]:
         """Returns what the step makes of a batch, under way, in parts of `at_once` cutouts."""
-        on_devices = NamedSharding(self._mesh, sharding.BY_CUTOUT)
         return [
-            self._step(self._weights, jax.device_put(part, on_devices))
+            self._step(self._weights, on_devices(part, self._mesh))
             for part in _split(inputs, self.at_once)
         ]
 
@@ -209,6 +229,14 @@ class _Scorer:
         self.at_once = half
 
 
+def on_devices(inputs: Inputs, mesh: Mesh) -> Inputs:
+    """Returns a batch on the devices, each its part of the cutouts; tiles are whole on each."""
+    by_cutout, everywhere = (
+        NamedSharding(mesh, spec) for spec in (sharding.BY_CUTOUT, sharding.EVERYWHERE)
+    )
+    return jax.device_put(inputs, inputs.mapped(lambda _: by_cutout, lambda _: everywhere))
+
+
 def _split(inputs: Inputs, count: int) -> Iterator[Inputs]:
     """Yields a batch in parts of `count` cutouts, the last one padded with the batch's last."""
     batch = len(jax.tree.leaves(inputs)[0])
@@ -217,7 +245,7 @@ def _split(inputs: Inputs, count: int) -> Iterator[Inputs]:
         return
     for first in range(0, batch, count):
         rows = np.minimum(np.arange(first, first + count), batch - 1)
-        yield jax.tree.map(operator.itemgetter(rows), inputs)
+        yield inputs.mapped(operator.itemgetter(rows))
 
 
 def _unless_out_of_memory(compute: Callable[[], Result]) -> Result | None:
@@ -238,7 +266,7 @@ def side_by_side(
     They alternate, so that what slows the machine for a while slows all of them; a first run,
     in which they are compiled, does not count.
     """
-    placed = jax.device_put(inputs, NamedSharding(mesh, sharding.BY_CUTOUT))
+    placed = on_devices(inputs, mesh)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(1 + ROUNDS):
         for name, step in steps.items():

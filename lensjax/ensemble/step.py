@@ -165,6 +165,7 @@ def ensemble_step(
 
     @functools.partial(jax.jit, compiler_options=_compiler_options(options.precision, mesh))
     def step(weights: Weights, inputs: Inputs) -> Scores:
+        inputs = _completed(inputs, mesh)
         logits = logits_of(weights, inputs)
         with jax.named_scope("fuse"):
             scores = fuse(jnp.concatenate(logits), weights.fusion_params, options.fusion)
@@ -190,6 +191,7 @@ def stage_step(
 
     @functools.partial(jax.jit, compiler_options=_compiler_options(options.precision, mesh))
     def step(weights: Weights, inputs: Inputs) -> tuple[Scores, Array]:
+        inputs = _completed(inputs, mesh)
         computed = logits_of(weights, inputs) if ensemble.groups else ()
         known = () if inputs.logits is None else (jnp.moveaxis(inputs.logits, 0, -1),)
         with jax.named_scope("fuse"):
@@ -219,10 +221,18 @@ def _logits_on_mesh(
 
     in_groups = tuple(sharding.weights_spec(group.members, mesh) for group in ensemble.groups)
     out_groups = tuple(sharding.logits_spec(group.members, mesh) for group in ensemble.groups)
+
     on_mesh = sharding.shard_map(
         all_logits, mesh, (in_groups, in_groups, sharding.BY_CUTOUT), out_groups
     )
     return lambda weights, inputs: on_mesh(weights.states, weights.keys, inputs)
+
+
+def _completed(inputs: Inputs, mesh: Mesh) -> Inputs:
+    """Returns `on_device.completed` inputs; each device cuts its own part of the cutouts."""
+    by_device = inputs.mapped(lambda _: sharding.BY_CUTOUT, lambda _: sharding.EVERYWHERE)
+    cut = sharding.shard_map(on_device.completed, mesh, (by_device,), sharding.BY_CUTOUT)
+    return cut(inputs)
 
 
 def one_by_one_step(ensemble: Ensemble, mesh: Mesh, options: StepOptions) -> Step:

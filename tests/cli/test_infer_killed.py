@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.table import Table
+from astropy.wcs import WCS
 
 from lensjax import inference, ledger, results
 from lensjax.cli import infer
 from tests import processes
+from tests.data import skies
 
 ROWS, BATCH, KILLS = 160, 4, 2
 WHEN_WRITING = -1
@@ -45,19 +48,32 @@ def score(arguments: list[str], errors: Path, parts: int, seconds: float) -> Non
     processes.run(infer.main, arguments, errors)
 
 
+@pytest.fixture(params=["stack", "tiles"])
+def data(request, tmp_path) -> dict[str, Path]:
+    """Returns the options that name the data: cutouts, or objects in two tiles."""
+    rng, bands = np.random.default_rng(7), ("g", "r", "i")
+    if request.param == "stack":
+        images = rng.normal(10.0, 3.0, (ROWS, 16, 16, 3)).astype(np.float32)
+        images[::7] = np.nan
+        np.savez(tmp_path / "x.npz", images=images, bands=bands, pixel_scale=np.array(0.2))
+        return {"--data": tmp_path / "x.npz"}
+    shape = (100, 120)
+    headers = {name: skies.header(ra, 0.0, shape) for name, ra in (("a", 10.0), ("b", 20.0))}
+    tiles = skies.write(tmp_path, headers, shape, bands)
+    x, y = rng.uniform(0, 119, (2, ROWS // 2)), rng.uniform(0, 99, (2, ROWS // 2))
+    sky = [WCS(h).all_pix2world(x[n], y[n], 0) for n, h in enumerate(headers.values())]
+    Table(dict(zip(("ra", "dec"), np.hstack(sky), strict=True))).write(tmp_path / "o.parquet")
+    return {"--data": tiles, "--catalogue": tmp_path / "o.parquet"}
+
+
 @pytest.fixture
-def begin(members, tmp_path) -> Callable[..., BaseProcess]:
+def begin(members, data, tmp_path) -> Callable[..., BaseProcess]:
     """Returns a function that begins to score all cutouts into the folder of that name."""
-    rng = np.random.default_rng(7)
-    images = rng.normal(10.0, 3.0, (ROWS, 16, 16, 3)).astype(np.float32)
-    images[::7] = np.nan
-    bands = np.array(["g", "r", "i"])
-    np.savez(tmp_path / "x.npz", images=images, bands=bands, pixel_scale=np.array(0.2))
 
     def begin_one(output: str, parts: int = 0, seconds: float = 0.0) -> BaseProcess:
         options = {
             "--checkpoints": members,
-            "--data": tmp_path / "x.npz",
+            **data,
             "--output": tmp_path / output,
             "--batch-size": BATCH,
             "--mc-samples": 2,

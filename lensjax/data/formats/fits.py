@@ -52,11 +52,15 @@ _WCS_KEYWORD = re.compile(
 
 
 def open_fits(
-    path: str | Path, most_values: int = MAX_VALUES, *, memmap: bool = False
+    path: str | Path,
+    most_values: int = MAX_VALUES,
+    *,
+    memmap: bool = False,
+    as_stored: bool = False,
 ) -> fits.HDUList:
-    """Returns the open FITS file. Raises `Unreadable` where astropy would work without end: at a
-    first header that does not end, at millions of axes or fields, at a compressed file that
-    swells."""
+    """Returns the open FITS file, whose pixels are scaled unless `as_stored`. Raises `Unreadable`
+    where astropy would work without end: at a first header that does not end, at millions of axes
+    or fields, at a compressed file that swells."""
     most_bytes = bytes_at_most(most_values)
     with local(path).open("rb") if memmap else reading(path) as file:
         is_packed = file.read(2) == b"\x1f\x8b"
@@ -65,12 +69,12 @@ def open_fits(
         if is_large and not is_packed:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                 _check_headers(mapped)
-            return fits.open(file.name, memmap=memmap)
+            return fits.open(file.name, memmap=memmap, do_not_scale_image_data=as_stored)
         content = gzip.GzipFile(fileobj=file).read(most_bytes + 1) if is_packed else file.read()
     if len(content) > most_bytes:
         raise Unreadable(f"larger than {most_bytes} bytes once decompressed (--max-values)")
     _check_headers(content)
-    return fits.open(io.BytesIO(content))
+    return fits.open(io.BytesIO(content), do_not_scale_image_data=as_stored)
 
 
 def _check_headers(content: bytes | mmap.mmap) -> None:
@@ -91,17 +95,17 @@ def fits_planes(path: str | Path, choose: Choose, most_values: int = MAX_VALUES)
     """Returns the chosen planes of a FITS file: those of its first image, where that is a cube,
     else its two-dimensional images. Raises `Unreadable`."""
     with open_fits(path, most_values) as hdus:
-        images = [hdu for hdu in _images(hdus, most_values) if len(_lengths(hdu.shape)) <= 3]
-        if not images:
+        found = [hdu for hdu in images(hdus, most_values) if len(lengths(hdu.shape)) <= 3]
+        if not found:
             raise Unreadable("the FITS file holds no image")
-        if len(_lengths(images[0].shape)) == 3:
-            return _planes_of_cube(images[0], choose)
-        images = [hdu for hdu in images if len(_lengths(hdu.shape)) == 2]
-        names = tuple(_plane_name(hdu.header) for hdu in images)
+        if len(lengths(found[0].shape)) == 3:
+            return _planes_of_cube(found[0], choose)
+        found = [hdu for hdu in found if len(lengths(hdu.shape)) == 2]
+        names = tuple(_plane_name(hdu.header) for hdu in found)
         return [
             Plane(
-                masked(_pixels(images[index])),
-                _astrometry(images[index]),
+                masked(_pixels(found[index])),
+                _astrometry(found[index]),
                 place_of("image", index, names[index]),
             )
             for index in choose(names)
@@ -135,8 +139,8 @@ def first_of(path: str | Path) -> First:
         first = next(hdu for hdu in hdus if not hdu.is_image or hdu.shape)
         if not first.is_image:
             return First(is_table=True)
-        image = next(_images(hdus))
-        return First(False, _lengths(image.shape), _names_of_planes(image))
+        image = next(images(hdus))
+        return First(False, lengths(image.shape), _names_of_planes(image))
     return First()
 
 
@@ -151,13 +155,13 @@ def fits_stack(path: str | Path) -> tuple[np.ndarray, Names, Astrometry]:
     with refusing(f"{path} cannot be read as FITS"):
         check_file(path)
         with open_fits(path, memmap=True) as hdus:
-            image = next(_images(hdus), None)
+            image = next(images(hdus), None)
             if image is None:
                 raise Unreadable("the FITS file holds no image")
             return _pixels(image), _names_of_planes(image), _astrometry(image)
 
 
-def _images(hdus: fits.HDUList, most_values: int | None = None) -> Iterator[fits.ImageHDU]:
+def images(hdus: fits.HDUList, most_values: int | None = None) -> Iterator[fits.ImageHDU]:
     """Yields the images of two and more axes that are no companions of others. Raises `Unreadable`
     at one of more than `most_values`: to go on beyond it may decompress it."""
     for hdu in hdus:
@@ -169,17 +173,21 @@ def _images(hdus: fits.HDUList, most_values: int | None = None) -> Iterator[fits
             yield hdu
 
 
-def _lengths(shape: Sequence[int]) -> tuple[int, ...]:
+def lengths(shape: Sequence[int]) -> tuple[int, ...]:
     """Returns the lengths of the axes, those of one pixel left out where more than two remain."""
     long = tuple(length for length in shape if length > 1)
     return long if len(long) >= 2 else tuple(shape)
 
 
 def _pixels(hdu: fits.ImageHDU) -> np.ndarray:
-    """Returns the pixels in proportion to the flux, without axes of one: the stacks of Pan-STARRS1
-    hold asinh magnitudes of it (Waters et al. 2020, ApJS 251, 4), as BOFFSET and BSOFTEN say."""
-    pixels = np.asarray(hdu.data).reshape(_lengths(hdu.shape))
-    offset, softening = hdu.header.get("BOFFSET"), hdu.header.get("BSOFTEN")
+    """Returns the pixels in proportion to the flux, without axes of one."""
+    return flux(np.asarray(hdu.data).reshape(lengths(hdu.shape)), hdu.header)
+
+
+def flux(pixels: np.ndarray, header: fits.Header) -> np.ndarray:
+    """Returns pixels in proportion to the flux: the stacks of Pan-STARRS1 hold asinh magnitudes of
+    it (Waters et al. 2020, ApJS 251, 4), as BOFFSET and BSOFTEN say."""
+    offset, softening = header.get("BOFFSET"), header.get("BSOFTEN")
     if not isinstance(offset, int | float) or not isinstance(softening, int | float):
         return pixels
     with np.errstate(over="ignore"):
@@ -200,7 +208,7 @@ def _names_of_planes(hdu: fits.ImageHDU) -> Names:
     """Returns what the header calls the planes of a cube, or of a stack of cubes: `BANDS`, a letter
     each or apart, or `BAND0` and so on, as the Legacy Surveys write them; none where it does not
     say. () for another image."""
-    header, shape = hdu.header, _lengths(hdu.shape)
+    header, shape = hdu.header, lengths(hdu.shape)
     if len(shape) not in (3, 4):
         return ()
     # The shorter axis, as `channels_last` has it; before it, in a stack, is that of the cutouts.

@@ -183,7 +183,7 @@ def open_template(data: str | Path, wanted: Wanted, pixel_scale: float | None) -
     if template.count("{band}") != 1 or template.count("{id}") > 1:
         raise UsageError(f"--data {template}: a template has {{band}} once and {{id}} at most once")
     found = template_matches(
-        template, "|".join(map(re.escape, _declared_bands(wanted)))
+        template, "|".join(map(re.escape, declared_bands(wanted)))
     ) or template_matches(template)
     if not found:
         raise UsageError(f"--data {template}: no file is of this form")
@@ -227,7 +227,7 @@ class _Bands:
         return np.result_type(*self.stacks)
 
 
-def _declared_bands(wanted: Wanted) -> tuple[str, ...]:
+def declared_bands(wanted: Wanted) -> tuple[str, ...]:
     """Returns what the data are said to call the bands, else what the members call them."""
     called = dict(wanted.called)
     needed = wanted.needed or tuple(called)
@@ -251,7 +251,7 @@ def band_folder(path: Path, files: list[str], wanted: Wanted) -> str | None:
     """Returns the template of a folder of files named by bands (`g.fits`, `r.fits`), else None."""
     stems = [stem(file) for file in files]
     suffixes = {file[len(name) :] for file, name in zip(files, stems, strict=True)}
-    said = _declared_bands(wanted)
+    said = declared_bands(wanted)
     if len(files) < 2 or len(suffixes) > 1 or len(set(stems)) < len(stems):
         return None
     if not all(name in said or _BAND_FILE.fullmatch(name) for name in stems):
