@@ -69,16 +69,17 @@ def useful_members(logits: np.ndarray, labels: np.ndarray) -> list[int]:
 
     A member that is as good as the best, to two standard errors of the loss, is always used:
     averaging peers helps. One that is worse has to lower the cross-validated loss of the stack by
-    two standard errors: otherwise its noise would cost the ranking more than it brings.
+    one standard error (Breiman et al. 1984, "Classification and regression trees", section 3.4.3):
+    otherwise its noise would cost the ranking more than it brings.
     """
     losses = np.stack([object_loss(row, labels) for row in logits])
     order = np.argsort(losses.mean(axis=1), kind="stable").tolist()
     kept = order[:1]
     for member in order[1:]:
-        if _clearly_positive(losses[member] - losses[order[0]]):
+        if _exceeds_zero(losses[member] - losses[order[0]], by=2):
             without = _cross_validated_loss(logits[kept], labels)
             with_it = _cross_validated_loss(logits[[*kept, member]], labels)
-            if not _clearly_positive(without - with_it):
+            if not _exceeds_zero(without - with_it, by=1):
                 continue
         kept.append(member)
     return kept
@@ -157,6 +158,6 @@ def _cross_validated_loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return losses
 
 
-def _clearly_positive(differences: np.ndarray) -> bool:
-    """Returns whether the mean of differences (n,) is above zero by two standard errors."""
-    return bool(differences.mean() > 2 * differences.std() / np.sqrt(len(differences)))
+def _exceeds_zero(differences: np.ndarray, by: float) -> bool:
+    """Returns whether the mean of differences (n,) is above zero by so many standard errors."""
+    return bool(differences.mean() > by * differences.std() / np.sqrt(len(differences)))
