@@ -93,6 +93,7 @@ def grade(folder: Path, truth: dict[str, int], skipped: int = SKIPPED) -> dict[s
     return {name: truth[name] for name in graded}
 
 
+@pytest.mark.slow
 def test_a_loop_that_is_killed_after_every_step_loses_nothing(run, sky, tmp_path, killed):
     here = tmp_path / "rounds"
     typed = (
