@@ -158,7 +158,7 @@ def go_on(options: RoundConfig) -> Iterator[str]:
 
     with replacing(options.output / LEDGER) as file:
         arrow.write_csv(file, table)
-    yield "\n".join(table.pformat(max_lines=-1, max_width=-1))
+    yield as_text(table)
     yield (
         f"grade {here.results / 'ask.html'} in a browser, export the grades to {here.grades}, and "
         "give the same command again: it goes on from there"
@@ -240,6 +240,13 @@ def ledger(output: Path) -> Table:
     for each in scored:
         known |= _labels(each.graded)
     return Table([_row(each, known) for each in scored])
+
+
+def as_text(table: Table) -> str:
+    """Returns the ledger as people read it: a line for each of its columns, a column a round."""
+    rounds = {str(row["round"]): [str(value) for value in row.values()][1:] for row in table}
+    shown = Table({"round": table.colnames[1:]} | rounds)
+    return "\n".join(shown.pformat(max_lines=-1, max_width=-1, align="<"))
 
 
 def _row(here: Round, known: Mapping[str, int]) -> dict[str, Any]:
