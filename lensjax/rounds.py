@@ -59,7 +59,8 @@ class RoundConfig(AskOptions):
     ask: int = 200
     """Cutouts to grade in each round."""
     graded: Path | None = None
-    """Grades that there are already, as a page exports them: they count from the first round on."""
+    """Grades that there are already, as a page exports them: they count in every round, and their
+    cutouts are not asked for."""
     validation_fraction: float = 0.3
     """Fraction of the graded cutouts held back, by which members are called better or not."""
     replay_share: float = TrainConfig.replay_share
@@ -149,8 +150,7 @@ def go_on(options: RoundConfig) -> Iterator[str]:
             yield f"round {number}: {run['scored']} cutouts are scored, {run['rejected']} are not"
         if not here.next.exists():
             make_folder(here.grades)
-            own = sorted(here.grades.glob("*.csv"))
-            if not own and not (number == 1 and options.graded):
+            if not any(here.grades.glob("*.csv")):
                 break
             yield from _learn(options, here)
     table = ledger(options.output)
@@ -232,7 +232,8 @@ def ledger(output: Path) -> Table:
     graded so far; of the grades held back `held_back` and `held_back_lenses`, and on them METRICS
     `_before` and `_after` learning, means over members (NaN: not known); their `verdict`; which
     members `score_next`; and what the best TOP of the round's list are by all grades that there are
-    now, so that rounds can be compared: `top_lenses`, `top_others`, `top_open`.
+    now, so that rounds can be compared: `top_lenses`, `top_others`, and `top_open`, which nobody
+    has graded or graders leave open.
     """
     every = (round_of(output, number) for number in itertools.count(1))
     scored = list(itertools.takewhile(lambda each: is_finished(each.results), every))

@@ -100,8 +100,13 @@ def test_a_loop_that_is_killed_after_every_step_loses_nothing(run, sky, tmp_path
         *("--data", tmp_path / "survey.npz", "--replay", tmp_path / "known.npz"),
         *("--checkpoints", tmp_path / "first", "--output", here, "--ask", ASKED),
         *("--mc-samples", 2, "--validation-fraction", 0.5, "--replay-share", 0.5),
-        *("--learning-rate", 3e-3, "--epochs", 4, "--layer-decay", 1),
+        *("--graded", tmp_path / "early.csv", "--learning-rate", 3e-3),
+        *("--epochs", 4, "--layer-decay", 1),
     )
+
+    early = {name: sky[name] for name in ("2-0", "2-100", "2-200")}
+    lines = (f"{name},{'B' if label else 'C'}" for name, label in early.items())
+    (tmp_path / "early.csv").write_text("\n".join(["id,grade", *lines]))
 
     def on(status: int = 0, *more: object):
         ended = run(command.main, *typed, *more)
@@ -128,7 +133,7 @@ def test_a_loop_that_is_killed_after_every_step_loses_nothing(run, sky, tmp_path
     assert all(link.resolve().parents[1] == (tmp_path / "first").resolve() for link in links)
 
     second = grade(here / "2", sky)
-    assert not first.keys() & second.keys()
+    assert not (early.keys() & first.keys() or (early | first).keys() & second.keys())
     said = on().out
     links = sorted((here / "2" / "next" / "vit_s16").iterdir())
     learned = checkpoint.member_folders(here / "2" / "members", "vit_s16")
@@ -137,10 +142,10 @@ def test_a_loop_that_is_killed_after_every_step_loses_nothing(run, sky, tmp_path
         folder if word == "better" else tmp_path / "first" / "vit_s16" / str(3 + place)
         for place, (folder, word) in enumerate(zip(learned, words, strict=True))
     ]
-    grades, (one, two, three) = first | second, rows_of(here / "rounds.csv")
+    grades, (one, two, three) = early | first | second, rows_of(here / "rounds.csv")
     assert {*grades} == {row["id"] for row in rows_of(here / "2" / "graded.csv")}
     assert not {*grades} & {row["id"] for row in rows_of(here / "3" / "results" / "ask.csv")}
-    for row, own, so_far in ((one, first, first), (two, second, grades)):
+    for row, own, so_far in ((one, first, early | first), (two, second, grades)):
         assert (int(row["asked"]), int(row["graded"])) == (ASKED, len(own))
         assert int(row["lenses"]) == sum(own.values())
         assert int(row["lenses_in_total"]) == sum(so_far.values())
