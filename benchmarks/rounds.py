@@ -128,7 +128,7 @@ def searched(
         ask=options.ask,
         by=way,  # type: ignore[arg-type]
         epochs=options.epochs,
-        validation_fraction=0.4,
+        validation_fraction=0.5,  # lenses are rare, and a verdict takes ten of those held back
         seed=seed,
     )
     for number in range(1, options.rounds + 2):
