@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,9 @@ class AskOptions(DataOptions, StagedOptions):
 
     ask: int = 0
     """Write ask.html with this many cutouts whose grades would teach the members most."""
+    by: Literal["gain", "score", "random"] = "gain"
+    """Which cutouts to ask for: those whose grades would teach most, those of the highest scores,
+    or any, at random."""
     graded: Path | None = None
     """Grades or labels that are there already: their cutouts are not asked for again."""
     impostors: str = inspection.IMPOSTORS
@@ -62,6 +65,8 @@ class AskOptions(DataOptions, StagedOptions):
             "--graded is for --ask: say how many cutouts to ask for": bool(
                 self.graded and not self.ask
             ),
+            "--by is for --ask: say how many cutouts to ask for": self.by != "gain"
+            and not self.ask,
             "--prevalence is a share between 0 and 1": self.prevalence is not None
             and not 0 < self.prevalence < 1,
         }
@@ -74,12 +79,14 @@ def check(options: AskOptions, source: Source, members: Members) -> None:
     without dropout, which has no doubts."""
     known(options, source)
     (first, *others) = members.infos.values()
-    if not others and (options.mc_samples == 1 or not (first.dropout or first.block_dropout)):
+    if options.by != "gain" or others:
+        return
+    if options.mc_samples == 1 or not (first.dropout or first.block_dropout):
         raise UsageError(f"--ask: {NO_DOUBTS}")
 
 
 def known(options: AskOptions, source: Source) -> Array:
-    """Returns which cutouts (n,) have a label, by the data or by `graded`.
+    """Returns which cutouts (n,) have a label, by the data or by `graded`, or grades that differ.
 
     Raises UsageError where that file cannot be read or is about other cutouts, and where all have
     one.
@@ -89,7 +96,11 @@ def known(options: AskOptions, source: Source) -> Array:
     if "label" in table.colnames:
         known |= lens_or_unknown(table["label"]) >= 0
     if options.graded is not None:
-        known |= match(table, read_labels(options.graded)).labels >= 0
+        labels = read_labels(options.graded)
+        found = match(table, labels)
+        known |= found.labels >= 0
+        if "consensus" in labels.colnames:  # merged grades, of which some leave it open
+            known |= found.rows >= 0
     if known.all():
         raise UsageError(f"--ask: all {len(table)} cutouts have a label already")
     return known
@@ -106,13 +117,38 @@ def write(
 ) -> tuple[Path, Path]:
     """Writes ask.html and ask.csv into the folder of a run, and returns their paths.
 
-    They hold the cutouts that the options ask for, or as many as differ, of those that are not
-    `known` and that all members have scored, in the order in which they were chosen. The page knows
-    no scores; `data` is where the cutouts come from. Raises UsageError where the members are sure
-    of all.
+    They hold the cutouts that the options ask for, or as many as there are, of those that are not
+    `known`. The page knows no scores; `data` is where the cutouts come from. Raises UsageError
+    where there are none.
     """
+    open_ = predictions.readable & ~known(options, source)
+    if not open_.any():
+        raise UsageError("--ask: all cutouts that have a score have a label already")
+    if options.by == "gain":
+        chosen = of_most_gain(open_, options, source, members, abstract, predictions)
+    elif options.by == "score":
+        ranking = predictions.ranking()
+        best = ranking[open_[ranking]][: options.ask]
+        chosen = np.random.default_rng(options.seed).permutation(best)  # a place tells no score
+    else:
+        rng = np.random.default_rng(options.seed)
+        chosen = rng.permutation(np.flatnonzero(open_))[: options.ask]
+    return inspection.write_blind(folder, source, chosen, "ask", options.impostors, data)
+
+
+def of_most_gain(
+    open_: Array,
+    options: AskOptions,
+    source: Source,
+    members: Members,
+    abstract: Ensemble,
+    predictions: Predictions,
+) -> Array:
+    """Returns the rows of the cutouts whose grades would teach most, in the order in which they
+    were chosen, of those that are `open_` (n,) bool and that all members have scored: as many as
+    are asked for, or as differ. Raises UsageError where the members are sure of all."""
     gain = worth(predictions, abstract.validated_on, options.prevalence)
-    gain[known(options, source)] = 0
+    gain[~open_] = 0
     rows = np.argsort(-gain, kind="stable")[: PRESELECTED * options.ask]
     rows = rows[gain[rows] > 0]
     if not rows.size:
@@ -121,7 +157,7 @@ def write(
     chosen = rows[spread(together(features), gain[rows], options.ask, options.seed)]
     if len(chosen) < options.ask:
         print(f"warning: --ask found {len(chosen)} cutouts that differ", file=sys.stderr)
-    return inspection.write_blind(folder, source, chosen, "ask", options.impostors, data)
+    return chosen
 
 
 def worth(

@@ -230,6 +230,11 @@ def infer(config: InferenceConfig) -> Outcome:
     return outcome
 
 
+def is_finished(folder: Path) -> bool:
+    """Returns whether a run has ended in a folder, with all that it was to write."""
+    return (folder / "run.json").exists() and not (folder / PARTS).exists()
+
+
 def score_here(
     config: InferenceConfig, members: Members, source: Source, ledger: Ledger
 ) -> dict[str, Any]:

@@ -25,6 +25,7 @@ CONFIGS = {
     "select": "SelectConfig",
     "certify": "CertifyConfig",
     "grades": "GradesConfig",
+    "round": "RoundConfig",
     "launch": "LaunchConfig",
 }
 # Other spellings, and options of every command and of other programs.

@@ -78,7 +78,9 @@ def set_up(
     transforms = transforms_at(
         transform, hyperparameters.sizes() or [transform.preprocessing.input_size]
     )
-    steps_per_epoch = (epoch_length or len(labels)) // hyperparameters.batch_size
+    # A few graded cutouts may be less than a batch.
+    length = epoch_length or len(labels)
+    steps_per_epoch = max(1, length // hyperparameters.batch_size)
     steps = max(1, round(hyperparameters.epochs * steps_per_epoch))
     before, after = layerwise(
         registry.resolve(info.architecture).depths,

@@ -20,6 +20,7 @@ COMMANDS = {
     "launch": "LaunchConfig",
     "certify": "CertifyConfig",
     "grades": "GradesConfig",
+    "round": "RoundConfig",
 }
 
 
