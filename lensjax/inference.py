@@ -8,28 +8,20 @@ for a notebook is `lensjax.load_ensemble`.
 import functools
 import platform
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
-from astropy.table import Column, Table
 
 from lensjax import (
     __version__,
     asking,
     controls,
-    coverage,
-    cutout_files,
-    inspection,
     known,
-    metrics,
     results,
-    runtime,
     staging,
 )
 from lensjax.asking import AskOptions
@@ -39,26 +31,21 @@ from lensjax.data.catalog import DataOptions
 from lensjax.data.identity import content_sha256
 from lensjax.data.noise_free import refuse_noise_free
 from lensjax.data.parts import WHOLE, Part
-from lensjax.data.preprocess import doubts, fields_of_view
 from lensjax.data.source import Source
 from lensjax.ensemble import scoring, sharding
 from lensjax.ensemble.plan import CompiledStep
-from lensjax.ensemble.stack import Ensemble, abstract_ensemble, fused_validation
+from lensjax.ensemble.stack import abstract_ensemble
 from lensjax.ensemble.staged import Staged
 from lensjax.ensemble.step import Weights
 from lensjax.errors import LensjaxError, UsageError, refuse
-from lensjax.files import gathering
 from lensjax.known import KnownOptions
 from lensjax.ledger import Columns, Ledger, claimed, fingerprint
 from lensjax.members import Members, ScoringOptions, compile_step, find_members, load_weights
-from lensjax.metrics import Metrics
+from lensjax.outcome import Outcome, write
 from lensjax.places import is_address, paths_below, place
 from lensjax.predictions import Predictions, unscored
-from lensjax.trust import cascade as trust_cascade
-from lensjax.trust import outliers, spread
 from lensjax.trust import run as trust
-from lensjax.trust.cascade import Cascade, CascadeOptions
-from lensjax.trust.run import Said
+from lensjax.trust.cascade import CascadeOptions
 
 PARTS = ".scores"
 
@@ -143,40 +130,6 @@ class InferenceConfig(AskOptions, ControlOptions, KnownOptions):
         if not found or not 1 <= int(found[1]) <= int(found[2]):
             raise UsageError(f"--part {self.part} is none: give K/N with K from 1 to N")
         return int(found[1]), int(found[2])
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run did: the content of run.json, and metrics by score where labels were given. Of a
-    part of the rows, what is said of its scoring."""
-
-    run: dict[str, Any]
-    metrics: Mapping[str, Metrics]
-
-    def summary(self, output: Path) -> str:
-        """Returns the lines that a user reads at the end."""
-        if "part" in self.run:
-            rows = self.run["rows"]
-            return (
-                f"part {self.run['part']}: rows {rows.start} to {rows.stop} of {self.run['given']} "
-                "are scored; the same command without --part writes the catalogue"
-            )
-        counts = f"{self.run['scored']} scored + {self.run['rejected']} rejected"
-        lines = [f"{counts} = {self.run['given']} given; {self.run['data']}"]
-        rates = self.run.get("benchmark")
-        if rates:
-            lines.append(
-                f"in one step {rates['one_step']:.4g} cutouts/s, one by one "
-                f"{rates['one_by_one']:.4g}: {rates['one_step'] / rates['one_by_one']:.3g} times"
-            )
-        shares = ", ".join(f"{m['name']} {m['share']:.2f}" for m in self.run["members"])
-        lines.append(f"shares in the stacked score: {shares} ({self.run['shares_from']})")
-        if self.metrics:
-            lines += ["", metrics.table(self.metrics), ""]
-        lines += self.run["notes"]
-        names = ("candidates.csv", "mosaic.png", "report.html", controls.PAGE, "ask.html")
-        lines += [f"{output / name}" for name in names if (output / name).exists()]
-        return "\n".join(lines)
 
 
 def infer(config: InferenceConfig) -> Outcome:
@@ -376,184 +329,3 @@ def _check_apart(data: Path, output: Path) -> None:
             f"--output {output} lies in --data {data}: the next run would take its pictures for "
             "cutouts; give an --output outside"
         )
-
-
-def write(
-    config: InferenceConfig,
-    members: Members,
-    ensemble: Ensemble,
-    source: Source,
-    predictions: Predictions,
-    scoring: Mapping[str, Any],
-    cascade: Cascade | None = None,
-) -> Outcome:
-    """Writes the output directory from the predictions and what is to be said of the `scoring`.
-    A file that cannot be written does not stop the others."""
-    table, readable, flag = source.table, predictions.readable, predictions.flag
-    ranking = predictions.ranking()
-    labels = table["label"] if "label" in table.colnames else None
-    promised = _promised(config, ensemble, predictions, ranking, labels)
-    unlike = outliers.said(predictions.scores.pixels.T, members.pixels)
-    said = trust.together(promised, spread.said(predictions, members.infos), unlike)
-    if cascade:
-        rate = scoring.get("images_per_second")
-        said = trust.together(trust_cascade.said(cascade, predictions, rate), said)
-    lenses = known.lenses_of(config)
-    said = trust.together(said, known.said(predictions, lenses, config.known_radius))
-    top = ranking[: max(config.top, results.LISTED)]
-    best = results.candidate_table(table, predictions, top, trust=said.columns)
-    field, action = predictions.field[readable], predictions.action[readable]
-    validated = fused_validation(ensemble, members.validations, config.fusion)
-    warnings = doubts(field, action, ensemble.preprocessings, config.fit)
-    warnings += [*said.warnings, *trust.unlike_validation(predictions, labels, validated)]
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    found = {}
-    if labels is not None and (labels[readable] >= 0).any():
-        found = metrics.evaluate_all(predictions.probabilities(), labels)
-    record = {
-        "config": asdict(config),
-        "members": [
-            {
-                "name": name,
-                "architecture": info.architecture,
-                "weights_sha256": info.weights_sha256,
-                "share": float(ensemble.fusion_params.share[ensemble.names.index(name)]),
-            }
-            for name, info in members.infos.items()
-        ],
-        "shares_from": ensemble.weights_origin,
-        "data": source.description,
-        "bands_from": dict(zip(source.bands, source.bands_from, strict=False)),
-        "flags": dict(Counter(flag[flag != ""].tolist())),
-        "fitted": dict(Counter(action.tolist())),
-        "field_of_view": fields_of_view(field),
-        "masked_pixels": int(predictions.masked.sum()),
-        "versions": runtime.versions(),
-        "given": len(source),
-        "scored": int(readable.sum()),
-        "flagged": int((flag != "").sum()),
-        "rejected": int((~readable).sum()),
-        **scoring,
-        **said.record,
-        "warnings": warnings,
-        "notes": [
-            *said.notes,
-            *results.notes(best, int(readable.sum())),
-            *metrics.caveats(predictions.scores.probability, labels),
-        ],
-        "metrics": {name: metric.to_json() for name, metric in found.items()},
-    }
-    with gathering() as attempt:
-        attempt("catalogue", results.write_outputs, config.folder, table, predictions, said.columns)
-        if config.hats:
-            attempt("hats", results.write_hats, config.folder, table, predictions, said.columns)
-        sky = predictions.ra[readable], predictions.dec[readable]
-        widths = coverage.widths(field, ensemble.preprocessings)
-        attempt("searched.moc.*", coverage.write_searched, config.folder, *sky, widths)
-        # Pictures last: drawing takes memory of its own, and the catalogue must not be lost.
-        record["peak_memory_bytes"] = runtime.peak_memory_bytes()
-        attempt("run.json", results.write_json, config.folder / "run.json", record)
-        if config.ask:
-            given = config.folder, config, config.data, source, members, ensemble, predictions
-            attempt("ask.html", asking.write, *given)
-        if config.cutouts:
-            attempt("cutouts", cutout_files.write, config.folder, source, ranking[: config.cutouts])
-        attempt("pictures", draw, config, source, best, predictions, record, found, said.columns)
-    return Outcome(record, found)
-
-
-def _promised(
-    config: InferenceConfig,
-    ensemble: Ensemble,
-    predictions: Predictions,
-    ranking: np.ndarray,
-    labels: Column | None,
-) -> Said:
-    """Returns what the run promises of its candidates, in input order."""
-    said = trust.likelihood(predictions, ensemble.validated_on, config.prevalence)
-    if config.max_false_discovery is None:
-        return said
-    truth = np.full(ranking.size, -1) if labels is None else labels[ranking]
-    # The others rank before what a cascade has dropped.
-    ranked = np.where(predictions.complete, predictions.scores.logit, -np.inf)[ranking]
-    promise = trust.promise(config, ranked, truth, config.seed)
-    in_order = trust.in_input_order(promise, ranking, len(predictions.readable))
-    return trust.together(said, in_order)
-
-
-def draw(
-    config: InferenceConfig,
-    source: Source,
-    best: Table,
-    predictions: Predictions,
-    record: Mapping[str, Any],
-    found: Mapping[str, Metrics],
-    promised: Mapping[str, np.ndarray],
-) -> None:
-    """Writes mosaic.png and report.html; the `best` cutouts are read once more, and black where
-    they cannot be."""
-    from lensjax import report
-
-    ranking = predictions.ranking()
-    cutouts = [report.look(source, row) for row in ranking[: config.top]]
-    pictures = [report.picture(cutout, source.bands) for cutout in cutouts]
-    rejected, purity = ~predictions.readable, promised.get("purity_at_least")
-    scored = report.Scored(
-        {name: values[~rejected] for name, values in predictions.probabilities().items()},
-        labels=source.table["label"][~rejected] if "label" in source.table.colnames else None,
-        logit=predictions.scores.logit[~rejected],
-        logit_std=predictions.scores.logit_std[~rejected],
-        purity_at_least=purity if purity is None else purity[ranking],
-    )
-    rejects = zip(source.table["id"][rejected], predictions.reason[rejected], strict=True)
-    with gathering() as attempt:
-        mosaic = config.folder / "mosaic.png"
-        attempt("mosaic.png", report.write_mosaic, mosaic, pictures, best, record["scored"])
-        attempt(
-            "report.html",
-            report.write_report,
-            config.folder,
-            best=best,
-            scored=scored,
-            cutouts=cutouts,
-            bands=source.bands,
-            impostors=inspection.kinds_of(config.impostors),
-            run=record,
-            rejects=rejects,
-            metrics=found,
-        )
-        if config.controls is not None:
-            attempt(
-                controls.PAGE,
-                controls.write,
-                config.folder,
-                config,
-                str(config.data),
-                source,
-                ranking,
-                cutouts,
-                inspection.kinds_of(config.impostors),
-                config.seed,
-            )
-        if "calibration" in promised and "label" not in source.table.colnames:
-            drawn = promised["calibration"][ranking]
-            attempt("inspection.html", _write_inspection, config, source, ranking, drawn)
-
-
-def _write_inspection(
-    config: InferenceConfig, source: Source, ranking: np.ndarray, calibration: np.ndarray
-) -> None:
-    """Writes what is to be looked at before a list is certified."""
-    from lensjax.trust import certificate
-
-    inspection.write(
-        config.folder,
-        source,
-        ranking,
-        np.asarray(calibration),
-        most=certificate.INSPECTED,
-        seed=config.seed,
-        impostors=config.impostors,
-        data=config.data,
-    )

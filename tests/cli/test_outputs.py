@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from lensjax import inference, report, results
+from lensjax import inference, outcome, report, results
 from lensjax.data.catalog import open_source
 from lensjax.data.planes import Unreadable
 from lensjax.errors import LensjaxError
@@ -29,8 +29,8 @@ OF_A_RUN = {name for name in results.OUTPUTS if not name.endswith(".pdf")} - {
 
 def written(
     folder: Path, labels: list[int] | None = None, count: int = 3, rejected: tuple[int, ...] = ()
-) -> inference.Outcome:
-    """The Outcome of `inference.write` for `count` cutouts, with the files in `folder`."""
+) -> outcome.Outcome:
+    """The Outcome of `outcome.write` for `count` cutouts, with the files in `folder`."""
     arrays = {} if labels is None else {"label": np.array(labels)}
     images = np.random.default_rng(0).normal(size=(count, 8, 8, 3)).astype(np.float32)
     np.savez(folder / "stack.npz", images=images, **arrays)
@@ -46,7 +46,7 @@ def written(
     )
     options = inference.InferenceConfig(output=folder / "results")
     members = inference.Members({}, infos, {}, (), ())
-    return inference.write(options, members, ensemble, source, predictions, {})
+    return outcome.write(options, members, ensemble, source, predictions, {})
 
 
 @pytest.mark.parametrize(

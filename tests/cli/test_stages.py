@@ -11,7 +11,7 @@ import pytest
 from astropy.table import Table
 from jax import monitoring
 
-from lensjax import inference
+from lensjax import inference, outcome
 from lensjax.cluster import ray_engine
 from lensjax.ensemble import checkpoint
 from lensjax.errors import UsageError
@@ -27,7 +27,7 @@ ALONE = f"scored by {CHEAP} alone"
 @pytest.fixture(scope="module")
 def undrawn_pictures():
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(inference, "draw", lambda *_: None)
+        patched.setattr(outcome, "draw", lambda *_: None)
         yield
 
 
@@ -80,7 +80,7 @@ def assert_close(found, wanted, rows=slice(None), names=None) -> None:
 
 class Cascaded(NamedTuple):
     folder: Path
-    outcome: inference.Outcome
+    outcome: outcome.Outcome
     compiled: list[str]
 
 
