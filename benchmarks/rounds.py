@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from scipy import stats
 
@@ -85,6 +86,8 @@ def main(argv: Sequence[str]) -> None:
         truth = sky(options, seed)
         for way in WAYS:
             found[way].append(list(searched(options, way, seed, truth)))
+            jax.clear_caches()  # each training leaves programs behind
+            runtime.give_back_memory()
         lenses = sum(truth.values())
         print(f"\nsky {seed}: {lenses} lenses among {len(truth)}\n")
         print("\n".join(table(found)), flush=True)
