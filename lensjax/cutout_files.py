@@ -3,17 +3,18 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 from astropy.io import fits
-from astropy.wcs import WCS
 
 from lensjax.data.formats.reader_warnings import silenced
 from lensjax.data.planes import Unreadable
 from lensjax.data.source import Source
-from lensjax.data.tiles import Tiles
 from lensjax.files import gathering, replacing
+
+if TYPE_CHECKING:
+    from lensjax.data.tiles import Tiles
 
 FOLDER = "cutouts"
 
@@ -58,7 +59,7 @@ def _write_one(path: Path, source: Source, row: int, rank: int) -> None:
 
 
 @silenced()
-def header_of(tiles: Tiles, row: int, ra: float, dec: float) -> fits.Header:
+def header_of(tiles: "Tiles", row: int, ra: float, dec: float) -> fits.Header:
     """Returns the world coordinates of the cutout of a row: the tile's, moved; of one that is
     turned, tangential at the object (degrees), where north is up."""
     form, planes = tiles.form(row), tiles.planes[tiles.tile[row]]
@@ -66,6 +67,8 @@ def header_of(tiles: Tiles, row: int, ra: float, dec: float) -> fits.Header:
     if form.sheets.regions[planes.own] == 0:
         top, left = tiles.corner[row, planes.own].tolist()
         return planes.footprint.wcs[top:, left:].to_header(relax=True)
+    from astropy.wcs import WCS  # slow to import, and most runs write no cutouts
+
     wcs = WCS(naxis=2)
     wcs.wcs.ctype, wcs.wcs.crval = ["RA---TAN", "DEC--TAN"], [ra, dec]
     wcs.wcs.crpix = [(form.size + 1) / 2] * 2

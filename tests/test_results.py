@@ -70,8 +70,8 @@ def test_columns_come_in_the_order_of_the_contract() -> None:
     table = results.candidate_table(*run(label=np.zeros(12), group=["a"] * 12))
     assert table.colnames == [
         "rank", "id", "ra", "dec", "probability", "logit", "logit_std", "total_entropy",
-        "aleatoric_entropy", "mutual_information", "flag", "_healpix_29",
-        "resnet18.0_probability", "vit_b16_probability", "path", "label", "group",
+        "aleatoric_entropy", "mutual_information", "flag",
+        "resnet18.0_probability", "vit_b16_probability", "_healpix_29", "path", "label", "group",
     ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from lensjax import runtime, trace
-from lensjax.data import pipeline, tile_batches
+from lensjax.data import pipeline
 from lensjax.data.on_device import Inputs, InputSpec
 from lensjax.data.preprocess import Fit, Preprocessing
 from lensjax.data.source import Source
@@ -154,27 +154,33 @@ def _batches(
     else:
         processes = workers
     preprocessings = step.ensemble.preprocessings
-    feed: Callable[..., Iterator[pipeline.Batch]]
-    if tile_batches.takes(source, preprocessings):
-        feed = functools.partial(
-            tile_batches.batches, put=functools.partial(on_devices, mesh=step.mesh)
-        )
-    else:
-        feed = functools.partial(pipeline.batches, processes=processes)
+    of = _feeder(source, preprocessings)
+    options: dict[str, Any] = {"processes": processes}
+    if of is not pipeline:
+        options = {"put": functools.partial(on_devices, mesh=step.mesh)}
     for rows in ledger.missing():
-        yield from feed(
+        yield from of.batches(
             source,
             preprocessings,
             how=fit,
             batch_size=step.cutouts,
             rows=range(rows.start - source.first_row, rows.stop - source.first_row),
+            **options,
         )
 
 
 def input_spec(source: Source, preprocessings: Sequence[Preprocessing], fit: Fit) -> InputSpec:
     """Returns the form of the batches that are scored, without reading any."""
-    of = tile_batches if tile_batches.takes(source, preprocessings) else pipeline
-    return of.input_spec(source, preprocessings, fit)
+    return _feeder(source, preprocessings).input_spec(source, preprocessings, fit)
+
+
+def _feeder(source: Source, preprocessings: Sequence[Preprocessing]) -> Any:
+    """Returns the module that makes batches of the cutouts of a source."""
+    if source.tiles is None:
+        return pipeline
+    from lensjax.data import tile_batches  # slow to import
+
+    return tile_batches if tile_batches.takes(source, preprocessings) else pipeline
 
 
 class _Scorer:

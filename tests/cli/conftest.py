@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from lensjax import inference, launch
+from lensjax import launch, outcome
 from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
 from tests import networks
@@ -47,7 +47,7 @@ def run(capsys) -> Callable[..., Ended]:
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     """Has scoring draw no pictures, which take as long as all the rest of a small run."""
-    monkeypatch.setattr(inference, "draw", lambda *_: None)
+    monkeypatch.setattr(outcome, "draw", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

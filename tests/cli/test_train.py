@@ -71,7 +71,7 @@ def test_without_data_it_trains_on_the_simulated_sky_and_says_so(run, begun, tmp
     def noise(survey, *, count, **_):
         images = np.random.default_rng(0).normal(size=(count, survey.size, survey.size, 3))
         row = np.arange(count)
-        truth = {"label": row % 2, "id": row, "group": row}
+        truth = {"label": row % 2, "id": row, "group": row, "artefact": np.full(count, "")}
         return Simulation(images.astype(np.float32), truth)
 
     monkeypatch.setattr("lensjax.train.simulated.simulate", noise)

@@ -117,7 +117,7 @@ def test_uncertainties_are_finite_and_ordered(values, which):
     fusion = ("stacked", "mean_prob", "mean_logit", "inverse_variance")[which]
     logits = jnp.array(values, jnp.float32).reshape(3, 2, 1)
     scores = fuse(logits, KNOWLEDGE, fusion)
-    assert all(bool(jnp.isfinite(part).all()) for part in scores)
+    assert all(bool(jnp.isfinite(part).all()) for part in scores if part is not None)
     assert 0 <= scores.aleatoric_entropy[0] <= scores.total_entropy[0] <= np.log(2) + 1e-6
     assert scores.mutual_information[0] >= 0
 
@@ -139,5 +139,5 @@ def test_a_member_that_is_not_finite_shows_in_the_fused_scores(fusion, wrong):
         raw = raw_logits()
         raw[member, 2, 1] = wrong
         scores = fuse(raw, KNOWLEDGE, fusion=fusion)
-        finite = np.isfinite(np.vstack([values for values in scores if values.ndim == 1]))
+        finite = np.isfinite(np.vstack([values for values in scores[:-1] if values.ndim == 1]))
         assert finite.all(axis=0).tolist() == [True, False, True, True, True]
