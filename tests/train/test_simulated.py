@@ -89,7 +89,8 @@ def test_no_source_is_in_both_training_and_validation(monkeypatch):
         drawn.append(set(sources.name))
         images = np.random.default_rng(0).normal(size=(count, 24, 24, 3)).astype(np.float32)
         row = np.arange(count)
-        return draw.Simulation(images, {"label": row % 2, "id": row, "group": row})
+        truth = {"label": row % 2, "id": row, "group": row, "artefact": np.full(count, "")}
+        return draw.Simulation(images, truth)
 
     monkeypatch.setattr("lensjax.train.simulated.simulate", noise)
     name = np.array([f"galaxy-{number}" for number in range(12)])
