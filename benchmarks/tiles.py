@@ -111,9 +111,7 @@ def _measured(way: str, sky: Path, members: Members) -> dict[str, float]:
     runtime.set_up()
     if way == WAYS[0]:
         options = DataOptions(catalogue=str(sky / "objects.parquet"))
-        options = DataOptions(
-            catalogue=options.catalogue, field=options.field_seen_by(members.preprocessings)
-        )
+        options = options.for_members(members.preprocessings)
         source = inference.open_cutouts(str(sky / "tiles.csv"), members, options)
         return _rate(members, source, (0.0, 0.0))
     size = members.preprocessings[0].input_size

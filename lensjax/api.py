@@ -6,7 +6,6 @@ says what to do; in it `--option` stands for the argument of that name.
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +88,7 @@ class LensFinder:
         Raises UsageError where there are no cutouts, or none in the bands that the members see.
         """
         options = DataOptions(bands=bands, pixel_scale=pixel_scale, fit=fit, catalogue=catalogue)
-        options = replace(options, field=options.field_seen_by(self._members.preprocessings))
+        options = options.for_members(self._members.preprocessings)
         if isinstance(data, Cutouts):
             source = data.source(self._members.bands)
             pipeline.check_fields(source, self._members.preprocessings, fit)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lensjax.data.planes import located
 from lensjax.data.preprocess import Preprocessing
 from lensjax.files import replacing
 
@@ -21,11 +22,6 @@ MOST_POINTS = 5_000_000
 _PIECE = 2_000_000
 
 Array = NDArray[Any]
-
-
-def located(ra: Array, dec: Array) -> Array:
-    """Returns which positions (n,), in degrees, are places on the sky, (n,) bool."""
-    return np.isfinite(ra) & (np.abs(dec) <= 90)
 
 
 def healpix(ra: Array, dec: Array, order: int = ORDER) -> Array:
@@ -48,7 +44,7 @@ def widths(field: Array, preprocessings: Sequence[Preprocessing]) -> Array:
     the smallest where it is larger, and else the largest. Where it is NaN they are taken to show
     what the smallest shows.
     """
-    sides = [p.input_size * p.pixel_scale for p in preprocessings if p.pixel_scale is not None]
+    sides = [p.field for p in preprocessings if p.field is not None]
     if not sides:
         return np.full(np.shape(field), np.nan)
     ratio = np.where(np.isnan(field), 1.0, field)

@@ -7,12 +7,11 @@ for a notebook is `lensjax.load_ensemble`.
 
 import functools
 import platform
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 
@@ -24,8 +23,6 @@ from lensjax import (
     results,
     staging,
 )
-from lensjax.asking import AskOptions
-from lensjax.controls import ControlOptions
 from lensjax.data import pipeline
 from lensjax.data.catalog import DataOptions
 from lensjax.data.identity import content_sha256
@@ -37,99 +34,17 @@ from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.stack import abstract_ensemble
 from lensjax.ensemble.staged import Staged
 from lensjax.ensemble.step import Weights
-from lensjax.errors import LensjaxError, UsageError, refuse
-from lensjax.known import KnownOptions
+from lensjax.errors import LensjaxError, UsageError
+from lensjax.inference_config import InferenceConfig
 from lensjax.ledger import Columns, Ledger, claimed, fingerprint
 from lensjax.members import Members, ScoringOptions, compile_step, find_members, load_weights
 from lensjax.outcome import Outcome, write
-from lensjax.places import is_address, paths_below, place
+from lensjax.places import paths_below, place
 from lensjax.predictions import Predictions, unscored
 from lensjax.trust import run as trust
 from lensjax.trust.cascade import CascadeOptions
 
 PARTS = ".scores"
-
-
-@dataclass(frozen=True)
-class InferenceConfig(AskOptions, ControlOptions, KnownOptions):
-    """A run: which members score which cutouts, how, and where the results go."""
-
-    ensemble: str | None = None
-    """Architectures, comma separated; resnet18:4 takes four members (None: all members of the
-    folder). There are: resnet18, resnet18_x0_25, resnet34, vit_ti16, vit_s16, vit_b16,
-    light_transformer, trans_enc_s."""
-    checkpoints: Path | None = None
-    """Folder of the members (None: checkpoints)."""
-    data: str | None = None
-    """Folder, catalogue, stack, FITS or {band} template, or its address (s3://...); without it a
-    small simulated sky is scored."""
-    output: str | Path = "results"
-    """Folder of the results, or its address."""
-    resume: bool = True
-    """Continue an interrupted run with the same settings."""
-    part: str | None = None
-    """Score the K-th of N parts of the rows, given as K/N; without it all parts are merged."""
-    top: int = 48
-    """Candidates in the mosaic and the report."""
-    cutouts: int = 0
-    """Candidates from tiles that are written as FITS files with world coordinates."""
-    profile: Path | None = None
-    """Folder for a profiler trace of some batches."""
-    benchmark: bool = False
-    """Compare the speed of the compiled step with members and samples run one by one."""
-    engine: Literal["local", "ray"] = "local"
-    """Where cutouts are scored: on this machine, or by the actors of a Ray cluster."""
-    address: str | None = None
-    """The Ray cluster: auto, or ray://HOST:PORT; without it one is started on this machine."""
-    actors: int | Literal["auto"] = "auto"
-    """Ray actors that score; auto: one per accelerator, without any one per four cores."""
-    deadline: float = 900.0
-    """Seconds after which a Ray actor that has not finished its rows is ended."""
-    hats: bool = False
-    """Write the catalogue also in pieces of the sky, for LSDB: candidates.hats."""
-
-    def __post_init__(self) -> None:
-        """Raises UsageError for settings that make no sense."""
-        for options in (AskOptions, ControlOptions):
-            options.__post_init__(self)
-        wrong = {
-            "--top must be at least 1": self.top < 1,
-            "--cutouts is for tiles: give --catalogue": self.cutouts != 0 and not self.catalogue,
-            "--address, --actors and --deadline are for --engine ray": self.engine != "ray"
-            and (self.address, self.actors, self.deadline)
-            != (None, "auto", InferenceConfig.deadline),
-            "--actors must be at least 1": self.actors != "auto" and self.actors < 1,
-            "--deadline must be more than 0 s": not self.deadline > 0,
-            "--engine ray needs an --output that is a folder": self.engine == "ray"
-            and is_address(str(self.output)),
-            "--profile and --benchmark are for --engine local": self.engine != "local"
-            and (self.profile is not None or self.benchmark),
-            "--benchmark times the step beside --no-batch-parallel: drop the latter": (
-                self.benchmark and not self.batch_parallel
-            ),
-            "--catalogue cuts from tiles in one step on this machine: drop --cascade, --reuse and "
-            "--engine ray (--part shares the rows)": self.catalogue is not None
-            and (self.in_stages or self.engine != "local"),
-            "--benchmark times all members in one step: drop --cascade and --reuse": (
-                self.benchmark and self.in_stages
-            ),
-        }
-        refuse(wrong)
-        self.rows_part()
-
-    @property
-    def folder(self) -> Path:
-        """Returns the folder of the results."""
-        return place(self.output)
-
-    def rows_part(self) -> Part:
-        """Returns the part of the rows to score, (K, N)."""
-        if self.part is None:
-            return WHOLE
-        found = re.fullmatch(r"(\d+)/(\d+)", self.part)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise UsageError(f"--part {self.part} is none: give K/N with K from 1 to N")
-        return int(found[1]), int(found[2])
 
 
 def infer(config: InferenceConfig) -> Outcome:
@@ -143,13 +58,13 @@ def infer(config: InferenceConfig) -> Outcome:
         raise UsageError("--checkpoints and --data are both needed")
     _check_apart(place(config.data), config.folder)
     members = find_members(config.checkpoints, config.ensemble)
-    config = replace(config, field=config.field_seen_by(members.preprocessings))
+    config = config.for_members(members.preprocessings)
     source = open_cutouts(str(config.data), members, config, config.rows_part())
     ensemble = abstract_ensemble(members.infos, members.validations)
     # What could not be promised or asked in the end is refused before anything is scored.
     if config.ask and config.part is None:
         asking.check(config, source, members)
-    known.lenses_of(config)
+    lenses = known.lenses_of(config)
     trust.refuse_unknown_odds(ensemble.validated_on, config.prevalence)
     if config.max_false_discovery is not None:
         trust.number_drawn(config.calibration, source.given)
@@ -172,7 +87,7 @@ def infer(config: InferenceConfig) -> Outcome:
         predictions = Predictions.of_columns(ensemble.names, ledger.columns())
         record["devices"] = ledger.devices()
         results.clear(config.folder)
-        outcome = write(config, members, ensemble, source, predictions, record, cascade)
+        outcome = write(config, members, ensemble, source, predictions, record, cascade, lenses)
         ledger.finish()
     if not outcome.run["scored"]:
         reason = Counter(predictions.reason.tolist()).most_common(1)[0][0]

@@ -9,9 +9,9 @@ import numpy as np
 from astropy.table import Table
 from numpy.typing import NDArray
 
-from lensjax.coverage import located
 from lensjax.data.formats.tables import read_table, standardise, texts
-from lensjax.errors import UsageError
+from lensjax.data.planes import located
+from lensjax.errors import UsageError, refuse
 from lensjax.intervals import share_interval
 from lensjax.places import exists, place
 from lensjax.predictions import Predictions
@@ -32,11 +32,13 @@ class KnownOptions:
     known_radius: float = 3.0
     """Arcsec within which a cutout is of a known lens."""
 
+    def __post_init__(self) -> None:
+        """Raises UsageError for settings that make no sense."""
+        refuse({"--known-radius must be more than 0": not self.known_radius > 0})
+
 
 def lenses_of(options: KnownOptions) -> Table | None:
     """Returns the lenses of --known as `read_lenses` does, None without it."""
-    if not options.known_radius > 0:
-        raise UsageError("--known-radius must be more than 0")
     return None if options.known is None else read_lenses(place(options.known))
 
 

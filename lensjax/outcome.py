@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from astropy.table import Column, Table
@@ -25,6 +25,7 @@ from lensjax.data.preprocess import doubts, fields_of_view
 from lensjax.data.source import Source
 from lensjax.ensemble.stack import Ensemble, fused_validation
 from lensjax.files import gathering
+from lensjax.inference_config import InferenceConfig
 from lensjax.members import Members
 from lensjax.metrics import Metrics
 from lensjax.predictions import Predictions
@@ -33,9 +34,6 @@ from lensjax.trust import outliers, spread
 from lensjax.trust import run as trust
 from lensjax.trust.cascade import Cascade
 from lensjax.trust.run import Said
-
-if TYPE_CHECKING:
-    from lensjax.inference import InferenceConfig
 
 
 @dataclass(frozen=True)
@@ -73,16 +71,17 @@ class Outcome:
 
 
 def write(
-    config: "InferenceConfig",
+    config: InferenceConfig,
     members: Members,
     ensemble: Ensemble,
     source: Source,
     predictions: Predictions,
     scoring: Mapping[str, Any],
     cascade: Cascade | None = None,
+    lenses: Table | None = None,
 ) -> Outcome:
-    """Writes the output directory from the predictions and what is to be said of the `scoring`.
-    A file that cannot be written does not stop the others."""
+    """Writes the output directory from the predictions and what is to be said of the `scoring`;
+    `lenses` are those that are known. A file that cannot be written does not stop the others."""
     table, readable, flag = source.table, predictions.readable, predictions.flag
     ranking = predictions.ranking()
     labels = table["label"] if "label" in table.colnames else None
@@ -92,7 +91,6 @@ def write(
     if cascade:
         rate = scoring.get("images_per_second")
         said = trust.together(trust_cascade.said(cascade, predictions, rate), said)
-    lenses = known.lenses_of(config)
     said = trust.together(said, known.said(predictions, lenses, config.known_radius))
     top = ranking[: max(config.top, results.LISTED)]
     best = results.candidate_table(table, predictions, top, trust=said.columns)
@@ -158,7 +156,7 @@ def write(
 
 
 def _promised(
-    config: "InferenceConfig",
+    config: InferenceConfig,
     ensemble: Ensemble,
     predictions: Predictions,
     ranking: np.ndarray,
@@ -177,7 +175,7 @@ def _promised(
 
 
 def draw(
-    config: "InferenceConfig",
+    config: InferenceConfig,
     source: Source,
     best: Table,
     predictions: Predictions,
@@ -185,8 +183,8 @@ def draw(
     found: Mapping[str, Metrics],
     promised: Mapping[str, np.ndarray],
 ) -> None:
-    """Writes mosaic.png and report.html; the `best` cutouts are read once more, and black where
-    they cannot be."""
+    """Writes mosaic.png, report.html and the pages to grade that are asked for; the `best` cutouts
+    are read once more, and black where they cannot be."""
     from lensjax import report
 
     ranking = predictions.ranking()
@@ -236,7 +234,7 @@ def draw(
 
 
 def _write_inspection(
-    config: "InferenceConfig", source: Source, ranking: np.ndarray, calibration: np.ndarray
+    config: InferenceConfig, source: Source, ranking: np.ndarray, calibration: np.ndarray
 ) -> None:
     """Writes what is to be looked at before a list is certified."""
     from lensjax.trust import certificate

@@ -191,6 +191,19 @@ def matching(before: str, *after: str) -> Iterator[str]:
         return (fs.unstrip_protocol(name) for name in fs.glob(pattern))
 
 
+def template_matches(template: str, band: str = "") -> list[tuple[str, str]]:
+    """Returns the pairs of id and band of all files of the template's form, sorted.
+
+    `band`: a regular expression for the bands, any text without one.
+    """
+    # The id takes all it can: in `{id}_{band}` the band has no underscore unless it is said.
+    form = re.escape(template).replace(re.escape("{band}"), f"(?P<band>{band or '[^/]+'})")
+    form = form.replace(re.escape("{id}"), "(?P<id>[^/]+)")
+    parts = re.split(r"\{band\}|\{id\}", template)
+    found = (re.fullmatch(form, file) for file in matching(*parts))
+    return sorted((match.groupdict().get("id", ""), match["band"]) for match in found if match)
+
+
 def paths_below(folder: Path, files: Iterable[str]) -> Iterable[str]:
     """Returns relative paths as paths in the folder; absolute ones, addresses and empty ones as
     they are."""

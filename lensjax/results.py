@@ -23,6 +23,7 @@ from lensjax.columns import CARRIED, COLUMNS, OF_MEMBERS, TRUST, describe
 from lensjax.data.catalog import DataOptions
 from lensjax.data.formats import fits_table
 from lensjax.data.formats.tables import filled, plain, read_table
+from lensjax.data.planes import located
 from lensjax.data.source import Source
 from lensjax.errors import UsageError
 from lensjax.files import gathering, remove, replacing
@@ -214,10 +215,9 @@ def candidate_table(
     before: int = 0,
     trust: Mapping[str, Array] = NO_COLUMNS,
 ) -> Table:
-    """Returns the readable rows, best first: rank, id, position, scores, `flag`, `_healpix_29`,
-    members,
-    columns of `trust`, then carried columns; or those `rows` of the ranking that come after so many
-    others.
+    """Returns the readable rows, best first: rank, id, position, scores, `flag`, members, columns
+    of `trust`, `_healpix_29`, then carried columns; or those `rows` of the ranking that come after
+    so many others.
 
     `trust` are those of TRUST that are known, (n,) in input order, with a mask where they say
     nothing.
@@ -243,7 +243,7 @@ def candidate_table(
     for name, values in trust.items():
         table[name] = values[rows]
         describe(table[name], TRUST[name])
-    if coverage.located(predictions.ra, predictions.dec).any():
+    if located(predictions.ra, predictions.dec).any():
         cells = coverage.healpix(predictions.ra[rows], predictions.dec[rows])
         gaps = np.ma.getmaskarray(cells).any()
         table["_healpix_29"] = MaskedColumn(cells) if gaps else Column(np.ma.getdata(cells))
@@ -361,7 +361,7 @@ def write_regions(path: Path, candidates: Table) -> None:
         f"point({row['ra']:.7f},{row['dec']:.7f}) # point=circle "
         f"text={{{row['rank']}: {row['probability']:.4f}}}"
         for row in candidates[:LISTED]
-        if coverage.located(*(np.ma.filled(row[name], np.nan) for name in ("ra", "dec")))
+        if located(*(np.ma.filled(row[name], np.nan) for name in ("ra", "dec")))
     ]
     if lines:
         with replacing(path) as file:

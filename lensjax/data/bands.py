@@ -31,6 +31,13 @@ class Wanted(NamedTuple):
     called: tuple[tuple[str, str], ...] = ()
     most_values: int = MAX_VALUES
 
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """Returns what the data are said to call the bands, else what the members call them."""
+        called = dict(self.called)
+        needed = self.needed or tuple(called)
+        return (*self.order, *(called.get(band, band) for band in needed))
+
 
 class Selection(NamedTuple):
     """The bands given out, and the number of the plane that each of them is."""

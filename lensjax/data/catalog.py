@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from astropy.table import Table
@@ -22,7 +22,6 @@ from lensjax.data.formats.image_files import (
     band_folder,
     open_template,
     source_of_files,
-    template_matches,
 )
 from lensjax.data.formats.pictures import FITS_SUFFIXES, IMAGE_SUFFIXES, has_suffix, stem
 from lensjax.data.formats.tables import (
@@ -36,7 +35,7 @@ from lensjax.data.planes import MAX_VALUES, Names, Unreadable, refusing
 from lensjax.data.preprocess import Fit, Preprocessing
 from lensjax.data.source import Source, pixel_scale_of
 from lensjax.errors import UsageError
-from lensjax.places import entries, exists, paths_below, place, state
+from lensjax.places import entries, exists, paths_below, place, state, template_matches
 
 Format = Literal[
     "auto", "folder", "image", "catalogue", "numpy", "fits", "template", "hdf5", "zarr", "shards"
@@ -75,11 +74,12 @@ class DataOptions:
         """Returns these options alone, by name: what is made of the data depends on each."""
         return {field.name: getattr(self, field.name) for field in fields(DataOptions)}
 
-    def field_seen_by(self, preprocessings: Sequence[Preprocessing]) -> float | None:
-        """Returns the side of cutouts from tiles, in arcsec: as said, or what shows each member all
-        that it sees; None where that is not known."""
-        sides = [p.input_size * p.pixel_scale for p in preprocessings if p.pixel_scale]
-        return self.field or (max(sides, default=None) if self.catalogue else None)
+    def for_members(self, preprocessings: Sequence[Preprocessing]) -> Self:
+        """Returns these options with the side of cutouts from tiles: as said, or what shows each
+        member all that it sees; None where that is not known."""
+        sides = [p.field for p in preprocessings if p.field is not None]
+        seen = max(sides, default=None) if self.catalogue else None
+        return replace(self, field=self.field or seen)
 
     def opened(self, data: str, needed: Sequence[str] | None, part: Part = WHOLE) -> Source:
         """Returns the cutouts at `data`, as `open_source` does."""

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from astropy.coordinates import ICRS, SkyCoord
+from astropy.coordinates import ICRS, SkyCoord, angular_separation
 from astropy.io import fits
 from astropy.wcs import WCS
 from astropy.wcs.utils import wcs_to_celestial_frame
 from scipy.spatial import cKDTree
 
 from lensjax.data.formats.reader_warnings import silenced
-from lensjax.data.planes import Unreadable, is_pixel_scale, short
+from lensjax.data.planes import Unreadable, is_pixel_scale, located, short
 
 # Places are found where the way back leads to within so many pixels: distortions have more than
 # one solution, and far from the tile none.
@@ -52,7 +52,8 @@ class Footprint(NamedTuple):
         x, y = self.wcs.all_world2pix(*world, 0, tolerance=1e-6, maxiter=50, quiet=True)
         with np.errstate(invalid="ignore"):
             there = self.sky(x, y)
-        apart = separation(ra, dec, *there) * 3600 / self.pixel_scale
+        apart = np.degrees(angular_separation(*np.radians([ra, dec, *there])))
+        apart *= 3600 / self.pixel_scale
         lost = ~(apart <= _WAY_BACK)
         return np.where(lost, np.nan, x), np.where(lost, np.nan, y)
 
@@ -105,7 +106,7 @@ def matched(footprints: Sequence[Footprint | None], ra: np.ndarray, dec: np.ndar
     hold none."""
     count = len(ra)
     found = Matched(np.full(count, -1, np.int32), *np.full((3, count), np.nan))
-    known = np.flatnonzero(np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90))
+    known = np.flatnonzero(located(ra, dec))
     tree = cKDTree(_vectors(ra[known], dec[known]))
     for number, tile in enumerate(footprints):
         if tile is None or not known.size:
@@ -186,13 +187,3 @@ def _vectors(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
     """Returns the unit vectors (n, 3) of positions in degrees."""
     lon, lat = np.radians(ra), np.radians(dec)
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], -1)
-
-
-def separation(
-    ra: np.ndarray, dec: np.ndarray, other_ra: np.ndarray, other_dec: np.ndarray
-) -> np.ndarray:
-    """Returns the angles (n,) between positions, all in degrees, exact for small ones too."""
-    lat, other = np.radians(dec), np.radians(other_dec)
-    half = np.sin((lat - other) / 2) ** 2
-    half += np.cos(lat) * np.cos(other) * np.sin(np.radians(ra - other_ra) / 2) ** 2
-    return np.degrees(2 * np.arcsin(np.sqrt(np.clip(half, 0, 1))))

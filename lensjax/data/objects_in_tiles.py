@@ -20,7 +20,7 @@ from lensjax.data.formats import tile_files
 from lensjax.data.formats.tables import read_table, standardise
 from lensjax.data.formats.tile_files import TileFiles
 from lensjax.data.on_tile import SheetSpec
-from lensjax.data.planes import Unreadable
+from lensjax.data.planes import Unreadable, located
 from lensjax.data.source import Source, source_of
 from lensjax.data.tiles import Form, Planes, Tiles
 from lensjax.errors import UsageError, one_line
@@ -74,7 +74,7 @@ def open_tiles(
     forms = _forms(planes, scales, sizes, regions, most_bytes)
     tiles = Tiles(
         tuple(one.name for one in files), forms, planes, tile, reason, corner, maps, bits
-    ).rows(order)  # type: ignore[arg-type]
+    ).rows(order)
     table = _described(table[order], tiles, match, order)
     one = next(filter(None, forms), None)
     words = [f"{len(table)} objects in {len(files)} tiles", f"bands {', '.join(bands)}"]
@@ -183,7 +183,7 @@ def _kept(
     if unknown:
         nowhere += f" (of {len(unknown)} it is not known where they lie: {unknown[0]})"
     reason[tile < 0] = nowhere
-    reason[~(np.isfinite(ra) & np.isfinite(dec) & (np.abs(dec) <= 90))] = "no position"
+    reason[~located(ra, dec)] = "no position"
     for number, (each, size) in enumerate(zip(planes, sizes, strict=True)):
         of = np.flatnonzero(match.tile == number)
         if size is None:

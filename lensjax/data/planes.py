@@ -91,6 +91,11 @@ def is_pixel_scale(value: float) -> bool:
     return FINEST <= value <= COARSEST
 
 
+def located(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
+    """Returns which positions (n,), in degrees, are places on the sky, (n,) bool."""
+    return np.isfinite(ra) & (np.abs(dec) <= 90)
+
+
 class Astrometry(NamedTuple):
     """Where a plane lies: pixel scale (arcsec, None: unknown), centre ra and dec (degrees)."""
 

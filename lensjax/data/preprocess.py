@@ -65,6 +65,11 @@ class Preprocessing:
         if not all(map(math.isfinite, self.mean)):
             raise UsageError(f"the means must be finite: {self}")
 
+    @property
+    def field(self) -> float | None:
+        """Returns the side of what a member sees, in arcsec, None where any scale will do."""
+        return None if self.pixel_scale is None else self.input_size * self.pixel_scale
+
     def normalised(self, mean: Sequence[float], std: Sequence[float]) -> "Preprocessing":
         """This preprocessing with another mean and standard deviation, one of each a band."""
         return replace(self, mean=tuple(map(float, mean)), std=tuple(map(float, std)))

@@ -14,9 +14,7 @@ from lensjax.data.formats import tile_files
 from lensjax.data.formats.tile_files import Stored, TileFiles, in_flux
 from lensjax.data.on_tile import Sheet, SheetSpec
 from lensjax.data.planes import Cutout, Unreadable, masked, without_blank
-
-# Bytes that the memory of an array on a CPU is to begin at a multiple of.
-_ALIGNED = 64
+from lensjax.memory import aligned_zeros
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ class Tiles:
     def sheets(self) -> tuple[SheetRows, ...]:
         return tuple(self._sheets())
 
-    def rows(self, rows: slice) -> "Tiles":
+    def rows(self, rows: slice | np.ndarray) -> "Tiles":
         """Returns those of some rows."""
         names = ("tile", "reason", "corner", "maps")
         return replace(self, **{name: getattr(self, name)[rows] for name in names})
@@ -128,7 +126,7 @@ class Tiles:
             if pixels.dtype != dtype:
                 pixels = in_flux(pixels, said.scale, said.zero).astype(dtype)
                 units[band] = 1, 0
-            made.append(_room(shape, dtype))
+            made.append(aligned_zeros(shape, dtype))
             made[-1][: pixels.shape[0], : pixels.shape[1]] = pixels
         return HostSheet(Sheet(tuple(made), units), tuple(rows.start for rows in sheet.pixels))
 
@@ -212,14 +210,6 @@ class Tiles:
         found = Cutout(np.stack(bands, axis=-1), form.pixel_scale)
         without_blank(found, range(len(bands)))
         return found
-
-
-def _room(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
-    """Returns zeros that begin where JAX takes memory for its own on a CPU: it copies others."""
-    size = shape[0] * shape[1] * dtype.itemsize
-    room = np.zeros(size + _ALIGNED, np.uint8)
-    start = -room.ctypes.data % _ALIGNED
-    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def _beyond(pixels: np.ndarray, wanted: Sequence[slice], inside: Sequence[slice]) -> np.ndarray:

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import math
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -20,13 +19,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from flax import nnx
-from numpy.typing import DTypeLike
 
 from lensjax.data.pixel_statistics import STATISTICS
 from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble.quantisation import SCALES, quantised, quantised_form
 from lensjax.errors import LensjaxError, UsageError, one_line, unknown
 from lensjax.files import replacing_folder, standing_folders
+from lensjax.memory import aligned_zeros
 from lensjax.models import registry
 
 LEARNED = (nnx.Param, nnx.BatchStat)
@@ -100,9 +99,8 @@ class MemberInfo:
 
     def _seen_and_computed(self) -> dict[str, Any]:
         said = dataclasses.asdict(self)
-        for name in (
-            *("calibration", "metrics", "verdict", "training", "versions", "store", "notes"),
-        ):
+        not_seen = ("calibration", "metrics", "verdict", "training", "versions", "store", "notes")
+        for name in not_seen:
             del said[name]
         return said
 
@@ -415,11 +413,3 @@ def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | No
         raise LensjaxError(
             f"{path} cannot be read as an .npz with {wanted} ({one_line(error, 160)})"
         ) from error
-
-
-def aligned_zeros(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """Returns zeros that begin at a multiple of 64 bytes, which a CPU takes without a copy."""
-    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-    room = np.zeros(nbytes + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    return room[start : start + nbytes].view(dtype).reshape(shape)

@@ -20,11 +20,11 @@ from lensjax.ensemble.checkpoint import (
     MemberInfo,
     State,
     Validation,
-    aligned_zeros,
     nnx_state,
     state_of,
 )
 from lensjax.ensemble.fusion import Fusion, FusionParams, fuse
+from lensjax.memory import aligned_zeros
 from lensjax.models.norm import fold_norms
 
 

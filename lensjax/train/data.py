@@ -55,7 +55,7 @@ class Labelled:
     `weight` (n,) float32, above 0 and at most 1: how much each counts in training (None: all 1).
     `origin`: of which data they are, and how these were read.
     `flagged`: how many of those read lack data in some band. `threads`: how many read batches
-    ahead, 0 where the images are in memory. `spoilt` (n,): which are known to have an artefact.
+    ahead, 0 where the images are in memory. `has_artefact` (n,) bool, None where it is not known.
     """
 
     transform: Transform
@@ -66,7 +66,7 @@ class Labelled:
     origin: dict[str, Any] = field(default_factory=dict)
     flagged: int = 0
     threads: int = 0
-    spoilt: np.ndarray | None = None
+    has_artefact: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.id)
@@ -158,14 +158,18 @@ class Labelled:
         # The images of both sides of a split would take the memory twice.
         whole = isinstance(images, Picked)
         arrays["images"] = Picked(images.array, images.rows[rows]) if whole else images[rows]
-        named = {name: getattr(self, name) for name in ("id", "group", "weight", "spoilt")}
+        named = {name: getattr(self, name) for name in ("id", "group", "weight", "has_artefact")}
         of_rows = {name: known[rows] for name, known in named.items() if known is not None}
         return dataclasses.replace(self, arrays=arrays, **of_rows)
 
     def pixel_statistics(self) -> np.ndarray:
-        """Returns the `pixel_statistics` (m, statistic) float32 of those that are not spoilt, at
+        """Returns the `pixel_statistics` (m, statistic) float32 of those without an artefact, at
         most MOST_KNOWN of them, drawn by a fixed seed."""
-        rows = np.flatnonzero(~self.spoilt) if self.spoilt is not None else np.arange(len(self))
+        rows = (
+            np.flatnonzero(~self.has_artefact)
+            if self.has_artefact is not None
+            else np.arange(len(self))
+        )
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:MOST_KNOWN])
         data, parts = self.take(rows), []
         for batch in data.in_order(min(READING_BATCH, len(rows))):
@@ -330,7 +334,7 @@ def read_labelled(source: Source, preprocessing: Preprocessing, how: str) -> Lab
     threads = 0 if in_memory else max(1, source.threads)
     of_rows: dict[str, Any] = {"weight": weight if weight is None else weight[rows]}
     if "artefact" in source.table.colnames:
-        of_rows["spoilt"] = np.asarray(source.table["artefact"])[rows] != ""
+        of_rows["has_artefact"] = np.asarray(source.table["artefact"])[rows] != ""
     return Labelled(transform, arrays, ids, group, flagged=flagged, threads=threads, **of_rows)
 
 

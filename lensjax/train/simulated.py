@@ -51,8 +51,10 @@ class Sky:
             "brightness": measure(drawn.images, *transform.measured),
             "label": drawn.truth["label"].astype(np.float32),
         }
-        spoilt = drawn.truth["artefact"] != ""
-        return Labelled(transform, arrays, drawn.truth["id"], drawn.truth["group"], spoilt=spoilt)
+        has_artefact = drawn.truth["artefact"] != ""
+        return Labelled(
+            transform, arrays, drawn.truth["id"], drawn.truth["group"], has_artefact=has_artefact
+        )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from astropy.table import Table
 from lensjax import inference, outcome, report, results
 from lensjax.data.catalog import open_source
 from lensjax.data.planes import Unreadable
+from lensjax.data.preprocess import Preprocessing
 from lensjax.errors import LensjaxError
 from tests.scored import scored
 
@@ -42,7 +43,7 @@ def written(
         fusion_params=SimpleNamespace(share=[1.0]),
         weights_origin="nothing",
         validated_on=None,
-        preprocessings=(SimpleNamespace(input_size=64, pixel_scale=0.2),),
+        preprocessings=(Preprocessing.unnormalised(("g", "r", "i"), 64, 0.2, "asinh", 2.0),),
     )
     options = inference.InferenceConfig(output=folder / "results")
     members = inference.Members({}, infos, {}, (), ())

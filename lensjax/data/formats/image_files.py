@@ -26,7 +26,7 @@ from lensjax.data.source import (
     source_of_arrays,
 )
 from lensjax.errors import UsageError
-from lensjax.places import matching, place
+from lensjax.places import place, template_matches
 
 # How many readable files are looked at before the bands of a data set are called wrong.
 PROBES = 16
@@ -183,7 +183,7 @@ def open_template(data: str | Path, wanted: Wanted, pixel_scale: float | None) -
     if template.count("{band}") != 1 or template.count("{id}") > 1:
         raise UsageError(f"--data {template}: a template has {{band}} once and {{id}} at most once")
     found = template_matches(
-        template, "|".join(map(re.escape, declared_bands(wanted)))
+        template, "|".join(map(re.escape, wanted.declared))
     ) or template_matches(template)
     if not found:
         raise UsageError(f"--data {template}: no file is of this form")
@@ -227,31 +227,11 @@ class _Bands:
         return np.result_type(*self.stacks)
 
 
-def declared_bands(wanted: Wanted) -> tuple[str, ...]:
-    """Returns what the data are said to call the bands, else what the members call them."""
-    called = dict(wanted.called)
-    needed = wanted.needed or tuple(called)
-    return (*wanted.order, *(called.get(band, band) for band in needed))
-
-
-def template_matches(template: str, band: str = "") -> list[tuple[str, str]]:
-    """Returns the pairs of id and band of all files of the template's form, sorted.
-
-    `band`: a regular expression for the bands, any text without one.
-    """
-    # The id takes all it can: in `{id}_{band}` the band has no underscore unless it is said.
-    form = re.escape(template).replace(re.escape("{band}"), f"(?P<band>{band or '[^/]+'})")
-    form = form.replace(re.escape("{id}"), "(?P<id>[^/]+)")
-    parts = re.split(r"\{band\}|\{id\}", template)
-    found = (re.fullmatch(form, file) for file in matching(*parts))
-    return sorted((match.groupdict().get("id", ""), match["band"]) for match in found if match)
-
-
 def band_folder(path: Path, files: list[str], wanted: Wanted) -> str | None:
     """Returns the template of a folder of files named by bands (`g.fits`, `r.fits`), else None."""
     stems = [stem(file) for file in files]
     suffixes = {file[len(name) :] for file, name in zip(files, stems, strict=True)}
-    said = declared_bands(wanted)
+    said = wanted.declared
     if len(files) < 2 or len(suffixes) > 1 or len(set(stems)) < len(stems):
         return None
     if not all(name in said or _BAND_FILE.fullmatch(name) for name in stems):

@@ -13,13 +13,20 @@ from astropy.io import fits
 
 from lensjax.data.bands import Wanted, select_in
 from lensjax.data.formats.fits import flux, images, lengths, open_fits
-from lensjax.data.formats.image_files import declared_bands, template_matches
 from lensjax.data.formats.pictures import FITS_SUFFIXES, has_suffix, stem
 from lensjax.data.formats.reader_warnings import silenced
 from lensjax.data.formats.tables import read_table, texts
 from lensjax.data.planes import Unreadable, short
 from lensjax.errors import LensjaxError, UsageError
-from lensjax.places import entries, is_local, paths_below, place, reached, status
+from lensjax.places import (
+    entries,
+    is_local,
+    paths_below,
+    place,
+    reached,
+    status,
+    template_matches,
+)
 
 # What says that a pixel cannot be used: a mask that is not zero, a weight or a noise of zero.
 COMPANIONS = ("mask", "weight", "rms")
@@ -141,7 +148,7 @@ def _of_template(template: str, wanted: Wanted) -> dict[str, list[str]]:
             f"--data {template}: a template of tiles has {{band}} once and {{tile}} at most once"
         )
     by_id = template.replace("{tile}", "{id}")
-    found = template_matches(by_id, "|".join(map(re.escape, declared_bands(wanted))))
+    found = template_matches(by_id, "|".join(map(re.escape, wanted.declared)))
     found = found or template_matches(by_id)
     return _columns(
         {
@@ -154,7 +161,7 @@ def _of_template(template: str, wanted: Wanted) -> dict[str, list[str]]:
 def _of_folder(folder: Path, wanted: Wanted) -> dict[str, list[str]]:
     """Returns the files of a folder by tile and band: `0001m002-image-g.fits.fz` is the band g of
     a tile `0001m002-image`."""
-    bands = {band.lower(): band for band in declared_bands(wanted)}
+    bands = {band.lower(): band for band in wanted.declared}
     found: dict[tuple[str, str], str] = {}
     for name, _ in entries(folder):
         words = re.split(r"([^A-Za-z0-9]+)", stem(name))
