@@ -101,7 +101,7 @@ def said(pixels: NDArray[np.floating], reference: NDArray[np.floating] | None) -
         record |= {"unlike": unlike, "reference_pixels": _medians(like)}
         note = (
             f"{unlike:,} of {readable.sum():,} cutouts are unlike the members' validation data "
-            f"(`outlier_p_value` up to {UNLIKE}; a share {UNLIKE} of those like them is)"
+            f"(`outlier_p_value` of at most {UNLIKE}, as a share {UNLIKE} of similar cutouts has)"
         )
     else:
         note = (
