@@ -38,14 +38,14 @@ def content_sha256(source: Source) -> str:
     digest = hashlib.sha256()
     for piece in _pieces(str(local(source.listed_in)), None) if source.listed_in else ():
         digest.update(piece)
-    files = _states(source.files())
+    files = states(source.files())
     first = dict(islice(files, MOST_READ_FILES + 1))
     are_few = len(first) <= MOST_READ_FILES
-    common = os.path.commonpath(map(_without_protocol, first)) if first else ""
+    common = os.path.commonpath(map(_from_root, first)) if first else ""
     total = sum(found.size for found in first.values() if found is not None)
     whole = are_few and total <= MOST_READ_BYTES
     for file, found in chain(first.items(), files):
-        name = _without_protocol(file).removeprefix(common)
+        name = _from_root(file).removeprefix(common)
         digest.update(name.encode(errors="surrogateescape"))
         if found is None:
             digest.update(b" is missing")
@@ -64,13 +64,13 @@ def content_sha256(source: Source) -> str:
     return digest.hexdigest()
 
 
-def _without_protocol(file: str) -> str:
-    """Returns the path of a file, of one at an address without its protocol: they have folders in
-    common."""
-    return f"/{file.partition('://')[2]}" if is_address(file) else file
+def _from_root(file: str) -> str:
+    """Returns the whole path of a file, of one at an address without its protocol: they have
+    folders in common."""
+    return f"/{file.partition('://')[2]}" if is_address(file) else os.path.abspath(file)
 
 
-def _states(files: Iterable[str]) -> Iterator[tuple[str, State | None]]:
+def states(files: Iterable[str]) -> Iterator[tuple[str, State | None]]:
     """Yields each of the files and its state, None where there is none."""
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         for folder, together in groupby(files, lambda file: file.rpartition("/")[0]):

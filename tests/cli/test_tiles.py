@@ -114,6 +114,14 @@ def test_a_run_that_ends_within_a_tile_goes_on_to_the_same_bytes(
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "ended" / name).read_bytes()
 
 
+def test_paths_may_be_relative(run, undrawn, members, survey, tmp_path, monkeypatch):
+    monkeypatch.chdir(survey)
+    data = ("--data", "tiles.csv", "--catalogue", "objects.parquet")
+    more = ("--checkpoints", members, "--output", tmp_path / "out", "--mc-samples", 2)
+    ended = run(infer.main, *data, *more)
+    assert ended.status == 0, ended.error
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
