@@ -84,6 +84,18 @@ CARRIED = {
     "path": Meaning("", "meta.ref;meta.file", "file of the cutout, and its place in it"),
     "label": Meaning("", "meta.code.class", "1 a lens, 0 none, -1 not known"),
 }
+# What --detect measures of the objects that it finds.
+FOUND = {
+    "ra": COLUMNS["ra"],
+    "dec": COLUMNS["dec"],
+    "mag": Meaning("mag", "phot.mag", "Kron magnitude"),
+    "snr": Meaning("", "stat.snr", "signal-to-noise ratio of the flux in the Kron ellipse"),
+    "half_light_radius": Meaning("arcsec", "phys.angSize", "half-light radius, not deconvolved"),
+    "size_ratio": Meaning("", "stat.value", "half-light radius in units of that of the stars"),
+    "colour": Meaning("mag", "phot.color", "colour"),
+    "sep_flag": Meaning("", "meta.code.qual", "flags of sep: 1 a blend, 2 cut off by the edge"),
+    "found_in": Meaning("", "meta.id;obs.field", "tile in which the object was found"),
+}
 
 
 def describe(column: Column, meaning: Meaning) -> None:

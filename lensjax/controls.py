@@ -49,7 +49,7 @@ class ControlOptions(DataOptions):
     """Whose PSF and gain the simulated lenses of --controls get: decam, hsc, euclid, ground."""
     zero_point: str | None = None
     """AB magnitude of one unit of flux, or one a band as 30,30,29.8, for --controls (None: the
-    survey's)."""
+    survey's) and --detect (None: as the headers say)."""
     seeing: float | None = None
     """FWHM of the cutouts into which lenses are put, arcsec, all bands alike (None: the
     survey's)."""
@@ -57,11 +57,10 @@ class ControlOptions(DataOptions):
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""
         share = self.controls
-        of_controls = (self.survey, self.zero_point, self.seeing)
-        unused = share is None and of_controls != ("ground", None, None)
+        unused = share is None and (self.survey, self.seeing) != ("ground", None)
         wrong = {
             "--controls is a share above 0, at most 1": share is not None and not 0 < share <= 1,
-            "--survey, --zero-point and --seeing are for --controls: give that too": unused,
+            "--survey and --seeing are for --controls: give that too": unused,
             "--seeing must be above 0 arcsec": self.seeing is not None and self.seeing <= 0,
         }
         refuse(wrong)

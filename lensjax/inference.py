@@ -58,8 +58,16 @@ def infer(config: InferenceConfig) -> Outcome:
         raise UsageError("--checkpoints and --data are both needed")
     _check_apart(place(config.data), config.folder)
     members = find_members(config.checkpoints, config.ensemble)
+    detection = None
+    if config.detect:
+        from lensjax import objects  # an extra
+
+        has_scores = (config.folder / PARTS).exists()
+        config, detection = objects.find(config, members.bands, has_scores)
     config = config.for_members(members.preprocessings)
     source = open_cutouts(str(config.data), members, config, config.rows_part())
+    if detection is not None:
+        source = replace(source, description=f"{source.description}; {objects.words(detection)}")
     ensemble = abstract_ensemble(members.infos, members.validations)
     # What could not be promised or asked in the end is refused before anything is scored.
     if config.ask and config.part is None:
@@ -86,6 +94,8 @@ def infer(config: InferenceConfig) -> Outcome:
             return Outcome(record | done, {})
         predictions = Predictions.of_columns(ensemble.names, ledger.columns())
         record["devices"] = ledger.devices()
+        if detection is not None:
+            record["detection"] = detection
         results.clear(config.folder)
         outcome = write(config, members, ensemble, source, predictions, record, cascade, lenses)
         ledger.finish()

@@ -8,13 +8,14 @@ from typing import Literal
 from lensjax.asking import AskOptions
 from lensjax.controls import ControlOptions
 from lensjax.data.parts import WHOLE, Part
+from lensjax.detection import DetectOptions
 from lensjax.errors import UsageError, refuse
 from lensjax.known import KnownOptions
 from lensjax.places import is_address, place
 
 
 @dataclass(frozen=True)
-class InferenceConfig(AskOptions, ControlOptions, KnownOptions):
+class InferenceConfig(AskOptions, ControlOptions, KnownOptions, DetectOptions):
     """A run: which members score which cutouts, how, and where the results go."""
 
     ensemble: str | None = None
@@ -53,11 +54,16 @@ class InferenceConfig(AskOptions, ControlOptions, KnownOptions):
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""
-        for options in (AskOptions, ControlOptions, KnownOptions):
+        for options in (AskOptions, ControlOptions, KnownOptions, DetectOptions):
             options.__post_init__(self)
+        are_tiles = self.catalogue is not None or self.detect
         wrong = {
             "--top must be at least 1": self.top < 1,
-            "--cutouts is for tiles: give --catalogue": self.cutouts != 0 and not self.catalogue,
+            "--cutouts is for tiles: give --catalogue or --detect": self.cutouts != 0
+            and not are_tiles,
+            "--zero-point is for --controls and --detect: give one of them": (
+                self.zero_point is not None and self.controls is None and not self.detect
+            ),
             "--address, --actors and --deadline are for --engine ray": self.engine != "ray"
             and (self.address, self.actors, self.deadline)
             != (None, "auto", InferenceConfig.deadline),
@@ -70,8 +76,8 @@ class InferenceConfig(AskOptions, ControlOptions, KnownOptions):
             "--benchmark times the step beside --no-batch-parallel: drop the latter": (
                 self.benchmark and not self.batch_parallel
             ),
-            "--catalogue cuts from tiles in one step on this machine: drop --cascade, --reuse and "
-            "--engine ray (--part shares the rows)": self.catalogue is not None
+            f"{'--detect' if self.detect else '--catalogue'} cuts from tiles in one step on this "
+            "machine: drop --cascade, --reuse and --engine ray (--part shares the rows)": are_tiles
             and (self.in_stages or self.engine != "local"),
             "--benchmark times all members in one step: drop --cascade and --reuse": (
                 self.benchmark and self.in_stages

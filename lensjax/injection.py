@@ -11,6 +11,7 @@ from lensjax import runtime
 from lensjax.cutouts import Cutouts
 from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.source import Source
+from lensjax.data.zero_points import parse_zero_points
 from lensjax.errors import UsageError
 from lensjax.sky.draw import simulate, sky_of
 from lensjax.sky.stamps import Stamps
@@ -48,16 +49,7 @@ def calibrated_survey(survey: Survey, zero_point: str | None) -> Survey:
     between (None: the survey's own). Raises UsageError where it is neither."""
     stated = survey.zero_points
     if zero_point is not None:
-        try:
-            values = tuple(float(part) for part in zero_point.split(","))
-        except ValueError:
-            values = ()
-        if len(values) not in (1, len(survey.bands)) or not np.isfinite(values).all():
-            raise UsageError(
-                f"--zero-point {zero_point}: give one number, or one for each of "
-                f"{','.join(survey.bands)}"
-            )
-        stated = values * len(survey.bands) if len(values) == 1 else values
+        stated = parse_zero_points(zero_point, survey.bands)
     larger = 10 ** (0.4 * (np.array(stated) - np.array(survey.zero_points)))  # the numbers
     return dataclasses.replace(
         survey,

@@ -148,13 +148,13 @@ def claimed(
     other settings, and where with `resume` there are rows of other settings.
     """
     ledger = Ledger(folder, settings, rows)
-    with _open_lock(folder / LOCK) as lock:
+    with open_lock(folder / LOCK) as lock:
         _claim(folder, lock, settings, ledger, resume)
-        _unlock(lock, BEYOND_ALL_ROWS, 1)
+        unlock(lock, BEYOND_ALL_ROWS, 1)
         try:
             yield ledger
         finally:
-            _locked(lock, BEYOND_ALL_ROWS, 1, wait=True)
+            locked(lock, BEYOND_ALL_ROWS, 1, wait=True)
             if ledger.is_finished or (rows and not _parts(ledger.folder) and _is_alone(lock)):
                 remove(folder)
 
@@ -182,7 +182,7 @@ def _claim(
             f"{folder} holds {count} rows that were done with {_differences(others, settings)}: "
             "give another output folder, or --no-resume to discard them"
         )
-    if ledger.rows and not _locked(lock, ledger.rows.start, len(ledger.rows)):
+    if ledger.rows and not locked(lock, ledger.rows.start, len(ledger.rows)):
         raise UsageError(
             f"another process is at some of the rows {ledger.rows.start} to {ledger.rows.stop} in "
             f"{folder}: wait until it has ended, or give another output folder"
@@ -206,7 +206,7 @@ def _differences(folders: list[Path], settings: Mapping[str, Any]) -> str:
     return ", ".join(differences(folders[0] / SETTINGS, settings))
 
 
-def _open_lock(path: Path) -> IO[bytes]:
+def open_lock(path: Path) -> IO[bytes]:
     """Returns the lock file, its last byte locked by this process alone. Object storage has no
     locks: there it is a file of this process's own."""
     if not is_local(path):
@@ -215,7 +215,7 @@ def _open_lock(path: Path) -> IO[bytes]:
         make_folder(path.parent)
         with contextlib.suppress(FileNotFoundError):
             file = path.open("ab")
-            _locked(file, BEYOND_ALL_ROWS, 1, wait=True)
+            locked(file, BEYOND_ALL_ROWS, 1, wait=True)
             # Another process may have deleted the folder meanwhile, as a run does that has ended.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -225,13 +225,13 @@ def _open_lock(path: Path) -> IO[bytes]:
 
 def _is_alone(lock: IO[bytes]) -> bool:
     """Returns whether no other process is at any rows."""
-    alone = _locked(lock, 0, BEYOND_ALL_ROWS)
+    alone = locked(lock, 0, BEYOND_ALL_ROWS)
     if alone:
-        _unlock(lock, 0, BEYOND_ALL_ROWS)
+        unlock(lock, 0, BEYOND_ALL_ROWS)
     return alone
 
 
-def _locked(file: IO[bytes], start: int, count: int, *, wait: bool = False) -> bool:
+def locked(file: IO[bytes], start: int, count: int, *, wait: bool = False) -> bool:
     """Locks bytes of a file for this process, and returns False where another one has them.
 
     A file system that knows no locks has everyone go on.
@@ -245,7 +245,7 @@ def _locked(file: IO[bytes], start: int, count: int, *, wait: bool = False) -> b
     return True
 
 
-def _unlock(file: IO[bytes], start: int, count: int) -> None:
+def unlock(file: IO[bytes], start: int, count: int) -> None:
     with contextlib.suppress(OSError):
         fcntl.lockf(file, fcntl.LOCK_UN, count, start)
 

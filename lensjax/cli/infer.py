@@ -88,6 +88,8 @@ def pack(options: InferConfig, folder: Path) -> str:
     their bands, and returns a line about them."""
     if options.data is None:
         raise UsageError("--data is missing: which cutouts are to be packed?")
+    if options.detect:
+        raise UsageError("--pack takes the objects that a run with --detect found as --catalogue")
     source = options.opened(options.data, None)
     rows = rows_of(options.rows_part(), len(source), shards.SHARD_ROWS)
     with runtime.progress("packing", len(rows), "cutouts") as advance:

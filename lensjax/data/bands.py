@@ -14,7 +14,7 @@ PICTURE_BANDS = ("i", "r", "g")
 _IMAGE_WORDS = frozenset(
     ("bgsub", "sub", "flux", "sci", "image", "img", "data", "mosaic", "coadd", "stack", "cutout")
 )
-_LETTERS = frozenset("ugrizyjhk")
+_LETTERS = "ugrizyjhk"  # by wavelength
 
 
 class Wanted(NamedTuple):
@@ -102,6 +102,13 @@ def short_name(name: str) -> str:
     words = _without_image_words(name).split("_")
     # Filters are numbered and described behind the letter, surveys named before it.
     return words[0] if words[0].lower() in _LETTERS else words[-1]
+
+
+def reddest(bands: Sequence[str]) -> str:
+    """Returns the band of the longest wavelength, by the letter that its name speaks of: those
+    without one count as bluer, and of equals the last is taken."""
+    wavelength = [_LETTERS.find(short_name(band).lower()) for band in bands]
+    return bands[max(range(len(bands)), key=lambda place: (wavelength[place], place))]
 
 
 def _offered(names: Names, wanted: Wanted) -> Names:

@@ -128,6 +128,37 @@ def matched(footprints: Sequence[Footprint | None], ra: np.ndarray, dec: np.ndar
     return found
 
 
+def once(
+    footprints: Sequence[Footprint | None],
+    tile: np.ndarray,
+    ra: np.ndarray,
+    dec: np.ndarray,
+    within: float,
+) -> np.ndarray:
+    """Returns which sources (n,) bool to keep so that each is there once, where each was found in a
+    `tile` and neighbours share sky: those that lie deepest in the tile that they were found in.
+
+    Two tiles do not agree about a place to better than `within` arcsec, and so not always about
+    which of them has a source that lies as deep in both: of two so near to each other, the one that
+    lies deeper in its own tile is kept.
+    """
+    own = np.full(len(tile), np.nan)
+    for number in np.unique(tile):
+        of = np.flatnonzero(tile == number)
+        own[of] = matched([footprints[number]], ra[of], dec[of]).depth
+    kept = own >= matched(footprints, ra, dec).depth - within
+    near = np.flatnonzero(kept)
+    tree = cKDTree(_vectors(ra[near], dec[near]))
+    chord = 2 * math.sin(math.radians(within / 3600) / 2)
+    one, other = near[tree.query_pairs(chord, output_type="ndarray")].T
+    apart = tile[one] != tile[other]
+    one, other = one[apart], other[apart]
+    # Of equals the one in the first tile.
+    is_first = (own[one] > own[other]) | ((own[one] == own[other]) & (tile[one] < tile[other]))
+    kept[np.where(is_first, other, one)] = False
+    return kept
+
+
 def _circle(tile: Footprint) -> tuple[np.ndarray, float]:
     """Returns the unit vector of a tile's centre, and the chord to its furthest pixel."""
     x, y = _outline(tile.shape, 5)

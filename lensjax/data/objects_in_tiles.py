@@ -57,9 +57,8 @@ def open_tiles(
     """
     if field is None or not field > 0:
         raise UsageError("cutouts from tiles need their side in arcsec: give --field")
-    bands, files = tile_files.tile_files(data, wanted)
-    with ThreadPoolExecutor(HEADERS_AT_ONCE) as threads:
-        found = list(threads.map(_planes, files))
+    bands, found = planes_of(data, wanted)
+    files = [each.files for each in found]
     planes = tuple(None if each.wrong else each for each in found)
     table = _objects(place(catalogue))
     ra, dec = (np.asarray(table[name], np.float64) for name in ("ra", "dec"))
@@ -98,6 +97,14 @@ def open_tiles(
         listed_in=str(data) if place(data).is_file() else str(catalogue),
         bands_from=tuple(Path(file).name for file in files[0].planes),
     )
+
+
+def planes_of(data: str, wanted: Wanted) -> tuple[tuple[str, ...], list[Planes]]:
+    """Returns the bands, and what the headers of each tile of `data` say. Raises `UsageError` as
+    `tile_files.tile_files` does."""
+    bands, files = tile_files.tile_files(data, wanted)
+    with ThreadPoolExecutor(HEADERS_AT_ONCE) as threads:
+        return bands, list(threads.map(_planes, files))
 
 
 def _planes(files: TileFiles) -> Planes:

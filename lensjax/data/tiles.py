@@ -58,6 +58,24 @@ class Planes(NamedTuple):
     def footprint(self) -> Footprint:
         return self.footprints[self.own]
 
+    def pixels(
+        self, band: int, bits: int, rows: slice = slice(None), columns: slice = slice(None)
+    ) -> np.ndarray:
+        """Returns pixels of a plane as they are stored, those that cannot be used as NaN in flux; a
+        mask counts where it has one of the `bits`. Raises `Unreadable`, with the name of the
+        tile."""
+        try:
+            found = tile_files.section(self.files.planes[band], rows, columns)
+            if found.stored.shape != self.stored[band].shape:
+                raise Unreadable("the file has changed")
+            beside = self.files.companions[band]
+            bad = tile_files.unusable(beside, rows, columns, found.stored.shape, bits)
+        except Unreadable as error:
+            raise Unreadable(f"tile {self.files.name}: {error}") from error
+        if bad is None or not bad.any():
+            return found.pixels
+        return np.where(bad, np.float32(np.nan), found.flux.astype(np.float32))
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -119,7 +137,7 @@ class Tiles:
         assert form is not None and planes is not None
         made, units = [], np.empty((len(planes.stored), 2), np.float32)
         for band, rows in enumerate(sheet.pixels):
-            pixels = self._pixels(sheet.tile, band, slice(rows.start, rows.stop), slice(None))
+            pixels = planes.pixels(band, self.bits, slice(rows.start, rows.stop))
             said = planes.stored[band]
             units[band] = said.scale, said.zero
             dtype, shape = np.dtype(form.sheets.dtypes[band]), form.sheets.shapes[band]
@@ -129,21 +147,6 @@ class Tiles:
             made.append(aligned_zeros(shape, dtype))
             made[-1][: pixels.shape[0], : pixels.shape[1]] = pixels
         return HostSheet(Sheet(tuple(made), units), tuple(rows.start for rows in sheet.pixels))
-
-    def _pixels(self, tile: int, band: int, rows: slice, columns: slice) -> np.ndarray:
-        planes = self.planes[tile]
-        assert planes is not None
-        try:
-            found = tile_files.section(planes.files.planes[band], rows, columns)
-            if found.stored.shape != planes.stored[band].shape:
-                raise Unreadable("the file has changed")
-            beside = planes.files.companions[band]
-            bad = tile_files.unusable(beside, rows, columns, found.stored.shape, self.bits)
-        except Unreadable as error:
-            raise Unreadable(f"tile {self.names[tile]}: {error}") from error
-        if bad is None or not bad.any():
-            return found.pixels
-        return np.where(bad, np.float32(np.nan), found.flux.astype(np.float32))
 
     def region(self, row: int, band: int) -> tuple[slice, slice]:
         """Returns the rows and columns of a plane that a cutout needs, some perhaps beyond it."""
@@ -167,7 +170,7 @@ class Tiles:
                 for s, n in zip(wanted, said.shape, strict=True)
             ]
             if all(s.start < s.stop for s in inside):
-                pixels = self._pixels(tile, band, *inside)
+                pixels = planes.pixels(band, self.bits, *inside)
                 pixels = in_flux(pixels, said.scale, said.zero)
             else:
                 inside, pixels = [slice(s.start, s.start) for s in wanted], np.empty((0, 0))

@@ -76,3 +76,15 @@ def objects(path: Path, header: fits.Header, x: Sequence[float], y: Sequence[flo
     ra, dec = WCS(header).all_pix2world(x, y, 0)
     Table({"id": np.arange(len(ra)), "ra": ra, "dec": dec, "mag": np.asarray(x) / 10}).write(path)
     return path
+
+
+def gaussians(
+    shape: tuple[int, int], x: np.ndarray, y: np.ndarray, flux: np.ndarray, sigma: np.ndarray
+) -> np.ndarray:
+    """Returns an image of round Gaussian sources at pixels (from zero), sigma in pixels."""
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    image = np.zeros(shape)
+    for at_x, at_y, total, width in zip(x, y, flux, sigma, strict=True):
+        apart = (columns - at_x) ** 2 + (rows - at_y) ** 2
+        image += total / (2 * np.pi * width**2) * np.exp(-apart / (2 * width**2))
+    return image

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lensjax.data.bands import Selection, parse, select, short_name
+from lensjax.data.bands import Selection, parse, reddest, select, short_name
 from lensjax.data.planes import COLOURS
 from lensjax.errors import UsageError
 
@@ -91,3 +91,9 @@ def test_absent_bands_are_an_error_that_names_both_sides(names, needed, bands, s
 def test_bands_that_make_no_sense_are_refused(bands):
     with pytest.raises(UsageError, match="--bands"):
         parse(None, bands)
+
+
+def test_the_reddest_band_is_that_of_the_longest_wavelength():
+    assert reddest(("i", "r", "g")) == "i" and reddest(("g", "r", "z", "i")) == "z"
+    assert reddest(EUCLID) == "NIR_Y_BGSUB"
+    assert reddest(("F606W", "F814W")) == "F814W" and reddest(("VIS", "g")) == "g"

@@ -17,6 +17,7 @@ from lensjax.data.formats.pictures import FITS_SUFFIXES, has_suffix, stem
 from lensjax.data.formats.reader_warnings import silenced
 from lensjax.data.formats.tables import read_table, texts
 from lensjax.data.planes import Unreadable, short
+from lensjax.data.zero_points import zero_point
 from lensjax.errors import LensjaxError, UsageError
 from lensjax.places import (
     entries,
@@ -61,7 +62,8 @@ class TileFiles(NamedTuple):
 class Stored(NamedTuple):
     """How a file stores a plane: `shape` (height, width), the `header`, and the type in which its
     pixels are kept, of which the flux is scale * pixel + zero. `is_whole`: whether the file is as
-    long as its header says."""
+    long as its header says. `zero_point`: the magnitude of one unit of flux, None where neither the
+    header nor the file's first one says it."""
 
     shape: tuple[int, int]
     header: fits.Header
@@ -69,6 +71,7 @@ class Stored(NamedTuple):
     scale: float = 1.0
     zero: float = 0.0
     is_whole: bool = True
+    zero_point: float | None = None
 
 
 class Section(NamedTuple):
@@ -194,10 +197,10 @@ def split(file: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _image(file: str) -> Iterator[fits.ImageHDU]:
-    """The image that `FILE[EXTENSION]` names, of which only what is asked for is read; the first
-    image of two axes that is no companion of another where no extension is named. Raises
-    `Unreadable` for whatever stands in the way."""
+def _image(file: str) -> Iterator[tuple[fits.ImageHDU, fits.Header]]:
+    """The image that `FILE[EXTENSION]` names, of which only what is asked for is read, and the
+    first header of the file; the first image of two axes that is no companion of another where no
+    extension is named. Raises `Unreadable` for whatever stands in the way."""
     path, extension = split(file)
     where = place(path)
     try:
@@ -207,7 +210,7 @@ def _image(file: str) -> Iterator[fits.ImageHDU]:
             hdu = _named(hdus, extension) if extension else next(images(hdus), None)
             if hdu is None or not hdu.is_image or len(lengths(hdu.shape)) != 2:
                 raise Unreadable("the FITS file holds no image of two axes")
-            yield hdu
+            yield hdu, hdus[0].header
     except LensjaxError:
         raise
     except Unreadable as error:
@@ -238,11 +241,11 @@ def _named(hdus: fits.HDUList, extension: str) -> Any:
 
 def stored(file: str) -> Stored:
     """Returns how a file stores a plane, by its header alone. Raises `Unreadable`."""
-    with _image(file) as hdu:
-        return _stored(hdu, file)
+    with _image(file) as (hdu, first):
+        return _stored(hdu, first, file)
 
 
-def _stored(hdu: fits.ImageHDU, file: str) -> Stored:
+def _stored(hdu: fits.ImageHDU, first: fits.Header, file: str) -> Stored:
     header = hdu.header.copy()
     height, width = lengths(hdu.shape)
     scale, zero = float(header.get("BSCALE", 1.0)), float(header.get("BZERO", 0.0))
@@ -254,13 +257,15 @@ def _stored(hdu: fits.ImageHDU, file: str) -> Stored:
         kept = _KEPT[header["BITPIX"]]
     else:
         scale, zero = 1.0, 0.0
-    return Stored((height, width), header, kept, scale, zero, is_whole)
+    magnitudes = (zero_point(each) for each in (header, first))
+    magnitude = next((each for each in magnitudes if each is not None), None)
+    return Stored((height, width), header, kept, scale, zero, is_whole, magnitude)
 
 
 def section(file: str, rows: slice, columns: slice = slice(None)) -> Section:
     """Returns some rows and columns of a plane, as they are stored. Raises `Unreadable`."""
-    with _image(file) as hdu:
-        said = _stored(hdu, file)
+    with _image(file) as (hdu, first):
+        said = _stored(hdu, first, file)
         if not said.is_whole:
             raise Unreadable(TRUNCATED)
         found = np.asarray(hdu.section[*(0,) * (len(hdu.shape) - 2), rows, columns])
