@@ -1,6 +1,7 @@
 """Objects found in tiles by the command: galaxies of known places once, no stars, and the scores
 that a catalogue of them gets; tiles are searched once, whatever happens."""
 
+import contextlib
 import json
 import shutil
 import sys
@@ -16,7 +17,7 @@ from astropy.wcs import WCS
 from lensjax import objects
 from lensjax.cli import infer
 from lensjax.data.formats.tables import read_table
-from lensjax.errors import LensjaxError, UsageError
+from lensjax.errors import Interrupted, LensjaxError, UsageError
 from lensjax.inference_config import InferenceConfig
 from tests.data import skies
 
@@ -180,6 +181,16 @@ def test_tiles_are_searched_once_whatever_happens(find, survey, tmp_path, monkey
     assert searched == ["a"]
     find(folder, detect_sigma=6, resume=False)
     assert searched == ["a", "b"]
+
+
+def test_a_search_that_is_asked_to_stop_ends_between_tiles(find, monkeypatch, searched):
+    with monkeypatch.context() as patch:
+        stop = contextlib.nullcontext(lambda: bool(searched))
+        patch.setattr(objects.runtime, "asked_to_stop", lambda: stop)
+        with pytest.raises(Interrupted, match="stopped with 1 of 3 tiles not searched"):
+            find()
+    find()
+    assert searched == ["b"]
 
 
 def test_a_tile_that_cannot_be_decoded_is_left_out(find, survey, tmp_path):
