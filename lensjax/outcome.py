@@ -139,7 +139,7 @@ def write(
     with gathering() as attempt:
         attempt("catalogue", results.write_outputs, config.folder, table, predictions, said.columns)
         if config.hats:
-            attempt("hats", results.write_hats, config.folder, table, predictions, said.columns)
+            attempt("hats", _write_hats, config.folder, table, predictions, said.columns)
         sky = predictions.ra[readable], predictions.dec[readable]
         widths = coverage.widths(field, ensemble.preprocessings)
         attempt("searched.moc.*", coverage.write_searched, config.folder, *sky, widths)
@@ -172,6 +172,12 @@ def _promised(
     promise = trust.promise(config, ranked, truth, config.seed)
     in_order = trust.in_input_order(promise, ranking, len(predictions.readable))
     return trust.together(said, in_order)
+
+
+def _write_hats(
+    folder: Path, catalogue: Table, predictions: Predictions, columns: Mapping[str, np.ndarray]
+) -> None:
+    results.write_hats(folder, results.candidate_table(catalogue, predictions, trust=columns))
 
 
 def draw(
