@@ -124,6 +124,23 @@ def test_a_run_that_ends_within_a_tile_goes_on_to_the_same_bytes(
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "ended" / name).read_bytes()
 
 
+@pytest.mark.slow
+def test_candidates_in_pieces_of_the_sky_are_searched_again(
+    run, undrawn, members, survey, tmp_path
+):
+    pytest.importorskip("hats")
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert run(infer.main, *options(survey, members, first, "--hats")).status == 0
+    more = ("--catalogue", first / "candidates.hats")
+    ended = run(infer.main, *options(survey, members, again, *more))
+    assert ended.status == 0, ended.error
+    before, after = (Table.read(folder / "candidates.parquet") for folder in (first, again))
+    assert len(after) == len(before) > COUNT and after["id"].tolist() == before["id"].tolist()
+    np.testing.assert_array_equal(after["logit"], before["logit"])
+    np.testing.assert_array_equal(after["rank_input"], before["rank"])
+    assert "_healpix_29" in after.colnames and "_healpix_29_input" not in after.colnames
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
