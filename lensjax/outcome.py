@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +94,8 @@ def write(
     if cascade:
         rate = scoring.get("images_per_second")
         said = trust.together(trust_cascade.said(cascade, predictions, rate), said)
-    searched = source, predictions, ensemble.preprocessings
+    unsearched = scoring.get("detection", {}).get("not_searched", {})
+    searched = source, predictions, ensemble.preprocessings, unsearched
     area = _searched(*searched) if lenses is not None and source.tiles is not None else None
     said = trust.together(said, known.said(predictions, lenses, config.known_radius, area))
     top = ranking[: max(config.top, results.LISTED)]
@@ -178,14 +179,18 @@ def _promised(
 
 
 def _searched(
-    source: Source, predictions: Predictions, preprocessings: Sequence[Preprocessing]
+    source: Source,
+    predictions: Predictions,
+    preprocessings: Sequence[Preprocessing],
+    unsearched: Collection[str],
 ) -> "MOC | None":
-    """Returns the sky that was searched: where an object in a tile would have been scored, or what
-    the scored cutouts show. None where that is not known."""
+    """Returns the sky that was searched: where an object in a tile, but not in one of those
+    `unsearched`, would have been scored, or what the scored cutouts show. None where that is not
+    known."""
     if source.tiles is not None:
         from lensjax.data import tile_areas  # with mocpy a second
 
-        return tile_areas.searched(source.tiles, predictions.readable)
+        return tile_areas.searched(source.tiles, predictions.readable, unsearched)
     rows = predictions.readable
     widths = coverage.widths(predictions.field[rows], preprocessings)
     return coverage.searched(predictions.ra[rows], predictions.dec[rows], widths)

@@ -1,7 +1,7 @@
 """The sky that survey tiles cover, and the part of it in which an object would be scored, as
 MOCs."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,15 +55,17 @@ def covered(tiles: Sequence[Footprint]) -> MOC:
     return _union(parts, 32)
 
 
-def searched(tiles: Tiles, scored: np.ndarray) -> MOC:
+def searched(tiles: Tiles, scored: np.ndarray, unsearched: Collection[str] = ()) -> MOC:
     """Returns the MOC of the sky in which an object would have been scored: where a tile holds all
     of the cutout around it. It is larger than that by about a cell at each edge.
 
     `scored` (row,) bool says which objects were. Tiles that cannot be read count for nothing, nor
-    do those that hold objects of which none was scored. Masked pixels are not left out.
+    do those that hold objects of which none was scored, nor those by name in which no object was
+    looked for. Masked pixels are not left out.
     """
     held, good = (np.unique(tiles.tile[rows & (tiles.tile >= 0)]) for rows in (True, scored))
     is_lost = np.isin(np.arange(len(tiles.planes)), np.setdiff1d(held, good))
+    is_lost |= np.array([name in unsearched for name in tiles.names])
     parts = [
         _part(planes.footprint, form.size / 2 - 1)
         for planes, form, lost in zip(tiles.planes, tiles.forms, is_lost, strict=True)

@@ -67,6 +67,8 @@ def test_tiles_that_cannot_be_read_or_were_not_are_left_out(tmp_path, monkeypatc
     one, two = (tile_areas.searched(tiles, tiles.tile == held) for held in (5, 1))
     assert holds(one, ra, dec).tolist() == [False] * 4 + [True] * 2
     assert holds(two, ra, dec).tolist() == [False] * 2 + [True] * 4
+    three = tile_areas.searched(tiles, tiles.tile == 1, {"c": "sources cannot be told apart"})
+    assert holds(three, ra, dec).tolist() == [False] * 2 + [True] * 2 + [False] * 2
     # Many tiles take larger cells.
     monkeypatch.setattr(tile_areas, "MOST_CELLS", 100)
     assert tile_areas.searched(tiles, tiles.tile == 1).max_order < two.max_order
