@@ -65,8 +65,10 @@ class RoundConfig(AskOptions):
     """Fraction of the graded cutouts held back, by which members are called better or not."""
     replay_share: float = TrainConfig.replay_share
     """Share of the replayed sky in every batch."""
+    head_only: bool = True
+    """Learn the last layer alone; --no-head-only: all layers, for some thousand grades."""
     epochs: float = 5.0
-    """How often each graded cutout is learned."""
+    """How often each graded cutout is learned, where all layers learn."""
     learning_rate: float = 2e-4
     """Peak of the learning rate."""
     layer_decay: float = 0.75
@@ -114,7 +116,8 @@ class RoundConfig(AskOptions):
 
 
 OF_LEARNING = (
-    *("replay", "replay_share", "validation_fraction", "epochs", "learning_rate", "layer_decay"),
+    *("replay", "replay_share", "validation_fraction", "head_only"),
+    *("epochs", "learning_rate", "layer_decay"),
 )
 
 

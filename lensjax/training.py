@@ -30,6 +30,7 @@ from lensjax.simulation import SimulateConfig, simulate_survey, sources_of, surv
 from lensjax.train import finetune, snapshots
 from lensjax.train.config import Hyperparameters
 from lensjax.train.data import Labelled, first_of_each_class, read_labelled, split
+from lensjax.train.head import learn_head
 from lensjax.train.loop import train_members
 from lensjax.train.plan import budget_bytes, plan_training, steps_per_second
 from lensjax.train.replay import Replayed, replayed
@@ -315,18 +316,23 @@ def _team(
     if not missing:
         return
     folders = finetune.origins(hyperparameters, architecture)
+    new = member_info(training, architecture, hyperparameters)
     if folders:
-        info = member_info(training, architecture, hyperparameters)
-        print(finetune.account(folders, info), file=sys.stderr)
+        print(finetune.account(folders, new), file=sys.stderr)
     seeds = _seeds_of_run(folder / "runs", wanted, missing) if options.resume else missing
     run = folder / "runs" / "-".join(map(str, seeds))
-    members = train_members(
-        *(training, validation, architecture, hyperparameters, seeds, run),
-        mesh=sharding.mesh_of(jax.devices(), options.member_shards, options.fsdp),
-        memory_budget=options.memory_budget,
-        resume=options.resume,
-        save_seconds=60 * options.save_minutes,
-    )
+    if options.head_only:
+        assert isinstance(training, Replayed) and isinstance(validation, Replayed)
+        of_seeds = ((folders[seed % len(folders)], new, seed) for seed in seeds)
+        members = [learn_head(*each, training, validation) for each in of_seeds]
+    else:
+        members = train_members(
+            *(training, validation, architecture, hyperparameters, seeds, run),
+            mesh=sharding.mesh_of(jax.devices(), options.member_shards, options.fsdp),
+            memory_budget=options.memory_budget,
+            resume=options.resume,
+            save_seconds=60 * options.save_minutes,
+        )
     for seed, member in zip(seeds, members, strict=True):
         if seed in missing:
             if isinstance(validation, Replayed):
@@ -518,6 +524,9 @@ def _check(options: TrainConfig) -> None:
         ),
         "--replay keeps the last epoch and the shares of a batch: drop --patience and --balanced": (
             bool(options.replay and (options.patience or options.balanced))
+        ),
+        "--head-only learns from graded cutouts: give --replay": (
+            options.head_only and options.replay is None
         ),
         "--keep-start must lie in 0..1, below 1": not 0 <= options.keep_start < 1,
         "--keep-start keeps weights of --start-from: give that too": bool(
