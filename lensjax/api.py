@@ -166,7 +166,8 @@ def train_members(
 
     Raises UsageError for data without labels and options that do not fit.
     """
-    from lensjax.training import TrainConfig, train
+    from lensjax.training import train
+    from lensjax.training_config import TrainConfig
 
     with tempfile.TemporaryDirectory() as scratch:
         path = data.save(Path(scratch) / "cutouts.npz") if isinstance(data, Cutouts) else data
