@@ -86,8 +86,7 @@ def write(
     ranking = predictions.ranking()
     labels = table["label"] if "label" in table.colnames else None
     promised = _promised(config, ensemble.validated_on, predictions, ranking, labels)
-    unlike = outliers.said(predictions.scores.pixels.T, members.pixels)
-    said = trust.together(promised, spread.said(predictions, members.infos), unlike)
+    said = said_of(predictions, members, promised)
     if cascade:
         rate = scoring.get("images_per_second")
         said = trust.together(trust_cascade.said(cascade, predictions, rate), said)
@@ -153,6 +152,13 @@ def write(
             attempt("cutouts", cutout_files.write, config.folder, source, ranking[: config.cutouts])
         attempt("pictures", draw, config, source, best, predictions, record, found, said.columns)
     return Outcome(record, found)
+
+
+def said_of(predictions: Predictions, members: Members, promised: Said) -> Said:
+    """Returns what is `promised` of cutouts, how far members disagree about them, and how unlike
+    those of calibration they are."""
+    unlike = outliers.said(predictions.scores.pixels.T, members.pixels)
+    return trust.together(promised, spread.said(predictions, members.infos), unlike)
 
 
 def _promised(
