@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from astropy.table import Table, vstack
 
-from lensjax import inspection, results
+from lensjax import hats, inspection, results
 from lensjax.columns import OF_MEMBERS
 from lensjax.errors import UsageError, refuse
 from lensjax.files import gathering
@@ -158,8 +158,10 @@ def _ranked(folder: Path, names: Sequence[str] | None = None) -> Table:
 
 
 def _write(folder: Path, said: Said) -> None:
-    """Writes the columns into each part of the candidates, and the record into run.json."""
-    before = 0
+    """Writes the columns into each part of the candidates, and into candidates.hats where the run
+    has it, and the record into run.json."""
+    before, parts = 0, []
+    in_pieces = (folder / hats.FOLDER).exists()
     for number, table in results.read_candidates(folder):
         rows = slice(before, before + len(table))
         columns = {name: values[rows] for name, values in said.columns.items()}
@@ -167,6 +169,10 @@ def _write(folder: Path, said: Said) -> None:
             certified = results.with_trust(table, columns)
             results.write_candidates(folder, certified, number, attempt)
         before = rows.stop
+        parts += [certified] if in_pieces else []
+    if parts:
+        # The positions are the same, so each file takes the place of its own.
+        results.write_hats(folder, vstack(parts, metadata_conflicts="silent"))
     results.write_json(folder / "run.json", {**results.read_record(folder), **said.record})
 
 

@@ -51,20 +51,20 @@ def widths(field: Array, preprocessings: Sequence[Preprocessing]) -> Array:
     return ratio * np.where(ratio >= 1, min(sides), max(sides))
 
 
-def searched(ra: Array, dec: Array, width: Array, order: int | None = None) -> "MOC":
-    """Returns the MOC of the cells that squares on the sky touch, north up.
+def searched(ra: Array, dec: Array, width: Array, order: int | None = None) -> "MOC | None":
+    """Returns the MOC of the cells that squares on the sky touch, north up, None of no square.
 
     `ra` and `dec` (n,) in degrees are their centres, `width` (n,) in arcsec their sides; those that
     are not known are left out. By default the cells are from a 32nd to a 64th of the widest square,
     or larger where these would take more than MOST_POINTS: the MOC says its order. It is larger
     than the squares by about a cell at each edge.
     """
-    from mocpy import MOC
-
     squares = np.array([ra, dec, width], np.float64)[:, located(ra, dec) & (width > 0)]
     count = squares.shape[1]
     if not count:
-        return MOC.new_empty(ORDER if order is None else order)
+        return None
+    from mocpy import MOC  # with matplotlib a second
+
     widest = math.radians(squares[2].max() / 3600)
     if order is None:
         across = min(64.0, max(1.0, math.sqrt(MOST_POINTS / count) / 2))
@@ -97,12 +97,11 @@ def _cells(squares: Array, points: int, order: int) -> Array:
     return np.asarray(healpix(around.ravel(), up.ravel(), order))
 
 
-def write_searched(folder: Path, ra: Array, dec: Array, width: Array) -> None:
-    """Writes the MOC of the squares as searched.moc.fits and searched.moc.json; none where no
-    square is known. See `searched`."""
-    if not (located(ra, dec) & (width > 0)).any():
+def write_searched(folder: Path, moc: "MOC | None") -> None:
+    """Writes the sky that was searched as searched.moc.fits and searched.moc.json; nothing where
+    none is known."""
+    if moc is None or moc.empty():
         return
-    moc = searched(ra, dec, width)
     with replacing(folder / "searched.moc.fits") as file:
         moc.serialize("fits").writeto(file)
     with replacing(folder / "searched.moc.json") as file:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from astropy.table import Table
@@ -16,6 +16,9 @@ from lensjax.intervals import share_interval
 from lensjax.places import exists, place
 from lensjax.predictions import Predictions
 from lensjax.trust.run import Said
+
+if TYPE_CHECKING:
+    from mocpy import MOC
 
 TOPS = (10, 100, 1000)
 _UNIT = re.compile(r"\s*[\[(].*")  # lenscat has `RA [deg]`
@@ -96,13 +99,16 @@ def nearest(predictions: Predictions, lenses: Table, radius: float) -> tuple[Arr
     return lens, distance
 
 
-def said(predictions: Predictions, lenses: Table | None, radius: float) -> Said:
+def said(
+    predictions: Predictions, lenses: Table | None, radius: float, area: "MOC | None" = None
+) -> Said:
     """Returns the columns `known_lens` and `known_separation`, masked where there is none, and how
     many of the known lenses are among the scored cutouts and at the top of them; nothing where no
     lenses are given.
 
     A lens counts once, by its best cutout; of lenses that lie within a few arcsec of each other, a
-    cutout is of the nearest. Intervals of shares are exact, 95 %.
+    cutout is of the nearest. Intervals of shares are exact, 95 %. `area` is the sky in which an
+    object would have been scored: a lens in it that is not among the cutouts was no object.
     """
     if lenses is None:
         return Said({}, {}, [])
@@ -121,10 +127,21 @@ def said(predictions: Predictions, lenses: Table | None, radius: float) -> Said:
     record = {
         "radius": radius,
         "lenses": len(lenses),
+        **({} if area is None else _in_area(lenses, held, area)),
         **_completeness(best, tops),
         "by_grading": {grade: _completeness(of_kind, tops) for grade, of_kind in kinds.items()},
     }
     return Said(columns, {"known": record}, _notes(record))
+
+
+def _in_area(lenses: Table, held: Array, area: "MOC") -> dict[str, int]:
+    """Returns how many lenses lie in an area, and how many of these are not among those `held`."""
+    from astropy import units
+
+    ra, dec = (np.asarray(lenses[name], np.float64) for name in ("ra", "dec"))
+    inside = area.contains_lonlat(ra % 360 * units.deg, dec * units.deg)
+    others = np.setdiff1d(np.flatnonzero(inside), held)
+    return {"in_area": int(inside.sum()), "in_area_not_scored": int(others.size)}
 
 
 def _completeness(best: Array, tops: list[int]) -> dict[str, Any]:
@@ -145,6 +162,11 @@ def _notes(record: dict[str, Any]) -> list[str]:
         f"{record['scored']:,} of {record['lenses']:,} known lenses are among the scored cutouts "
         f"(within {record['radius']:g} arcsec)"
     ]
+    if "in_area" in record:
+        notes.append(
+            f"{record['in_area']:,} known lenses lie in the area that was searched: "
+            f"{record['in_area_not_scored']:,} of them are not among the scored cutouts"
+        )
     if record["scored"]:
         notes += [
             f"the top {int(top):,} has {found['found']:,} of these {record['scored']:,}: "

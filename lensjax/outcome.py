@@ -2,10 +2,10 @@
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from astropy.table import Column, Table
@@ -21,9 +21,9 @@ from lensjax import (
     results,
     runtime,
 )
-from lensjax.data.preprocess import doubts, fields_of_view
+from lensjax.data.preprocess import Preprocessing, doubts, fields_of_view
 from lensjax.data.source import Source
-from lensjax.ensemble.stack import Ensemble, fused_validation
+from lensjax.ensemble.stack import fused_validation
 from lensjax.files import gathering
 from lensjax.inference_config import InferenceConfig
 from lensjax.members import Members
@@ -34,6 +34,9 @@ from lensjax.trust import outliers, spread
 from lensjax.trust import run as trust
 from lensjax.trust.cascade import Cascade
 from lensjax.trust.run import Said
+
+if TYPE_CHECKING:
+    from mocpy import MOC
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,6 @@ class Outcome:
 def write(
     config: InferenceConfig,
     members: Members,
-    ensemble: Ensemble,
     source: Source,
     predictions: Predictions,
     scoring: Mapping[str, Any],
@@ -83,15 +85,17 @@ def write(
     """Writes the output directory from the predictions and what is to be said of the `scoring`;
     `lenses` are those that are known. A file that cannot be written does not stop the others."""
     table, readable, flag = source.table, predictions.readable, predictions.flag
+    ensemble = members.ensemble
     ranking = predictions.ranking()
     labels = table["label"] if "label" in table.colnames else None
-    promised = _promised(config, ensemble, predictions, ranking, labels)
-    unlike = outliers.said(predictions.scores.pixels.T, members.pixels)
-    said = trust.together(promised, spread.said(predictions, members.infos), unlike)
+    promised = _promised(config, ensemble.validated_on, predictions, ranking, labels)
+    said = said_of(predictions, members, promised)
     if cascade:
         rate = scoring.get("images_per_second")
         said = trust.together(trust_cascade.said(cascade, predictions, rate), said)
-    said = trust.together(said, known.said(predictions, lenses, config.known_radius))
+    searched = source, predictions, ensemble.preprocessings
+    area = _searched(*searched) if lenses is not None and source.tiles is not None else None
+    said = trust.together(said, known.said(predictions, lenses, config.known_radius, area))
     top = ranking[: max(config.top, results.LISTED)]
     best = results.candidate_table(table, predictions, top, trust=said.columns)
     field, action = predictions.field[readable], predictions.action[readable]
@@ -139,15 +143,13 @@ def write(
     with gathering() as attempt:
         attempt("catalogue", results.write_outputs, config.folder, table, predictions, said.columns)
         if config.hats:
-            attempt("hats", results.write_hats, config.folder, table, predictions, said.columns)
-        sky = predictions.ra[readable], predictions.dec[readable]
-        widths = coverage.widths(field, ensemble.preprocessings)
-        attempt("searched.moc.*", coverage.write_searched, config.folder, *sky, widths)
+            attempt("hats", _write_hats, config.folder, table, predictions, said.columns)
+        attempt("searched.moc.*", _write_searched, config.folder, *searched)
         # Pictures last: drawing takes memory of its own, and the catalogue must not be lost.
         record["peak_memory_bytes"] = runtime.peak_memory_bytes()
         attempt("run.json", results.write_json, config.folder / "run.json", record)
         if config.ask:
-            given = config.folder, config, config.data, source, members, ensemble, predictions
+            given = config.folder, config, config.data, source, members, predictions
             attempt("ask.html", asking.write, *given)
         if config.cutouts:
             attempt("cutouts", cutout_files.write, config.folder, source, ranking[: config.cutouts])
@@ -155,15 +157,22 @@ def write(
     return Outcome(record, found)
 
 
+def said_of(predictions: Predictions, members: Members, promised: Said) -> Said:
+    """Returns what is `promised` of cutouts, how far members disagree about them, and how unlike
+    those of calibration they are."""
+    unlike = outliers.said(predictions.scores.pixels.T, members.pixels)
+    return trust.together(promised, spread.said(predictions, members.infos), unlike)
+
+
 def _promised(
     config: InferenceConfig,
-    ensemble: Ensemble,
+    validated_on: tuple[int, int] | None,
     predictions: Predictions,
     ranking: np.ndarray,
     labels: Column | None,
 ) -> Said:
     """Returns what the run promises of its candidates, in input order."""
-    said = trust.likelihood(predictions, ensemble.validated_on, config.prevalence)
+    said = trust.likelihood(predictions, validated_on, config.prevalence)
     if config.max_false_discovery is None:
         return said
     truth = np.full(ranking.size, -1) if labels is None else labels[ranking]
@@ -172,6 +181,30 @@ def _promised(
     promise = trust.promise(config, ranked, truth, config.seed)
     in_order = trust.in_input_order(promise, ranking, len(predictions.readable))
     return trust.together(said, in_order)
+
+
+def _searched(
+    source: Source, predictions: Predictions, preprocessings: Sequence[Preprocessing]
+) -> "MOC | None":
+    """Returns the sky that was searched: where an object in a tile would have been scored, or what
+    the scored cutouts show. None where that is not known."""
+    if source.tiles is not None:
+        from lensjax.data import tile_areas  # with mocpy a second
+
+        return tile_areas.searched(source.tiles, predictions.readable)
+    rows = predictions.readable
+    widths = coverage.widths(predictions.field[rows], preprocessings)
+    return coverage.searched(predictions.ra[rows], predictions.dec[rows], widths)
+
+
+def _write_searched(folder: Path, *searched: Any) -> None:
+    coverage.write_searched(folder, _searched(*searched))
+
+
+def _write_hats(
+    folder: Path, catalogue: Table, predictions: Predictions, columns: Mapping[str, np.ndarray]
+) -> None:
+    results.write_hats(folder, results.candidate_table(catalogue, predictions, trust=columns))
 
 
 def draw(

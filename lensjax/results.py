@@ -101,11 +101,9 @@ def write_outputs(
             write_candidates(folder, candidates, number, attempt)
 
 
-def write_hats(
-    folder: Path, catalogue: Table, predictions: Predictions, trust: Mapping[str, Array]
-) -> None:
+def write_hats(folder: Path, candidates: Table) -> None:
     """Writes all candidates whose position is known as a HATS catalogue, candidates.hats."""
-    hats.write(folder, candidate_table(catalogue, predictions, trust=trust), _write_parquet)
+    hats.write(folder, candidates, _write_parquet)
 
 
 def write_candidates(

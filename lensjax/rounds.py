@@ -34,7 +34,8 @@ from lensjax.inference import InferenceConfig, infer, is_finished
 from lensjax.members import find_members
 from lensjax.settings import differences, write_settings
 from lensjax.train.verdict import BETTER, sentence
-from lensjax.training import TrainConfig, train
+from lensjax.training import train
+from lensjax.training_config import TrainConfig
 
 TOP = 100
 LEDGER, SETTINGS = "rounds.csv", "settings.json"

@@ -79,10 +79,10 @@ def test_widths_come_from_the_member_that_is_furthest():
 
 def test_both_files_hold_the_same_area_and_nothing_is_written_of_nothing(tmp_path):
     nothing = np.array([np.nan])
-    coverage.write_searched(tmp_path, nothing, nothing, nothing)
+    coverage.write_searched(tmp_path, coverage.searched(nothing, nothing, nothing))
     assert not list(tmp_path.iterdir())
     ra, dec = np.array([359.9999, 0.0001, np.nan]), np.array([0.0, 0.0, 3.0])
-    coverage.write_searched(tmp_path, ra, dec, np.full(3, 10.0))
+    coverage.write_searched(tmp_path, coverage.searched(ra, dec, np.full(3, 10.0)))
     first = MOC.load(str(tmp_path / "searched.moc.fits"), "fits")
     assert first == MOC.load(str(tmp_path / "searched.moc.json"), "json") and not first.empty()
     assert fits.getheader(tmp_path / "searched.moc.fits", 1)["MOCVERS"] == "2.0"

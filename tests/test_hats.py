@@ -19,7 +19,7 @@ def job():
 
 def write(folder, job, monkeypatch):
     monkeypatch.setattr(hats.write, "__defaults__", (60,))
-    results.write_hats(folder, *job, {})
+    results.write_hats(folder, results.candidate_table(*job))
     return folder / hats.FOLDER
 
 

@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import pytest
+from astropy import units as u
 from astropy.table import Table
+from mocpy import MOC
 from scipy import stats
 
 from lensjax import known
@@ -79,6 +81,27 @@ def test_lenses_count_once_by_their_best_cutout_with_exact_intervals():
     }  # fmt: skip
     assert record["by_grading"]["probable"]["top"]["10"]["found"] == 0
     assert "4 of 5 known lenses" in said.notes[0] and "has 2 of these 4" in said.notes[1]
+
+
+def test_lenses_in_the_area_that_are_no_objects_are_counted():
+    """Four lenses lie within a degree of (0, 60): one is an object, one beside an object that was
+    not scored; the fifth lies elsewhere."""
+    predictions = scored(20, (1,), ra=np.arange(20) * 0.1, dec=np.full(20, 60.0))
+    lenses = Table(
+        {
+            "name": list("abcde"),
+            "ra": [0.0, 0.1, -0.05, 0.25, 90.0],
+            "dec": [60.0, 60.0, 60.1, 60.2, 60.0],
+            "grading": [""] * 5,
+        }
+    )
+    lenses["ra"].unit = "deg"
+    area = MOC.from_cone(lon=0 * u.deg, lat=60 * u.deg, radius=1 * u.deg, max_depth=14)
+    said = known.said(predictions, lenses, 3.0, area)
+    record = said.record["known"]
+    assert (record["in_area"], record["in_area_not_scored"], record["scored"]) == (4, 3, 1)
+    assert "4 known lenses lie in the area" in said.notes[1] and "3 of them" in said.notes[1]
+    assert "in_area" not in known.said(predictions, lenses, 3.0).record["known"]
 
 
 def test_no_lens_and_no_position_are_said():

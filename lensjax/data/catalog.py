@@ -62,7 +62,8 @@ class DataOptions:
     fit: Fit = "auto"
     """How cutouts of another size are fitted to the input size."""
     catalogue: str | None = None
-    """Objects with ra and dec: --data then names the tiles that they are cut from."""
+    """Objects to cut from tiles, which --data then names: a table with ra and dec, or a folder of
+    a HATS catalogue."""
     field: float | None = None
     """Side of the cutouts from tiles, in arcsec (None: what the members see)."""
     north_up: bool = False

@@ -17,7 +17,9 @@ from astropy.table import Table
 from lensjax.data.bands import Wanted
 from lensjax.data.footprints import Matched, around, footprint, matched
 from lensjax.data.formats import tile_files
-from lensjax.data.formats.tables import read_table, standardise
+from lensjax.data.formats.hats_catalogue import Found, read_hats
+from lensjax.data.formats.pictures import FITS_SUFFIXES, has_suffix
+from lensjax.data.formats.tables import TABLE_SUFFIXES, read_table, standardise
 from lensjax.data.formats.tile_files import TileFiles
 from lensjax.data.on_tile import SheetSpec
 from lensjax.data.planes import Unreadable, located
@@ -46,7 +48,7 @@ def open_tiles(
     most_bytes: int | None = None,
 ) -> Source:
     """Returns the cutouts of the objects of a `catalogue` in the tiles of `data`, as
-    `formats.tile_files` has them.
+    `formats.tile_files` has them. Of a folder, a HATS catalogue, the objects in the tiles are read.
 
     `field`: the side of a cutout in arcsec. Each is cut as `astropy.nddata.Cutout2D` cuts, along
     the pixels of the band with the finest ones; bands on other grids, and all where cutouts are to
@@ -61,7 +63,7 @@ def open_tiles(
     with ThreadPoolExecutor(HEADERS_AT_ONCE) as threads:
         found = list(threads.map(_planes, files))
     planes = tuple(None if each.wrong else each for each in found)
-    table = _objects(place(catalogue))
+    table, objects, part = _objects(place(catalogue), found)
     ra, dec = (np.asarray(table[name], np.float64) for name in ("ra", "dec"))
     match = _matched(found, ra, dec)
     scales = _scales(planes)
@@ -77,14 +79,16 @@ def open_tiles(
     ).rows(order)
     table = _described(table[order], tiles, match, order)
     one = next(filter(None, forms), None)
-    words = [f"{len(table)} objects in {len(files)} tiles", f"bands {', '.join(bands)}"]
+    words = [f"{len(table)} objects in {len(files)} tiles"]
+    words += [f"read from {part} (those beyond the tiles are not given)"] if part else []
+    words.append(f"bands {', '.join(bands)}")
     if one is not None:
         words.append(f"cutouts of {one.size}x{one.size} pixels, {one.pixel_scale:.4g} arcsec/pixel")
     damaged = [each.wrong for each in found if each.wrong]
     words += [f"{len(damaged)} tiles cannot be read ({damaged[0]})"] if damaged else []
 
     def all_files() -> Iterable[str]:
-        yield str(place(catalogue))
+        yield from objects
         for one in files:
             yield from dict.fromkeys(one.files())
 
@@ -95,7 +99,7 @@ def open_tiles(
         read=tiles.read_one,
         tiles=tiles,
         files=all_files,
-        listed_in=str(data) if place(data).is_file() else str(catalogue),
+        listed_in=str(data) if place(data).is_file() else "" if part else str(catalogue),
         bands_from=tuple(Path(file).name for file in files[0].planes),
     )
 
@@ -121,15 +125,31 @@ def _planes(files: TileFiles) -> Planes:
     return Planes(files, tuple(stored), tuple(lie), own, wrong and f"tile {files.name}: {wrong}")
 
 
-def _objects(path: Path) -> Table:
-    table = standardise(read_table(path), str(path))
+def _objects(path: Path, planes: Sequence[Planes]) -> Found:
+    """Returns the objects of a table, or those of a HATS catalogue that lie in the tiles."""
+    if not has_suffix(path, (*TABLE_SUFFIXES, *FITS_SUFFIXES)) and path.is_dir():
+        from lensjax.data import tile_areas  # with mocpy a second
+
+        area = tile_areas.covered([each.footprint for each in planes if each.footprints])
+        found = read_hats(path, area)
+        if not len(found.table):
+            raise UsageError(f"--catalogue {path} has no objects in the tiles{_nowhere(planes)}")
+    else:
+        found = Found(read_table(path), [str(path)], "")
+    table = standardise(found.table, str(path))
     missing = [name for name in ("ra", "dec") if name not in table.colnames]
     if missing or not len(table):
         lacks = f"no column {' and '.join(missing)}" if missing else "no rows"
         raise UsageError(f"--catalogue {path} has {lacks}")
     if "id" not in table.colnames:
         table["id"] = np.arange(len(table))
-    return table
+    return found._replace(table=table)
+
+
+def _nowhere(planes: Sequence[Planes]) -> str:
+    """Returns words on the tiles of which it is not known where they lie, "" without such."""
+    unknown = [each.wrong for each in planes if not each.footprints]
+    return f" (of {len(unknown)} it is not known where they lie: {unknown[0]})" if unknown else ""
 
 
 def _scales(planes: Sequence[Planes | None]) -> list[float | None]:
@@ -178,11 +198,7 @@ def _kept(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the tile of each object, -1 where none holds its cutout, and the reasons for that."""
     tile, reason = match.tile.copy(), np.full(len(ra), "", object)
-    nowhere = f"in none of the {len(planes)} tiles"
-    unknown = [each.wrong for each in planes if not each.footprints]
-    if unknown:
-        nowhere += f" (of {len(unknown)} it is not known where they lie: {unknown[0]})"
-    reason[tile < 0] = nowhere
+    reason[tile < 0] = f"in none of the {len(planes)} tiles{_nowhere(planes)}"
     reason[~located(ra, dec)] = "no position"
     for number, (each, size) in enumerate(zip(planes, sizes, strict=True)):
         of = np.flatnonzero(match.tile == number)

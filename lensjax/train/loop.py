@@ -24,6 +24,7 @@ from lensjax.train import snapshots as on_disk
 from lensjax.train.config import Hyperparameters
 from lensjax.train.data import Labelled, on_devices, prefetched
 from lensjax.train.finish import as_member
+from lensjax.train.member_step import StepConfig, TrainBatch
 from lensjax.train.metric_logger import MetricLogger
 from lensjax.train.plan import abstract_members, groups_of_run
 from lensjax.train.replay import Replayed
@@ -31,7 +32,7 @@ from lensjax.train.schedule import active_scales, first_step_at_largest
 from lensjax.train.setup import TrainingData, TrainSetup, member_info, set_up, training_record
 from lensjax.train.snapshots import Snapshot, Snapshots
 from lensjax.train.state import BestEpoch, Run, TrainState
-from lensjax.train.step import StepConfig, TrainBatch, train_step, validation_logits
+from lensjax.train.step import train_step, validation_logits
 
 
 def train_members(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from astropy.table import Table
+from astropy.table import Table, vstack
 from scipy.special import expit, logit
 
-from lensjax import certification, inference, results
+from lensjax import certification, hats, inference, results
 from lensjax.cli import certify, infer
 from lensjax.ensemble import calibration
 from lensjax.trust import certificate
@@ -91,6 +91,27 @@ def test_the_columns_lie_where_a_run_writes_them_and_in_every_part(run, tmp_path
     for name in whole.colnames:
         pieces = np.ma.concatenate([np.ma.asarray(part[name]) for part in parts])
         np.testing.assert_array_equal(np.ma.asarray(whole[name]).filled(-7), pieces.filled(-7))
+
+
+def test_the_pieces_of_the_sky_have_the_promise_too(run, tmp_path, monkeypatch):
+    survey(tmp_path, tile=np.arange(ROWS))
+    command = ("--run", tmp_path, "--labels", tmp_path / "labels.csv")
+    run(certify.main, *command)
+    assert not (tmp_path / hats.FOLDER).exists()
+    monkeypatch.setattr(hats.write, "__defaults__", (1000,))
+    survey(tmp_path, tile=np.arange(ROWS))
+    results.write_hats(tmp_path, candidates(tmp_path))
+    before = set((tmp_path / hats.FOLDER).rglob("*"))
+    run(certify.main, *command)
+    assert set((tmp_path / hats.FOLDER).rglob("*")) == before
+    pieces = [Table.read(path) for path in before if path.suffix == ".parquet"]
+    assert len(pieces) > 5
+    found, whole = vstack(pieces), candidates(tmp_path)
+    assert found.colnames == whole.colnames and "purity_at_least" in found.colnames
+    found.sort("rank")
+    for name in whole.colnames:
+        one, other = (np.ma.asarray(table[name]).filled(-7) for table in (found, whole))
+        np.testing.assert_array_equal(np.nan_to_num(one, nan=-7), other, name)
 
 
 def test_a_column_of_the_users_of_the_same_name_is_kept_and_draws_nothing(run, tmp_path):

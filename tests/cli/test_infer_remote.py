@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.table import Table
+from astropy.wcs import WCS
 
-from lensjax import inference, ledger
+from lensjax import inference, ledger, places
 from lensjax.cli import infer
 from lensjax.data.catalog import open_source
-from lensjax.data.formats import shards
+from lensjax.data.formats import shards, tile_files
 from lensjax.errors import Interrupted
 from lensjax.places import place
+from tests.data import skies
 from tests.object_storage import SECRET, served, upload
 
 
@@ -87,6 +89,54 @@ def test_the_catalogue_is_that_of_the_files_on_disk(write, score, files, images,
         here, there = ((run / name).read_text() for run in runs)
         assert here.replace(start, root) == there.replace(start, root)
         assert len(here) > 10
+
+
+@pytest.fixture
+def survey(tmp_path):
+    """A table of two tiles, one of them compressed, and objects in them."""
+    folder, shape = tmp_path / "survey", (200, 300)
+    folder.mkdir()
+    headers = {"a": skies.header(0.0, 60.0, shape), "b": skies.header(0.04, 60.0, shape)}
+    table = skies.write(folder, headers, shape, ("g", "r", "i"))
+    text = table.read_text()
+    for band in "gri":
+        packed = fits.CompImageHDU(fits.getdata(folder / f"b_{band}.fits"), headers["b"])
+        packed.writeto(folder / f"b_{band}.fits.fz")
+        text = text.replace(f"b_{band}.fits", f"b_{band}.fits.fz")
+    table.write_text(text)
+    x, y = np.random.default_rng(0).uniform(0, 60, (2, 12))
+    places = [WCS(header).all_pix2world(x, y, 0) for header in headers.values()]
+    ra, dec = np.hstack(places)
+    Table({"ra": ra, "dec": dec}).write(folder / "objects.parquet")
+    return table
+
+
+@pytest.mark.slow
+def test_tiles_at_an_address_are_read_in_sections_to_the_same_catalogue(
+    score, survey, bucket, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(places, "_READ_AHEAD_BYTES", 2**12)
+    caches = []
+
+    def readable(path):
+        file = places.readable(path)
+        caches.append(file.cache)
+        return file
+
+    monkeypatch.setattr(tile_files, "readable", readable)
+    score(survey, tmp_path / "here", "--catalogue", survey.parent / "objects.parquet")
+    assert not caches
+    root = f"{bucket}/survey"
+    upload(survey, root)
+    there = tmp_path / "there"
+    score(f"{root}/tiles.csv", there, "--catalogue", f"{root}/objects.parquet")
+    for name in CATALOGUE:
+        here = (tmp_path / "here" / name).read_text()
+        assert here.replace(str(survey.parent), root) == (there / name).read_text()
+    assert len(Table.read(there / "candidates.csv")) > 10
+    # Headers, and those rows of pixels that cutouts need.
+    fetched = sum(cache.total_requested_bytes for cache in caches)
+    assert 0 < fetched < 0.5 * sum(file.stat().st_size for file in survey.parent.glob("*.fits*"))
 
 
 def test_results_at_an_address_are_those_on_disk(score, files, tmp_path, bucket, monkeypatch):

@@ -6,10 +6,12 @@ import re
 
 import numpy as np
 import pytest
+from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import Cutout2D
 from astropy.table import Table
 from astropy.wcs import WCS
+from mocpy import MOC
 
 from lensjax import ledger
 from lensjax.cli import infer
@@ -52,7 +54,9 @@ def options(survey, members, output, *more):
 
 
 def test_objects_in_tiles_are_scored_as_their_cutouts_are(run, members, survey, tmp_path):
-    ended = run(infer.main, *options(survey, members, tmp_path / "tiles", "--cutouts", 3))
+    (tmp_path / "known.csv").write_text("ra,dec\n0,10\n45,0\n")
+    more = ("--cutouts", 3, "--known", tmp_path / "known.csv")
+    ended = run(infer.main, *options(survey, members, tmp_path / "tiles", *more))
     assert ended.status == 0, ended.error
     found = Table.read(tmp_path / "tiles" / "candidates.parquet")
     rejects = Table.read(tmp_path / "tiles" / "rejects.csv")
@@ -89,6 +93,12 @@ def test_objects_in_tiles_are_scored_as_their_cutouts_are(run, members, survey, 
             assert abs(x - 7.5) <= 0.5001 and abs(y - 7.5) <= 0.5001
     record = json.loads((tmp_path / "tiles" / "run.json").read_text())
     assert record["config"]["field"] == pytest.approx(3.2)
+    assert record["known"]["in_area"] == 1
+    # Both tiles that can be read overlap; of each, half a cutout is missing at each edge.
+    moc = MOC.load(str(tmp_path / "tiles" / "searched.moc.fits"), "fits")
+    assert moc.contains_lonlat(found["ra"].data * u.deg, found["dec"].data * u.deg).all()
+    one = (SHAPE[0] - 15) * (SHAPE[1] - 15) * (0.2 / 3600) ** 2
+    assert one < moc.sky_fraction * 4 * np.pi * np.degrees(1) ** 2 < 2 * one
 
 
 def test_a_run_that_ends_within_a_tile_goes_on_to_the_same_bytes(
@@ -112,6 +122,23 @@ def test_a_run_that_ends_within_a_tile_goes_on_to_the_same_bytes(
     assert record["scored_before"] == 16
     for name in ("candidates.csv", "candidates.parquet", "predictions.npz", "rejects.csv"):
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "ended" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_candidates_in_pieces_of_the_sky_are_searched_again(
+    run, undrawn, members, survey, tmp_path
+):
+    pytest.importorskip("hats")
+    first, again = tmp_path / "first", tmp_path / "again"
+    assert run(infer.main, *options(survey, members, first, "--hats")).status == 0
+    more = ("--catalogue", first / "candidates.hats")
+    ended = run(infer.main, *options(survey, members, again, *more))
+    assert ended.status == 0, ended.error
+    before, after = (Table.read(folder / "candidates.parquet") for folder in (first, again))
+    assert len(after) == len(before) > COUNT and after["id"].tolist() == before["id"].tolist()
+    np.testing.assert_array_equal(after["logit"], before["logit"])
+    np.testing.assert_array_equal(after["rank_input"], before["rank"])
+    assert "_healpix_29" in after.colnames and "_healpix_29_input" not in after.colnames
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Tiles: each object once, where it lies deepest, and what the step cuts is what Cutout2D cuts."""
 
+import gzip
+
 import fsspec
 import jax
 import numpy as np
@@ -278,16 +280,19 @@ def test_parts_of_a_tile_types_and_compression_change_nothing(tmp_path):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-def test_tiles_at_addresses_are_read_in_sections(tmp_path):
+def test_tiles_at_addresses_are_those_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("LENSJAX_CACHE", str(tmp_path / "cache"))
     header = skies.header(10.0, 0.0, SHAPE)
     skies.write(tmp_path, {"a": header}, SHAPE)
     skies.objects(tmp_path / "objects.csv", header, *spread(3))
     remote = fsspec.filesystem("memory")
     for band in ("g", "r"):
-        remote.pipe(f"/tiles/a_{band}.fits", (tmp_path / f"a_{band}.fits").read_bytes())
+        content = (tmp_path / f"a_{band}.fits").read_bytes()
+        remote.pipe(f"/tiles/a_{band}.fits", content)
+        remote.pipe(f"/tiles/a_{band}.fits.gz", gzip.compress(content))
     here = opened(tmp_path)
     (tmp_path / "there.csv").write_text(
-        "tile,g,r\na,memory://tiles/a_g.fits,memory://tiles/a_r.fits\n"
+        "tile,g,r\na,memory://tiles/a_g.fits,memory://tiles/a_r.fits.gz\n"
     )
     there = opened(tmp_path, data="there.csv")
     for one, other in zip(seen(here)[0], seen(there)[0], strict=True):

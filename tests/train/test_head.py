@@ -13,7 +13,8 @@ from lensjax.ensemble import checkpoint
 from lensjax.errors import UsageError
 from lensjax.train import head
 from lensjax.train.head import BIAS, KERNEL, learned
-from lensjax.training import TrainConfig, train
+from lensjax.training import train
+from lensjax.training_config import TrainConfig
 from tests.ensemble.members import random_member
 
 SEEN = Preprocessing(("g", "r"), 32, 0.2, "asinh", 2.0, (0.1, 0.2), (1.0, 2.0))

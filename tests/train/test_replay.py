@@ -21,9 +21,9 @@ from lensjax.errors import UsageError
 from lensjax.train.config import Hyperparameters
 from lensjax.train.data import Labelled, prefetched, read_labelled
 from lensjax.train.losses import binary_loss
+from lensjax.train.member_step import ResolutionGroup, TrainBatch, example_losses, group_gradient
 from lensjax.train.replay import Replayed, replayed
 from lensjax.train.setup import example_weights
-from lensjax.train.step import ResolutionGroup, TrainBatch, example_losses, group_gradient
 from lensjax.train.verdict import (
     BETTER,
     OPEN,

@@ -5,7 +5,7 @@ Arrow's libraries take 40 MiB: this module is imported where such a file is read
 
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,6 +67,23 @@ def read_parquet(path: Path, part: Part = WHOLE) -> Rows:
         before = int(ends[held[0]]) if held else 0
         arrow = file.read_row_groups(held).slice(rows.start - before, len(rows))
     return Rows(_to_table(arrow, path), rows, count)
+
+
+def read_parquet_where(
+    files: Iterable[Path], columns: Sequence[str], keep: Callable[..., np.ndarray]
+) -> Table:
+    """Returns the rows of Parquet files that `keep` says, (row,) bool, by the values of some
+    columns; without columns where there are none. Of groups of rows without such only these columns
+    are read."""
+    kept = []
+    for path in files:
+        with pa.parquet.ParquetFile(readable(path)) as file:
+            for group in range(file.num_row_groups):
+                values = file.read_row_group(group, columns)
+                rows = keep(*(values[name].to_numpy() for name in columns))
+                if rows.any():
+                    kept.append(file.read_row_group(group).filter(pa.array(rows)))
+    return _to_table(pa.concat_tables(kept, promote_options="default"), path) if kept else Table()
 
 
 def write_parquet(file: IO[bytes], table: Table, metadata: Mapping[str, str]) -> None:

@@ -40,6 +40,10 @@ LONGEST_HEADER = 512
 # Axes or columns, by the standard.
 MOST_FIELDS = 999
 
+# To search so many bytes is faster than to read their headers; tiles would be read as a whole.
+SEARCHED_BYTES = 2**20
+_END = re.compile(rb"END {77}")
+
 _COMPANIONS = frozenset(
     ("psf", "rms", "err", "error", "sigma", "noise", "weight", "weights", "wht", "wgt", "wt")
     + ("ivar", "invvar", "var", "variance", "mask", "msk", "flag", "flags", "dq", "bkg")
@@ -80,15 +84,38 @@ def open_fits(
 def _check_headers(content: bytes | mmap.mmap) -> None:
     if content[:6] != b"SIMPLE":
         raise Unreadable("not a FITS file")
-    if not re.search(rb"END {77}", content[: 2880 * LONGEST_HEADER]):
+    if not _END.search(content, 0, 2880 * LONGEST_HEADER):
         raise Unreadable(f"the FITS header has no end in its first {LONGEST_HEADER} blocks")
-    for keyword in (b"NAXIS   =", b"TFIELDS ="):
-        at = content.find(keyword)
-        while at >= 0:
-            count = content[at + 9 : at + 30].strip()
-            if count.isdigit() and int(count) > MOST_FIELDS:
-                raise Unreadable(f"{keyword[:7].decode().strip()} {count.decode()} in a header")
-            at = content.find(keyword, at + 1)
+    whole = ((0, len(content)),)
+    for start, end in _headers(content) if len(content) > SEARCHED_BYTES else whole:
+        for keyword in (b"NAXIS   =", b"TFIELDS ="):
+            at = content.find(keyword, start, end)
+            while at >= 0:
+                count = content[at + 9 : at + 30].strip()
+                if count.isdigit() and int(count) > MOST_FIELDS:
+                    raise Unreadable(f"{keyword[:7].decode().strip()} {count.decode()} in a header")
+                at = content.find(keyword, at + 1, end)
+
+
+def _headers(content: bytes | mmap.mmap) -> Iterator[tuple[int, int]]:
+    """Yields where the headers of a FITS file begin and end, without a look at the data between
+    them; from one on that does not say how long its data are, all of the rest."""
+    start = 0
+    while start < len(content):
+        found = _END.search(content, start, start + 2880 * LONGEST_HEADER)
+        if found is None:
+            break
+        yield start, found.end()
+        try:
+            header = fits.Header.fromstring(content[start : found.end()].decode("latin1"))
+            size = header.data_size_padded
+        except Exception:  # astropy about arbitrary headers
+            break
+        if size < 0:
+            break
+        start += -(-(found.end() - start) // 2880) * 2880 + size
+    if start < len(content):
+        yield start, len(content)
 
 
 def fits_planes(path: str | Path, choose: Choose, most_values: int = MAX_VALUES) -> list[Plane]:

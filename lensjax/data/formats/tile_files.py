@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 from astropy.io import fits
@@ -24,6 +24,7 @@ from lensjax.places import (
     paths_below,
     place,
     reached,
+    readable,
     status,
     template_matches,
 )
@@ -221,11 +222,15 @@ def _image(file: str) -> Iterator[fits.ImageHDU]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[fits.HDUList]:
-    if is_local(path):
+    # What is packed as a whole is read as a whole.
+    if is_local(path) or path.suffix == ".gz":
         with open_fits(path, _MOST_VALUES, memmap=True, as_stored=True) as hdus:
             yield hdus
         return
-    with path.open("rb") as file, fits.open(file, do_not_scale_image_data=True) as hdus:
+    with (
+        cast(IO[bytes], readable(path)) as file,
+        fits.open(file, do_not_scale_image_data=True) as hdus,
+    ):
         yield hdus
 
 

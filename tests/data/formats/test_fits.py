@@ -9,8 +9,9 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import proj_plane_pixel_area
 
 from lensjax.data.catalog import open_source
-from lensjax.data.formats.fits import fits_planes, fits_stack
+from lensjax.data.formats.fits import fits_planes, fits_stack, open_fits
 from lensjax.data.formats.pictures import read_planes
+from lensjax.data.planes import Unreadable
 from lensjax.errors import UsageError
 
 # pytest undoes the filters that the module sets.
@@ -210,3 +211,27 @@ def test_a_stack_of_cubes_knows_its_bands(tmp_path):
     source = open_source(tmp_path / "a.fits", needed=("g", "r"))
     assert len(source) == 5 and source.bands_from == ("channel 2 (g)", "channel 1 (r)")
     np.testing.assert_array_equal(source[3].image, np.moveaxis(cubes[3, [1, 0]], 0, 2))
+
+
+@pytest.mark.parametrize("kind", ["image", "compressed"])
+def test_headers_of_a_large_file_are_looked_at_and_its_pixels_are_not(kind, tmp_path):
+    pixels = rng.integers(0, 256, (1100, 1000), np.uint8)
+    text = f"NAXIS   = {9999999:>20}".encode()
+    pixels[500, : len(text)] = np.frombuffer(text, np.uint8)
+    image = {"image": fits.ImageHDU, "compressed": fits.CompImageHDU}[kind]
+    hdus = [fits.PrimaryHDU(), image(pixels, name="SCI"), fits.ImageHDU(SKY, name="LAST")]
+    fits.HDUList(hdus).writeto(tmp_path / "a.fits")
+    for memmap in (True, False):
+        with open_fits(tmp_path / "a.fits", memmap=memmap) as found:
+            np.testing.assert_array_equal(found["SCI"].data, pixels)
+    content = (tmp_path / "a.fits").read_bytes()
+    at = content.rindex(b"NAXIS   =")
+    assert at > 2**20
+    (tmp_path / "b.fits").write_bytes(content[:at] + text + content[at + len(text) :])
+    with pytest.raises(Unreadable, match="NAXIS 9999999 in a header"):
+        open_fits(tmp_path / "b.fits")
+    # Where a header does not say where the next begins, all that follows is looked at.
+    broken = content.replace(b"BITPIX  =                    8", b"BITPIX  =                  'x'")
+    (tmp_path / "c.fits").write_bytes(broken[:at] + text + broken[at + len(text) :])
+    with pytest.raises(Unreadable, match="NAXIS 9999999 in a header"):
+        open_fits(tmp_path / "c.fits")
