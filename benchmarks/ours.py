@@ -21,8 +21,9 @@ from lensjax.ensemble.step import Precision, StepOptions, ensemble_step, place_w
 from lensjax.models.torch_import import load_torch_weights, tensor_shapes
 from lensjax.train.data import transforms_at
 from lensjax.train.losses import binary_loss
+from lensjax.train.member_step import ResolutionGroup, StepConfig, TrainBatch
 from lensjax.train.setup import initial_state
-from lensjax.train.step import ResolutionGroup, StepConfig, TrainBatch, train_step
+from lensjax.train.step import train_step
 
 
 def scoring(

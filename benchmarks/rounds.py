@@ -26,11 +26,19 @@ from lensjax.errors import refuse
 from lensjax.files import replacing
 from lensjax.rounds import TOP, Round, RoundConfig, go_on, round_of
 from lensjax.simulation import SimulateConfig, as_cutouts, simulate_survey, simulated
+from lensjax.sky.survey import AS_THEY_ARE
 
 WAYS = ("gain", "score", "random")
 KNOWN = SimulateConfig(survey="ground", count=4000, test_fraction=0.0, seed=7)
 """The sky that is replayed: another draw of the kind that the members learned."""
-SEARCHED = SimulateConfig(survey="euclid", size=140, lens_fraction=0.005, test_fraction=0.0)
+SEARCHED = SimulateConfig(
+    survey="euclid",
+    size=140,
+    lens_fraction=0.005,
+    test_fraction=0.0,
+    einstein_radius=1.0,
+    shares=",".join(f"{kind}={share}" for kind, share in AS_THEY_ARE),
+)
 """14 arcsec across, as the members see; then averaged over 2 x 2 pixels, to read and keep less."""
 TAKEN_FOR = {"g": "VIS", "r": "NIR_Y", "i": "NIR_H"}
 COMPLETENESS, FALSE_POSITIVE_RATE = 0.85, 0.03
@@ -55,8 +63,8 @@ class RoundsConfig:
     """Cutouts graded in each."""
     seeds: int = 3
     """Skies, each with a grader, draws and an order of learning of its own."""
-    epochs: float = RoundConfig.epochs
-    """How often each graded cutout is learned."""
+    head_only: bool = True
+    """The last layer alone learns."""
 
     def __post_init__(self) -> None:
         """Raises UsageError for numbers that make no sense."""
@@ -130,8 +138,7 @@ def searched(
         reuse=options.output / "logits",
         ask=options.ask,
         by=way,  # type: ignore[arg-type]
-        epochs=options.epochs,
-        validation_fraction=0.5,  # lenses are rare, and a verdict takes ten of those held back
+        head_only=options.head_only,
         seed=seed,
     )
     for number in range(1, options.rounds + 2):

@@ -29,7 +29,9 @@ from lensjax.errors import UsageError
 from lensjax.inference import Members, ScoringOptions
 from lensjax.ledger import Ledger
 from lensjax.metrics import Metrics
+from lensjax.outcome import said_of
 from lensjax.predictions import Predictions
+from lensjax.trust import run as trust
 
 
 class Scored(NamedTuple):
@@ -38,7 +40,11 @@ class Scored(NamedTuple):
     `candidates` has a row for each that was scored, the best first: `rank`, `id`, `ra`, `dec`
     (degrees), `probability` of a lens, `logit`, `logit_std` (of dropout samples and members),
     `total_entropy`, `aleatoric_entropy` and `mutual_information` (nats), `flag` (what is amiss),
-    `<member>_probability`, and the columns that the cutouts came with.
+    `<member>_probability`; where they can be computed `log_likelihood_ratio`, `beyond_calibration`,
+    `probability_low`, `probability_high`, `disagreement`, `member_disagreement`,
+    `outlier_distance` and `outlier_p_value`, as `lensjax infer` writes them; and the columns that
+    the cutouts came with. The `description` of a column says what it means. Cutouts are outliers
+    among the members' validation data, or among each other where members know no pixels of those.
 
     `rejects` has `id` and `reason` of each that could not be read.
     """
@@ -96,9 +102,12 @@ class LensFinder:
         else:
             source = inference.open_cutouts(str(data), self._members, options)
         predictions = self._predict(source, fit)
+        promised = trust.likelihood(predictions, self._members.ensemble.validated_on, None)
+        said = said_of(predictions, self._members, promised)
         unread = ~predictions.readable
         rejects = {"id": source.table["id"][unread], "reason": predictions.reason[unread]}
-        return Scored(results.candidate_table(source.table, predictions), Table(rejects))
+        candidates = results.candidate_table(source.table, predictions, trust=said.columns)
+        return Scored(candidates, Table(rejects))
 
     def _predict(self, source: Source, fit: Fit) -> Predictions:
         """Returns the predictions for all cutouts of a source."""
@@ -166,7 +175,8 @@ def train_members(
 
     Raises UsageError for data without labels and options that do not fit.
     """
-    from lensjax.training import TrainConfig, train
+    from lensjax.training import train
+    from lensjax.training_config import TrainConfig
 
     with tempfile.TemporaryDirectory() as scratch:
         path = data.save(Path(scratch) / "cutouts.npz") if isinstance(data, Cutouts) else data

@@ -19,7 +19,6 @@ from lensjax import inspection
 from lensjax.data.catalog import DataOptions
 from lensjax.data.source import Source
 from lensjax.ensemble.features import member_features
-from lensjax.ensemble.stack import Ensemble
 from lensjax.errors import UsageError, refuse
 from lensjax.labels import match, read_labels
 from lensjax.members import Members, read_ensemble
@@ -112,7 +111,6 @@ def write(
     data: object,
     source: Source,
     members: Members,
-    abstract: Ensemble,
     predictions: Predictions,
 ) -> tuple[Path, Path]:
     """Writes ask.html and ask.csv into the folder of a run, and returns their paths.
@@ -125,7 +123,7 @@ def write(
     if not open_.any():
         raise UsageError("--ask: all cutouts that have a score have a label already")
     if options.by == "gain":
-        chosen = of_most_gain(open_, options, source, members, abstract, predictions)
+        chosen = of_most_gain(open_, options, source, members, predictions)
     elif options.by == "score":
         ranking = predictions.ranking()
         best = ranking[open_[ranking]][: options.ask]
@@ -141,19 +139,20 @@ def of_most_gain(
     options: AskOptions,
     source: Source,
     members: Members,
-    abstract: Ensemble,
     predictions: Predictions,
 ) -> Array:
     """Returns the rows of the cutouts whose grades would teach most, in the order in which they
     were chosen, of those that are `open_` (n,) bool and that all members have scored: as many as
     are asked for, or as differ. Raises UsageError where the members are sure of all."""
-    gain = worth(predictions, abstract.validated_on, options.prevalence)
+    gain = worth(predictions, members.ensemble.validated_on, options.prevalence)
     gain[~open_] = 0
     rows = np.argsort(-gain, kind="stable")[: PRESELECTED * options.ask]
     rows = rows[gain[rows] > 0]
     if not rows.size:
         raise UsageError(f"--ask finds no cutout of which the members are unsure: {NO_DOUBTS}")
-    features = member_features(read_ensemble(members, abstract), source.take(rows), options.fit)
+    features = member_features(
+        read_ensemble(members, members.ensemble), source.take(rows), options.fit
+    )
     chosen = rows[spread(together(features), gain[rows], options.ask, options.seed)]
     if len(chosen) < options.ask:
         print(f"warning: --ask found {len(chosen)} cutouts that differ", file=sys.stderr)

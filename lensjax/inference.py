@@ -31,7 +31,6 @@ from lensjax.data.parts import WHOLE, Part
 from lensjax.data.source import Source
 from lensjax.ensemble import scoring, sharding
 from lensjax.ensemble.plan import CompiledStep
-from lensjax.ensemble.stack import abstract_ensemble
 from lensjax.ensemble.staged import Staged
 from lensjax.ensemble.step import Weights
 from lensjax.errors import LensjaxError, UsageError
@@ -68,12 +67,11 @@ def infer(config: InferenceConfig) -> Outcome:
     source = open_cutouts(str(config.data), members, config, config.rows_part())
     if detection is not None:
         source = replace(source, description=f"{source.description}; {objects.words(detection)}")
-    ensemble = abstract_ensemble(members.infos, members.validations)
     # What could not be promised or asked in the end is refused before anything is scored.
     if config.ask and config.part is None:
         asking.check(config, source, members)
     lenses = known.lenses_of(config)
-    trust.refuse_unknown_odds(ensemble.validated_on, config.prevalence)
+    trust.refuse_unknown_odds(members.ensemble.validated_on, config.prevalence)
     if config.max_false_discovery is not None:
         trust.number_drawn(config.calibration, source.given)
     if config.controls is not None:
@@ -81,7 +79,7 @@ def infer(config: InferenceConfig) -> Outcome:
     cascade = None
     if config.cascade is not None:
         spec = pipeline.input_spec(source, members.preprocessings, config.fit)
-        cascade = staging.find_cascade(config, members, ensemble, spec)
+        cascade = staging.find_cascade(config, members, spec)
         config = replace(config, cascade=cascade.member)
     settings = _settings(config, members, source)
     with claimed(config.folder / PARTS, settings, source.rows, resume=config.resume) as ledger:
@@ -92,12 +90,12 @@ def infer(config: InferenceConfig) -> Outcome:
         if config.part is not None:
             done = {"part": config.part, "rows": source.rows, "given": source.given}
             return Outcome(record | done, {})
-        predictions = Predictions.of_columns(ensemble.names, ledger.columns())
+        predictions = Predictions.of_columns(members.ensemble.names, ledger.columns())
         record["devices"] = ledger.devices()
         if detection is not None:
             record["detection"] = detection
         results.clear(config.folder)
-        outcome = write(config, members, ensemble, source, predictions, record, cascade, lenses)
+        outcome = write(config, members, source, predictions, record, cascade, lenses)
         ledger.finish()
     if not outcome.run["scored"]:
         reason = Counter(predictions.reason.tolist()).most_common(1)[0][0]

@@ -1,9 +1,10 @@
 """Members on disk, and the step that is compiled for them."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from jax.sharding import Mesh
@@ -52,7 +53,8 @@ class ScoringOptions(StepOptions):
         refuse(wrong)
 
 
-class Members(NamedTuple):
+@dataclass(frozen=True)
+class Members:
     """Members on disk, by column name: where they are and all that is known of them but weights."""
 
     folders: Mapping[str, Path]
@@ -65,6 +67,12 @@ class Members(NamedTuple):
     pixels: np.ndarray | None = None
     """(n, statistic), the pixels' statistics that calibration knew: those of a member that sees the
     first of the preprocessings. None where none of them keeps any."""
+
+    @functools.cached_property
+    def ensemble(self) -> Ensemble:
+        """Returns these members as an abstract ensemble, which takes a second or more to make: once
+        for all that ask."""
+        return abstract_ensemble(self.infos, self.validations)
 
 
 def find_members(checkpoints: Path, ensemble: str | None) -> Members:
@@ -93,8 +101,7 @@ def compile_step(
 ) -> CompiledStep:
     """Returns the step for these members and so many cutouts, compiled for as many at once as fit
     the memory. No weights are read yet: what memory compiling takes is free again for them."""
-    ensemble = abstract_ensemble(members.infos, members.validations)
-    return compiled(ensemble, input_spec, rows, options, mesh, one_by_one=one_by_one)
+    return compiled(members.ensemble, input_spec, rows, options, mesh, one_by_one=one_by_one)
 
 
 def compiled(

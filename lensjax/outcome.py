@@ -23,7 +23,7 @@ from lensjax import (
 )
 from lensjax.data.preprocess import Preprocessing, doubts, fields_of_view
 from lensjax.data.source import Source
-from lensjax.ensemble.stack import Ensemble, fused_validation
+from lensjax.ensemble.stack import fused_validation
 from lensjax.files import gathering
 from lensjax.inference_config import InferenceConfig
 from lensjax.members import Members
@@ -76,7 +76,6 @@ class Outcome:
 def write(
     config: InferenceConfig,
     members: Members,
-    ensemble: Ensemble,
     source: Source,
     predictions: Predictions,
     scoring: Mapping[str, Any],
@@ -86,11 +85,11 @@ def write(
     """Writes the output directory from the predictions and what is to be said of the `scoring`;
     `lenses` are those that are known. A file that cannot be written does not stop the others."""
     table, readable, flag = source.table, predictions.readable, predictions.flag
+    ensemble = members.ensemble
     ranking = predictions.ranking()
     labels = table["label"] if "label" in table.colnames else None
-    promised = _promised(config, ensemble, predictions, ranking, labels)
-    unlike = outliers.said(predictions.scores.pixels.T, members.pixels)
-    said = trust.together(promised, spread.said(predictions, members.infos), unlike)
+    promised = _promised(config, ensemble.validated_on, predictions, ranking, labels)
+    said = said_of(predictions, members, promised)
     if cascade:
         rate = scoring.get("images_per_second")
         said = trust.together(trust_cascade.said(cascade, predictions, rate), said)
@@ -151,7 +150,7 @@ def write(
         record["peak_memory_bytes"] = runtime.peak_memory_bytes()
         attempt("run.json", results.write_json, config.folder / "run.json", record)
         if config.ask:
-            given = config.folder, config, config.data, source, members, ensemble, predictions
+            given = config.folder, config, config.data, source, members, predictions
             attempt("ask.html", asking.write, *given)
         if config.cutouts:
             attempt("cutouts", cutout_files.write, config.folder, source, ranking[: config.cutouts])
@@ -159,15 +158,22 @@ def write(
     return Outcome(record, found)
 
 
+def said_of(predictions: Predictions, members: Members, promised: Said) -> Said:
+    """Returns what is `promised` of cutouts, how far members disagree about them, and how unlike
+    those of calibration they are."""
+    unlike = outliers.said(predictions.scores.pixels.T, members.pixels)
+    return trust.together(promised, spread.said(predictions, members.infos), unlike)
+
+
 def _promised(
     config: InferenceConfig,
-    ensemble: Ensemble,
+    validated_on: tuple[int, int] | None,
     predictions: Predictions,
     ranking: np.ndarray,
     labels: Column | None,
 ) -> Said:
     """Returns what the run promises of its candidates, in input order."""
-    said = trust.likelihood(predictions, ensemble.validated_on, config.prevalence)
+    said = trust.likelihood(predictions, validated_on, config.prevalence)
     if config.max_false_discovery is None:
         return said
     truth = np.full(ranking.size, -1) if labels is None else labels[ranking]

@@ -34,7 +34,8 @@ from lensjax.inference import InferenceConfig, infer, is_finished
 from lensjax.members import find_members
 from lensjax.settings import differences, write_settings
 from lensjax.train.verdict import BETTER, sentence
-from lensjax.training import TrainConfig, train
+from lensjax.training import train
+from lensjax.training_config import TrainConfig
 
 TOP = 100
 LEDGER, SETTINGS = "rounds.csv", "settings.json"
@@ -65,8 +66,10 @@ class RoundConfig(AskOptions):
     """Fraction of the graded cutouts held back, by which members are called better or not."""
     replay_share: float = TrainConfig.replay_share
     """Share of the replayed sky in every batch."""
+    head_only: bool = True
+    """Learn the last layer alone; --no-head-only: all layers, for some thousand grades."""
     epochs: float = 5.0
-    """How often each graded cutout is learned."""
+    """How often each graded cutout is learned, where all layers learn."""
     learning_rate: float = 2e-4
     """Peak of the learning rate."""
     layer_decay: float = 0.75
@@ -114,7 +117,8 @@ class RoundConfig(AskOptions):
 
 
 OF_LEARNING = (
-    *("replay", "replay_share", "validation_fraction", "epochs", "learning_rate", "layer_decay"),
+    *("replay", "replay_share", "validation_fraction", "head_only"),
+    *("epochs", "learning_rate", "layer_decay"),
 )
 
 

@@ -21,8 +21,8 @@ from lensjax.data.splits import held_back
 from lensjax.errors import UsageError
 from lensjax.files import make_folder, replacing
 from lensjax.sky.draw import Simulation, simulate
+from lensjax.sky.kinds import KINDS
 from lensjax.sky.noise import with_noise
-from lensjax.sky.scenes import KINDS
 from lensjax.sky.stamps import HUBBLE, Stamps, hubble_stamps, read_stamps
 from lensjax.sky.survey import SURVEYS, Survey
 

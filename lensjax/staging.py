@@ -16,13 +16,7 @@ from lensjax.ensemble import plan, sharding
 from lensjax.ensemble.checkpoint import MemberInfo
 from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.reuse import LogitStore, Reused
-from lensjax.ensemble.stack import (
-    Ensemble,
-    abstract_ensemble,
-    fit_fusion_params,
-    fused_validation,
-    subset,
-)
+from lensjax.ensemble.stack import Ensemble, fit_fusion_params, fused_validation, subset
 from lensjax.ensemble.staged import FIRST, FUSED, REST, Cascaded, Stage, Staged
 from lensjax.ensemble.step import StepOptions, abstract_weights, ensemble_step, stage_step
 from lensjax.errors import UsageError, refuse
@@ -59,12 +53,10 @@ class StagedOptions(ScoringOptions, PromiseOptions, CascadeOptions):
         return self.cascade is not None or self.reuse is not None
 
 
-def find_cascade(
-    config: StagedOptions, members: Members, ensemble: Ensemble, input_spec: InputSpec
-) -> Cascade:
-    """Returns the cascade of an abstract ensemble whose first member `config.cascade` names.
+def find_cascade(config: StagedOptions, members: Members, input_spec: InputSpec) -> Cascade:
+    """Returns the cascade of the members whose first one `config.cascade` names.
 
-    Raises UsageError where its member is none of the ensemble's, or where validation data do not
+    Raises UsageError where that is none of them, or where validation data do not
     say what it would lose.
     """
     infos = members.infos
@@ -72,22 +64,20 @@ def find_cascade(
         raise UsageError("--cascade needs at least two members: the ensemble has one")
     wanted, architectures = config.cascade or "auto", {n: i.architecture for n, i in infos.items()}
     member = "" if wanted == "auto" else trust.named(wanted, architectures)
-    cost = _operations(members, ensemble, input_spec, config)
+    cost = _operations(members, input_spec, config)
     cheapest = min(cost, key=lambda name: (cost[name], infos[name].calibration["brier"]))
     member = member or cheapest
-    cut, lenses, prevalence = _cut(config, members, ensemble, member)
+    cut, lenses, prevalence = _cut(config, members, member)
     return Cascade(
         *(member, cut, lenses, config.cascade_loss, config.confidence),
         *(config.cascade_listed, prevalence, cost[member] / sum(cost.values())),
     )
 
 
-def _cut(
-    config: StagedOptions, members: Members, ensemble: Ensemble, member: str
-) -> tuple[float, int, float]:
+def _cut(config: StagedOptions, members: Members, member: str) -> tuple[float, int, float]:
     """Returns the cut of a cascade whose first member this is, the number of lenses that it was set
     on, and the share of lenses at which the fused probability holds that lists them."""
-    validated = fused_validation(ensemble, members.validations, config.fusion)
+    validated = fused_validation(members.ensemble, members.validations, config.fusion)
     if validated is None:
         raise UsageError(
             "--cascade needs members that share validation data: how many lenses it would lose is "
@@ -100,39 +90,37 @@ def _cut(
     return *trust.cut(cheap, fused, labels, config, config.confidence), float(labels.mean())
 
 
-def _operations(
-    members: Members, ensemble: Ensemble, input_spec: InputSpec, options: StepOptions
-) -> dict[str, float]:
+def _operations(members: Members, input_spec: InputSpec, options: StepOptions) -> dict[str, float]:
     """Returns the floating-point operations of a cutout by member."""
     from lensjax.cluster.cost import work_of
 
-    mesh, names = sharding.mesh_of(jax.local_devices()[:1]), iter(ensemble.names)
+    mesh, names = sharding.mesh_of(jax.local_devices()[:1]), iter(members.ensemble.names)
     found: dict[str, float] = {}
     inputs = plan.abstract_inputs(input_spec, 1, mesh)
-    for group in ensemble.groups:
+    for group in members.ensemble.groups:
         of_group = [next(names) for _ in range(group.members)]
-        alone = _subset(members, ensemble, of_group[:1])
+        alone = _subset(members, of_group[:1])
         step: Any = ensemble_step(alone, mesh, options)
         weights = abstract_weights(alone, mesh, options)
         found |= dict.fromkeys(of_group, work_of(step.trace(weights, inputs).jaxpr.jaxpr).flops)
     return found
 
 
-def _subset(members: Members, ensemble: Ensemble, names: Sequence[str]) -> Ensemble:
+def _subset(members: Members, names: Sequence[str]) -> Ensemble:
     """Returns the members of these names, fused as an ensemble of their own."""
     infos = [members.infos[name] for name in names]
     fitted, _ = fit_fusion_params(infos, [members.validations[name] for name in names])
-    return subset(ensemble, names, fitted)
+    return subset(members.ensemble, names, fitted)
 
 
 def cascaded(
     config: StagedOptions, members: Members, input_spec: InputSpec, rows: int, mesh: Mesh
 ) -> Staged:
     """Returns the stages of a cascade: its first member, then the others."""
-    member, whole = str(config.cascade), abstract_ensemble(members.infos, members.validations)
-    (cut, *_), calibration = _cut(config, members, whole, member), members.infos[member].calibration
+    member = str(config.cascade)
+    (cut, *_), calibration = _cut(config, members, member), members.infos[member].calibration
     knows = Cascaded(calibration["slope"], calibration["intercept"], cut)
-    stages = _stages(config, members, whole, [member], input_spec, rows, mesh)
+    stages = _stages(config, members, [member], input_spec, rows, mesh)
     return Staged(stages[REST].names, stages, knows, alone=f"scored by {member} alone")
 
 
@@ -145,28 +133,28 @@ def reused(
     settings = {name: _logit_settings(config, info) for name, info in infos.items()}
     seen = {name: members.preprocessings.index(i.preprocessing) for name, i in infos.items()}
     store = LogitStore(config.reuse or Path(), settings, seen)
-    whole = abstract_ensemble(infos, members.validations)
-    knows = Reused(store, whole.names, config.mc_samples)
-    stages = _stages(config, members, whole, knows.before, input_spec, rows, mesh)
-    return Staged(whole.names, stages, knows)
+    names = members.ensemble.names
+    knows = Reused(store, names, config.mc_samples)
+    stages = _stages(config, members, knows.before, input_spec, rows, mesh)
+    return Staged(names, stages, knows)
 
 
 def _stages(
     options: ScoringOptions,
     members: Members,
-    whole: Ensemble,
     first: Sequence[str],
     input_spec: InputSpec,
     rows: int,
     mesh: Mesh,
 ) -> dict[int, Stage]:
-    """Returns the stages of the `whole`, an abstract ensemble: `first` are the members of the first
-    one, which is left out where there are none. All are compiled before weights are read."""
+    """Returns the stages of all members: `first` are those of the first one, which is left out
+    where there are none. All are compiled before weights are read."""
+    whole = members.ensemble
     known = tuple(name for name in whole.names if name in first)
     last = tuple(name for name in whole.names if name not in first)
     parts = {REST: subset(whole, last, whole.fusion_params)}
     if known:
-        parts = {FIRST: _subset(members, whole, known), **parts}
+        parts = {FIRST: _subset(members, known), **parts}
     taken = {n: bytes_per_device(abstract_weights(p, mesh, options)) for n, p in parts.items()}
     steps = {}
     for number, part in parts.items():

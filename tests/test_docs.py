@@ -30,7 +30,7 @@ CONFIGS = {
 }
 # Other spellings, and options of every command and of other programs.
 OTHERS = {"--models", "--parallel", "--no-parallel", "--help", "--config", "--debug"}
-OTHERS |= {"--no-resume", "--logdir", "--dist", *OURS}
+OTHERS |= {"--no-resume", "--no-head-only", "--logdir", "--dist", *OURS}
 
 
 def options() -> set[str]:

@@ -16,7 +16,7 @@ from lensjax.injection import (
     with_all_lenses,
 )
 from lensjax.sky import draw
-from lensjax.sky.scenes import KINDS
+from lensjax.sky.kinds import KINDS
 from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import GROUND
 

@@ -13,7 +13,6 @@ from lensjax.data.bands import Wanted
 from lensjax.data.preprocess import Fit
 from lensjax.data.source import Arrays, source_of_arrays
 from lensjax.ensemble import portable
-from lensjax.ensemble.stack import abstract_ensemble
 from lensjax.ensemble.step import StepOptions
 from lensjax.errors import UsageError, refuse
 from lensjax.members import read_ensemble
@@ -70,8 +69,7 @@ def export(options: ExportConfig) -> str:
             f"--size {size}: such cutouts show far more sky than the members see; cut out the "
             "middle first, and give the --size that is left"
         )
-    abstract = abstract_ensemble(members.infos, members.validations)
-    ensemble = read_ensemble(members, abstract)
+    ensemble = read_ensemble(members, members.ensemble)
     portable.save(options.output, ensemble, input_spec, options, bands)
     arcsec = "" if scale is None else f" of {scale:g} arcsec"
     return (

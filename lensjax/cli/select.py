@@ -15,7 +15,6 @@ from lensjax.cutouts import Cutouts
 from lensjax.data.catalog import DataOptions
 from lensjax.data.formats.tables import read_table
 from lensjax.ensemble.features import member_features
-from lensjax.ensemble.stack import abstract_ensemble
 from lensjax.errors import UsageError, refuse
 from lensjax.files import make_folder, replacing
 from lensjax.injection import (
@@ -179,8 +178,7 @@ def _record(
 
 def _told_apart(options: SelectConfig, real: str, members: Members, cutouts: Cutouts) -> Interval:
     """Returns the AUROC with which injected lenses are told from real ones."""
-    abstract = abstract_ensemble(members.infos, members.validations)
-    ensemble = read_ensemble(members, abstract)
+    ensemble = read_ensemble(members, members.ensemble)
     few = cutouts[: selection.MOST_TOLD_APART]
     sources = few.source(members.bands), inference.open_cutouts(real, members, options)
     ours, theirs = (

@@ -5,7 +5,11 @@ from collections.abc import Sequence
 
 from lensjax import config
 from lensjax.cluster import hosts
-from lensjax.training import SIMULATED, TrainConfig, announcement, make_plan, shrunk, train
+from lensjax.training import train
+from lensjax.training_config import SIMULATED, TrainConfig
+from lensjax.training_data import announcement
+from lensjax.training_plan import make_plan
+from lensjax.training_smoke import shrunk
 
 
 def main(argv: Sequence[str]) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 from lensjax.errors import UsageError
 from lensjax.runtime import one_ahead
 from lensjax.sky.artefacts import ARTEFACT_UNIFORMS, ARTEFACTS
+from lensjax.sky.kinds import KINDS, LENS, OF_DEFLECTOR, Sky
 from lensjax.sky.lenses import LENS_UNIFORMS, Lens, draw_lenses, pictures_first, take
 from lensjax.sky.render import Picture, render
-from lensjax.sky.scenes import KINDS, LENS, OF_DEFLECTOR, SCENE_UNIFORMS, Sky, draw_scenes
+from lensjax.sky.scenes import SCENE_UNIFORMS, draw_scenes
 from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import Observation, Survey, observation_uniforms, observe
 

@@ -21,7 +21,8 @@ from jax.scipy.special import erf
 from lensjax.sky.artefacts import with_artefact
 from lensjax.sky.lenses import map_pictures
 from lensjax.sky.lensing import add_lit, aligned, sersic_light, trace
-from lensjax.sky.scenes import Scene, Stars, Swirls
+from lensjax.sky.scenes import Scene
+from lensjax.sky.slots import Stars, Swirls
 from lensjax.sky.survey import Observation, Survey
 from lensjax.sky.visibility import smooth_noise, visibility
 

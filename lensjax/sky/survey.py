@@ -11,7 +11,7 @@ import numpy as np
 
 Bands = tuple[float, ...]
 
-# Share of each kind of non-lens, see `scenes.KINDS`. Chosen: what fools networks comes most often.
+# Share of each kind of non-lens, see `kinds.KINDS`. Chosen: what fools networks comes most often.
 LOOK_ALIKES = (
     ("unlensed", 0.24),
     ("satellites", 0.20),

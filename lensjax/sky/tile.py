@@ -17,23 +17,13 @@ from scipy.ndimage import correlate1d
 from lensjax.runtime import one_ahead
 from lensjax.sky.artefacts import ARTEFACT_UNIFORMS
 from lensjax.sky.draw import lens_systems, truth_of, uniforms
+from lensjax.sky.kinds import CENTRE_UNIFORMS, LENS, Centre, Sky, dark_centre, draw_centres
 from lensjax.sky.layout import Layout
 from lensjax.sky.lenses import pictures_first, put, take
 from lensjax.sky.lensing import Galaxies
 from lensjax.sky.population import lens_redshift, number_count_magnitude
 from lensjax.sky.render import Picture, pixel_weights, psf_gaussians, render
-from lensjax.sky.scenes import (
-    CENTRE_UNIFORMS,
-    FIELD_UNIFORMS,
-    LENS,
-    Centre,
-    Sky,
-    compose,
-    dark_centre,
-    draw_centres,
-    empty_field,
-    field,
-)
+from lensjax.sky.scenes import FIELD_UNIFORMS, compose, empty_field, field
 from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import Observation, Survey, observation_uniforms, observe
 

@@ -61,6 +61,9 @@ class Hyperparameters(Augmentation):
     what was learned is not forgotten; taken as the latter are."""
     replay_share: float = 0.8
     """Share of these in every batch."""
+    head_only: bool = False
+    """Learn the last layer alone, for a few hundred grades beside a replayed sky; it takes seconds,
+    and epochs and learning rates do not matter."""
     grow_from: str | None = None
     """Folder of a member of a narrower architecture, as vit_ti16 for vit_b16, that is widened to
     start from; what --start-from keeps is kept too."""

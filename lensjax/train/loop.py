@@ -23,6 +23,8 @@ from lensjax.errors import Interrupted, LensjaxError
 from lensjax.train import snapshots as on_disk
 from lensjax.train.config import Hyperparameters
 from lensjax.train.data import Labelled, on_devices, prefetched
+from lensjax.train.finish import as_member
+from lensjax.train.member_step import StepConfig, TrainBatch
 from lensjax.train.metric_logger import MetricLogger
 from lensjax.train.plan import abstract_members, groups_of_run
 from lensjax.train.replay import Replayed
@@ -30,7 +32,7 @@ from lensjax.train.schedule import active_scales, first_step_at_largest
 from lensjax.train.setup import TrainingData, TrainSetup, member_info, set_up, training_record
 from lensjax.train.snapshots import Snapshot, Snapshots
 from lensjax.train.state import BestEpoch, Run, TrainState
-from lensjax.train.step import StepConfig, TrainBatch, train_step, validation_logits
+from lensjax.train.step import train_step, validation_logits
 
 
 def train_members(
@@ -221,26 +223,11 @@ def _finish(
     index: int,
     seed: int,
     data: Labelled,
-    pixels: np.ndarray,
+    pixels: np.ndarray | None,
 ) -> Member:
-    """Returns a member at its best, with its calibration and metrics on the validation data, and
-    the statistics of their pixels."""
+    """Returns a member at its best."""
     if not np.isfinite(best.loss[index]):
         raise LensjaxError(f"{info.architecture}: no epoch ended with a finite validation loss")
     params, batch_stats = jax.tree.map(lambda leaf: leaf[index], best.weights)
-    label, logits = data.labels, best.logits[index]
-    slope, intercept = calibration.platt(logits, label)
-    probability = expit(slope * logits + intercept)
-    info = dataclasses.replace(
-        info,
-        training=info.training | {"seed": seed},
-        calibration={
-            "slope": slope,
-            "intercept": intercept,
-            "brier": float(np.mean((probability - label) ** 2)),
-        },
-        metrics=metrics.evaluate(probability, label).to_json(),
-    )
     state = state_of(nnx.merge(graph, params, batch_stats[-1]))  # of the member's own size
-    known = {"id": data.id, "label": label, "logit": logits}
-    return Member(info, state, known, pixels)
+    return as_member(info, state, best.logits[index], seed, data, pixels)

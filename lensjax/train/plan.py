@@ -39,15 +39,10 @@ from lensjax.memory import (
     memory_budget,
     parse_bytes,
 )
+from lensjax.train.member_step import ResolutionGroup, TrainBatch
 from lensjax.train.setup import TrainSetup
 from lensjax.train.state import TrainState
-from lensjax.train.step import (
-    ResolutionGroup,
-    TrainBatch,
-    add_group_gradient,
-    single_group_step,
-    train_step,
-)
+from lensjax.train.step import add_group_gradient, single_group_step, train_step
 
 # Batch normalisation by the statistics of fewer cutouts is mostly noise.
 SMALLEST_MICRO_BATCH = 4

@@ -24,10 +24,10 @@ from lensjax.train.config import Hyperparameters
 from lensjax.train.data import Labelled, transforms_at
 from lensjax.train.finetune import frozen_names, hashes, layerwise, origins, starts
 from lensjax.train.losses import binary_loss
+from lensjax.train.member_step import StepConfig
 from lensjax.train.schedule import adamw, scale_sets
 from lensjax.train.simulated import Simulated
 from lensjax.train.state import Average, TrainState
-from lensjax.train.step import StepConfig
 
 TrainingData = Labelled | Simulated
 

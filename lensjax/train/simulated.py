@@ -12,7 +12,7 @@ from lensjax.data.brightness import measure
 from lensjax.data.on_device import ImageSpec, Transform
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.sky.draw import Assignment, assign, draw, simulate
-from lensjax.sky.scenes import LENS
+from lensjax.sky.kinds import LENS
 from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import Survey
 from lensjax.train.data import (

@@ -9,35 +9,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from flax import nnx
 from scipy.special import expit
 
 from lensjax import metrics
-from lensjax.data.on_device import seen
 from lensjax.ensemble import calibration, checkpoint
 from lensjax.ensemble.checkpoint import Member
 from lensjax.intervals import Interval
 from lensjax.train.data import Labelled
+from lensjax.train.head import features_of, logits_of
 from lensjax.train.replay import Replayed
 
 BETTER, WORSE, OPEN, UNKNOWN = "better", "worse", "not shown to be better", "not known"
 # What decides, and whether more is better. TPR10 is shown, too: it takes many others to say much.
 DECIDES = {"auroc": 1, "log_loss": -1}
-AT_ONCE = 64
 
 
 def judged(member: Member, start: Path, validation: Replayed) -> Member:
-    """Returns a member with its verdict, as `verdict` has it, against the member in `start`."""
+    """Returns a member with its verdict, as `verdict` has it, against the member in `start`: both
+    are calibrated on the same grades, so that what was learned is judged and not the calibration.
+    """
     assert member.validation is not None
-    held = validation.take(np.arange(validation.graded))
-    before = checkpoint.read_info(start).calibration
     found = verdict(
-        expit(before["slope"] * logits_of(start, held) + before["intercept"]),
+        calibrated(logits_before(start, validation), validation),
         calibrated(member.validation["logit"], validation),
-        held.labels,
-        held.group,
+        validation.labels[: validation.graded],
+        validation.group[: validation.graded],
     )
     return dataclasses.replace(member, info=dataclasses.replace(member.info, verdict=found))
 
@@ -80,21 +77,12 @@ def sentence(found: Mapping[str, Any]) -> str:
     )
 
 
-def logits_of(folder: Path, data: Labelled) -> np.ndarray:
-    """Returns the logits (n,) float64 that the member in `folder` gives cutouts on its grid, which
-    it sees by its own normalisation; dropout is off."""
-    member = checkpoint.load_member(folder)
+def logits_before(start: Path, data: Labelled) -> np.ndarray:
+    """Returns the logits (n,) float64 that the member in `start` gives cutouts on its grid, by its
+    own normalisation and without dropout."""
+    member = checkpoint.load_member(start)
     transform = dataclasses.replace(data.transform, preprocessing=member.info.preprocessing)
-    model = member.info.abstract_model()
-    network = nnx.merge(nnx.graphdef(model), checkpoint.nnx_state(model, member.state))
-
-    @jax.jit
-    def logits(images: np.ndarray, brightness: np.ndarray) -> jax.Array:
-        return network(seen(transform, images, brightness))
-
-    batches = data.in_order(min(AT_ONCE, len(data)))
-    parts = [np.asarray(logits(batch["images"], batch["brightness"])) for batch in batches]
-    return np.concatenate(parts)[: len(data)].astype(np.float64)
+    return logits_of(member.state, features_of(member, transform, data))
 
 
 def calibrated(logits: np.ndarray, validation: Replayed) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lensjax import config, demonstration, inference, training
+from lensjax import config, demonstration, inference, training_plan, training_smoke
 from lensjax.cli import infer, train
 from lensjax.data import pipeline
 from lensjax.data.bands import Wanted
@@ -18,7 +18,7 @@ from lensjax.ensemble import plan as ensemble_plan
 from lensjax.memory import Footprint
 from lensjax.simulation import SimulateConfig
 from lensjax.train import plan as train_plan
-from lensjax.training import TrainConfig
+from lensjax.training_config import TrainConfig
 from tests import networks
 from tests.cli.conftest import PREPROCESSING
 from tests.ensemble.members import random_member
@@ -69,7 +69,7 @@ def test_it_runs_in_small(run, path, members_in_small, tmp_path, tmp_path_factor
     monkeypatch.setattr(
         demonstration, "SMOKE_SKY", SimulateConfig(count=40, size=32, test_fraction=1.0)
     )
-    monkeypatch.setattr(training, "SMOKE_SKY", SimulateConfig(count=80, size=32))
+    monkeypatch.setattr(training_smoke, "SMOKE_SKY", SimulateConfig(count=80, size=32))
     command = command_of(path)
     main = {"infer": infer.main, "train": train.main}[command]
     options = small.UNCHANGED if command == "train" else ("--checkpoints", members_in_small)
@@ -96,7 +96,7 @@ def lowered(monkeypatch) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", OF_TRAINING, ids=name)
 def test_its_training_step_is_a_program(run, path, tmp_path, lowered, monkeypatch):
-    monkeypatch.setattr(training, "steps_per_second", lambda *_: 1.0)
+    monkeypatch.setattr(training_plan, "steps_per_second", lambda *_: 1.0)
     options = config.parse(TrainConfig, ["--config", str(path)], description="")
     data = ("--data", options.data if options.data == train.SIMULATED else "None")
     scales = ("--scales", options.scales or "64")

@@ -10,8 +10,10 @@ from huggingface_hub import constants
 from safetensors.numpy import save_file
 
 from lensjax.cli import import_weights, infer
+from lensjax.cutouts import Cutouts
+from lensjax.data.pixel_statistics import STATISTICS
 from lensjax.ensemble import checkpoint
-from tests import networks
+from tests import networks, pixels
 from tests.models.drawn_weights import images, state_dict
 
 
@@ -120,6 +122,26 @@ def test_a_member_is_made_compact_and_stays_what_it_is(run, members, tmp_path):
             info["notes"] == "Seen *working*."
             and info["notes"] in (folder / "README.md").read_text()
         )
+
+
+def test_a_member_gets_to_know_the_pixels_of_cutouts_like_those_that_calibrated_it(
+    run, members, images, tmp_path
+):
+    """Of those that it was validated on, where some of them are there."""
+    label = np.arange(len(images)) % 2
+    by_hand = [[pixels.statistics(image)[name] for name in STATISTICS] for image in images]
+    # The member was validated on what is called 0 to 199.
+    for name, first, count in (("some", 190, 10), ("others", 200, len(images))):
+        ids = first + np.arange(len(images))
+        data = Cutouts(images, ("g", "r", "i"), 0.2, {"id": ids, "label": label})
+        path, output = data.save(tmp_path / f"{name}.npz"), tmp_path / name
+        command = ("--weights", members / "vit_s16" / "0", "--output", output)
+        with networks.small():
+            ended = run(import_weights.main, *command, "--calibrated-on", path)
+            assert ended.status == 0, ended
+            found = checkpoint.load_member(output / "vit_s16" / "0").pixels
+        assert f"it knows the pixels of {count} cutouts" in ended.out
+        np.testing.assert_allclose(found, by_hand[:count], rtol=1e-5, atol=1e-6)
 
 
 def test_wrong_use_is_one_clear_line(run, weights, tmp_path):

@@ -46,8 +46,8 @@ def written(
         preprocessings=(Preprocessing.unnormalised(("g", "r", "i"), 64, 0.2, "asinh", 2.0),),
     )
     options = inference.InferenceConfig(output=folder / "results")
-    members = inference.Members({}, infos, {}, (), ())
-    return outcome.write(options, members, ensemble, source, predictions, {})
+    members = SimpleNamespace(infos=infos, validations={}, pixels=None, ensemble=ensemble)
+    return outcome.write(options, members, source, predictions, {})
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lensjax import runtime, training
+from lensjax import runtime, training, training_data
 from lensjax.cli import train
 from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
@@ -205,7 +205,7 @@ def test_the_sky_is_seen_as_by_what_training_starts_from(run, start, tmp_path, m
         found.append(preprocessing)
         raise LensjaxError("far enough")
 
-    monkeypatch.setattr(training, "simulated", stop)
+    monkeypatch.setattr(training_data, "simulated", stop)
     ended = run(train.main, *TINY, "--start-from", start, "--output", tmp_path)
     assert "far enough" in ended.error and "at 24 pixels" in ended.out, ended
     assert found == [Preprocessing.unnormalised(("g", "r", "i"), 24, 0.3, "log", 1.5)]

@@ -20,11 +20,12 @@ from lensjax.data.preprocess import geometry
 from lensjax.ensemble import checkpoint, sharding
 from lensjax.errors import UsageError
 from lensjax.train.config import Hyperparameters
+from lensjax.train.member_step import ResolutionGroup
 from lensjax.train.plan import abstract_batch, abstract_members
 from lensjax.train.setup import TrainSetup, set_up
 from lensjax.train.snapshots import Snapshot, Snapshots
 from lensjax.train.state import TrainState
-from lensjax.train.step import ResolutionGroup, single_group_step, validation_logits
+from lensjax.train.step import single_group_step, validation_logits
 from tests import processes
 from tests.cluster import test_hosts as several
 from tests.cluster.test_hosts import WIDE

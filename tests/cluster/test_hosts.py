@@ -28,9 +28,10 @@ from lensjax.ensemble import checkpoint, sharding
 from lensjax.errors import UsageError
 from lensjax.models import registry
 from lensjax.train.config import Hyperparameters
+from lensjax.train.member_step import ResolutionGroup
 from lensjax.train.plan import abstract_batch, abstract_members
 from lensjax.train.setup import set_up
-from lensjax.train.step import ResolutionGroup, single_group_step
+from lensjax.train.step import single_group_step
 from tests import networks, processes
 from tests.networks import Convolutional
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from lensjax.errors import UsageError
 from lensjax.sky import draw
 from lensjax.sky.draw import simulate
-from lensjax.sky.scenes import KINDS
+from lensjax.sky.kinds import KINDS
 from lensjax.sky.stamps import Stamps
 from lensjax.sky.survey import DECAM, GROUND, observation_uniforms, observe
 

@@ -11,7 +11,7 @@ from scipy.integrate import dblquad
 
 from lensjax.sky import render
 from lensjax.sky.lenses import pictures_first
-from lensjax.sky.scenes import Stars
+from lensjax.sky.slots import Stars
 from lensjax.sky.survey import DECAM, observation_uniforms, observe
 
 SMALL = replace(DECAM, name="small", size=32)

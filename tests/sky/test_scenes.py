@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from lensjax.sky import lenses, scenes
+from lensjax.sky import kinds, lenses, scenes
 from lensjax.sky.survey import DECAM, SURVEYS, observation_uniforms, observe
 
 COUNT = 48
@@ -17,10 +17,10 @@ def uniforms(count, numbers, seed):
 @pytest.fixture(scope="module")
 def made():
     """Lenses, and the centres of every kind made of them."""
-    sky = scenes.Sky(DECAM, observe(uniforms(observation_uniforms(DECAM), COUNT, 7), DECAM))
+    sky = kinds.Sky(DECAM, observe(uniforms(observation_uniforms(DECAM), COUNT, 7), DECAM))
     drawn = lenses.draw_lenses(uniforms(lenses.LENS_UNIFORMS, COUNT, 5), DECAM, sky.observation)
-    own = uniforms(scenes.CENTRE_UNIFORMS, COUNT, 6)
-    return drawn, {kind: build(own, drawn, sky) for kind, build in scenes.KINDS.items()}
+    own = uniforms(kinds.CENTRE_UNIFORMS, COUNT, 6)
+    return drawn, {kind: build(own, drawn, sky) for kind, build in kinds.KINDS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def total_light(centre):
     return sum(lit) + (0.0 if centre.star_flux is None else centre.star_flux)
 
 
-@pytest.mark.parametrize("kind", scenes.KINDS)
+@pytest.mark.parametrize("kind", kinds.KINDS)
 def test_every_kind_is_made_of_light(centres, kind):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(centres[kind]))
     assert (total_light(centres[kind]) > 0).all()
@@ -44,12 +44,12 @@ def test_every_kind_is_made_of_light(centres, kind):
 
 def test_a_scene_holds_the_centre_and_the_field_with_dark_slots_last(made):
     lens, centres = made
-    kinds = np.tile(np.arange(len(scenes.KINDS)), COUNT)[:COUNT]
-    names = np.array(list(scenes.KINDS))[kinds]
-    sky = scenes.Sky(DECAM, observe(uniforms(observation_uniforms(DECAM), COUNT, 7), DECAM))
+    kind = np.tile(np.arange(len(kinds.KINDS)), COUNT)[:COUNT]
+    names = np.array(list(kinds.KINDS))[kind]
+    sky = kinds.Sky(DECAM, observe(uniforms(observation_uniforms(DECAM), COUNT, 7), DECAM))
     uniform = uniforms(scenes.SCENE_UNIFORMS, COUNT, 6)
-    lensed = np.flatnonzero(np.isin(names, scenes.OF_DEFLECTOR))
-    scene = scenes.draw_scenes(uniform, kinds, lenses.take(lens, lensed), lensed, sky)
+    lensed = np.flatnonzero(np.isin(names, kinds.OF_DEFLECTOR))
+    scene = scenes.draw_scenes(uniform, kind, lenses.take(lens, lensed), lensed, sky)
     np.testing.assert_array_equal(scene.mass.theta_E > 0, names == "lens")
     np.testing.assert_array_equal(scene.stars.flux[0, 0] > 0, names == "star")
     np.testing.assert_array_equal(scene.source.flux[0, 0] > 0, np.isin(names, ["lens", "unlensed"]))
@@ -83,13 +83,13 @@ def test_satellites_are_two_to_four(centres):
 def test_every_share_is_of_a_kind_and_they_add_up():
     for survey in SURVEYS.values():
         assert sum(share for _, share in survey.shares) == pytest.approx(1)
-        assert {kind for kind, _ in survey.shares} < set(scenes.KINDS)
+        assert {kind for kind, _ in survey.shares} < set(kinds.KINDS)
 
 
 def test_field_is_strewn_over_the_cutout():
     seen = observe(np.full((observation_uniforms(DECAM), COUNT), 0.5), DECAM)
     uniform = uniforms(scenes.FIELD_UNIFORMS, COUNT, 1)
-    galaxies, stars = scenes.field(uniform, np.full(COUNT, 0.5), scenes.Sky(DECAM, seen))
+    galaxies, stars = scenes.field(uniform, np.full(COUNT, 0.5), kinds.Sky(DECAM, seen))
     half = DECAM.size * DECAM.pixel_scale / 2
     for slots in (galaxies, stars):
         assert (slots.flux >= 0).all()

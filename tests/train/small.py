@@ -17,9 +17,9 @@ from lensjax.models.vit import VisionTransformer
 from lensjax.train.augment import Augmentation
 from lensjax.train.data import transforms_at
 from lensjax.train.losses import binary_loss
+from lensjax.train.member_step import StepConfig
 from lensjax.train.setup import initial_state
 from lensjax.train.state import TrainState
-from lensjax.train.step import StepConfig
 
 BATCH, SIZES, WEIGHT, MEMBERS = 4, (16, 32, 48), 0.7, 2
 MESH = sharding.mesh_of(jax.devices()[:1])

@@ -13,7 +13,8 @@ from lensjax.data.on_device import Transform, seen
 from lensjax.data.preprocess import Geometry, Preprocessing
 from lensjax.train import augment
 from lensjax.train.augment import Augmentation
-from lensjax.train.step import ResolutionGroup, TrainBatch, train_step
+from lensjax.train.member_step import ResolutionGroup, TrainBatch
+from lensjax.train.step import train_step
 from tests.networks import Convolutional
 from tests.train.small import config_and_state
 

@@ -15,6 +15,7 @@ from lensjax.data.on_device import ImageSpec
 from lensjax.errors import UsageError
 from lensjax.memory import Footprint
 from lensjax.train import plan as planning
+from lensjax.train.member_step import ResolutionGroup
 from lensjax.train.plan import (
     GroupPlan,
     TrainingPlan,
@@ -25,7 +26,6 @@ from lensjax.train.plan import (
     recorded_groups,
 )
 from lensjax.train.setup import TrainSetup
-from lensjax.train.step import ResolutionGroup
 from tests.networks import Convolutional
 from tests.train.small import BATCH, MEMBERS, MESH, UNCHANGED, config_and_state
 

@@ -21,16 +21,16 @@ from lensjax.errors import UsageError
 from lensjax.train.config import Hyperparameters
 from lensjax.train.data import Labelled, prefetched, read_labelled
 from lensjax.train.losses import binary_loss
+from lensjax.train.member_step import ResolutionGroup, TrainBatch, example_losses, group_gradient
 from lensjax.train.replay import Replayed, replayed
 from lensjax.train.setup import example_weights
-from lensjax.train.step import ResolutionGroup, TrainBatch, example_losses, group_gradient
 from lensjax.train.verdict import (
     BETTER,
     OPEN,
     UNKNOWN,
     WORSE,
     calibrated,
-    logits_of,
+    logits_before,
     sentence,
     verdict,
 )
@@ -234,7 +234,7 @@ def test_the_member_before_is_the_one_that_scores(tmp_path):
     sky = read_labelled(known.source(), other, "auto")
     _, held = replayed(graded, sky, 0.8, 0.5, other)
     ours = held.take(np.arange(held.graded))
-    found = logits_of(folder, ours)
+    found = logits_before(folder, ours)
     scores, _ = load_ensemble(tmp_path, mc_samples=1).score(cutouts)
     expected = {str(row["id"]): row["logit"] for row in scores}
     np.testing.assert_allclose(found, [expected[name] for name in ours.id], atol=2e-4)

@@ -8,10 +8,11 @@ from jax import monitoring
 from jax.flatten_util import ravel_pytree
 
 from lensjax.data.brightness import measure
-from lensjax.train import step as steps
+from lensjax.train import member_step
 from lensjax.train.losses import consistency
+from lensjax.train.member_step import ResolutionGroup, TrainBatch
 from lensjax.train.state import TrainState
-from lensjax.train.step import ResolutionGroup, TrainBatch, train_step
+from lensjax.train.step import train_step
 from tests.networks import Convolutional
 from tests.train.small import BATCH, MEMBERS, TRANSFORM, WEIGHT, config_and_state, transformer
 
@@ -82,13 +83,13 @@ def test_the_whole_loss_is_what_it_says(batch):
 
     @jax.jit
     def defined(own, weight, member_key):
-        shown, key = steps.augment_batch(
+        shown, key = member_step.augment_batch(
             config, own.step, batch._replace(weight=weight), member_key
         )
 
         def loss(params):
             given = config, ResolutionGroup((0, 1, 2)), own._replace(params=params), shown, key
-            logits, statistics = steps.forward(*given)
+            logits, statistics = member_step.forward(*given)
             logits = logits.T
             entropies = jnp.stack(
                 [(weight * config.loss(each, batch.label)).mean() for each in logits]

@@ -18,14 +18,8 @@ from lensjax.errors import UsageError
 from lensjax.train import teachers
 from lensjax.train.config import Hyperparameters
 from lensjax.train.losses import distillation_loss
-from lensjax.train.step import (
-    ResolutionGroup,
-    StepConfig,
-    TrainBatch,
-    augment_batch,
-    shown,
-    train_step,
-)
+from lensjax.train.member_step import ResolutionGroup, StepConfig, TrainBatch, augment_batch, shown
+from lensjax.train.step import train_step
 from lensjax.train.teachers import transform_of
 from tests.ensemble.members import PREPROCESSING, random_member
 from tests.train.small import BATCH, MEMBERS, MESH, TRANSFORM, config_and_state, transformer

@@ -1,0 +1,109 @@
+"""The last layer that learns alone, against scikit-learn, repeated cutouts and scoring."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from lensjax.api import load_ensemble
+from lensjax.cutouts import Cutouts
+from lensjax.data.preprocess import Preprocessing
+from lensjax.ensemble import checkpoint
+from lensjax.errors import UsageError
+from lensjax.train import head
+from lensjax.train.head import BIAS, KERNEL, learned
+from lensjax.training import train
+from lensjax.training_config import TrainConfig
+from tests.ensemble.members import random_member
+
+SEEN = Preprocessing(("g", "r"), 32, 0.2, "asinh", 2.0, (0.1, 0.2), (1.0, 2.0))
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, np.ndarray]:
+    """Features, labels that three of them tell, the logits of a layer that knows nothing, weights
+    and groups."""
+    rng = np.random.default_rng(3)
+    features = rng.normal(size=(200, 8))
+    labels = (features[:, :3].sum(1) + rng.normal(size=200) > 1).astype(float)
+    weights = rng.uniform(0.2, 1, 200)
+    groups = np.array([f"group {number}" for number in range(200)])
+    return dict(
+        features=features, logits=np.zeros(200), labels=labels, weights=weights, groups=groups
+    )
+
+
+@pytest.mark.parametrize("penalty", [1.0, 30.0])
+def test_from_a_layer_of_zeros_it_is_a_ridge_regression(monkeypatch, drawn, penalty):
+    monkeypatch.setattr(head, "PENALTIES", (penalty,))
+    found = learned(**drawn)
+    weights = drawn["weights"] / drawn["weights"].mean()
+    other = LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=1000)
+    other.fit(drawn["features"], drawn["labels"], weights)
+    np.testing.assert_allclose(found.weights, other.coef_[0], atol=2e-4)
+    assert found.bias == pytest.approx(other.intercept_[0], abs=2e-4)
+
+
+def test_a_cutout_of_twice_the_weight_is_as_two(monkeypatch, drawn):
+    monkeypatch.setattr(head, "PENALTIES", (10.0,))
+    twice = np.where(np.arange(200) < 50, 2.0, 1.0)
+    rows = np.r_[:200, :50]
+    # A mean weight of one, whatever the weights: so is the penalty that of as many cutouts.
+    repeated = {name: values[rows] for name, values in drawn.items()} | {"weights": np.ones(250)}
+    monkeypatch.setattr(head, "PENALTIES", (10.0,))
+    of_two = learned(**repeated)
+    monkeypatch.setattr(head, "PENALTIES", (8.0,))
+    of_weight = learned(**drawn | {"weights": twice})
+    np.testing.assert_allclose(of_weight.weights, of_two.weights, atol=1e-4)
+
+
+def test_features_that_say_nothing_change_little(drawn):
+    rng = np.random.default_rng(5)
+    noise = drawn | {"features": rng.normal(size=(200, 8)), "logits": 4 * drawn["labels"] - 2}
+    knows, told = learned(**drawn), learned(**noise)
+    assert np.abs(told.weights).max() < 0.1 * np.abs(knows.weights[:3]).min()
+    assert np.abs(knows.weights[3:]).max() < 0.5 * knows.weights[:3].min()
+
+
+def cutouts(count: int, seed: int) -> Cutouts:
+    rng = np.random.default_rng(seed)
+    images = rng.normal(5.0, 2.0, (count, 32, 32, 2)).astype(np.float32)
+    labels = np.arange(count) % 2
+    images[labels == 1, 10:22, 10:22] += 20.0
+    table = {"label": labels, "id": [f"{seed}-{row}" for row in range(count)]}
+    return Cutouts(images, ("g", "r"), 0.2, table)
+
+
+def test_a_member_learns_its_last_layer_and_nothing_else(tmp_path):
+    start = tmp_path / "first" / "vit_s16" / "0"
+    checkpoint.save_member(start, random_member("vit_s16", 0, SEEN))
+    for seed, name in enumerate(("graded", "known")):
+        cutouts(60, seed).save(tmp_path / f"{name}.npz")
+    options = TrainConfig(
+        arch="vit_s16",
+        data=str(tmp_path / "graded.npz"),
+        replay=str(tmp_path / "known.npz"),
+        start_from=str(tmp_path / "first"),
+        output=tmp_path / "members",
+        validation_fraction=0.4,
+        head_only=True,
+    )
+    (trained,) = train(options)
+    before, after = checkpoint.load_member(start), checkpoint.load_member(trained.folder)
+    changed = {n for n, v in after.state.items() if not np.array_equal(v, before.state[n])}
+    assert changed == {KERNEL, BIAS}
+    # What validation says of it is what scoring says.
+    own = after.info.calibration
+    logits = own["slope"] * after.validation["logit"] + own["intercept"]
+    known = dict(zip(map(str, after.validation["id"]), logits, strict=True))
+    scores, _ = load_ensemble(tmp_path / "members", mc_samples=1).score(tmp_path / "graded.npz")
+    found = {str(row["id"]): row["logit"] for row in scores if str(row["id"]) in known}
+    assert len(found) > 10
+    np.testing.assert_allclose(list(found.values()), [known[n] for n in found], atol=2e-3)
+    assert trained.info.verdict["after"]["auroc"] > trained.info.verdict["before"]["auroc"]
+    (again,) = train(options)
+    assert not again.is_new
+
+    with pytest.raises(UsageError, match="--head-only learns from graded cutouts: give --replay"):
+        list(train(dataclasses.replace(options, replay=None)))
