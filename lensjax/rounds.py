@@ -63,13 +63,14 @@ class RoundConfig(AskOptions):
     """Grades that there are already, as a page exports them: they count in every round, and their
     cutouts are not asked for."""
     validation_fraction: float = 0.3
-    """Fraction of the graded cutouts held back, by which members are called better or not."""
+    """Fraction of the graded cutouts held back, by which members are called better or not, where
+    all layers learn; where the last does, each is held back once."""
     replay_share: float = TrainConfig.replay_share
     """Share of the replayed sky in every batch."""
     head_only: bool = True
-    """Learn the last layer alone; --no-head-only: all layers, for some thousand grades."""
+    """Teach the last layer alone; --no-head-only: all layers, for some thousand grades."""
     epochs: float = 5.0
-    """How often each graded cutout is learned, where all layers learn."""
+    """How often each graded cutout is learned, where all layers are."""
     learning_rate: float = 2e-4
     """Peak of the learning rate."""
     layer_decay: float = 0.75

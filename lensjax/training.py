@@ -91,9 +91,8 @@ def _team(
     seeds = _seeds_of_run(folder / "runs", wanted, missing) if options.resume else missing
     run = folder / "runs" / "-".join(map(str, seeds))
     if options.head_only:
-        assert isinstance(training, Replayed) and isinstance(validation, Replayed)
-        of_seeds = ((folders[seed % len(folders)], new, seed) for seed in seeds)
-        members = [learn_head(*each, training, validation) for each in of_seeds]
+        assert isinstance(training, Replayed)
+        members = [learn_head(folders[s % len(folders)], new, s, training) for s in seeds]
     else:
         members = train_members(
             *(training, validation, architecture, hyperparameters, seeds, run),

@@ -16,7 +16,7 @@ from lensjax.errors import UsageError, refuse
 from lensjax.simulation import SimulateConfig, sources_of, survey_of
 from lensjax.train import finetune
 from lensjax.train.data import Labelled, read_labelled, split
-from lensjax.train.replay import Replayed, replayed
+from lensjax.train.replay import Replayed, replayed, together
 from lensjax.train.setup import TrainingData
 from lensjax.train.simulated import Simulated, Sky, simulated
 from lensjax.training_config import SIMULATED, TrainConfig
@@ -87,6 +87,10 @@ def _replayed(options: TrainConfig, sky: str) -> tuple[Replayed, Replayed, str]:
         return found, f"{len(source) - len(found)} {LEFT_OUT}"
 
     (graded, not_graded), (known, not_known) = read(options, str(options.data)), read(of_sky, sky)
+    if options.head_only:
+        both = together(graded, known, options.replay_share, preprocessing)
+        counts = f"{both.graded} graded cutouts, each held back once; {not_graded}"
+        return both, both, counts
     training, validation = replayed(
         graded, known, options.replay_share, options.validation_fraction, preprocessing
     )

@@ -6,6 +6,7 @@ arXiv:2202.10054), and this takes seconds.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,9 +30,28 @@ KERNEL, BIAS = "head.linear.kernel", "head.linear.bias"
 # Nats per squared change of a weight, for features of unit spread: from next to no restraint to
 # next to no change.
 PENALTIES = (1.0, 10.0, 100.0, 1e3, 1e4)
-OF_SKY = 1000
-"""Cutouts of the replayed sky that say how far features spread."""
+OF_BIAS = 1e-3  # keeps it finite where all grades are alike
 AT_ONCE = 64
+
+
+class Grades(NamedTuple):
+    """Graded cutouts: `features` (n, feature) of about unit spread, the `logits` (n,) that the last
+    layer gave, `labels` (n,) 0 or 1, by what `weights` (n,) they count, and their `groups` (n,)."""
+
+    features: Array
+    logits: Array
+    labels: Array
+    weights: Array
+    groups: np.ndarray
+
+    def take(self, rows: np.ndarray) -> "Grades":
+        """Returns some of them."""
+        return Grades(*(values[rows] for values in self))
+
+    def folds(self) -> Iterator[np.ndarray]:
+        """Yields which rows (n,) bool to hold back: all once, whole groups at a time."""
+        fold = np.unique(self.groups, return_inverse=True)[1] % calibration.FOLDS
+        yield from (fold == number for number in np.unique(fold))
 
 
 class Change(NamedTuple):
@@ -40,34 +60,37 @@ class Change(NamedTuple):
     weights: Array
     bias: float
 
+    def of_logits(self, features: Array) -> Array:
+        """Returns what is added to the logits (n,) of features (n, feature)."""
+        return np.asarray(features @ self.weights + self.bias)
 
-def learn_head(
-    start: Path, info: MemberInfo, seed: int, training: Replayed, validation: Replayed
-) -> Member:
-    """Returns the member in `start` with a last layer that has learned from the graded cutouts of
-    `training`. The replayed sky says how far features spread, and calibrates the member together
-    with the grades that are held back. `info` is what is known of the member before."""
-    held = checkpoint.load_member(start)
-    held = dataclasses.replace(held, info=info)
-    graded, count = training.graded, len(training)
-    of_sky = np.unique(np.linspace(graded, count - 1, OF_SKY, dtype=int))
-    sky = features_of(held, training.transform, training.take(of_sky))
+
+def learn_head(start: Path, info: MemberInfo, seed: int, data: Replayed) -> Member:
+    """Returns the member in `start` with a last layer that has learned from all graded cutouts of
+    `data`. `info` is what is known of the member before.
+
+    The sky is not learned: it says how far features spread, and calibrates the member together with
+    the grades. Each of these validates what was learned from others.
+    """
+    held = dataclasses.replace(checkpoint.load_member(start), info=info)
+    features = features_of(held, data.transform, data)
+    before, sky = logits_of(held.state, features), features[data.graded :]
     centre, spread = sky.mean(axis=0), sky.std(axis=0)
     spread[spread == 0] = np.inf
-    seen_graded = training.take(np.arange(graded))
-    found = features_of(held, training.transform, seen_graded)
-    change = learned(
-        (found - centre) / spread,
-        logits_of(held.state, found),
-        *(seen_graded.labels, seen_graded.weights, seen_graded.group),
-    )
+    features = (features - centre) / spread
+    of_cutouts = (features, before, data.labels, data.weights, data.group)
+    grades = Grades(*(values[: data.graded] for values in of_cutouts))
+    change = learned(grades)
+    logits = before + change.of_logits(features)
+    for own in grades.folds():
+        others = learned(grades.take(~own))
+        logits[: data.graded][own] = (before + others.of_logits(features))[: data.graded][own]
     added = change.weights / spread
     state = held.state | {
         KERNEL: (held.state[KERNEL] + added[:, None]).astype(np.float32),
         BIAS: (held.state[BIAS] + change.bias - centre @ added).astype(np.float32),
     }
-    logits = logits_of(state, features_of(held, validation.transform, validation))
-    return as_member(info, state, logits, seed, validation, validation.pixel_statistics())
+    return as_member(info, state, logits, seed, data, data.pixel_statistics())
 
 
 def features_of(member: Member, transform: Transform, data: Labelled) -> Array:
@@ -91,37 +114,38 @@ def logits_of(state: State, features: Array) -> Array:
     return np.asarray(features @ state[KERNEL][:, 0] + state[BIAS][0], np.float64)
 
 
-def learned(features: Array, logits: Array, labels: Array, weights: Array, groups: Array) -> Change:
-    """Returns the change of a last layer for features (n, feature) of about unit spread.
+def learned(grades: Grades) -> Change:
+    """Returns the change of a last layer that is the likeliest after the grades.
 
-    Maximum a posteriori: `logits` (n,) are what the layer gave, labels (n,) are 0 or 1 and count by
-    their weights (n,), relative to their mean, and the change of each weight has a Gaussian prior
-    around 0. Its width is the one of PENALTIES by which grades that are left out, whole groups at a
-    time, are told best.
+    Labels count by their weights, relative to the mean of these, and each weight of the layer has a
+    Gaussian prior around what it was. Its width is the one of PENALTIES by which grades that are
+    held back are told best.
     """
-    weights = weights / weights.mean()
-    fold = np.unique(groups, return_inverse=True)[1] % calibration.FOLDS
+    grades = grades._replace(weights=grades.weights / grades.weights.mean())
 
-    def loss_left_out(penalty: float) -> float:
-        losses = 0.0
-        for own in (fold == number for number in np.unique(fold)):
-            change = _fitted(features[~own], logits[~own], labels[~own], weights[~own], penalty)
-            there = logits[own] + features[own] @ change.weights + change.bias
-            losses += float(weights[own] @ calibration.object_loss(there, labels[own]))
-        return losses
+    def loss_held_back(penalty: float) -> float:
+        return sum(
+            _loss(grades.take(own), _fitted(grades.take(~own), penalty)) for own in grades.folds()
+        )
 
-    return _fitted(features, logits, labels, weights, min(reversed(PENALTIES), key=loss_left_out))
+    # The firmest of equals.
+    return _fitted(grades, min(reversed(PENALTIES), key=loss_held_back))
 
 
-def _fitted(
-    features: Array, logits: Array, labels: Array, weights: Array, penalty: float
-) -> Change:
-    def loss(change: Array) -> tuple[float, Array]:
-        there = logits + features @ change[:-1] + change[-1]
-        pull = weights * (expit(there) - labels)
-        value = weights @ calibration.object_loss(there, labels)
-        value += penalty * np.square(change[:-1]).sum() / 2
-        return value, np.append(features.T @ pull + penalty * change[:-1], pull.sum())
+def _loss(grades: Grades, change: Change) -> float:
+    logits = grades.logits + change.of_logits(grades.features)
+    return float(grades.weights @ calibration.object_loss(logits, grades.labels))
 
-    found = minimize(loss, np.zeros(features.shape[1] + 1), jac=True, method="L-BFGS-B").x
+
+def _fitted(grades: Grades, penalty: float) -> Change:
+    penalties = np.append(np.full(grades.features.shape[1], penalty), OF_BIAS)
+
+    def loss(values: Array) -> tuple[float, Array]:
+        change = Change(values[:-1], float(values[-1]))
+        logits = grades.logits + change.of_logits(grades.features)
+        pull = grades.weights * (expit(logits) - grades.labels)
+        gradient = np.append(grades.features.T @ pull, pull.sum()) + penalties * values
+        return _loss(grades, change) + float(penalties @ values**2) / 2, gradient
+
+    found = minimize(loss, np.zeros(len(penalties)), jac=True, method="L-BFGS-B").x
     return Change(found[:-1], float(found[-1]))

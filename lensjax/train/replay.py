@@ -73,31 +73,31 @@ class Replayed(Labelled):
 def replayed(
     graded: Labelled, sky: Labelled, share: float, fraction: float, preprocessing: Preprocessing
 ) -> tuple[Replayed, Replayed]:
-    """Returns the training and the validation part of both, whole groups in either, as members of
-    this preprocessing see them; `fraction` of either validates.
-
-    The sky needs lenses and non-lenses in both parts; what was graded may lack either. Raises
-    UsageError where a part has none.
-    """
+    """Returns the training and the validation part of both, whole groups in either, as `together`
+    mixes them; `fraction` of either validates. Raises UsageError where a part has none."""
     of_graded, of_sky = sides(graded, fraction), sides(sky, fraction)
-    for name, part, replay in zip(("training", "validation"), of_graded, of_sky, strict=True):
+    for name, part in zip(("training", "validation"), of_graded, strict=True):
         if not len(part):
             raise UsageError(
                 f"none of the {len(graded)} graded cutouts are for {name}: change "
                 "--validation-fraction, or grade more"
             )
-        check_classes(f"replayed {name}", replay.labels)
-    exact = Fraction(share).limit_denominator(1000)
     training, validation = (
-        _joined(part.observed(), replay.observed(), exact, preprocessing)
+        together(part, replay, share, preprocessing)
         for part, replay in zip(of_graded, of_sky, strict=True)
     )
     return training, validation
 
 
-def _joined(
-    graded: Labelled, sky: Labelled, share: Fraction, preprocessing: Preprocessing
+def together(
+    graded: Labelled, sky: Labelled, share: float, preprocessing: Preprocessing
 ) -> Replayed:
+    """Returns graded cutouts mixed with those of a sky, as members of this preprocessing see them.
+
+    The sky needs lenses and non-lenses; what was graded may lack either. Raises UsageError.
+    """
+    check_classes("replayed", sky.labels)
+    graded, sky = graded.observed(), sky.observed()
     size, parts = preprocessing.input_size, (_on_grid(graded), _on_grid(sky))
     as_is = geometry((size, size), preprocessing.pixel_scale, preprocessing)
     arrays = {
@@ -114,7 +114,7 @@ def _joined(
         graded.flagged + sky.flagged,
         max(graded.threads, sky.threads),
         graded=len(graded),
-        share=share,
+        share=Fraction(share).limit_denominator(1000),
     )
 
 

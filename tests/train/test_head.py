@@ -12,7 +12,7 @@ from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
 from lensjax.errors import UsageError
 from lensjax.train import head
-from lensjax.train.head import BIAS, KERNEL, learned
+from lensjax.train.head import BIAS, KERNEL, Grades, learned
 from lensjax.training import train
 from lensjax.training_config import TrainConfig
 from tests.ensemble.members import random_member
@@ -21,7 +21,7 @@ SEEN = Preprocessing(("g", "r"), 32, 0.2, "asinh", 2.0, (0.1, 0.2), (1.0, 2.0))
 
 
 @pytest.fixture(scope="module")
-def drawn() -> dict[str, np.ndarray]:
+def drawn() -> Grades:
     """Features, labels that three of them tell, the logits of a layer that knows nothing, weights
     and groups."""
     rng = np.random.default_rng(3)
@@ -29,41 +29,41 @@ def drawn() -> dict[str, np.ndarray]:
     labels = (features[:, :3].sum(1) + rng.normal(size=200) > 1).astype(float)
     weights = rng.uniform(0.2, 1, 200)
     groups = np.array([f"group {number}" for number in range(200)])
-    return dict(
-        features=features, logits=np.zeros(200), labels=labels, weights=weights, groups=groups
-    )
+    return Grades(features, np.zeros(200), labels, weights, groups)
 
 
 @pytest.mark.parametrize("penalty", [1.0, 30.0])
 def test_from_a_layer_of_zeros_it_is_a_ridge_regression(monkeypatch, drawn, penalty):
     monkeypatch.setattr(head, "PENALTIES", (penalty,))
-    found = learned(**drawn)
-    weights = drawn["weights"] / drawn["weights"].mean()
+    found = learned(drawn)
+    weights = drawn.weights / drawn.weights.mean()
     other = LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=1000)
-    other.fit(drawn["features"], drawn["labels"], weights)
+    other.fit(drawn.features, drawn.labels, weights)
     np.testing.assert_allclose(found.weights, other.coef_[0], atol=2e-4)
     assert found.bias == pytest.approx(other.intercept_[0], abs=2e-4)
 
 
 def test_a_cutout_of_twice_the_weight_is_as_two(monkeypatch, drawn):
+    weights = np.where(np.arange(200) < 50, 2.0, 1.0)
     monkeypatch.setattr(head, "PENALTIES", (10.0,))
-    twice = np.where(np.arange(200) < 50, 2.0, 1.0)
-    rows = np.r_[:200, :50]
-    # A mean weight of one, whatever the weights: so is the penalty that of as many cutouts.
-    repeated = {name: values[rows] for name, values in drawn.items()} | {"weights": np.ones(250)}
-    monkeypatch.setattr(head, "PENALTIES", (10.0,))
-    of_two = learned(**repeated)
+    of_two = learned(drawn._replace(weights=np.ones(200)).take(np.r_[:200, :50]))
+    # Weights have a mean of one, whatever they are: the penalty is that of 200 cutouts.
     monkeypatch.setattr(head, "PENALTIES", (8.0,))
-    of_weight = learned(**drawn | {"weights": twice})
+    of_weight = learned(drawn._replace(weights=weights))
     np.testing.assert_allclose(of_weight.weights, of_two.weights, atol=1e-4)
 
 
-def test_features_that_say_nothing_change_little(drawn):
-    rng = np.random.default_rng(5)
-    noise = drawn | {"features": rng.normal(size=(200, 8)), "logits": 4 * drawn["labels"] - 2}
-    knows, told = learned(**drawn), learned(**noise)
+def test_grades_that_are_known_already_and_features_that_say_nothing_change_little(drawn):
+    noise = np.random.default_rng(5).normal(size=drawn.features.shape)
+    knows = learned(drawn)
+    told = learned(drawn._replace(features=noise, logits=4 * drawn.labels - 2))
     assert np.abs(told.weights).max() < 0.1 * np.abs(knows.weights[:3]).min()
     assert np.abs(knows.weights[3:]).max() < 0.5 * knows.weights[:3].min()
+
+
+def test_grades_of_one_kind_leave_the_layer_finite(drawn):
+    found = learned(drawn._replace(labels=np.zeros(200)))
+    assert np.abs(found.weights).max() < 0.1 and -15 < found.bias < 0
 
 
 def cutouts(count: int, seed: int) -> Cutouts:
@@ -86,21 +86,22 @@ def test_a_member_learns_its_last_layer_and_nothing_else(tmp_path):
         replay=str(tmp_path / "known.npz"),
         start_from=str(tmp_path / "first"),
         output=tmp_path / "members",
-        validation_fraction=0.4,
         head_only=True,
     )
     (trained,) = train(options)
     before, after = checkpoint.load_member(start), checkpoint.load_member(trained.folder)
     changed = {n for n, v in after.state.items() if not np.array_equal(v, before.state[n])}
     assert changed == {KERNEL, BIAS}
-    # What validation says of it is what scoring says.
-    own = after.info.calibration
-    logits = own["slope"] * after.validation["logit"] + own["intercept"]
-    known = dict(zip(map(str, after.validation["id"]), logits, strict=True))
-    scores, _ = load_ensemble(tmp_path / "members", mc_samples=1).score(tmp_path / "graded.npz")
-    found = {str(row["id"]): row["logit"] for row in scores if str(row["id"]) in known}
-    assert len(found) > 10
-    np.testing.assert_allclose(list(found.values()), [known[n] for n in found], atol=2e-3)
+    # What is said of the sky, which was not learned, is what scoring says of it.
+    own, known = after.info.calibration, after.validation
+    logits = own["slope"] * known["logit"] + own["intercept"]
+    of_sky = {str(n): z for n, z in zip(known["id"], logits, strict=True) if n.startswith("1-")}
+    scores, _ = load_ensemble(tmp_path / "members", mc_samples=1).score(tmp_path / "known.npz")
+    found = {str(row["id"]): row["logit"] for row in scores}
+    assert len(found) == 60 and {*found} == {*of_sky}
+    np.testing.assert_allclose([found[name] for name in of_sky], [*of_sky.values()], atol=2e-3)
+    # Each of the grades is held back once.
+    assert trained.info.verdict["cutouts"] == 60
     assert trained.info.verdict["after"]["auroc"] > trained.info.verdict["before"]["auroc"]
     (again,) = train(options)
     assert not again.is_new

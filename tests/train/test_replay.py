@@ -115,7 +115,7 @@ def test_grades_without_a_class_will_do_but_not_a_sky():
     others = graded.take(graded.labels == 0)
     training, _ = replayed(others, sky, 0.8, 0.3, SEEN)
     assert training.labels[: training.graded].sum() == 0
-    with pytest.raises(UsageError, match="replayed training data .* need lenses and non-lenses"):
+    with pytest.raises(UsageError, match="replayed data .* need lenses and non-lenses"):
         replayed(graded, sky.take(sky.labels == 0), 0.8, 0.3, SEEN)
     with pytest.raises(UsageError, match="none of the 1 graded cutouts are for"):
         replayed(graded.take(np.arange(1)), sky, 0.8, 0.3, SEEN)
