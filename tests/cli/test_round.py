@@ -26,7 +26,7 @@ ASKED, SKIPPED = 80, 5
 def cutouts(count: int, seed: int) -> tuple[Cutouts, dict[str, int]]:
     """Returns cutouts, and which of them are lenses: bright in the middle."""
     rng = np.random.default_rng(seed)
-    label = (rng.random(count) < 0.4).astype(int)
+    label = (rng.random(count) < 0.5).astype(int)
     images = rng.normal(size=(count, 16, 16, 1))
     images[label == 1, 4:12, 4:12] += 4
     names = np.array([f"{seed}-{row}" for row in range(count)])
