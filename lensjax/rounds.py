@@ -33,7 +33,7 @@ from lensjax.grades import GradesConfig, merge
 from lensjax.inference import InferenceConfig, infer, is_finished
 from lensjax.members import find_members
 from lensjax.settings import differences, write_settings
-from lensjax.train.verdict import BETTER, sentence
+from lensjax.train.verdict import sentence, speaks_for
 from lensjax.training import train
 from lensjax.training_config import TrainConfig
 
@@ -201,7 +201,7 @@ def _learn(options: RoundConfig, here: Round) -> Iterator[str]:
     learned = (train(options.learning(here, *each)) for each in architectures.items())
     for name, trained in zip(first, itertools.chain.from_iterable(learned), strict=True):
         verdict = trained.info.verdict
-        if verdict["word"] == BETTER:
+        if speaks_for(verdict):
             scores_next[name], how = trained.folder, "scores next"
         else:
             how = f"is not used: {scores_next[name]} scores next"

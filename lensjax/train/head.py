@@ -82,9 +82,11 @@ def learn_head(start: Path, info: MemberInfo, seed: int, data: Replayed) -> Memb
     grades = Grades(*(values[: data.graded] for values in of_cutouts))
     change = learned(grades)
     logits = before + change.of_logits(features)
+    of_grades = logits[: data.graded]  # a view
     for own in grades.folds():
-        others = learned(grades.take(~own))
-        logits[: data.graded][own] = (before + others.of_logits(features))[: data.graded][own]
+        # The bias of all: folds are then compared by what tells cutouts apart.
+        others = learned(grades.take(~own))._replace(bias=change.bias)
+        of_grades[own] = grades.logits[own] + others.of_logits(grades.features[own])
     added = change.weights / spread
     state = held.state | {
         KERNEL: (held.state[KERNEL] + added[:, None]).astype(np.float32),

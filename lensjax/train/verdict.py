@@ -26,26 +26,25 @@ DECIDES = {"auroc": 1, "log_loss": -1}
 
 
 def judged(member: Member, start: Path, validation: Replayed) -> Member:
-    """Returns a member with its verdict, as `verdict` has it, against the member in `start`: both
-    are calibrated on the same grades, so that what was learned is judged and not the calibration.
-    """
+    """Returns a member with its verdict, as `verdict` has it, against the member in `start`."""
     assert member.validation is not None
-    found = verdict(
-        calibrated(logits_before(start, validation), validation),
-        calibrated(member.validation["logit"], validation),
-        validation.labels[: validation.graded],
-        validation.group[: validation.graded],
-    )
+    held = validation.take(np.arange(validation.graded))
+    after = member.validation["logit"][: validation.graded]
+    found = verdict(logits_before(start, held), after, held.labels, held.group)
     return dataclasses.replace(member, info=dataclasses.replace(member.info, verdict=found))
 
 
 def verdict(
     before: np.ndarray, after: np.ndarray, label: np.ndarray, group: np.ndarray
 ) -> dict[str, Any]:
-    """Returns what the probabilities (n,) before and after learning say, by labels (n,) and groups
-    (n,): `word`, one of BETTER, WORSE, OPEN and UNKNOWN, and `why` where it is the last; how many
+    """Returns what the logits (n,) before and after learning say, by labels (n,) and groups (n,):
+    `word`, one of BETTER, WORSE, OPEN and UNKNOWN, and `why` where it is the last; how many
     `cutouts` and `lenses` there are; the metrics `before` and `after` by name; and their
-    `difference`, after less before, with 95 % intervals of a paired bootstrap over groups."""
+    `difference`, after less before, with 95 % intervals of a paired bootstrap over groups.
+
+    Both are calibrated on these labels alike: what was learned is judged, not the calibration.
+    """
+    before, after = (calibrated(logits, label) for logits in (before, after))
     difference, _ = metrics.compare(after, before, label, groups=group)
     caveats = metrics.caveats(after, label, group)
     values = [metrics.values(probability, label) for probability in (before, after)]
@@ -85,17 +84,19 @@ def logits_before(start: Path, data: Labelled) -> np.ndarray:
     return logits_of(member.state, features_of(member, transform, data))
 
 
-def calibrated(logits: np.ndarray, validation: Replayed) -> np.ndarray:
-    """Returns the probabilities (graded,) of graded cutouts from the logits (n,) of all that
-    validate, each calibrated without its own part of the grades, whole groups apart."""
-    graded, found = validation.graded, np.empty(validation.graded)
-    unit = np.unique(validation.group[:graded], return_inverse=True)[1]
-    for fold in range(calibration.FOLDS):
-        own = np.flatnonzero(unit % calibration.FOLDS == fold)
-        others = np.delete(np.arange(len(logits)), own)
-        slope, intercept = calibration.platt(logits[others], validation.labels[others])
-        found[own] = expit(slope * logits[own] + intercept)
-    return found
+def calibrated(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Returns the probabilities (n,) of logits (n,), calibrated where there are both classes."""
+    if len(np.unique(label)) < 2:
+        return expit(logits)
+    slope, intercept = calibration.platt(logits, label)
+    return expit(slope * logits + intercept)
+
+
+def speaks_for(found: Mapping[str, Any]) -> bool:
+    """Returns whether a verdict speaks for what was learned: it is better, or though it is not
+    shown to be, both AUROC and log loss are."""
+    gains = (sign * found["difference"][name]["value"] for name, sign in DECIDES.items())
+    return found["word"] == BETTER or (found["word"] == OPEN and all(gain > 0 for gain in gains))
 
 
 def _word(difference: Mapping[str, Interval]) -> str:

@@ -14,6 +14,7 @@ from lensjax.cli import round as command
 from lensjax.cutouts import Cutouts
 from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
+from lensjax.train.verdict import speaks_for
 from tests.ensemble.members import random_member
 from tests.train.small import UNCHANGED_VALUES
 
@@ -137,10 +138,11 @@ def test_a_loop_that_is_killed_after_every_step_loses_nothing(run, sky, tmp_path
     said = on().out
     links = sorted((here / "2" / "next" / "vit_s16").iterdir())
     learned = checkpoint.member_folders(here / "2" / "members", "vit_s16")
-    words = [checkpoint.read_info(folder).verdict["word"] for folder in learned]
+    verdicts = [checkpoint.read_info(folder).verdict for folder in learned]
+    words = [verdict["word"] for verdict in verdicts]
     assert "better" in words and [link.resolve() for link in links] == [
-        folder if word == "better" else tmp_path / "first" / "vit_s16" / str(3 + place)
-        for place, (folder, word) in enumerate(zip(learned, words, strict=True))
+        folder if speaks_for(verdict) else tmp_path / "first" / "vit_s16" / str(3 + place)
+        for place, (folder, verdict) in enumerate(zip(learned, verdicts, strict=True))
     ]
     grades, (one, two, three) = early | first | second, rows_of(here / "rounds.csv")
     assert {*grades} == {row["id"] for row in rows_of(here / "2" / "graded.csv")}

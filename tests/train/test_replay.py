@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 from scipy.special import expit
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 
 from lensjax.api import load_ensemble
 from lensjax.cutouts import Cutouts
@@ -29,9 +31,9 @@ from lensjax.train.verdict import (
     OPEN,
     UNKNOWN,
     WORSE,
-    calibrated,
     logits_before,
     sentence,
+    speaks_for,
     verdict,
 )
 from tests.ensemble.members import random_member
@@ -187,38 +189,44 @@ def test_losses_and_gradients_are_weighed():
 LENS = np.arange(120) % 2
 
 
-def probabilities(strength: float, seed: int = 0) -> np.ndarray:
+def drawn_logits(strength: float, seed: int = 0) -> np.ndarray:
     """Of lenses and others apart by so many sigmas, by the same noise."""
-    return expit(strength * (LENS - 0.5) + np.random.default_rng(seed).normal(size=120))
+    return strength * (LENS - 0.5) + np.random.default_rng(seed).normal(size=120)
 
 
 def test_only_what_grades_show_is_called_better():
     groups = np.arange(120) // 2
-    worst, best = probabilities(0.5), probabilities(3.0)
+    worst, best = drawn_logits(0.5), drawn_logits(3.0)
     found = verdict(worst, best, LENS, groups)
     assert found["word"] == BETTER and found["difference"]["auroc"]["low"] > 0
-    assert found["before"]["auroc"] < found["after"]["auroc"]
+    assert found["before"]["auroc"] < found["after"]["auroc"] and speaks_for(found)
     assert "60 of them lenses" in sentence(found) and sentence(found).endswith(": better")
-    assert verdict(best, worst, LENS, groups)["word"] == WORSE
-    assert verdict(best, best, LENS, groups)["word"] == OPEN
-    # Ranked as well but far too high: worse by its log loss.
-    logit = np.log(best / (1 - best))
-    assert verdict(best, expit(logit + 4), LENS, groups)["word"] == WORSE
+    backwards = verdict(best, worst, LENS, groups)
+    assert backwards["word"] == WORSE and not speaks_for(backwards)
+    same = verdict(best, best, LENS, groups)
+    assert same["word"] == OPEN and not speaks_for(same)
     few = verdict(worst[:12], best[:12], LENS[:12], groups[:12])
-    assert few["word"] == UNKNOWN and few["why"]
+    assert few["word"] == UNKNOWN and few["why"] and not speaks_for(few)
     alike = verdict(worst[::2], best[::2], LENS[::2], groups[::2])
-    assert alike["word"] == UNKNOWN and alike["lenses"] == 0
+    assert alike["word"] == UNKNOWN and alike["lenses"] == 0 and not speaks_for(alike)
 
 
-def test_no_grade_calibrates_itself(mixed):
-    _, validation = mixed
-    logits = 2 * validation.labels - 1 + np.random.default_rng(0).normal(size=len(validation))
-    before = calibrated(logits, validation)
-    label = validation.labels.copy()
-    label[0] = 1 - label[0]
-    other = dataclasses.replace(validation, arrays=validation.arrays | {"label": label})
-    after = calibrated(logits, other)
-    assert after[0] == before[0] and not np.array_equal(after, before)
+def test_a_verdict_is_about_what_was_learned_and_not_about_calibration():
+    groups, logits = np.arange(120), drawn_logits(1.5)
+    found = verdict(logits, 3 * logits + 4, LENS, groups)
+    assert found["word"] == OPEN
+    assert found["difference"]["log_loss"]["value"] == pytest.approx(0, abs=1e-6)
+    # The best line through the log-odds is scikit-learn's; Platt's targets cost a little.
+    fitted = LogisticRegression(C=np.inf).fit(logits[:, None], LENS)
+    told = log_loss(LENS, fitted.predict_proba(logits[:, None])[:, 1])
+    assert found["after"]["log_loss"] == pytest.approx(told, rel=0.02)
+
+
+@pytest.mark.parametrize(("seed", "ahead"), [(6, True), (2, False)])
+def test_what_is_ahead_within_its_interval_speaks_for_itself(seed, ahead):
+    found = verdict(drawn_logits(2.0), drawn_logits(2.0, seed), LENS, np.arange(120))
+    assert found["word"] == OPEN and speaks_for(found) is ahead
+    assert (found["difference"]["auroc"]["value"] > 0) is ahead
 
 
 def test_the_member_before_is_the_one_that_scores(tmp_path):
