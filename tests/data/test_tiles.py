@@ -236,8 +236,12 @@ def test_bands_of_other_grids_and_north_up_show_the_sky_where_it_is(on_cpu, tmp_
         pictures, readable = seen(each)
         assert readable.all()
         wanted = seen_in_memory(np.array([each[row].image for row in range(3)]), 0.2)
-        for picture, want in zip(pictures, wanted, strict=True):
+        options = {"how": "auto", "batch_size": 3, "rows": range(3), "as_images": True}
+        (cut,) = tile_batches.batches(each, SEEN, **options)
+        assert not cut.inputs.sheets and cut.cut is None and len(cut.inputs.brightness) == len(SEEN)
+        for picture, of_cut, want in zip(pictures, look(cut.inputs), wanted, strict=True):
             np.testing.assert_allclose(picture, want, atol=2e-3)
+            np.testing.assert_allclose(of_cut, want, atol=1e-5)
 
 
 def test_parts_of_a_tile_types_and_compression_change_nothing(tmp_path):
