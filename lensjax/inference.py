@@ -137,9 +137,11 @@ def score_with_ray(
     run.json says of it."""
     from lensjax.cluster import ray_engine  # an extra
 
+    data, catalogue = paths_below(Path(), [str(config.data), config.catalogue or ""])
     config = replace(
         config,
-        data=next(iter(paths_below(Path(), [str(config.data)]))),
+        data=data,
+        catalogue=catalogue or None,
         checkpoints=Path(config.checkpoints or "").absolute(),
         reuse=config.reuse and config.reuse.absolute(),
         output=config.folder.absolute(),
@@ -230,6 +232,7 @@ def compare_steps(
 def _settings(config: InferenceConfig, members: Members, source: Source) -> dict[str, Any]:
     """Returns what a run must share with a killed one to go on from its scores."""
     data = config.of_data() | {"data_sha256": content_sha256(source)}
+    del data["catalogue"]  # Wherever it lies, its content counts.
     names = [field.name for field in fields(CascadeOptions)] + ["confidence"]
     cascade = {name: getattr(config, name) for name in names if config.cascade is not None}
     return {

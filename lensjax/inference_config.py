@@ -76,9 +76,6 @@ class InferenceConfig(AskOptions, ControlOptions, KnownOptions, DetectOptions):
             "--benchmark times the step beside --no-batch-parallel: drop the latter": (
                 self.benchmark and not self.batch_parallel
             ),
-            f"{'--detect' if self.detect else '--catalogue'} cuts from tiles in one step on this "
-            "machine: drop --cascade, --reuse and --engine ray (--part shares the rows)": are_tiles
-            and (self.in_stages or self.engine != "local"),
             "--benchmark times all members in one step: drop --cascade and --reuse": (
                 self.benchmark and self.in_stages
             ),

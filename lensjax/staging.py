@@ -134,6 +134,8 @@ def reused(
     seen = {name: members.preprocessings.index(i.preprocessing) for name, i in infos.items()}
     store = LogitStore(config.reuse or Path(), settings, seen)
     names = members.ensemble.names
+    # What is known of a cutout is found by its pixels: tiles are cut, and all measured, before.
+    input_spec = replace(input_spec, sheets=None, measured=True)
     knows = Reused(store, names, config.mc_samples)
     stages = _stages(config, members, knows.before, input_spec, rows, mesh)
     return Staged(names, stages, knows)
@@ -148,7 +150,8 @@ def _stages(
     mesh: Mesh,
 ) -> dict[int, Stage]:
     """Returns the stages of all members: `first` are those of the first one, which is left out
-    where there are none. All are compiled before weights are read."""
+    where there are none. All are compiled before weights are read. Tiles are cut by the first stage
+    alone: what goes on comes to the others as images."""
     whole = members.ensemble
     known = tuple(name for name in whole.names if name in first)
     last = tuple(name for name in whole.names if name not in first)
@@ -156,21 +159,25 @@ def _stages(
     if known:
         parts = {FIRST: _subset(members, known), **parts}
     taken = {n: bytes_per_device(abstract_weights(p, mesh, options)) for n, p in parts.items()}
+    of_images = replace(input_spec, sheets=None)
+    # Those that the first stage cuts, and the next ones.
+    sheets = 2 * bytes_per_device(plan.abstract_inputs(input_spec, 1, mesh).sheets)
     steps = {}
     for number, part in parts.items():
         fused, along = (known, ()) if number == FIRST else (whole.names, known)
+        with_logits = replace(of_images, logits=(len(along), options.mc_samples))
         steps[number] = compiled(
             part,
-            replace(input_spec, logits=(len(along), options.mc_samples) if along else None),
+            with_logits if along else input_spec,
             rows,
             options,
             mesh,
             order=_order(fused, (*along, *part.names)),
-            taken=sum(taken.values()) - taken[number],
+            taken=sum(taken.values()) - taken[number] + (sheets if along else 0),
         )
     none = subset(whole, (), whole.fusion_params)
     only_fuse = stage_step(none, mesh, options, _order(whole.names, whole.names))
-    spec = replace(input_spec, logits=(len(whole.names), options.mc_samples))
+    spec = replace(of_images, logits=(len(whole.names), options.mc_samples))
     steps[FUSED] = CompiledStep(only_fuse, none, mesh, spec, steps[REST].cutouts)
     return {
         number: Stage(

@@ -1,10 +1,12 @@
 """Feeds cutouts in batches, read ahead by threads or processes, in the order given."""
 
+import dataclasses
 import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 
 import grain
 import jax
@@ -50,7 +52,8 @@ class Batch:
     and have been filled. `actions`: for each preprocessing what is done to fit each cutout (`as
     is`, `cropped`, `padded`, `resampled`, `resized`; "" where unreadable), (batch,). `field`:
     (batch,) the cutout's field of view over a member's, of the member for which it is furthest from
-    one, NaN where not known.
+    one, NaN where not known. `cut`: where `inputs` says where the cutouts lie in tiles, what makes
+    of places in the batch the inputs of these cutouts as images; None elsewhere.
     """
 
     rows: np.ndarray
@@ -63,6 +66,9 @@ class Batch:
     masked: np.ndarray
     actions: tuple[np.ndarray, ...]
     field: np.ndarray
+    cut: Callable[[np.ndarray | slice], Inputs] | None = dataclasses.field(
+        default=None, metadata={"static": True}
+    )
 
     @property
     def count(self) -> int:
@@ -181,6 +187,17 @@ def noted(
 def concatenated(parts: Sequence[Batch]) -> Batch:
     """Returns the batches one after another as one."""
     return parts[0] if len(parts) == 1 else jax.tree.map(lambda *of: np.concatenate(of), *parts)
+
+
+def taken(batch: Batch, places: np.ndarray | slice) -> Batch:
+    """Returns the cutouts at some places of a batch, as images, also where it has them in tiles."""
+    inputs = batch.cut(places) if batch.cut else batch.inputs.mapped(itemgetter(places))
+    return replace(jax.tree.map(itemgetter(places), without_inputs(batch)), inputs=inputs)
+
+
+def without_inputs(batch: Batch) -> Batch:
+    """Returns a batch without its images, and without what they would be cut from."""
+    return replace(batch, inputs=Inputs((), (), ()), cut=None)
 
 
 def _by_processes(of_batches: grain.MapDataset[Batch], processes: int) -> Iterator[Batch]:

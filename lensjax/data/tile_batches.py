@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from threading import Semaphore
 from typing import NamedTuple
 
@@ -17,12 +18,12 @@ import numpy as np
 from lensjax.data import pipeline
 from lensjax.data.formats.tile_files import in_flux
 from lensjax.data.on_device import ImageSpec, Inputs, InputSpec, Transform
-from lensjax.data.on_tile import SHEETS, Sheet
+from lensjax.data.on_tile import SHEETS, Places
 from lensjax.data.pipeline import BATCHES_AHEAD, Batch
 from lensjax.data.planes import Cutout, Unreadable, perhaps_blank, perhaps_masked
 from lensjax.data.preprocess import Preprocessing, fill_masked, geometry
 from lensjax.data.source import Source
-from lensjax.data.tiles import Form, HostSheet, SheetRows, Tiles
+from lensjax.data.tiles import Form, HostSheet, SheetRows, Tiles, cut_here
 from lensjax.errors import UsageError
 
 Put = Callable[[Inputs], Inputs]
@@ -82,9 +83,11 @@ def batches(
     rows: range,
     put: Put = lambda inputs: inputs,
     threads: int | None = None,
+    as_images: bool = False,
 ) -> Iterator[Batch]:
     """Yields batches of `rows`, in order, with the sheets that they are cut from as `put` leaves
-    them on the devices. As `pipeline.batches`, but that a batch may be padded anywhere.
+    them on the devices; or, `as_images`, without, cut and measured here. As `pipeline.batches`, but
+    that a batch may be padded anywhere.
 
     Batches that are under way hold on to the sheets that they need, which are let go here once the
     next batch needs them no longer.
@@ -94,6 +97,8 @@ def batches(
     threads = source.threads if threads is None else threads
     forms = set(filter(None, tiles.forms))
     specs = {form: input_spec(source, preprocessings, how, form) for form in forms}
+    if as_images:
+        specs = {form: replace(spec, measured=True) for form, spec in specs.items()}
     # On the devices once: images are only sent along where some are filled.
     blank = {
         form: put(replace(spec, sheets=None).blank(batch_size)).images
@@ -105,7 +110,8 @@ def batches(
 
         def build(chunk: Chunk) -> Batch:
             form = tiles.form(chunk.rows[0]) or next(iter(forms))
-            return _batch(source, chunk, shelf, specs[form], blank[form], batch_size)
+            batch, places, sheets = _batch(source, chunk, shelf, specs[form], batch_size)
+            return batch if as_images else _in_tiles(batch, places, sheets, blank[form])
 
         dataset = grain.MapDataset.source(chunks).map(build)
         options = grain.ReadOptions(threads, BATCHES_AHEAD if threads else 0)
@@ -206,10 +212,10 @@ def _batch(
     chunk: Chunk,
     shelf: _Shelf,
     spec: InputSpec,
-    blank: tuple[np.ndarray, ...],
     size: int,
-) -> Batch:
-    """Returns a batch of the rows of a chunk, without sheets where none of them can be read."""
+) -> tuple[Batch, Places, list[Held]]:
+    """Returns a batch of the rows of a chunk, where its cutouts lie, and in which sheets: in none
+    where none can be read. It has the images that are `given`; all where they are measured here."""
     tiles, count, first = source.tiles, len(chunk.rows), chunk.rows.start
     assert tiles is not None and spec.sheets is not None
     batch = Batch.empty(replace(spec, sheets=None), size)
@@ -217,7 +223,7 @@ def _batch(
     batch.rows[:count] = chunk.rows
     batch.ra[:count], batch.dec[:count] = (of[those] for of in source.places)
     batch.reasons[:count] = tiles.reason[those]
-    places, sheets = spec.sheets.places(size), list[Sheet]()
+    places, sheets = spec.sheets.places(size), list[Held]()
     used = sorted({channel for each in spec.transforms for channel in each.channels})
 
     def fill(batch: Batch, place: int, cutout: Cutout) -> None:
@@ -233,7 +239,7 @@ def _batch(
             continue
         starts = np.array([[start, 0] for start in held.host.starts], np.int32)
         places.sheet[at] = len(sheets)
-        sheets += held.placed.sheets
+        sheets.append(held)
         places.corner[at] = tiles.corner[rows.start : rows.stop] - starts
         places.maps[at] = tiles.maps[rows.start : rows.stop]
         batch.readable[at] = True
@@ -241,10 +247,24 @@ def _batch(
             cut = partial(tiles.cut, row, held.host)
             pipeline.noted(batch, row - first, cut, used, source.bands, fill)
     pipeline.measured(batch, batch.inputs.images[0][:count])
-    images = batch.inputs.images if places.given.any() else blank
-    both = tuple([*sheets, *sheets][:SHEETS])
-    inputs = replace(batch.inputs, images=images, places=places, sheets=both)
-    return replace(batch, inputs=inputs)
+    return batch, places, sheets
+
+
+def _in_tiles(
+    batch: Batch, places: Places, sheets: Sequence[Held], blank: tuple[np.ndarray, ...]
+) -> Batch:
+    """Returns a batch whose cutouts the step is to cut."""
+    given, on_host = batch.inputs, tuple(held.host.sheet for held in sheets)
+    placed = [sheet for held in sheets for sheet in held.placed.sheets]
+    images = given.images if places.given.any() else blank
+    both = tuple([*placed, *placed][:SHEETS])
+    inputs = replace(given, images=images, places=places, sheets=both)
+
+    def cut(at: np.ndarray | slice) -> Inputs:
+        some, of_some = given.mapped(itemgetter(at)), jax.tree.map(itemgetter(at), places)
+        return replace(some, images=(cut_here(on_host, of_some, some.images[0]),))
+
+    return replace(batch, inputs=inputs, cut=cut)
 
 
 def _looked(

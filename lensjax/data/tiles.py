@@ -12,7 +12,7 @@ from scipy.ndimage import map_coordinates
 from lensjax.data.footprints import Footprint
 from lensjax.data.formats import tile_files
 from lensjax.data.formats.tile_files import Stored, TileFiles, in_flux
-from lensjax.data.on_tile import Sheet, SheetSpec
+from lensjax.data.on_tile import Places, Sheet, SheetSpec
 from lensjax.data.planes import Cutout, Unreadable, masked, without_blank
 from lensjax.memory import aligned_zeros
 
@@ -199,20 +199,39 @@ class Tiles:
         `Unreadable`."""
         form = self.form(row)
         assert form is not None
-        grid = np.mgrid[: form.size, : form.size]
         bands = []
         for band, region in enumerate(regions):
             pixels = masked(region)
             if form.sheets.regions[band]:
-                a = self.maps[row, band].astype(np.float64)
-                at = np.einsum("kc,chw->khw", a[:, :2], grid) + a[:, 2, None, None]
-                pixels = map_coordinates(
-                    pixels, at, np.float32, order=1, mode="constant", cval=np.nan
-                )
+                pixels = _interpolated(pixels, self.maps[row, band], form.size)
             bands.append(pixels)
         found = Cutout(np.stack(bands, axis=-1), form.pixel_scale)
         without_blank(found, range(len(bands)))
         return found
+
+
+def cut_here(sheets: Sequence[Sheet], places: Places, given: np.ndarray) -> np.ndarray:
+    """Returns what `on_tile.cut` does, from sheets on the host: for the few cutouts that are to be
+    images."""
+    images, size = given.copy(), given.shape[1]
+    for number in np.flatnonzero(~places.given):
+        sheet, corners = sheets[places.sheet[number]], places.corner[number].tolist()
+        for band, (region, (top, left)) in enumerate(zip(places.regions, corners, strict=True)):
+            side = region or size
+            pixels = sheet.planes[band][top : top + side, left : left + side]
+            pixels = in_flux(pixels, *map(float, sheet.units[band]))
+            if region:
+                pixels = _interpolated(pixels, places.maps[number, band], size)
+            images[number, ..., band] = pixels
+    return images
+
+
+def _interpolated(region: np.ndarray, of_grid: np.ndarray, size: int) -> np.ndarray:
+    """Returns a region on the grid of its cutout, (size, size) float32, NaN beyond it. `of_grid`:
+    (2, 3), one of the maps of `on_tile.Places`."""
+    a = of_grid.astype(np.float64)
+    at = np.einsum("kc,chw->khw", a[:, :2], np.mgrid[:size, :size]) + a[:, 2, None, None]
+    return map_coordinates(region, at, np.float32, order=1, mode="constant", cval=np.nan)
 
 
 def _beyond(pixels: np.ndarray, wanted: Sequence[slice], inside: Sequence[slice]) -> np.ndarray:

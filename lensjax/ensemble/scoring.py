@@ -157,7 +157,8 @@ def _batches(
     of = _feeder(source, preprocessings)
     options: dict[str, Any] = {"processes": processes}
     if of is not pipeline:
-        options = {"put": functools.partial(on_devices, mesh=step.mesh)}
+        put = functools.partial(on_devices, mesh=step.mesh)
+        options = {"put": put} if step.input_spec.sheets else {"as_images": True}
     for rows in ledger.missing():
         yield from of.batches(
             source,

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple, Protocol
 
-import jax
 import numpy as np
 
-from lensjax.data.pipeline import Batch, concatenated
+from lensjax.data.on_device import Transform
+from lensjax.data.pipeline import Batch, concatenated, taken, without_inputs
 from lensjax.data.pixel_statistics import STATISTICS
 from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.step import Weights
@@ -96,7 +96,9 @@ class Incomplete:
 
     def __init__(self, staged: Staged) -> None:
         self._staged = staged
-        self._queues = {n: _Queue(stage.step.cutouts) for n, stage in staged.stages.items()}
+        # What is seen in another way, as cutouts from tiles with other pixels, is another batch.
+        self._queues: dict[int, dict[tuple[Transform, ...], _Queue]]
+        self._queues = {stage: {} for stage in staged.stages}
         self._waiting: deque[_Waiting] = deque()
         self._place: dict[int, tuple[_Waiting, int]] = {}
         self._first_under_way = 0
@@ -109,26 +111,35 @@ class Incomplete:
             yield self._next()
             while (ready := self._next()) is not None:
                 yield ready
-        while self._first_under_way or any(queue.count for queue in self._queues.values()):
+        while self._first_under_way or any(queue.count for _, queue in self._all_queues()):
             # What is under way in the first stage may bring more for the last.
             ready = self._next() or (None if self._first_under_way else self._next(padded=True))
             yield ready
 
     def _take(self, batch: Batch) -> None:
-        waiting = _Waiting(_without_images(batch), _no_scores(self._staged, batch), 0)
+        waiting = _Waiting(without_inputs(batch), _no_scores(self._staged, batch), 0)
         self._waiting.append(waiting)
         for stage, places, logits in self._staged.knows.route(batch):
             computed = places[batch.readable[places]]
             waiting.lacking += len(computed)
             self._place |= {int(batch.rows[place]): (waiting, int(place)) for place in computed}
             # All in place: a batch that goes on as it came is not copied.
-            part = batch if len(places) == len(batch.rows) else _rows(batch, places)
-            self._queues[stage].put(_with_logits(part, logits))
+            part = batch if len(places) == len(batch.rows) else taken(batch, places)
+            self._put(stage, _with_logits(part, logits))
+
+    def _put(self, stage: int, part: Batch) -> None:
+        empty = _Queue(self._staged.stages[stage].step.cutouts)
+        self._queues[stage].setdefault(part.inputs.transforms, empty).put(part)
+
+    def _all_queues(self) -> Iterator[tuple[int, "_Queue"]]:
+        for stage, queues in self._queues.items():
+            for queue in queues.values():
+                yield stage, queue
 
     def _next(self, padded: bool = False) -> tuple[int, Batch] | None:
         """Returns the next batch that is full, or, `padded`, one that is not."""
         late = len(self._waiting) > MOST_WAITING
-        for stage, queue in self._queues.items():
+        for stage, queue in self._all_queues():
             batch = queue.full() or (queue.padded() if padded or late else None)
             if batch is not None:
                 self._first_under_way += stage == FIRST
@@ -148,8 +159,7 @@ class Incomplete:
         ended = self._staged.knows.learn(stage, of_rows, logits[..., numbers])
         going_on = numbers[~ended]
         if going_on.size:
-            part = _with_logits(_rows(batch, going_on), logits[..., going_on])
-            self._queues[REST].put(part)
+            self._put(REST, _with_logits(taken(batch, going_on), logits[..., going_on]))
         self._give(stage, batch, numbers[ended], scores)
         yield from self.ready()
 
@@ -210,29 +220,21 @@ class _Queue:
         count = self.count
         if not count:
             return None
-        padded = _rows(self._taken(count), np.minimum(np.arange(self.size), count - 1))
+        padded = taken(self._taken(count), np.minimum(np.arange(self.size), count - 1))
         return replace(padded, rows=np.where(np.arange(self.size) < count, padded.rows, -1))
 
     def _taken(self, count: int) -> Batch:
         together = concatenated(self._parts)
         left = self.count - count
-        self._parts = [_rows(together, slice(count, None))] if left else []
+        self._parts = [taken(together, slice(count, None))] if left else []
         self.count = left
-        return _rows(together, slice(0, count)) if left else together
-
-
-def _rows(batch: Batch, places: np.ndarray | slice) -> Batch:
-    return jax.tree.map(lambda leaf: leaf[places], batch)
+        return taken(together, slice(0, count)) if left else together
 
 
 def _with_logits(batch: Batch, logits: np.ndarray | None) -> Batch:
     """Returns a batch with the logits (member, sample, batch) that come along."""
     along = None if logits is None else np.ascontiguousarray(np.moveaxis(logits, -1, 0))
     return replace(batch, inputs=replace(batch.inputs, logits=along))
-
-
-def _without_images(batch: Batch) -> Batch:
-    return replace(batch, inputs=replace(batch.inputs, images=(), brightness=(), transforms=()))
 
 
 def _no_scores(staged: Staged, batch: Batch) -> Scores:

@@ -1,13 +1,17 @@
 """Members, data and a way to run a script, shared by the tests of the commands."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 import pytest
+from jax import monitoring
 
 from lensjax import launch, outcome
+from lensjax.cluster import ray_engine
 from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
 from tests import networks
@@ -48,6 +52,36 @@ def run(capsys) -> Callable[..., Ended]:
 def undrawn(monkeypatch) -> None:
     """Has scoring draw no pictures, which take as long as all the rest of a small run."""
     monkeypatch.setattr(outcome, "draw", lambda *_: None)
+
+
+@contextmanager
+def compiling() -> Iterator[list[str]]:
+    """Notes the names of the programs that are compiled, those too that have been before."""
+    names: list[str] = []
+
+    def on_compilation(event: str, _: float, **about: str) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(about["fun_name"])
+
+    jax.clear_caches()
+    monitoring.register_event_duration_secs_listener(on_compilation)
+    try:
+        yield names
+    finally:
+        monitoring.unregister_event_duration_listener(on_compilation)
+
+
+@pytest.fixture
+def from_the_last(monkeypatch) -> None:
+    """Has one actor, which is this process, score ranges from the last to the first."""
+
+    def score(make, ledger, reject, folder, **_):
+        score_rows, cut = make(), [0, 3, 11, len(ledger.rows)]
+        for ends in reversed(list(zip(cut, cut[1:], strict=False))):
+            score_rows(range(*ends))
+        return {"actors": 1}
+
+    monkeypatch.setattr(ray_engine, "score", score)
 
 
 @pytest.fixture(scope="session")

@@ -263,7 +263,6 @@ def test_a_tile_that_another_process_has_done_meanwhile_is_not_searched(
         (("--colour", "g"), "--colour g is none: give two bands"),
         (("--colour", "g-i=3,1"), "--colour g-i=3,1 is none"),
         (("--detect-band", "y"), "the members need bands g, r, i, y"),
-        (("--cascade", "auto"), "--detect cuts from tiles in one step"),
         (("--pack", "packed"), "--pack takes the objects that a run with --detect found"),
         (("--zero-point", "1,2"), "--zero-point 1,2: give one number, or one for each of g,r,i"),
     ],

@@ -48,9 +48,10 @@ def score(arguments: list[str], errors: Path, parts: int, seconds: float) -> Non
     processes.run(infer.main, arguments, errors)
 
 
-@pytest.fixture(params=["stack", "tiles"])
-def data(request, tmp_path) -> dict[str, Path]:
-    """Returns the options that name the data: cutouts, or objects in two tiles."""
+@pytest.fixture(params=["stack", "tiles", "tiles in stages"])
+def data(request, tmp_path) -> dict[str, object]:
+    """Returns the options that name the data: cutouts, or objects in two tiles; or in which the
+    second member sees what the first one passes on."""
     rng, bands = np.random.default_rng(7), ("g", "r", "i")
     if request.param == "stack":
         images = rng.normal(10.0, 3.0, (ROWS, 16, 16, 3)).astype(np.float32)
@@ -63,7 +64,8 @@ def data(request, tmp_path) -> dict[str, Path]:
     x, y = rng.uniform(0, 119, (2, ROWS // 2)), rng.uniform(0, 99, (2, ROWS // 2))
     sky = [WCS(h).all_pix2world(x[n], y[n], 0) for n, h in enumerate(headers.values())]
     Table(dict(zip(("ra", "dec"), np.hstack(sky), strict=True))).write(tmp_path / "o.parquet")
-    return {"--data": tiles, "--catalogue": tmp_path / "o.parquet"}
+    stages = {"--cascade": "auto", "--cascade-loss": 0.1} if "stages" in request.param else {}
+    return {"--data": tiles, "--catalogue": tmp_path / "o.parquet"} | stages
 
 
 @pytest.fixture

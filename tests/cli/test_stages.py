@@ -5,18 +5,15 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import pytest
 from astropy.table import Table
-from jax import monitoring
 
 from lensjax import inference, outcome
-from lensjax.cluster import ray_engine
 from lensjax.ensemble import checkpoint
 from lensjax.errors import UsageError
 from tests import networks
-from tests.cli.conftest import CUTOUTS, PREPROCESSING
+from tests.cli.conftest import CUTOUTS, PREPROCESSING, compiling
 from tests.ensemble.members import random_member
 
 CHEAP, OTHER = "vit_s16", "vit_b16"
@@ -87,20 +84,10 @@ class Cascaded(NamedTuple):
 @pytest.fixture(scope="module")
 def cascaded(pair, stack_file, tmp_path_factory, undrawn_pictures):
     """A run of a cascade, and the programs that it compiled."""
-    compiled, folder = [], tmp_path_factory.mktemp("cascaded")
-
-    def on_compilation(event, _, **about):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(about["fun_name"])
-
-    jax.clear_caches()
-    monitoring.register_event_duration_secs_listener(on_compilation)
-    try:
-        options = config(pair, stack_file, folder, cascade=CHEAP, **LOSS)
-        with networks.small():
-            return Cascaded(folder, inference.infer(options), compiled)
-    finally:
-        monitoring.unregister_event_duration_listener(on_compilation)
+    folder = tmp_path_factory.mktemp("cascaded")
+    options = config(pair, stack_file, folder, cascade=CHEAP, **LOSS)
+    with networks.small(), compiling() as compiled:
+        return Cascaded(folder, inference.infer(options), compiled)
 
 
 @pytest.fixture(scope="module")
@@ -134,19 +121,6 @@ def test_what_passes_has_the_scores_of_all_and_the_others_those_of_one(
     assert f"{CHEAP} has seen all cutouts and passed on" in outcome.summary(tmp_path)
     ranked = Table.read(cascaded.folder / "candidates.csv")["flag"].filled("") == ALONE
     assert ranked.tolist() == sorted(ranked.tolist())
-
-
-@pytest.fixture
-def from_the_last(monkeypatch):
-    """Has one actor, which is this process, score ranges from the last to the first."""
-
-    def score(make, ledger, reject, folder, **_):
-        score_rows, cut = make(), [0, 3, 11, CUTOUTS]
-        for ends in reversed(list(zip(cut, cut[1:], strict=False))):
-            score_rows(range(*ends))
-        return {"actors": 1}
-
-    monkeypatch.setattr(ray_engine, "score", score)
 
 
 def test_the_catalogue_is_the_same_from_ranges_of_ray(

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from astropy import units as u
 from astropy.io import fits
-from astropy.nddata import Cutout2D
 from astropy.table import Table
 from astropy.wcs import WCS
 from mocpy import MOC
@@ -67,14 +66,7 @@ def test_objects_in_tiles_are_scored_as_their_cutouts_are(run, members, survey, 
     assert reasons[f"object {given - 1}"].startswith("in none of the 3 tiles")
     assert sum("from the edge of tile" in each for each in reasons.values()) == len(rejects) - 4
 
-    images = []
-    for one in found:
-        bands = []
-        for band in BANDS:
-            pixels, header = fits.getdata(survey / f"{one['tile']}_{band}.fits", header=True)
-            at = WCS(header).all_world2pix(one["ra"], one["dec"], 0)
-            bands.append(Cutout2D(pixels, [float(v) for v in at], 16, mode="strict").data)
-        images.append(np.stack(bands, axis=-1))
+    images = skies.cutouts(survey, found, 16, BANDS)
     np.savez(tmp_path / "x.npz", images=images, id=found["id"], pixel_scale=0.2, bands=BANDS)
     cut = ("--data", tmp_path / "x.npz", "--output", tmp_path / "cut", "--mc-samples", 2)
     assert run(infer.main, "--checkpoints", members, *cut).status == 0
@@ -101,25 +93,29 @@ def test_objects_in_tiles_are_scored_as_their_cutouts_are(run, members, survey, 
     assert one < moc.sky_fraction * 4 * np.pi * np.degrees(1) ** 2 < 2 * one
 
 
+@pytest.mark.parametrize(
+    ("more", "fetches", "before"),
+    [((), 3, 16), (("--cascade", "auto", "--cascade-loss", 0.1), 6, 8)],
+)
 def test_a_run_that_ends_within_a_tile_goes_on_to_the_same_bytes(
-    run, undrawn, members, survey, tmp_path, monkeypatch
+    more, fetches, before, run, undrawn, members, survey, tmp_path, monkeypatch
 ):
-    assert run(infer.main, *options(survey, members, tmp_path / "alone")).status == 0
+    assert run(infer.main, *options(survey, members, tmp_path / "alone", *more)).status == 0
     monkeypatch.setattr(ledger, "SAVE_INTERVAL_SECONDS", -1.0)
     fetch, fetched = scoring._Scorer.fetch, []
 
     def fetch_or_end(*given):
         fetched.append(given)
-        if len(fetched) == 3:
+        if len(fetched) == fetches:
             raise LensjaxError("the end")
         return fetch(*given)
 
     monkeypatch.setattr(scoring._Scorer, "fetch", fetch_or_end)
-    assert run(infer.main, *options(survey, members, tmp_path / "ended")).status == 1
+    assert run(infer.main, *options(survey, members, tmp_path / "ended", *more)).status == 1
     assert list((tmp_path / "ended").glob(".scores/*/000000000000-*.parquet"))
-    assert run(infer.main, *options(survey, members, tmp_path / "ended")).status == 0
+    assert run(infer.main, *options(survey, members, tmp_path / "ended", *more)).status == 0
     record = json.loads((tmp_path / "ended" / "run.json").read_text())
-    assert record["scored_before"] == 16
+    assert record["scored_before"] == before
     for name in ("candidates.csv", "candidates.parquet", "predictions.npz", "rejects.csv"):
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "ended" / name).read_bytes()
 
@@ -152,8 +148,6 @@ def test_paths_may_be_relative(run, undrawn, members, survey, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--cascade", "auto"), "--catalogue cuts from tiles in one step on this machine"),
-        (("--engine", "ray"), "--catalogue cuts from tiles in one step on this machine"),
         (("--field", 100), "far|arcsec"),
         (("--bands", "u,v,w"), "bands"),
     ],

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from astropy.io import fits
+from astropy.nddata import Cutout2D
 from astropy.table import Table
 from astropy.wcs import WCS
 
@@ -88,3 +89,16 @@ def gaussians(
         apart = (columns - at_x) ** 2 + (rows - at_y) ** 2
         image += total / (2 * np.pi * width**2) * np.exp(-apart / (2 * width**2))
     return image
+
+
+def cutouts(folder: Path, rows: Table, size: int, bands: Sequence[str] = ("g", "r")) -> np.ndarray:
+    """Returns what Cutout2D cuts for rows with tile, ra and dec, (row, size, size, band)."""
+    images = []
+    for row in rows:
+        of_bands = []
+        for band in bands:
+            pixels, header = fits.getdata(folder / f"{row['tile']}_{band}.fits", header=True)
+            at = WCS(header).all_world2pix(row["ra"], row["dec"], 0)
+            of_bands.append(Cutout2D(pixels, [float(v) for v in at], size, mode="strict").data)
+        images.append(np.stack(of_bands, axis=-1))
+    return np.array(images)

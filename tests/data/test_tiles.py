@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.nddata import Cutout2D
 from astropy.table import Table
 from astropy.wcs import WCS
 from scipy.ndimage import map_coordinates
@@ -16,6 +15,7 @@ from lensjax.data import on_device, tile_batches
 from lensjax.data.bands import Wanted
 from lensjax.data.objects_in_tiles import open_tiles
 from lensjax.data.on_tile import interpolated
+from lensjax.data.pipeline import taken
 from lensjax.data.planes import Unreadable
 from lensjax.data.source import Arrays, source_of_arrays
 from lensjax.ensemble import scoring
@@ -42,7 +42,8 @@ look = jax.jit(on_device.prepare)
 
 
 def seen(source, batch_size=8):
-    """Returns what the networks see of all rows, cut by the step, and which are readable."""
+    """Returns what the networks see of all rows, cut by the step, and which are readable; the same
+    as they see of cutouts that are taken from a batch."""
     batches = tile_batches.batches(
         source, SEEN, how="auto", batch_size=batch_size, rows=range(len(source))
     )
@@ -50,6 +51,9 @@ def seen(source, batch_size=8):
     for batch in batches:
         if batch.readable.any():
             found = look(batch.inputs)
+            some = np.resize(np.flatnonzero(batch.readable), batch_size)
+            for picture, again in zip(found, look(taken(batch, some).inputs), strict=True):
+                np.testing.assert_allclose(picture[some], again, atol=1e-4)
         else:  # of these nothing is computed
             found = [
                 np.zeros((batch.count, p.input_size, p.input_size, len(p.bands))) for p in SEEN
@@ -71,19 +75,6 @@ def seen_in_memory(images, pixel_scale):
     made = batches(source, SEEN, how="auto", batch_size=8, threads=0)
     pictures = [[np.asarray(p)[: b.count] for p in look(b.inputs)] for b in made]
     return [np.concatenate(each) for each in zip(*pictures, strict=True)]
-
-
-def cut_by_astropy(folder, source, size=SIZE):
-    """Returns what Cutout2D cuts for each row of a source, (n, size, size, band)."""
-    images = []
-    for row in source.table:
-        bands = []
-        for band in ("g", "r"):
-            pixels, header = fits.getdata(folder / f"{row['tile']}_{band}.fits", header=True)
-            at = WCS(header).all_world2pix(row["ra"], row["dec"], 0)
-            bands.append(Cutout2D(pixels, [float(v) for v in at], size, mode="strict").data)
-        images.append(np.stack(bands, axis=-1))
-    return np.array(images)
 
 
 PLACES = {
@@ -108,10 +99,11 @@ def test_what_the_step_sees_is_what_cutout2d_cuts(place, tmp_path):
     source = opened(tmp_path)
     pictures, readable = seen(source)
     assert readable.all() and len(source) == 11
-    wanted = seen_in_memory(cut_by_astropy(tmp_path, source), source.tiles.form(0).pixel_scale)
+    images = skies.cutouts(tmp_path, source.table, SIZE)
+    wanted = seen_in_memory(images, source.tiles.form(0).pixel_scale)
     for picture, want in zip(pictures, wanted, strict=True):
         np.testing.assert_allclose(picture, want, atol=1e-5)
-    for row, image in enumerate(cut_by_astropy(tmp_path, source)):
+    for row, image in enumerate(images):
         np.testing.assert_array_equal(source[row].image, image)
 
 
@@ -244,8 +236,12 @@ def test_bands_of_other_grids_and_north_up_show_the_sky_where_it_is(on_cpu, tmp_
         pictures, readable = seen(each)
         assert readable.all()
         wanted = seen_in_memory(np.array([each[row].image for row in range(3)]), 0.2)
-        for picture, want in zip(pictures, wanted, strict=True):
+        options = {"how": "auto", "batch_size": 3, "rows": range(3), "as_images": True}
+        (cut,) = tile_batches.batches(each, SEEN, **options)
+        assert not cut.inputs.sheets and cut.cut is None and len(cut.inputs.brightness) == len(SEEN)
+        for picture, of_cut, want in zip(pictures, look(cut.inputs), wanted, strict=True):
             np.testing.assert_allclose(picture, want, atol=2e-3)
+            np.testing.assert_allclose(of_cut, want, atol=1e-5)
 
 
 def test_parts_of_a_tile_types_and_compression_change_nothing(tmp_path):
