@@ -27,16 +27,20 @@ from lensjax.train.replay import Replayed
 Array = NDArray[np.floating]
 
 KERNEL, BIAS = "head.linear.kernel", "head.linear.bias"
-# Nats per squared change of a weight, for features of unit spread: from next to no restraint to
-# next to no change.
-PENALTIES = (1.0, 10.0, 100.0, 1e3, 1e4)
+# Nats per squared change of a weight, for features of unit spread. With less than the first, what
+# no grade is like may come to lead the list.
+PENALTIES = (30.0, 100.0, 300.0, 1e3, 1e4)
 OF_BIAS = 1e-3  # keeps it finite where all grades are alike
+# Cutouts of the replayed sky that are learned beside the grades, and the weight of all of them over
+# that of these: chosen by simulated rounds, in which more cost lenses and none let some lists fail.
+OF_SKY, WEIGHT_OF_SKY = 1000, 0.25
 AT_ONCE = 64
 
 
-class Grades(NamedTuple):
-    """Graded cutouts: `features` (n, feature) of about unit spread, the `logits` (n,) that the last
-    layer gave, `labels` (n,) 0 or 1, by what `weights` (n,) they count, and their `groups` (n,)."""
+class Known(NamedTuple):
+    """Cutouts whose labels are known: `features` (n, feature) of about unit spread, the `logits`
+    (n,) that the last layer gave, `labels` (n,) 0 or 1, by what `weights` (n,) they count, and
+    their `groups` (n,)."""
 
     features: Array
     logits: Array
@@ -44,9 +48,9 @@ class Grades(NamedTuple):
     weights: Array
     groups: np.ndarray
 
-    def take(self, rows: np.ndarray) -> "Grades":
+    def take(self, rows: np.ndarray) -> "Known":
         """Returns some of them."""
-        return Grades(*(values[rows] for values in self))
+        return Known(*(values[rows] for values in self))
 
     def folds(self) -> Iterator[np.ndarray]:
         """Yields which rows (n,) bool to hold back: all once, whole groups at a time."""
@@ -60,33 +64,33 @@ class Change(NamedTuple):
     weights: Array
     bias: float
 
-    def of_logits(self, features: Array) -> Array:
-        """Returns what is added to the logits (n,) of features (n, feature)."""
-        return np.asarray(features @ self.weights + self.bias)
-
 
 def learn_head(start: Path, info: MemberInfo, seed: int, data: Replayed) -> Member:
     """Returns the member in `start` with a last layer that has learned from all graded cutouts of
     `data`. `info` is what is known of the member before.
 
-    The sky is not learned: it says how far features spread, and calibrates the member together with
-    the grades. Each of these validates what was learned from others.
+    Each of these validates what was learned from others. The sky, of which little is learned, says
+    how far features spread, and calibrates the member together with the grades.
     """
     held = dataclasses.replace(checkpoint.load_member(start), info=info)
     features = features_of(held, data.transform, data)
-    before, sky = logits_of(held.state, features), features[data.graded :]
-    centre, spread = sky.mean(axis=0), sky.std(axis=0)
+    of_sky = features[data.graded :]
+    centre, spread = of_sky.mean(axis=0), of_sky.std(axis=0)
     spread[spread == 0] = np.inf
-    features = (features - centre) / spread
-    of_cutouts = (features, before, data.labels, data.weights, data.group)
-    grades = Grades(*(values[: data.graded] for values in of_cutouts))
-    change = learned(grades)
-    logits = before + change.of_logits(features)
+    known = Known(
+        (features - centre) / spread,
+        logits_of(held.state, features),
+        *(data.labels, data.weights, data.group),
+    )
+    grades = known.take(np.arange(data.graded))
+    sky = known.take(np.unique(np.linspace(data.graded, len(data) - 1, OF_SKY, dtype=int)))
+    change = learned(grades, sky)
+    logits = known.logits + known.features @ change.weights + change.bias
     of_grades = logits[: data.graded]  # a view
     for own in grades.folds():
         # The bias of all: folds are then compared by what tells cutouts apart.
-        others = learned(grades.take(~own))._replace(bias=change.bias)
-        of_grades[own] = grades.logits[own] + others.of_logits(grades.features[own])
+        weights = learned(grades.take(~own), sky).weights
+        of_grades[own] = grades.logits[own] + grades.features[own] @ weights + change.bias
     added = change.weights / spread
     state = held.state | {
         KERNEL: (held.state[KERNEL] + added[:, None]).astype(np.float32),
@@ -116,38 +120,46 @@ def logits_of(state: State, features: Array) -> Array:
     return np.asarray(features @ state[KERNEL][:, 0] + state[BIAS][0], np.float64)
 
 
-def learned(grades: Grades) -> Change:
-    """Returns the change of a last layer that is the likeliest after the grades.
+def learned(grades: Known, sky: Known) -> Change:
+    """Returns the change of a last layer that is the likeliest after the grades, and after a sky
+    which has another share of lenses: its cutouts do without the change of the bias.
 
     Labels count by their weights, relative to the mean of these, and each weight of the layer has a
     Gaussian prior around what it was. Its width is the one of PENALTIES by which grades that are
     held back are told best.
     """
     grades = grades._replace(weights=grades.weights / grades.weights.mean())
+    sky = sky._replace(weights=np.full(len(sky.labels), WEIGHT_OF_SKY / len(sky.labels)))
 
     def loss_held_back(penalty: float) -> float:
-        return sum(
-            _loss(grades.take(own), _fitted(grades.take(~own), penalty)) for own in grades.folds()
-        )
+        losses = 0.0
+        for own in grades.folds():
+            change = _fitted(grades.take(~own), sky, penalty)
+            losses += _loss(grades.take(own), change.weights, change.bias)[0]
+        return losses
 
     # The firmest of equals.
-    return _fitted(grades, min(reversed(PENALTIES), key=loss_held_back))
+    return _fitted(grades, sky, min(reversed(PENALTIES), key=loss_held_back))
 
 
-def _loss(grades: Grades, change: Change) -> float:
-    logits = grades.logits + change.of_logits(grades.features)
-    return float(grades.weights @ calibration.object_loss(logits, grades.labels))
-
-
-def _fitted(grades: Grades, penalty: float) -> Change:
+def _fitted(grades: Known, sky: Known, penalty: float) -> Change:
+    sky = sky._replace(weights=sky.weights * grades.weights.sum())
     penalties = np.append(np.full(grades.features.shape[1], penalty), OF_BIAS)
 
     def loss(values: Array) -> tuple[float, Array]:
-        change = Change(values[:-1], float(values[-1]))
-        logits = grades.logits + change.of_logits(grades.features)
-        pull = grades.weights * (expit(logits) - grades.labels)
-        gradient = np.append(grades.features.T @ pull, pull.sum()) + penalties * values
-        return _loss(grades, change) + float(penalties @ values**2) / 2, gradient
+        of_grades, gradient = _loss(grades, values[:-1], float(values[-1]))
+        of_sky, gradient_of_sky = _loss(sky, values[:-1], 0.0)
+        gradient[:-1] += gradient_of_sky[:-1]
+        value = of_grades + of_sky + float(penalties @ values**2) / 2
+        return value, gradient + penalties * values
 
     found = minimize(loss, np.zeros(len(penalties)), jac=True, method="L-BFGS-B").x
     return Change(found[:-1], float(found[-1]))
+
+
+def _loss(known: Known, weights: Array, bias: float) -> tuple[float, Array]:
+    """Returns the loss of a change in nats, and its gradient by the weights and the bias."""
+    logits = known.logits + known.features @ weights + bias
+    pull = known.weights * (expit(logits) - known.labels)
+    value = known.weights @ calibration.object_loss(logits, known.labels)
+    return float(value), np.append(known.features.T @ pull, pull.sum())

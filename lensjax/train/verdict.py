@@ -23,6 +23,9 @@ from lensjax.train.replay import Replayed
 BETTER, WORSE, OPEN, UNKNOWN = "better", "worse", "not shown to be better", "not known"
 # What decides, and whether more is better. TPR10 is shown, too: it takes many others to say much.
 DECIDES = {"auroc": 1, "log_loss": -1}
+# Less than this, of AUROC or of nats, is no difference.
+LEAST = 1e-3
+IN_ORDER = 1e-6
 
 
 def judged(member: Member, start: Path, validation: Replayed) -> Member:
@@ -85,22 +88,24 @@ def logits_before(start: Path, data: Labelled) -> np.ndarray:
 
 
 def calibrated(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Returns the probabilities (n,) of logits (n,), calibrated where there are both classes."""
+    """Returns the probabilities (n,) of logits (n,), calibrated where there are both classes, in
+    the same order."""
     if len(np.unique(label)) < 2:
         return expit(logits)
     slope, intercept = calibration.platt(logits, label)
-    return expit(slope * logits + intercept)
+    # Of logits that rank backwards calibration makes one probability, with nothing to rank by.
+    return expit(max(slope, IN_ORDER) * logits + intercept)
 
 
 def speaks_for(found: Mapping[str, Any]) -> bool:
     """Returns whether a verdict speaks for what was learned: it is better, or though it is not
     shown to be, both AUROC and log loss are."""
-    gains = (sign * found["difference"][name]["value"] for name, sign in DECIDES.items())
-    return found["word"] == BETTER or (found["word"] == OPEN and all(gain > 0 for gain in gains))
+    gains = [sign * found["difference"][name]["value"] for name, sign in DECIDES.items()]
+    return found["word"] == BETTER or (found["word"] == OPEN and min(gains) > LEAST)
 
 
 def _word(difference: Mapping[str, Interval]) -> str:
     gains = [sorted(sign * np.array(difference[n][1:])) for n, sign in DECIDES.items()]
-    if any(high < 0 for _, high in gains):
+    if any(high < -LEAST for _, high in gains):
         return WORSE
-    return BETTER if any(low > 0 for low, _ in gains) else OPEN
+    return BETTER if any(low > LEAST for low, _ in gains) else OPEN

@@ -12,7 +12,7 @@ from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
 from lensjax.errors import UsageError
 from lensjax.train import head
-from lensjax.train.head import BIAS, KERNEL, Grades, learned
+from lensjax.train.head import BIAS, KERNEL, Known, learned
 from lensjax.training import train
 from lensjax.training_config import TrainConfig
 from tests.ensemble.members import random_member
@@ -21,7 +21,7 @@ SEEN = Preprocessing(("g", "r"), 32, 0.2, "asinh", 2.0, (0.1, 0.2), (1.0, 2.0))
 
 
 @pytest.fixture(scope="module")
-def drawn() -> Grades:
+def drawn() -> Known:
     """Features, labels that three of them tell, the logits of a layer that knows nothing, weights
     and groups."""
     rng = np.random.default_rng(3)
@@ -29,13 +29,20 @@ def drawn() -> Grades:
     labels = (features[:, :3].sum(1) + rng.normal(size=200) > 1).astype(float)
     weights = rng.uniform(0.2, 1, 200)
     groups = np.array([f"group {number}" for number in range(200)])
-    return Grades(features, np.zeros(200), labels, weights, groups)
+    return Known(features, np.zeros(200), labels, weights, groups)
+
+
+@pytest.fixture
+def no_sky(monkeypatch, drawn) -> Known:
+    """A sky that does not count."""
+    monkeypatch.setattr(head, "WEIGHT_OF_SKY", 0.0)
+    return drawn
 
 
 @pytest.mark.parametrize("penalty", [1.0, 30.0])
-def test_from_a_layer_of_zeros_it_is_a_ridge_regression(monkeypatch, drawn, penalty):
+def test_from_a_layer_of_zeros_it_is_a_ridge_regression(monkeypatch, drawn, no_sky, penalty):
     monkeypatch.setattr(head, "PENALTIES", (penalty,))
-    found = learned(drawn)
+    found = learned(drawn, no_sky)
     weights = drawn.weights / drawn.weights.mean()
     other = LogisticRegression(C=1 / penalty, tol=1e-8, max_iter=1000)
     other.fit(drawn.features, drawn.labels, weights)
@@ -43,26 +50,35 @@ def test_from_a_layer_of_zeros_it_is_a_ridge_regression(monkeypatch, drawn, pena
     assert found.bias == pytest.approx(other.intercept_[0], abs=2e-4)
 
 
-def test_a_cutout_of_twice_the_weight_is_as_two(monkeypatch, drawn):
+def test_a_cutout_of_twice_the_weight_is_as_two(monkeypatch, drawn, no_sky):
     weights = np.where(np.arange(200) < 50, 2.0, 1.0)
     monkeypatch.setattr(head, "PENALTIES", (10.0,))
-    of_two = learned(drawn._replace(weights=np.ones(200)).take(np.r_[:200, :50]))
+    of_two = learned(drawn._replace(weights=np.ones(200)).take(np.r_[:200, :50]), no_sky)
     # Weights have a mean of one, whatever they are: the penalty is that of 200 cutouts.
     monkeypatch.setattr(head, "PENALTIES", (8.0,))
-    of_weight = learned(drawn._replace(weights=weights))
+    of_weight = learned(drawn._replace(weights=weights), no_sky)
     np.testing.assert_allclose(of_weight.weights, of_two.weights, atol=1e-4)
 
 
-def test_grades_that_are_known_already_and_features_that_say_nothing_change_little(drawn):
+def test_grades_that_are_known_already_and_features_that_say_nothing_change_little(drawn, no_sky):
     noise = np.random.default_rng(5).normal(size=drawn.features.shape)
-    knows = learned(drawn)
-    told = learned(drawn._replace(features=noise, logits=4 * drawn.labels - 2))
+    knows = learned(drawn, no_sky)
+    told = learned(drawn._replace(features=noise, logits=4 * drawn.labels - 2), no_sky)
     assert np.abs(told.weights).max() < 0.1 * np.abs(knows.weights[:3]).min()
     assert np.abs(knows.weights[3:]).max() < 0.5 * knows.weights[:3].min()
 
 
-def test_grades_of_one_kind_leave_the_layer_finite(drawn):
-    found = learned(drawn._replace(labels=np.zeros(200)))
+def test_a_sky_holds_what_the_grades_say_nothing_of(drawn):
+    # The grades all lie along the first feature; of the sky the second tells lenses from others.
+    grades = drawn._replace(features=drawn.features * (np.arange(8) == 0))
+    sky = drawn._replace(labels=(drawn.features[:, 1] > 0).astype(float), weights=np.ones(200))
+    found = learned(grades, sky)
+    assert found.weights[0] > 0.1 and found.weights[1] > 0.1
+    assert np.abs(found.weights[2:]).max() < 0.5 * found.weights[1]
+
+
+def test_grades_of_one_kind_leave_the_layer_finite(drawn, no_sky):
+    found = learned(drawn._replace(labels=np.zeros(200)), no_sky)
     assert np.abs(found.weights).max() < 0.1 and -15 < found.bias < 0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 
 from lensjax.api import load_ensemble
 from lensjax.cutouts import Cutouts
@@ -220,6 +220,16 @@ def test_a_verdict_is_about_what_was_learned_and_not_about_calibration():
     fitted = LogisticRegression(C=np.inf).fit(logits[:, None], LENS)
     told = log_loss(LENS, fitted.predict_proba(logits[:, None])[:, 1])
     assert found["after"]["log_loss"] == pytest.approx(told, rel=0.02)
+
+
+def test_logits_that_rank_backwards_are_told_from_those_that_do_not():
+    backwards = -drawn_logits(1.0)
+    found = verdict(backwards, drawn_logits(1.0), LENS, np.arange(120))
+    assert found["before"]["auroc"] == pytest.approx(roc_auc_score(LENS, backwards))
+    assert found["before"]["auroc"] < 0.5 < found["after"]["auroc"] and found["word"] == BETTER
+    # Nothing was learned: no rounding makes it better.
+    same = verdict(backwards, 1.001 * backwards + 1e-3, LENS, np.arange(120))
+    assert same["word"] == OPEN and not speaks_for(same)
 
 
 @pytest.mark.parametrize(("seed", "ahead"), [(6, True), (2, False)])
