@@ -13,7 +13,7 @@ from lensjax.data.splits import held_back
 from lensjax.ensemble import checkpoint
 from lensjax.train.data import read_labelled
 from lensjax.train.replay import replayed
-from lensjax.train.verdict import logits_of
+from lensjax.train.verdict import logits_before
 from tests.ensemble.members import random_member
 from tests.train.small import UNCHANGED
 
@@ -42,7 +42,7 @@ def test_a_member_that_grades_made_worse_is_said_to_be_worse(run, start, tmp_pat
     thought = {}
     for part in parts:
         own = part.take(np.arange(part.graded))
-        thought |= dict(zip(own.id, logits_of(start / "vit_s16" / "0", own), strict=True))
+        thought |= dict(zip(own.id, logits_before(start / "vit_s16" / "0", own), strict=True))
     logits = np.array([thought[name] for name in graded.columns["id"]])
     label = (logits > np.median(logits)) ^ ~held_back(graded.columns["id"], HELD, "validation")
     graded.columns["label"][:] = label
