@@ -16,6 +16,7 @@ from flax import nnx
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
+from threadpoolctl import threadpool_limits
 
 from lensjax.data.on_device import Transform, seen
 from lensjax.ensemble import calibration, checkpoint
@@ -84,13 +85,15 @@ def learn_head(start: Path, info: MemberInfo, seed: int, data: Replayed) -> Memb
     )
     grades = known.take(np.arange(data.graded))
     sky = known.take(np.unique(np.linspace(data.graded, len(data) - 1, OF_SKY, dtype=int)))
-    change = learned(grades, sky)
+    # Products so small are slower with threads, which wait for each other.
+    with threadpool_limits(1):
+        change = learned(grades, sky)
+        folds = [(own, learned(grades.take(~own), sky)) for own in grades.folds()]
     logits = known.logits + known.features @ change.weights + change.bias
     of_grades = logits[: data.graded]  # a view
-    for own in grades.folds():
+    for own, others in folds:
         # The bias of all: folds are then compared by what tells cutouts apart.
-        weights = learned(grades.take(~own), sky).weights
-        of_grades[own] = grades.logits[own] + grades.features[own] @ weights + change.bias
+        of_grades[own] = grades.logits[own] + grades.features[own] @ others.weights + change.bias
     added = change.weights / spread
     state = held.state | {
         KERNEL: (held.state[KERNEL] + added[:, None]).astype(np.float32),
