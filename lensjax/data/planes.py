@@ -211,7 +211,7 @@ def refusing(what: str, advice: str = "") -> Iterator[None]:
     except LensjaxError:
         raise
     except Exception as error:
-        raise UsageError(f"{what}: {one_line(error, 160)}{advice}") from error
+        raise UsageError(f"{what}: {one_line(error, 400)}{advice}") from error
 
 
 def check_file(path: str | Path) -> int:
