@@ -5,6 +5,8 @@ import contextlib
 import dataclasses
 import sys
 
+import numpy as np
+
 from lensjax import config
 from lensjax.data import pipeline
 from lensjax.data.catalog import DataOptions
@@ -88,6 +90,11 @@ def _replayed(options: TrainConfig, sky: str) -> tuple[Replayed, Replayed, str]:
 
     (graded, not_graded), (known, not_known) = read(options, str(options.data)), read(of_sky, sky)
     if options.head_only:
+        if len(np.unique(graded.group)) < 2:
+            raise UsageError(
+                f"the {len(graded)} graded cutouts of {options.data} are one group: some must be "
+                "held back while others are learned, so grade more"
+            )
         both = together(graded, known, options.replay_share, preprocessing)
         counts = f"{both.graded} graded cutouts, each held back once; {not_graded}"
         return both, both, counts

@@ -124,3 +124,9 @@ def test_a_member_learns_its_last_layer_and_nothing_else(tmp_path):
 
     with pytest.raises(UsageError, match="--head-only learns from graded cutouts: give --replay"):
         list(train(dataclasses.replace(options, replay=None)))
+
+    one = cutouts(3, 0)
+    one.columns["group"] = np.array(["a", "a", "a"])
+    one.save(tmp_path / "one.npz")
+    with pytest.raises(UsageError, match="3 graded cutouts of .*one.npz are one group"):
+        list(train(dataclasses.replace(options, data=str(tmp_path / "one.npz"))))
