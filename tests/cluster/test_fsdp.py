@@ -155,7 +155,7 @@ def test_a_run_in_parts_goes_on_bit_by_bit(tmp_path):
     assert several.reached(stopped) == 4
     (arrays,) = stopped.glob("members/*/runs/0/steps/4/arrays")
     assert (arrays / "ocdbt.process_0").exists() and (arrays / "ocdbt.process_1").exists()
-    signals = {1: (6, signal.SIGKILL)}
+    signals = {1: (several.DIES, signal.SIGKILL)}
     assert train(stopped, 2, 2, signals, **together) == [hosts.START_AGAIN, -signal.SIGKILL]
     assert 4 < several.reached(stopped) < several.STEPS
     assert train(stopped, 2, 2, **together, **rarely) == [0, 0]

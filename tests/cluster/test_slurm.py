@@ -36,7 +36,7 @@ from tests import processes
 from tests.cluster import test_hosts
 
 if (os.environ["SLURM_PROCID"], os.environ["SLURM_RESTART_COUNT"]) == ("1", "0"):
-    runtime.progress = processes.progress_until(6, signal.SIGKILL)
+    runtime.progress = processes.progress_until(test_hosts.DIES, signal.SIGKILL)
 with test_hosts.small_network():
     __main__.main()
 """
@@ -107,6 +107,6 @@ def test_a_training_that_loses_a_process_is_queued_again_and_goes_on(environment
     assert f"ended with status {hosts.START_AGAIN}\n" in logs[0]
     assert "ended with status 0\n" in logs[1]
     (left,) = set(re.findall(r"training .*/(\d+) images", logs[1]))
-    assert 3 <= test_hosts.STEPS - int(left) / test_hosts.BATCH <= 6
+    assert 2 <= test_hosts.STEPS - int(left) / test_hosts.BATCH <= test_hosts.DIES
     with test_hosts.small_network():
         test_hosts.assert_same_member(together, one)
