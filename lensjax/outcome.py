@@ -21,6 +21,7 @@ from lensjax import (
     results,
     runtime,
 )
+from lensjax.data.bands import colours
 from lensjax.data.preprocess import Preprocessing, doubts, fields_of_view
 from lensjax.data.source import Source
 from lensjax.ensemble.stack import fused_validation
@@ -135,6 +136,7 @@ def write(
         **said.record,
         "warnings": warnings,
         "notes": [
+            *colours(source.bands, source.bands_from),
             *said.notes,
             *results.notes(best, int(readable.sum())),
             *metrics.caveats(predictions.scores.probability, labels),
