@@ -18,6 +18,7 @@ from astropy.table import MaskedColumn, Table, vstack
 
 from lensjax.data.catalog import DataOptions
 from lensjax.data.formats.tables import read_table, texts
+from lensjax.data.levels import are_levels, flux_of, picture_of
 from lensjax.data.planes import Cutout
 from lensjax.data.source import Source
 from lensjax.errors import LensjaxError, UsageError, refuse
@@ -77,6 +78,15 @@ class Shown(NamedTuple):
     arcs: Mapping[str, float] = MappingProxyType({})
 
 
+class HostsOfRun(NamedTuple):
+    """Cutouts of a run into which arcs can be laid, their `id` being the row; the survey that they
+    are of, and all cutouts of the run in its bands. Pictures became fluxes, see `as_flux`."""
+
+    hosts: "Hosts"
+    survey: "Survey"
+    source: Source
+
+
 def check(options: ControlOptions, data: str, source: Source, top: int, seed: int) -> None:
     """Raises UsageError where controls could not be made in the end of the cutouts at `data`, of
     which the best `top` are to be graded; `source` has them in the bands of the members."""
@@ -95,9 +105,8 @@ def find_hosts(
     rows: np.ndarray,
     most: int,
     seed: int,
-) -> tuple["Hosts", "Survey"]:
-    """Returns hosts among at most so many of the `rows` of the cutouts at `data`, drawn at random,
-    their `id` being the row, and the survey that they are of.
+) -> HostsOfRun:
+    """Returns hosts among at most so many of the `rows` of the cutouts at `data`, drawn at random.
 
     Raises UsageError where the survey lacks one of the `bands`, and where arcs cannot be laid.
     """
@@ -111,14 +120,37 @@ def find_hosts(
         raise UsageError(
             f"--survey {survey.name} has no band {missing}, which the members see: choose another"
         )
-    source = options.opened(data, survey.bands).take(rows)
-    source.table["id"] = rows
-    return injection.find_hosts(source, survey, most, seed), survey
+    source = options.opened(data, survey.bands)
+    taken = replace(source, read=lambda row: as_flux(source[row], survey, (seed, row))).take(rows)
+    taken.table["id"] = rows
+    hosts = injection.find_hosts(taken, survey, most, seed)
+    if options.zero_point is not None and are_levels(source[hosts.id[0]].image):
+        raise UsageError("--zero-point is for fluxes, and --data holds pictures: leave it out")
+    return HostsOfRun(hosts, survey, source)
 
 
-def simulated_lenses(
-    hosts: "Hosts", survey: "Survey", bands: tuple[str, ...], seed: int
-) -> Iterator[Shown]:
+def as_flux(cutout: Cutout, survey: "Survey", seed: tuple[int, int]) -> Cutout:
+    """Returns an 8-bit picture as flux, its sky as noisy in each band as the survey's; other
+    cutouts as they are."""
+    if not are_levels(cutout.image):
+        return cutout
+    noise, rng = _noise(survey, cutout.pixel_scale), np.random.default_rng(seed)
+    return replace(cutout, image=flux_of(cutout.image, noise, rng))
+
+
+def as_before(flux: np.ndarray, cutout: Cutout, survey: "Survey") -> np.ndarray:
+    """Returns the image of a cutout to whose flux, see `as_flux`, light was added."""
+    if not are_levels(cutout.image):
+        return flux
+    return picture_of(flux, _noise(survey, cutout.pixel_scale), cutout.image)
+
+
+def _noise(survey: "Survey", pixel_scale: float | None) -> np.ndarray:
+    """Returns the noise (band,) of the survey's sky in pixels of this scale."""
+    return np.array(survey.sky_sigma) * (pixel_scale or survey.pixel_scale) / survey.pixel_scale
+
+
+def simulated_lenses(of_run: HostsOfRun, bands: tuple[str, ...], seed: int) -> Iterator[Shown]:
     """Yields a simulated lens for each of the hosts, in these bands, as far as its arcs lie within
     the cutout.
 
@@ -127,13 +159,14 @@ def simulated_lenses(
     from lensjax.injection import inject
     from lensjax.sky.stamps import hubble_stamps
 
+    hosts, survey, source = of_run
     injected = inject(hosts, survey, len(hosts.id), seed, hubble_stamps())
     channels = [injected.bands.index(band) for band in bands]
     columns = {name: np.asarray(injected.columns[name]) for name in ("host", *OF_ARCS)}
-    for k, image in enumerate(injected.images):
-        arcs = {name: float(columns[name][k]) for name in OF_ARCS}
-        cutout = Cutout(image[:, :, channels], injected.pixel_scale)
-        yield Shown(cutout, int(columns["host"][k]), LENS, SIMULATED, arcs)
+    for k, flux in enumerate(injected.images):
+        arcs, row = {name: float(columns[name][k]) for name in OF_ARCS}, int(columns["host"][k])
+        image = as_before(flux, source[row], survey)
+        yield Shown(Cutout(image[:, :, channels], injected.pixel_scale), row, LENS, SIMULATED, arcs)
 
 
 def non_lenses(source: Source, ranking: np.ndarray, top: int) -> tuple[np.ndarray, str]:
@@ -174,9 +207,8 @@ def write(
     others = np.setdiff1d(ranking[top:], [each.row for each in nones])
     lenses: list[Shown] = []
     if len(others):
-        hosts, survey = find_hosts(options, data, source.bands, others, SPARE * count, seed)
-        made = simulated_lenses(hosts, survey, source.bands, seed)
-        lenses = list(islice(made, count - count // 2))
+        of_run = find_hosts(options, data, source.bands, others, SPARE * count, seed)
+        lenses = list(islice(simulated_lenses(of_run, source.bands, seed), count - count // 2))
     if not lenses or not nones:
         raise LensjaxError(
             f"--controls: {len(lenses)} simulated lenses and {len(nones)} non-lenses could be "
