@@ -43,8 +43,8 @@ class ControlOptions(DataOptions):
     """How graders are measured, in the options of a script."""
 
     controls: float | None = None
-    """Also write grading.html: the candidates under neutral names, and so many controls for each of
-    them (0.1: one for ten), half of them simulated lenses, half non-lenses; controls.csv has the
+    """Plant so many controls for each candidate (0.1: one for ten) on the page of --ask, else on
+    grading.html, under neutral names: half simulated lenses, half non-lenses; controls.csv has the
     truth."""
     survey: str = "ground"
     """Whose PSF and gain the simulated lenses of --controls get: decam, hsc, euclid, ground."""
@@ -87,13 +87,13 @@ class HostsOfRun(NamedTuple):
     source: Source
 
 
-def check(options: ControlOptions, data: str, source: Source, top: int, seed: int) -> None:
+def check(options: ControlOptions, data: str, source: Source, most: int, seed: int) -> None:
     """Raises UsageError where controls could not be made in the end of the cutouts at `data`, of
-    which the best `top` are to be graded; `source` has them in the bands of the members."""
-    if source.given <= top:
+    which at most so many are to be graded; `source` has them in the bands of the members."""
+    if source.given <= most:
         raise UsageError(
-            f"--controls are made of cutouts that are not among the --top {top}, and there are "
-            f"{source.given} in all: give a smaller --top"
+            f"--controls are made of cutouts that are not among the {most} to be graded, and there "
+            f"are {source.given} in all: give a smaller --top, or --ask where that is given"
         )
     find_hosts(options, data, source.bands, np.arange(source.given), TRIED, seed)
 
@@ -169,59 +169,59 @@ def simulated_lenses(of_run: HostsOfRun, bands: tuple[str, ...], seed: int) -> I
         yield Shown(Cutout(image[:, :, channels], injected.pixel_scale), row, LENS, SIMULATED, arcs)
 
 
-def non_lenses(source: Source, ranking: np.ndarray, top: int) -> tuple[np.ndarray, str]:
-    """Returns the rows beyond the best `top` of which non-lenses are drawn, and their origin.
+def non_lenses(source: Source, ranking: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, str]:
+    """Returns the rows, but those `shown` as candidates, of which non-lenses are drawn, and their
+    origin.
 
     Those that are labelled as none, where there are any. Else the lower half of the ranking: where
     a cutout in a thousand is a lens, next to none of them is one. Those are easier to tell from
     lenses than the candidates are, so that false positives are then counted too low.
     """
-    low = ranking[max(top, len(ranking) // 2) :]
+    low, others = (rows[~np.isin(rows, shown)] for rows in (ranking[len(ranking) // 2 :], ranking))
     if "label" not in source.table.colnames:
         return low, LOW
     label = np.asarray(source.table["label"])
-    labelled = ranking[top:][label[ranking[top:]] == 0]
+    labelled = others[label[others] == 0]
     return (labelled, LABELLED) if len(labelled) else (low[label[low] != 1], LOW)
 
 
 def write(
-    folder: Path,
+    path: Path,
     options: ControlOptions,
     data: str,
     source: Source,
     ranking: np.ndarray,
-    candidates: Sequence[Cutout | None],
+    candidates: Mapping[int, Cutout | None],
     impostors: Sequence[str],
     seed: int,
 ) -> tuple[Path, Path]:
-    """Writes grading.html and controls.csv into the folder of a run, and returns their paths.
+    """Writes the page at `path` and beside it controls.csv, and returns their paths.
 
-    `ranking` (n,) are the rows of the `source` that have a score, best first, and `candidates` the
-    cutouts of the first of them. Rows of pages that were written to the folder before stay in
-    controls.csv, for people may have graded them. Raises LensjaxError where there are no controls.
+    `ranking` (n,) are the rows of the `source` that controls may be made of, best first, and
+    `candidates` those that are to be graded, with their cutouts. Rows of pages that were written to
+    the folder before stay in controls.csv, for people may have graded them. Raises LensjaxError
+    where there are no controls.
     """
-    top, rng = len(candidates), np.random.default_rng(seed)
-    count = max(2, round((options.controls or 0) * top))
-    pool, origin = non_lenses(source, ranking, top)
+    rows, rng = np.array(list(candidates), int), np.random.default_rng(seed)
+    count = max(2, round((options.controls or 0) * len(rows)))
+    pool, origin = non_lenses(source, ranking, rows)
     nones = list(islice(_readable(source, rng.permutation(pool), origin), count // 2))
-    others = np.setdiff1d(ranking[top:], [each.row for each in nones])
+    others = np.setdiff1d(ranking, [*rows, *(each.row for each in nones)])
     lenses: list[Shown] = []
     if len(others):
         of_run = find_hosts(options, data, source.bands, others, SPARE * count, seed)
         lenses = list(islice(simulated_lenses(of_run, source.bands, seed), count - count // 2))
     if not lenses or not nones:
         raise LensjaxError(
-            f"--controls: {len(lenses)} simulated lenses and {len(nones)} non-lenses could be "
-            f"made of the cutouts that are not among the best {top}: give a smaller --top"
+            f"--controls: {len(lenses)} simulated lenses and {len(nones)} non-lenses could be made "
+            f"of the cutouts that are not among the {len(rows)} to be graded: have fewer graded"
         )
-    best = [
-        Shown(cutout, row) for cutout, row in zip(candidates, ranking[:top].tolist(), strict=True)
-    ]
+    asked = [Shown(cutout, row) for row, cutout in candidates.items()]
     # In the order of the names, which says nothing.
-    named = dict(sorted({name_of(each, seed): each for each in (*best, *lenses, *nones)}.items()))
-    _write_truth(folder / TRUTH, named, source)
-    write_page(folder / PAGE, named, source.bands, data, impostors)
-    return folder / PAGE, folder / TRUTH
+    named = dict(sorted({name_of(each, seed): each for each in (*asked, *lenses, *nones)}.items()))
+    _write_truth(path.with_name(TRUTH), named, source)
+    write_page(path, named, source.bands, data, impostors)
+    return path, path.with_name(TRUTH)
 
 
 def _readable(source: Source, rows: np.ndarray, origin: str) -> Iterator[Shown]:
@@ -247,7 +247,7 @@ def write_page(
     cutouts = [_to_four_digits(each.cutout) for each in named.values()]
     places = [{"id": name, "ra": None, "dec": None} for name in named]
     page.write_page(
-        path, graded=page.graded_page("grading", data, places, cutouts, bands, impostors)
+        path, graded=page.graded_page(path.stem, data, places, cutouts, bands, impostors)
     )
 
 
@@ -265,20 +265,24 @@ def name_of(shown: Shown, seed: int) -> str:
 
 
 def _write_truth(path: Path, named: dict[str, Shown], source: Source) -> None:
-    from lensjax.data.formats import arrow
-
     shown = list(named.values())
     table = Table({"id": list(named), "cutout": [str(source.table["id"][s.row]) for s in shown]})
     table["truth"], table["origin"] = [s.truth for s in shown], [s.origin for s in shown]
     for name in OF_ARCS:
         values = np.array([s.arcs.get(name, np.nan) for s in shown])
         table[name] = MaskedColumn(np.round(values, 4), mask=np.isnan(values))
-    if path.exists():
-        before = read_truth(path)
-        gone = ~np.isin(before["id"], table["id"])
-        table = vstack([table, before[gone]], metadata_conflicts="silent")
+    write_truth(path, [table, read_truth(path)] if path.exists() else [table])
+
+
+def write_truth(path: Path, truths: Sequence[Table]) -> None:
+    """Writes what several controls.csv say into one; of a name that is in more than one, the
+    first."""
+    from lensjax.data.formats import arrow
+
+    table = vstack(list(truths), metadata_conflicts="silent")
+    _, first = np.unique(np.asarray(table["id"], str), return_index=True)
     with replacing(path) as file:
-        arrow.write_csv(file, table)
+        arrow.write_csv(file, table[np.sort(first)])
 
 
 def read_truth(path: Path) -> Table:

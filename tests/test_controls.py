@@ -34,9 +34,10 @@ def sky(folder: Path, images: np.ndarray, **columns: np.ndarray) -> Path:
 def written(data: Path, folder: Path, seed: int = 0, share: float = 0.5) -> Table:
     """Returns the truth about the page that is written."""
     source = open_source(data, needed=BANDS)
-    best = [source[row] for row in RANKING[:TOP]]
+    best = {row: source[row] for row in RANKING[:TOP].tolist()}
+    page = folder / "grading.html"
     options = ControlOptions(controls=share)
-    page, truth = controls.write(folder, options, str(data), source, RANKING, best, ["ring"], seed)
+    page, truth = controls.write(page, options, str(data), source, RANKING, best, ["ring"], seed)
     assert page == folder / "grading.html" and truth == folder / "controls.csv"
     return controls.read_truth(truth)
 
@@ -150,7 +151,7 @@ def test_labelled_non_lenses_are_controls_and_an_older_page_keeps_its_truth(tmp_
     label[RANKING[:2]] = 0  # which are candidates
     data = sky(tmp_path, galaxies(COUNT), label=label)
     source = open_source(data, needed=BANDS)
-    pool, origin = controls.non_lenses(source, RANKING, TOP)
+    pool, origin = controls.non_lenses(source, RANKING, RANKING[:TOP])
     assert origin == "labelled" and set(pool) == set(RANKING[TOP : TOP + 4])
     named = {"aa": Shown(source[0], 0), "bb": Shown(source[1], 1, "none", "labelled")}
     controls._write_truth(tmp_path / "controls.csv", named, source)
@@ -183,7 +184,7 @@ def test_what_cannot_be_planted_is_refused_before_anything_is_scored(tmp_path) -
         controls.check(ControlOptions(controls=0.1), str(black), source, TOP, 0)
     data = sky(tmp_path, galaxies(COUNT))
     source = open_source(data, needed=BANDS)
-    with pytest.raises(UsageError, match="--top 40, and there are 40"):
+    with pytest.raises(UsageError, match="not among the 40 to be graded, and there are 40"):
         controls.check(ControlOptions(controls=0.1), str(data), source, COUNT, 0)
     with pytest.raises(UsageError, match="no band r, g"):
         controls.check(ControlOptions(controls=1, survey="euclid"), str(data), source, TOP, 0)
@@ -192,6 +193,6 @@ def test_what_cannot_be_planted_is_refused_before_anything_is_scored(tmp_path) -
             ControlOptions(**wrong)
     with pytest.raises(LensjaxError, match="0 non-lenses"):
         controls.write(
-            tmp_path, ControlOptions(controls=0.1), str(data), source, RANKING[:1],
-            [source[RANKING[0]]], [], 0,
+            tmp_path / "p.html", ControlOptions(controls=0.1), str(data), source, RANKING[:1],
+            {int(RANKING[0]): source[RANKING[0]]}, [], 0,
         )  # fmt: skip
