@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from astropy.table import Table
@@ -28,6 +28,16 @@ from lensjax.api import LensFinder
 from lensjax.errors import UsageError
 from lensjax.simulation import SimulateConfig, simulate_survey
 
+PICTURES: dict[str, Any] = {"bands": "i,r,g", "pixel_scale": 0.1875}
+CANDIDATES, ORDINARY = "cfhtls_candidates/catalog.csv", "cfhtls_fields/catalog.csv"
+KNOWN, GALAXIES = "legacy_thumbs", "des_lrg_grizY/{band}.fits"
+SETS: dict[str, dict[str, Any]] = {
+    GALAXIES: {},
+    CANDIDATES: PICTURES,
+    ORDINARY: PICTURES,
+    KNOWN: PICTURES | {"pixel_scale": 0.262},
+}
+"""How each set is to be read: what its files do not say."""
 GOOD, POOR = 2.0, 0.7
 """Grades from which on a candidate is good, and up to which it is poor."""
 RESAMPLES = 1000
@@ -65,25 +75,28 @@ def main(argv: Sequence[str]) -> None:
     )
     found = of_pictures(finder, options.images) | of_arcs(finder, options.images)
     if not found:
-        raise UsageError(f"--images {options.images} holds none of the sets of real images")
+        raise UsageError(f"--images {options.images} holds too few of the sets to compare any")
     names = next(iter(found.values()))
     print("| | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
     for figure, values in found.items():
         print(f"| {figure} | " + " | ".join(values.values()) + " |")
 
 
+def sets_in(images: Path) -> list[str]:
+    """Returns which of SETS a folder holds. Raises UsageError where it holds none."""
+    there = [name for name in SETS if any(images.glob(name.replace("{band}", "*")))]
+    if not there:
+        raise UsageError(f"--images {images} holds none of the sets of real images")
+    return there
+
+
 def of_pictures(finder: LensFinder, images: Path) -> dict[str, dict[str, str]]:
     """Returns the figures of candidates, known lenses and ordinary galaxies in colour pictures."""
-
-    def scored(name: str, pixel_scale: float) -> Table | None:
-        path = images / name
-        if not path.exists():
-            return None
-        return finder.score(path, bands="i,r,g", pixel_scale=pixel_scale).candidates
-
-    candidates = scored("cfhtls_candidates/catalog.csv", 0.1875)
-    ordinary = scored("cfhtls_fields/catalog.csv", 0.1875)
-    known = scored("legacy_thumbs", 0.262)
+    there = sets_in(images)
+    candidates, ordinary, known = (
+        finder.score(images / name, **SETS[name]).candidates if name in there else None
+        for name in (CANDIDATES, ORDINARY, KNOWN)
+    )
     found = {}
     if candidates is not None:
         grade = np.asarray(candidates["grade"], float)
@@ -99,10 +112,10 @@ def of_pictures(finder: LensFinder, images: Path) -> dict[str, dict[str, str]]:
 
 def of_arcs(finder: LensFinder, images: Path) -> dict[str, dict[str, str]]:
     """Returns the figures of real galaxies with simulated arcs, against the same without."""
-    if not (images / "des_lrg_grizY").is_dir():
+    if GALAXIES not in sets_in(images):
         return {}
     with tempfile.TemporaryDirectory() as folder:
-        backgrounds = str(images / "des_lrg_grizY" / "{band}.fits")
+        backgrounds = str(images / GALAXIES)
         simulate_survey(dataclasses.replace(ARCS, backgrounds=backgrounds, output=Path(folder)))
         table = finder.score(Path(folder) / "test.npz").candidates
     faintest, brightest = ARC_SNR

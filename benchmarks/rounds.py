@@ -105,18 +105,30 @@ def sky(options: RoundsConfig, seed: int) -> dict[str, int]:
     """Writes the cutouts of a sky without their labels, once, and returns the labels by id."""
     path, labels = survey_of(options, seed), options.output / f"truth-{seed}.csv"
     if not labels.exists():
-        wanted = dataclasses.replace(SEARCHED, count=options.count, seed=100 + seed)
-        survey, drawn, _ = simulated(wanted)
-        cutouts = as_cutouts(survey, drawn)
-        channels = [survey.bands.index(band) for band in TAKEN_FOR.values()]
-        images, names = cutouts.images[..., channels], np.asarray(cutouts.columns["id"])
-        count, side, _, bands = images.shape
-        binned = images.reshape(count, side // 2, 2, side // 2, 2, bands).mean((2, 4))
-        scale = 2 * survey.pixel_scale
-        Cutouts(binned, tuple(TAKEN_FOR), scale, {"id": names}).save(path)
-        write_rows(labels, ("id", "label"), zip(names, drawn.truth["label"], strict=True))
-    rows = read_table(labels)
-    return dict(zip(texts(rows["id"]), rows["label"].tolist(), strict=True))
+        cutouts = seen_by_euclid(options.count, 100 + seed)
+        names, label = (np.asarray(cutouts.columns[name]) for name in ("id", "label"))
+        averaged(cutouts).save(path)
+        write_rows(labels, ("id", "label"), zip(names, label, strict=True))
+    known = read_table(labels)
+    return dict(zip(texts(known["id"]), known["label"].tolist(), strict=True))
+
+
+def seen_by_euclid(count: int, seed: int) -> Cutouts:
+    """Returns cutouts of a sky that Euclid sees, its bands named as those that they are taken for,
+    with the truth as columns."""
+    survey, drawn, _ = simulated(dataclasses.replace(SEARCHED, count=count, seed=seed))
+    channels = [survey.bands.index(band) for band in TAKEN_FOR.values()]
+    cutouts = as_cutouts(survey, drawn)
+    images = cutouts.images[..., channels]
+    return dataclasses.replace(cutouts, images=images, bands=tuple(TAKEN_FOR))
+
+
+def averaged(cutouts: Cutouts) -> Cutouts:
+    """Returns cutouts whose pixels are the means of 2 x 2, with `id` alone as their column."""
+    count, height, width, bands = cutouts.images.shape
+    images = cutouts.images.reshape(count, height // 2, 2, width // 2, 2, bands).mean((2, 4))
+    assert cutouts.pixel_scale is not None
+    return Cutouts(images, cutouts.bands, 2 * cutouts.pixel_scale, {"id": cutouts.columns["id"]})
 
 
 def survey_of(options: RoundsConfig, seed: int) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.command import BenchmarkConfig
+from benchmarks.unlike import UnlikeConfig
 from lensjax.cluster.cost import CostConfig
 from lensjax.cluster.jobs import OURS
 from lensjax.ensemble import checkpoint
@@ -34,7 +35,7 @@ OTHERS |= {"--no-resume", "--no-head-only", "--logdir", "--dist", *OURS}
 
 
 def options() -> set[str]:
-    kinds = [BenchmarkConfig, CostConfig]
+    kinds = [BenchmarkConfig, CostConfig, UnlikeConfig]
     for command, name in CONFIGS.items():
         kinds.append(getattr(importlib.import_module(f"lensjax.cli.{command}"), name))
     fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
