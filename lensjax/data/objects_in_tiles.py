@@ -203,12 +203,12 @@ def _kept(
     ra: np.ndarray,
     dec: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tile of each object, -1 where none holds its cutout, and the reasons for that."""
+    """Returns the tile of each object, -1 where none holds its cutout, and the reasons for that:
+    few different ones, so that they can be counted."""
     tile, reason = match.tile.copy(), np.full(len(ra), "", object)
     reason[tile < 0] = f"in none of the {len(planes)} tiles{_nowhere(planes)}"
     reason[~located(ra, dec)] = "no position"
-    for number, (each, size) in enumerate(zip(planes, sizes, strict=True)):
-        of = np.flatnonzero(match.tile == number)
+    for of, each, size in zip(_by_tile(match.tile, len(planes)), planes, sizes, strict=True):
         if size is None:
             tile[of], reason[of] = -1, each.wrong
             continue
@@ -216,12 +216,15 @@ def _kept(
         out = of[((corner < 0) | (corner + size > each.footprint.shape)).any(axis=1)]
         tile[out] = -1
         needed = size * each.footprint.pixel_scale / 2
-        reason[out] = [
-            f"{depth:.1f} arcsec from the edge of tile {each.files.name}: the cutout needs "
-            f"{needed:.1f}"
-            for depth in match.depth[out]
-        ]
+        reason[out] = f"less than {needed:.1f} arcsec from the edge of tile {each.files.name}"
     return tile, reason
+
+
+def _by_tile(tile: np.ndarray, count: int) -> list[np.ndarray]:
+    """Returns for each of `count` tiles which objects it holds, ascending; `tile` (n,) is -1 where
+    none does."""
+    order = np.argsort(tile, kind="stable")
+    return np.split(order, np.searchsorted(tile[order], np.arange(count + 1)))[1:-1]
 
 
 def _placed(
@@ -237,8 +240,8 @@ def _placed(
     corner = np.zeros((len(tile), bands, 2), np.int32)
     maps = np.zeros((len(tile), bands, 2, 3), np.float32)
     regions = [(0,) * bands] * len(planes)
-    for number, (each, size) in enumerate(zip(planes, sizes, strict=True)):
-        of = np.flatnonzero(tile == number)
+    for number, of in enumerate(_by_tile(tile, len(planes))):
+        each, size = planes[number], sizes[number]
         if each is None or size is None:
             continue
         along = [one.is_grid_of(each.footprint) and not north_up for one in each.footprints]
@@ -313,13 +316,20 @@ def _described(table: Table, tiles: Tiles, match: Matched, order: np.ndarray) ->
             table.rename_column(name, f"{name}_input")
     of, names = match.tile[order], np.array([*tiles.names, ""], object)
     paths = np.full(len(table), "", object)
-    for row in np.flatnonzero(tiles.tile >= 0).tolist():
-        planes = tiles.planes[tiles.tile[row]]
-        assert planes is not None
-        down, across = tiles.region(row, planes.own)
-        section = f"[{across.start + 1}:{across.stop},{down.start + 1}:{down.stop}]"
-        paths[row] = planes.files.planes[planes.own] + section
+    rows_of = _by_tile(tiles.tile, len(tiles.names))
+    for rows, planes, form in zip(rows_of, tiles.planes, tiles.forms, strict=True):
+        if planes is None or form is None:
+            continue
+        side = form.sheets.regions[planes.own] or form.size
+        down, across = (_ranges(each, side) for each in tiles.corner[rows, planes.own].T)
+        paths[rows] = f"{planes.files.planes[planes.own]}[" + across + "," + down + "]"
     table["path"] = paths
     table["tile"] = names[of].astype(str)
     table["edge_distance"] = match.depth[order]
     return table
+
+
+def _ranges(starts: np.ndarray, side: int) -> np.ndarray:
+    """Returns pixels (n,) as `first:last`, counted from one; each text is made once."""
+    known, of = np.unique(starts, return_inverse=True)
+    return np.array([f"{start + 1}:{start + side}" for start in known.tolist()], object)[of]

@@ -1,13 +1,14 @@
 """Tiles: each object once, where it lies deepest, and what the step cuts is what Cutout2D cuts."""
 
 import gzip
+from pathlib import Path
 
 import fsspec
 import jax
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.table import Table
+from astropy.table import Table, vstack
 from astropy.wcs import WCS
 from scipy.ndimage import map_coordinates
 
@@ -143,6 +144,34 @@ def test_each_object_lies_in_the_tile_that_a_loop_over_all_finds(tmp_path):
                 source[row]
             assert at < FIELD / 2 + 0.3
     assert 20 < (source.tiles.tile >= 0).sum() < 190
+
+
+def test_paths_are_the_sections_of_files_and_reasons_are_few(tmp_path):
+    headers = {n: skies.header(10.0, d, SHAPE) for n, d in (("a", 0.0), ("b", 1.0), ("c", 2.0))}
+    skies.write(tmp_path, headers, SHAPE)
+    # Of the middle tile there are no objects.
+    tables = [
+        Table.read(skies.objects(tmp_path / f"{n}.csv", headers[n], *spread(60, seed)))
+        for seed, n in enumerate("ca")
+    ]
+    both = vstack(tables)
+    both["ra"][7] = np.nan
+    both.write(tmp_path / "objects.csv")
+    source = opened(tmp_path, field=25 * skies.SCALE)
+    held = source.tiles.tile >= 0
+    for row in np.flatnonzero(held).tolist():
+        name, _, section = source.table["path"][row].rpartition("[")
+        x, y = (slice(int(a) - 1, int(b)) for a, b in
+                (of.split(":") for of in section.rstrip("]").split(",")))  # fmt: skip
+        np.testing.assert_array_equal(source[row].image[..., 0], fits.getdata(name)[y, x])
+        assert Path(name).name == f"{source.table['tile'][row]}_g.fits"
+    assert set(source.table["path"][~held]) == {""}
+    assert set(source.tiles.reason[held]) == {""}
+    assert set(source.tiles.reason[~held]) == {
+        "no position",
+        "less than 2.5 arcsec from the edge of tile a",
+        "less than 2.5 arcsec from the edge of tile c",
+    }
 
 
 def test_masked_pixels_and_damaged_tiles_are_as_in_cutouts_of_files(tmp_path):
