@@ -13,7 +13,7 @@ from lensjax.data.on_device import Inputs, completed, on_grid
 
 STATISTICS = {
     "roughness": "noise of neighbouring pixels, 1 where it is independent",
-    "roughness_ratio": "the same, of the roughest band over that of the smoothest",
+    "roughness_ratio": "roughest band's noise of neighbouring pixels over the smoothest band's",
     "equal": "share of neighbouring pixels that are equal",
     "noise_ratio": "noise of the noisiest band over that of the quietest",
     "signal": "share of pixels above five times the noise",
