@@ -1,8 +1,9 @@
 """What a run leaves: the catalogue, the record of the run, pictures and pages."""
 
+import functools
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,8 +95,10 @@ def write(
         rate = scoring.get("images_per_second")
         said = trust.together(trust_cascade.said(cascade, predictions, rate), said)
     unsearched = scoring.get("detection", {}).get("not_searched", {})
-    searched = source, predictions, ensemble.preprocessings, unsearched
-    area = _searched(*searched) if lenses is not None and source.tiles is not None else None
+    searched = functools.cache(
+        functools.partial(_searched, source, predictions, ensemble.preprocessings, unsearched)
+    )
+    area = searched() if lenses is not None and source.tiles is not None else None
     said = trust.together(said, known.said(predictions, lenses, config.known_radius, area))
     top = ranking[: max(config.top, results.LISTED)]
     best = results.candidate_table(table, predictions, top, trust=said.columns)
@@ -145,7 +148,7 @@ def write(
         attempt("catalogue", results.write_outputs, config.folder, table, predictions, said.columns)
         if config.hats:
             attempt("hats", _write_hats, config.folder, table, predictions, said.columns)
-        attempt("searched.moc.*", _write_searched, config.folder, *searched)
+        attempt("searched.moc.*", _write_searched, config.folder, searched)
         # Pictures last: drawing takes memory of its own, and the catalogue must not be lost.
         record["peak_memory_bytes"] = runtime.peak_memory_bytes()
         attempt("run.json", results.write_json, config.folder / "run.json", record)
@@ -202,8 +205,8 @@ def _searched(
     return coverage.searched(predictions.ra[rows], predictions.dec[rows], widths)
 
 
-def _write_searched(folder: Path, *searched: Any) -> None:
-    coverage.write_searched(folder, _searched(*searched))
+def _write_searched(folder: Path, searched: Callable[[], "MOC | None"]) -> None:
+    coverage.write_searched(folder, searched())
 
 
 def _write_hats(
