@@ -84,6 +84,11 @@ CARRIED = {
     "path": Meaning("", "meta.ref;meta.file", "file of the cutout, and its place in it"),
     "label": Meaning("", "meta.code.class", "1 a lens, 0 none, -1 not known"),
 }
+# Where objects lie in tiles.
+IN_TILES = {
+    "tile": Meaning("", "meta.id;obs.field", "tile that the cutout is from"),
+    "edge_distance": Meaning("arcsec", "pos.angDistance", "how far the edge of the tile is away"),
+}
 # What --detect measures of the objects that it finds.
 FOUND = {
     "ra": COLUMNS["ra"],
