@@ -6,6 +6,7 @@ is scored together lies together; those that no tile holds come last. Only heade
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
+from lensjax.columns import IN_TILES, describe
 from lensjax.data.bands import Wanted
 from lensjax.data.footprints import Matched, around, footprint, matched
 from lensjax.data.formats import tile_files
@@ -84,7 +86,7 @@ def open_tiles(
     if one is not None:
         words.append(f"cutouts of {one.size}x{one.size} pixels, {one.pixel_scale:.4g} arcsec/pixel")
     damaged = [each.wrong for each in found if each.wrong]
-    words += [f"{len(damaged)} tiles cannot be read ({damaged[0]})"] if damaged else []
+    words += [f"tiles that cannot be read: {len(damaged)} ({damaged[0]})"] if damaged else []
 
     def all_files() -> Iterable[str]:
         yield from objects
@@ -108,15 +110,17 @@ def planes_of(data: str, wanted: Wanted) -> tuple[tuple[str, ...], list[Planes]]
     `tile_files.tile_files` does."""
     bands, files = tile_files.tile_files(data, wanted)
     with ThreadPoolExecutor(HEADERS_AT_ONCE) as threads:
-        return bands, list(threads.map(_planes, files))
+        return bands, list(threads.map(partial(_planes, bands), files))
 
 
-def _planes(files: TileFiles) -> Planes:
+def _planes(bands: tuple[str, ...], files: TileFiles) -> Planes:
     """Returns what the headers of a tile say."""
     stored, lie, wrong = [], [], ""
-    for file in files.planes:
+    for band, file in zip(bands, files.planes, strict=True):
         name = Path(tile_files.split(file)[0]).name
         try:
+            if not file:
+                raise Unreadable(f"it has no file for {band}")
             said = tile_files.stored(file)
             wrong = wrong or ("" if said.is_whole else f"{name}: {tile_files.TRUNCATED}")
             try:
@@ -311,7 +315,7 @@ def _forms(
 def _described(table: Table, tiles: Tiles, match: Matched, order: np.ndarray) -> Table:
     """Returns the objects with the tile that each is cut from, and where: `path` is a section of
     the file as cfitsio and DS9 have it, `edge_distance` in arcsec."""
-    for name in ("path", "tile", "edge_distance"):
+    for name in ("path", *IN_TILES):
         if name in table.colnames:
             table.rename_column(name, f"{name}_input")
     of, names = match.tile[order], np.array([*tiles.names, ""], object)
@@ -326,6 +330,8 @@ def _described(table: Table, tiles: Tiles, match: Matched, order: np.ndarray) ->
     table["path"] = paths
     table["tile"] = names[of].astype(str)
     table["edge_distance"] = match.depth[order]
+    for name, meaning in IN_TILES.items():
+        describe(table[name], meaning)
     return table
 
 

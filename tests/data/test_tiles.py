@@ -335,6 +335,17 @@ def test_tiles_are_found_by_template_and_in_a_folder(tmp_path):
         assert other.bands == ("g", "r") and other.tiles.names == ("a",)
 
 
+def test_a_tile_is_named_by_its_file_and_what_it_lacks_by_its_band(tmp_path):
+    header = skies.header(10.0, 0.0, SHAPE)
+    skies.write(tmp_path, {"a": header, "b": skies.header(20.0, 0.0, SHAPE)}, SHAPE)
+    skies.objects(tmp_path / "objects.csv", header, *spread(3))
+    assert opened(tmp_path, data="a_{band}.fits").tiles.names == ("a_g",)
+    (tmp_path / "tiles.csv").write_text("tile,g,r\na,a_g.fits,\nb,b_g.fits,b_r.fits\n")
+    lacking = opened(tmp_path)
+    assert set(lacking.tiles.reason) == {"tile a: it has no file for r"}
+    assert "tiles that cannot be read: 1 (tile a: it has no file for r)" in lacking.description
+
+
 @pytest.mark.parametrize(
     ("table", "objects", "message"),
     [

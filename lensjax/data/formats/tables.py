@@ -79,7 +79,7 @@ def read_catalogue(path: Path, part: Part) -> tuple[Rows, Callable[[], Iterable[
     if name is None:
         raise UsageError(
             f"{path} has no column {' or '.join(SPELLINGS['path'])}; its columns are "
-            f"{', '.join(raw.colnames) or 'none'}"
+            f"{', '.join(raw.colnames) or 'none'}; with survey tiles give --catalogue or --detect"
         )
     if not count:
         raise UsageError(f"{path} has no rows")

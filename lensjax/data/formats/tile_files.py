@@ -126,7 +126,9 @@ def tile_files(data: str, wanted: Wanted) -> tuple[tuple[str, ...], list[TileFil
     ]
     return bands, [
         TileFiles(
-            names[row] if names else stem(Path(split(columns[chosen[0]][row])[0]).name) or str(row),
+            (names[row] if names else "")
+            or stem(Path(split(columns[chosen[0]][row])[0]).name)
+            or str(row),
             tuple(columns[name][row] for name in chosen),
             tuple(
                 tuple((kind, columns[name][row]) for kind, name in each if columns[name][row])
@@ -205,8 +207,6 @@ def _image(file: str) -> Iterator[tuple[fits.ImageHDU, fits.Header]]:
     path, extension = split(file)
     where = place(path)
     try:
-        if not path:
-            raise Unreadable("no file is named")
         with silenced(), reached(where), _opened(where) as hdus:
             hdu = _named(hdus, extension) if extension else next(images(hdus), None)
             if hdu is None or not hdu.is_image or len(lengths(hdu.shape)) != 2:
