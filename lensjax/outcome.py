@@ -39,6 +39,9 @@ from lensjax.trust.run import Said
 if TYPE_CHECKING:
     from mocpy import MOC
 
+REASONS, REASONS_SHOWN = 20, 3
+"""So many of the reasons for which cutouts were rejected are in run.json, and in the summary."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -58,6 +61,10 @@ class Outcome:
             )
         counts = f"{self.run['scored']} scored + {self.run['rejected']} rejected"
         lines = [f"{counts} = {self.run['given']} given; {self.run['data']}"]
+        lines += _most_rejected(self.run["rejected_for"], self.run["rejected"])
+        if "reused" in self.run:
+            known, in_part = self.run["reused"], self.run["reused_in_part"]
+            lines.append(f"logits were kept of {known} cutouts, of some members of {in_part} more")
         rates = self.run.get("benchmark")
         if rates:
             lines.append(
@@ -72,6 +79,14 @@ class Outcome:
         names = ("candidates.csv", "mosaic.png", "report.html", controls.PAGE, "ask.html")
         lines += [f"{output / name}" for name in names if (output / name).exists()]
         return "\n".join(lines)
+
+
+def _most_rejected(reasons: Mapping[str, int], rejected: int) -> list[str]:
+    """Returns how many cutouts were rejected for each of the most common `reasons`, in words."""
+    shown = list(reasons.items())[:REASONS_SHOWN]
+    others = rejected - sum(count for _, count in shown)
+    lines = [f"{count} rejected: {reason}" for reason, count in shown]
+    return [*lines, f"{others} rejected for other reasons: see rejects.csv"] if others else lines
 
 
 def write(
@@ -134,6 +149,7 @@ def write(
         "scored": int(readable.sum()),
         "flagged": int((flag != "").sum()),
         "rejected": int((~readable).sum()),
+        "rejected_for": dict(Counter(predictions.reason[~readable].tolist()).most_common(REASONS)),
         **scoring,
         **said.record,
         "warnings": warnings,
