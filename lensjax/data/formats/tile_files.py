@@ -3,7 +3,7 @@ pixels as they are stored."""
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -263,14 +263,13 @@ def _stored(hdu: fits.ImageHDU, first: fits.Header, file: str) -> Stored:
         kept = _KEPT[header["BITPIX"]]
     else:
         scale, zero = 1.0, 0.0
-    return Stored(
-        *((height, width), header, kept, scale, zero, is_whole),
-        *(_first(value(each) for each in (header, first)) for value in (zero_point, saturation)),
-    )
+    said = (_said(value, header, first) for value in (zero_point, saturation))
+    return Stored((height, width), header, kept, scale, zero, is_whole, *said)
 
 
-def _first(values: Iterable[float | None]) -> float | None:
-    return next((value for value in values if value is not None), None)
+def _said(value: Callable[[fits.Header], float | None], *headers: fits.Header) -> float | None:
+    """Returns a value by the first of some headers that has it, None where none does."""
+    return next((found for header in headers if (found := value(header)) is not None), None)
 
 
 def section(file: str, rows: slice, columns: slice = slice(None)) -> Section:
