@@ -98,7 +98,11 @@ FOUND = {
     "half_light_radius": Meaning("arcsec", "phys.angSize", "half-light radius, not deconvolved"),
     "size_ratio": Meaning("", "stat.value", "half-light radius in units of that of the stars"),
     "colour": Meaning("mag", "phot.color", "colour"),
-    "sep_flag": Meaning("", "meta.code.qual", "flags of sep: 1 a blend, 2 cut off by the edge"),
+    "sep_flag": Meaning(
+        "",
+        "meta.code.qual",
+        "flags of sep: 1 a blend, 2 or 16 cut off by the edge, 32 with masked pixels",
+    ),
     "found_in": Meaning("", "meta.id;obs.field", "tile in which the object was found"),
 }
 
