@@ -17,7 +17,8 @@ from lensjax import ledger
 from lensjax.cli import infer
 from lensjax.data import tile_areas
 from lensjax.ensemble import scoring
-from lensjax.errors import LensjaxError
+from lensjax.errors import LensjaxError, UsageError
+from lensjax.inference_config import InferenceConfig
 from tests.data import skies
 
 SHAPE, BANDS = (100, 120), ("g", "r", "i")
@@ -165,6 +166,7 @@ def test_paths_may_be_relative(run, undrawn, members, survey, tmp_path, monkeypa
     ("more", "message"),
     [
         (("--field", 100), "far|arcsec"),
+        (("--field", 0), "give --field"),
         (("--bands", "u,v,w"), "bands"),
     ],
 )
@@ -172,3 +174,11 @@ def test_what_tiles_cannot_do_is_one_line(more, message, run, members, survey, t
     ended = run(infer.main, *options(survey, members, tmp_path / "no", *more))
     assert ended.status == 2 and len(ended.error.strip().splitlines()) == 1
     assert re.search(message, ended.error)
+
+
+@pytest.mark.parametrize("more", [("cutouts", 3), ("field", 5.0), ("north_up", True)])
+def test_what_is_for_tiles_alone_is_refused_without(more):
+    option = f"--{more[0].replace('_', '-')}"
+    with pytest.raises(UsageError, match=f"^{option} is for tiles: give --catalogue or --detect$"):
+        InferenceConfig(data="cutouts", **dict([more]))
+    InferenceConfig(data="tiles.csv", catalogue="objects.csv", **dict([more]))
