@@ -27,6 +27,7 @@ from lensjax.predictions import Predictions
 from lensjax.staging import StagedOptions
 from lensjax.trust.prevalence import Counts, estimate, log_likelihood_ratio
 
+PAGE = "ask.html"
 PRESELECTED = 10
 """Cutouts looked at once more for each that is asked for."""
 OF_MEMBERS = 0.5
@@ -94,44 +95,37 @@ def known(options: AskOptions, source: Source) -> Array:
     known = np.zeros(len(table), bool)
     if "label" in table.colnames:
         known |= lens_or_unknown(table["label"]) >= 0
-    if options.graded is not None:
-        labels = read_labels(options.graded)
-        found = match(table, labels)
-        known |= found.labels >= 0
-        if "consensus" in labels.colnames:  # merged grades, of which some leave it open
-            known |= found.rows >= 0
+    known |= graded(options, source)
     if known.all():
         raise UsageError(f"--ask: all {len(table)} cutouts have a label already")
     return known
 
 
-def write(
-    folder: Path,
-    options: AskOptions,
-    data: object,
-    source: Source,
-    members: Members,
-    predictions: Predictions,
-) -> tuple[Path, Path]:
-    """Writes ask.html and ask.csv into the folder of a run, and returns their paths.
+def graded(options: AskOptions, source: Source) -> Array:
+    """Returns which cutouts (n,) have a label in the file `graded`, or grades that differ. Raises
+    UsageError where it cannot be read or is about other cutouts."""
+    if options.graded is None:
+        return np.zeros(len(source), bool)
+    labels = read_labels(options.graded)
+    found = match(source.table, labels)
+    # Merged grades leave some open.
+    return (found.rows if "consensus" in labels.colnames else found.labels) >= 0
 
-    They hold the cutouts that the options ask for, or as many as there are, of those that are not
-    `known`. The page knows no scores; `data` is where the cutouts come from. Raises UsageError
-    where there are none.
-    """
+
+def rows_to_ask(
+    options: AskOptions, source: Source, members: Members, predictions: Predictions
+) -> Array:
+    """Returns the rows of the source that the options ask for, or as many as there are, of those
+    that are not `known`. Raises UsageError where there are none."""
     open_ = predictions.readable & ~known(options, source)
     if not open_.any():
         raise UsageError("--ask: all cutouts that have a score have a label already")
     if options.by == "gain":
-        chosen = of_most_gain(open_, options, source, members, predictions)
-    elif options.by == "score":
-        ranking = predictions.ranking()
-        best = ranking[open_[ranking]][: options.ask]
-        chosen = np.random.default_rng(options.seed).permutation(best)  # a place tells no score
-    else:
-        rng = np.random.default_rng(options.seed)
-        chosen = rng.permutation(np.flatnonzero(open_))[: options.ask]
-    return inspection.write_blind(folder, source, chosen, "ask", options.impostors, data)
+        return of_most_gain(open_, options, source, members, predictions)
+    rng, ranking = np.random.default_rng(options.seed), predictions.ranking()
+    if options.by == "score":
+        return rng.permutation(ranking[open_[ranking]][: options.ask])  # a place tells no score
+    return rng.permutation(np.flatnonzero(open_))[: options.ask]
 
 
 def of_most_gain(

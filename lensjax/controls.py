@@ -18,6 +18,7 @@ from astropy.table import MaskedColumn, Table, vstack
 
 from lensjax.data.catalog import DataOptions
 from lensjax.data.formats.tables import read_table, texts
+from lensjax.data.levels import are_levels, flux_of, picture_of
 from lensjax.data.planes import Cutout
 from lensjax.data.source import Source
 from lensjax.errors import LensjaxError, UsageError, refuse
@@ -42,8 +43,8 @@ class ControlOptions(DataOptions):
     """How graders are measured, in the options of a script."""
 
     controls: float | None = None
-    """Also write grading.html: the candidates under neutral names, and so many controls for each of
-    them (0.1: one for ten), half of them simulated lenses, half non-lenses; controls.csv has the
+    """Plant so many controls for each candidate (0.1: one for ten) on the page of --ask, else on
+    grading.html, under neutral names: half simulated lenses, half non-lenses; controls.csv has the
     truth."""
     survey: str = "ground"
     """Whose PSF and gain the simulated lenses of --controls get: decam, hsc, euclid, ground."""
@@ -77,13 +78,22 @@ class Shown(NamedTuple):
     arcs: Mapping[str, float] = MappingProxyType({})
 
 
-def check(options: ControlOptions, data: str, source: Source, top: int, seed: int) -> None:
+class HostsOfRun(NamedTuple):
+    """Cutouts of a run into which arcs can be laid, their `id` being the row; the survey that they
+    are of, and all cutouts of the run in its bands. Pictures became fluxes, see `as_flux`."""
+
+    hosts: "Hosts"
+    survey: "Survey"
+    source: Source
+
+
+def check(options: ControlOptions, data: str, source: Source, most: int, seed: int) -> None:
     """Raises UsageError where controls could not be made in the end of the cutouts at `data`, of
-    which the best `top` are to be graded; `source` has them in the bands of the members."""
-    if source.given <= top:
+    which at most so many are to be graded; `source` has them in the bands of the members."""
+    if source.given <= most:
         raise UsageError(
-            f"--controls are made of cutouts that are not among the --top {top}, and there are "
-            f"{source.given} in all: give a smaller --top"
+            f"--controls are made of cutouts that are not among the {most} to be graded, and there "
+            f"are {source.given} in all: give a smaller --top, or --ask where that is given"
         )
     find_hosts(options, data, source.bands, np.arange(source.given), TRIED, seed)
 
@@ -95,9 +105,8 @@ def find_hosts(
     rows: np.ndarray,
     most: int,
     seed: int,
-) -> tuple["Hosts", "Survey"]:
-    """Returns hosts among at most so many of the `rows` of the cutouts at `data`, drawn at random,
-    their `id` being the row, and the survey that they are of.
+) -> HostsOfRun:
+    """Returns hosts among at most so many of the `rows` of the cutouts at `data`, drawn at random.
 
     Raises UsageError where the survey lacks one of the `bands`, and where arcs cannot be laid.
     """
@@ -111,14 +120,37 @@ def find_hosts(
         raise UsageError(
             f"--survey {survey.name} has no band {missing}, which the members see: choose another"
         )
-    source = options.opened(data, survey.bands).take(rows)
-    source.table["id"] = rows
-    return injection.find_hosts(source, survey, most, seed), survey
+    source = options.opened(data, survey.bands)
+    taken = replace(source, read=lambda row: as_flux(source[row], survey, (seed, row))).take(rows)
+    taken.table["id"] = rows
+    hosts = injection.find_hosts(taken, survey, most, seed)
+    if options.zero_point is not None and are_levels(source[hosts.id[0]].image):
+        raise UsageError("--zero-point is for fluxes, and --data holds pictures: leave it out")
+    return HostsOfRun(hosts, survey, source)
 
 
-def simulated_lenses(
-    hosts: "Hosts", survey: "Survey", bands: tuple[str, ...], seed: int
-) -> Iterator[Shown]:
+def as_flux(cutout: Cutout, survey: "Survey", seed: tuple[int, int]) -> Cutout:
+    """Returns an 8-bit picture as flux, its sky as noisy in each band as the survey's; other
+    cutouts as they are."""
+    if not are_levels(cutout.image):
+        return cutout
+    noise, rng = _noise(survey, cutout.pixel_scale), np.random.default_rng(seed)
+    return replace(cutout, image=flux_of(cutout.image, noise, rng))
+
+
+def as_before(flux: np.ndarray, cutout: Cutout, survey: "Survey") -> np.ndarray:
+    """Returns the image of a cutout to whose flux, see `as_flux`, light was added."""
+    if not are_levels(cutout.image):
+        return flux
+    return picture_of(flux, _noise(survey, cutout.pixel_scale), cutout.image)
+
+
+def _noise(survey: "Survey", pixel_scale: float | None) -> np.ndarray:
+    """Returns the noise (band,) of the survey's sky in pixels of this scale."""
+    return np.array(survey.sky_sigma) * (pixel_scale or survey.pixel_scale) / survey.pixel_scale
+
+
+def simulated_lenses(of_run: HostsOfRun, bands: tuple[str, ...], seed: int) -> Iterator[Shown]:
     """Yields a simulated lens for each of the hosts, in these bands, as far as its arcs lie within
     the cutout.
 
@@ -127,69 +159,69 @@ def simulated_lenses(
     from lensjax.injection import inject
     from lensjax.sky.stamps import hubble_stamps
 
+    hosts, survey, source = of_run
     injected = inject(hosts, survey, len(hosts.id), seed, hubble_stamps())
     channels = [injected.bands.index(band) for band in bands]
     columns = {name: np.asarray(injected.columns[name]) for name in ("host", *OF_ARCS)}
-    for k, image in enumerate(injected.images):
-        arcs = {name: float(columns[name][k]) for name in OF_ARCS}
-        cutout = Cutout(image[:, :, channels], injected.pixel_scale)
-        yield Shown(cutout, int(columns["host"][k]), LENS, SIMULATED, arcs)
+    for k, flux in enumerate(injected.images):
+        arcs, row = {name: float(columns[name][k]) for name in OF_ARCS}, int(columns["host"][k])
+        image = as_before(flux, source[row], survey)
+        yield Shown(Cutout(image[:, :, channels], injected.pixel_scale), row, LENS, SIMULATED, arcs)
 
 
-def non_lenses(source: Source, ranking: np.ndarray, top: int) -> tuple[np.ndarray, str]:
-    """Returns the rows beyond the best `top` of which non-lenses are drawn, and their origin.
+def non_lenses(source: Source, ranking: np.ndarray, shown: np.ndarray) -> tuple[np.ndarray, str]:
+    """Returns the rows, but those `shown` as candidates, of which non-lenses are drawn, and their
+    origin.
 
     Those that are labelled as none, where there are any. Else the lower half of the ranking: where
     a cutout in a thousand is a lens, next to none of them is one. Those are easier to tell from
     lenses than the candidates are, so that false positives are then counted too low.
     """
-    low = ranking[max(top, len(ranking) // 2) :]
+    low, others = (rows[~np.isin(rows, shown)] for rows in (ranking[len(ranking) // 2 :], ranking))
     if "label" not in source.table.colnames:
         return low, LOW
     label = np.asarray(source.table["label"])
-    labelled = ranking[top:][label[ranking[top:]] == 0]
+    labelled = others[label[others] == 0]
     return (labelled, LABELLED) if len(labelled) else (low[label[low] != 1], LOW)
 
 
 def write(
-    folder: Path,
+    path: Path,
     options: ControlOptions,
     data: str,
     source: Source,
     ranking: np.ndarray,
-    candidates: Sequence[Cutout | None],
+    candidates: Mapping[int, Cutout | None],
     impostors: Sequence[str],
     seed: int,
 ) -> tuple[Path, Path]:
-    """Writes grading.html and controls.csv into the folder of a run, and returns their paths.
+    """Writes the page at `path` and beside it controls.csv, and returns their paths.
 
-    `ranking` (n,) are the rows of the `source` that have a score, best first, and `candidates` the
-    cutouts of the first of them. Rows of pages that were written to the folder before stay in
-    controls.csv, for people may have graded them. Raises LensjaxError where there are no controls.
+    `ranking` (n,) are the rows of the `source` that controls may be made of, best first, and
+    `candidates` those that are to be graded, with their cutouts. Rows of pages that were written to
+    the folder before stay in controls.csv, for people may have graded them. Raises LensjaxError
+    where there are no controls.
     """
-    top, rng = len(candidates), np.random.default_rng(seed)
-    count = max(2, round((options.controls or 0) * top))
-    pool, origin = non_lenses(source, ranking, top)
+    rows, rng = np.array(list(candidates), int), np.random.default_rng(seed)
+    count = max(2, round((options.controls or 0) * len(rows)))
+    pool, origin = non_lenses(source, ranking, rows)
     nones = list(islice(_readable(source, rng.permutation(pool), origin), count // 2))
-    others = np.setdiff1d(ranking[top:], [each.row for each in nones])
+    others = np.setdiff1d(ranking, [*rows, *(each.row for each in nones)])
     lenses: list[Shown] = []
     if len(others):
-        hosts, survey = find_hosts(options, data, source.bands, others, SPARE * count, seed)
-        made = simulated_lenses(hosts, survey, source.bands, seed)
-        lenses = list(islice(made, count - count // 2))
+        of_run = find_hosts(options, data, source.bands, others, SPARE * count, seed)
+        lenses = list(islice(simulated_lenses(of_run, source.bands, seed), count - count // 2))
     if not lenses or not nones:
         raise LensjaxError(
-            f"--controls: {len(lenses)} simulated lenses and {len(nones)} non-lenses could be "
-            f"made of the cutouts that are not among the best {top}: give a smaller --top"
+            f"--controls: {len(lenses)} simulated lenses and {len(nones)} non-lenses could be made "
+            f"of the cutouts that are not among the {len(rows)} to be graded: have fewer graded"
         )
-    best = [
-        Shown(cutout, row) for cutout, row in zip(candidates, ranking[:top].tolist(), strict=True)
-    ]
+    asked = [Shown(cutout, row) for row, cutout in candidates.items()]
     # In the order of the names, which says nothing.
-    named = dict(sorted({name_of(each, seed): each for each in (*best, *lenses, *nones)}.items()))
-    _write_truth(folder / TRUTH, named, source)
-    write_page(folder / PAGE, named, source.bands, data, impostors)
-    return folder / PAGE, folder / TRUTH
+    named = dict(sorted({name_of(each, seed): each for each in (*asked, *lenses, *nones)}.items()))
+    _write_truth(path.with_name(TRUTH), named, source)
+    write_page(path, named, source.bands, data, impostors)
+    return path, path.with_name(TRUTH)
 
 
 def _readable(source: Source, rows: np.ndarray, origin: str) -> Iterator[Shown]:
@@ -215,7 +247,7 @@ def write_page(
     cutouts = [_to_four_digits(each.cutout) for each in named.values()]
     places = [{"id": name, "ra": None, "dec": None} for name in named]
     page.write_page(
-        path, graded=page.graded_page("grading", data, places, cutouts, bands, impostors)
+        path, graded=page.graded_page(path.stem, data, places, cutouts, bands, impostors)
     )
 
 
@@ -233,20 +265,24 @@ def name_of(shown: Shown, seed: int) -> str:
 
 
 def _write_truth(path: Path, named: dict[str, Shown], source: Source) -> None:
-    from lensjax.data.formats import arrow
-
     shown = list(named.values())
     table = Table({"id": list(named), "cutout": [str(source.table["id"][s.row]) for s in shown]})
     table["truth"], table["origin"] = [s.truth for s in shown], [s.origin for s in shown]
     for name in OF_ARCS:
         values = np.array([s.arcs.get(name, np.nan) for s in shown])
         table[name] = MaskedColumn(np.round(values, 4), mask=np.isnan(values))
-    if path.exists():
-        before = read_truth(path)
-        gone = ~np.isin(before["id"], table["id"])
-        table = vstack([table, before[gone]], metadata_conflicts="silent")
+    write_truth(path, [table, read_truth(path)] if path.exists() else [table])
+
+
+def write_truth(path: Path, truths: Sequence[Table]) -> None:
+    """Writes what several controls.csv say into one; of a name that is in more than one, the
+    first."""
+    from lensjax.data.formats import arrow
+
+    table = vstack(list(truths), metadata_conflicts="silent")
+    _, first = np.unique(np.asarray(table["id"], str), return_index=True)
     with replacing(path) as file:
-        arrow.write_csv(file, table)
+        arrow.write_csv(file, table[np.sort(first)])
 
 
 def read_truth(path: Path) -> Table:

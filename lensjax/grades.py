@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,9 +11,10 @@ from astropy.table import Table, vstack
 from numpy.typing import NDArray
 
 from lensjax import controls, results
-from lensjax.data.formats.tables import filled, read_table, standardise, texts
+from lensjax.data.formats.tables import filled, texts
 from lensjax.errors import UsageError, refuse
 from lensjax.files import replacing
+from lensjax.grade_files import NAMES, Grade, latest, read_grades
 from lensjax.intervals import share_interval
 from lensjax.labels import GRADES
 from lensjax.trust import graders
@@ -22,7 +22,6 @@ from lensjax.trust.graders import Skill
 
 Array = NDArray[Any]
 
-NAMES = [grade for grade in GRADES if grade]
 UNDECIDED = (0.4, 0.6)
 """A consensus between these gives no label. Chosen."""
 OF_RUN = ("ra", "dec", "path", "group")
@@ -62,18 +61,6 @@ class GradesConfig:
         return self.controls or (of_run if of_run and of_run.exists() else None)
 
 
-class Grade(NamedTuple):
-    """What somebody says of a cutout: a grade ("" for none), the kind of impostor, and when."""
-
-    id: str
-    grader: str
-    grade: str
-    kind: str
-    time: datetime
-    ra: float
-    dec: float
-
-
 class Graded(NamedTuple):
     """Grades of cutouts: ids (n,), names of graders, grades (n, grader) as places in NAMES, -1 for
     none, the kinds of impostor that were named (n,), and positions (n,), degrees or NaN."""
@@ -105,17 +92,17 @@ def merge(files: Sequence[Path], options: GradesConfig) -> str:
     given, truth = [grade for file in files for grade in read_grades(file)], options.truth()
     table = None if truth is None else controls.read_truth(truth)
     if table is not None:
-        given = list(_in_catalogue(given, table, str(truth)))
-    latest, replaced = _latest(given)
+        given = list(_in_catalogue(given, table, str(truth), options.run))
+    given, replaced = latest(given)
     of_controls = {} if table is None else _controls(table)
-    who = sorted({grade.grader for grade in latest})
-    graded = _tabulated([each for each in latest if each.id not in of_controls], who)
+    who = sorted({grade.grader for grade in given})
+    graded = _tabulated([each for each in given if each.id not in of_controls], who)
     if not len(graded.ids):
         raise UsageError("none of the candidates has a grade")
     measured: list[str] = []
     skill = None
     if table is not None:
-        on_controls = _tabulated([each for each in latest if each.id in of_controls], who)
+        on_controls = _tabulated([each for each in given if each.id in of_controls], who)
         measured, skill = _measured(on_controls, of_controls)
     found = graders.conclusion(graded.votes(), skill, options.prior)
     catalogue = _catalogue(graded, found.probability, options.run)
@@ -124,6 +111,7 @@ def merge(files: Sequence[Path], options: GradesConfig) -> str:
     record = {
         "files": list(files),
         "graders": _of_graders(who, found.skill),
+        "on_controls": None if skill is None else _counts(who, skill),
         "skill_from": found.origin,
         "share_of_lenses": found.share,
         "agreement": agreement,
@@ -141,52 +129,30 @@ def merge(files: Sequence[Path], options: GradesConfig) -> str:
     )
 
 
-def read_grades(path: Path) -> Iterator[Grade]:
-    """Yields the grades of a file that a page has exported. Where it names no grader, the file's
-    name stands for one.
-
-    Raises UsageError for a file without the columns id and grade, and for what is no grade, place
-    or time.
-    """
-    table = standardise(read_table(path), str(path))
-    if missing := [name for name in ("id", "grade") if name not in table.colnames]:
-        raise UsageError(f"{path} has no column {' and '.join(missing)}: give what a page exports")
-    empty, nowhere = [""] * len(table), np.full(len(table), np.nan)
-    names = ("id", "grader", "grade", "class", "time")
-    columns = [list(texts(table[name])) if name in table.colnames else empty for name in names]
-    places = [table[name].tolist() if name in table.colnames else nowhere for name in ("ra", "dec")]
-    for id_, grader, grade, kind, time, *place in zip(*columns, *places, strict=True):
-        if grade.upper() not in GRADES:
-            raise UsageError(
-                f"{path} gives {id_} the grade {grade!r}: grades are {', '.join(NAMES)}"
-            )
-        when = _time(time, f"{path} gives {id_}")
-        yield Grade(id_, grader or path.stem, grade.upper(), kind, when, *place)
-
-
-def _time(text: str, where: str) -> datetime:
-    """Returns a time; one that is not given is before all others."""
-    try:
-        given = datetime.fromisoformat(text) if text else datetime.min
-    except ValueError as error:
-        raise UsageError(f"{where} the time {text!r}: write 2026-01-31T12:00:00Z") from error
-    return given if given.tzinfo else given.replace(tzinfo=UTC)
-
-
-def _in_catalogue(given: Iterable[Grade], truth: Table, where: str) -> Iterator[Grade]:
+def _in_catalogue(
+    given: Iterable[Grade], truth: Table, where: str, run: Path | None
+) -> Iterator[Grade]:
     """Yields the grades, those of candidates under the ids of the catalogue. Raises UsageError for
-    a cutout that is neither on the page nor one of the candidates."""
+    a cutout that is neither on the page nor one of the candidates, which are all of the `run` where
+    that is known."""
     is_candidate = np.asarray(truth["truth"]) == controls.CANDIDATE
     named = dict(zip(truth["id"].tolist(), truth["cutout"].tolist(), strict=True))
-    candidates, of_controls = set(truth["cutout"][is_candidate].tolist()), _controls(truth)
-    for grade in given:
-        if grade.id not in of_controls:
-            grade = grade._replace(id=named.get(grade.id, grade.id))
-            if grade.id not in candidates:
-                raise UsageError(
-                    f"{grade.grader} has graded {grade.id}, which is no cutout of {where}: give "
-                    "the file of its page"
-                )
+    of_controls = _controls(truth)
+    grades = [
+        grade if grade.id in of_controls else grade._replace(id=named.get(grade.id, grade.id))
+        for grade in given
+    ]
+    known = {*of_controls, *truth["cutout"][is_candidate].tolist()}
+    unknown = {grade.id for grade in grades} - known
+    if unknown and run is not None:
+        ids = np.array(sorted(unknown))
+        unknown -= {name for table in _candidates(run, ids) for name in table["id"].tolist()}
+    for grade in grades:
+        if grade.id in unknown:
+            raise UsageError(
+                f"{grade.grader} has graded {grade.id}, which is no cutout of {where}: give the "
+                "file of its page"
+            )
         yield grade
 
 
@@ -195,30 +161,6 @@ def _controls(truth: Table) -> dict[str, tuple[str, str]]:
     rows = truth[np.asarray(truth["truth"]) != controls.CANDIDATE]
     said = zip(rows["truth"].tolist(), rows["origin"].tolist(), strict=True)
     return dict(zip(rows["id"].tolist(), said, strict=True))
-
-
-def _latest(given: Iterable[Grade]) -> tuple[list[Grade], list[str]]:
-    """Returns the last grade that each grader gave each cutout, those without a grade left out, and
-    a line for each grader of whom there were others."""
-    by_cutout: dict[tuple[str, str], list[Grade]] = {}
-    for grade in given:
-        by_cutout.setdefault((grade.grader, grade.id), []).append(grade)
-    latest, replaced = [], dict.fromkeys(sorted({grader for grader, _ in by_cutout}), 0)
-    for (grader, id_), grades in sorted(by_cutout.items()):
-        last = max(grades, key=lambda each: (each.time, each.grade, each.kind))
-        rivals = sorted({each.grade for each in grades if each.time == last.time})
-        if len(rivals) > 1:
-            raise UsageError(
-                f"{grader} gives {id_} the grades {' and '.join(map(repr, rivals))}, of which none "
-                "is the later: keep one of them"
-            )
-        replaced[grader] += len({each.grade for each in grades}) > 1
-        latest += [last] if last.grade else []
-    return latest, [
-        f"{grader} gave several grades to {count} cutouts: the latest of each counts"
-        for grader, count in replaced.items()
-        if count
-    ]
 
 
 def _tabulated(given: Sequence[Grade], who: list[str]) -> Graded:
@@ -319,18 +261,31 @@ def _catalogue(graded: Graded, probability: Array, run: Path | None) -> Table:
 def _of_run(ids: Array, run: Path) -> dict[str, Array]:
     """Returns those of the columns OF_RUN that the candidates of a run have, for these ids. Raises
     UsageError for an id that is none of them."""
-    parts = []
-    for _, table in results.read_candidates(run):
-        names = np.array(list(texts(table["id"])), str)
-        part = table[[name for name in OF_RUN if name in table.colnames]]
-        part["id"] = names
-        parts.append(part[np.isin(names, ids)])
-    found = vstack(parts, metadata_conflicts="silent")
+    found = vstack(list(_candidates(run, ids)), metadata_conflicts="silent")
     names, first = np.unique(np.asarray(found["id"]), return_index=True)
     if len(missing := np.setdiff1d(ids, names)):
         raise UsageError(f"{missing[0]} was graded, and is no candidate of {run}: name its run")
     rows = first[np.searchsorted(names, ids)]
     return {name: filled(found[name][rows]) for name in OF_RUN if name in found.colnames}
+
+
+def _candidates(run: Path, ids: Array) -> Iterator[Table]:
+    """Yields those of the candidates of a run that have these ids, in parts: `id` as text, and the
+    columns OF_RUN that there are."""
+    for _, table in results.read_candidates(run):
+        names = np.array(list(texts(table["id"])), str)
+        part = table[[name for name in OF_RUN if name in table.colnames]]
+        part["id"] = names
+        yield part[np.isin(names, ids)]
+
+
+def _counts(who: list[str], skill: Skill) -> dict[str, Any]:
+    """Returns the counts of each grader, by the names of the fields of a Skill."""
+    counts = zip(*skill, strict=True)
+    return {
+        name: dict(zip(Skill._fields, count, strict=True))
+        for name, count in zip(who, counts, strict=True)
+    }
 
 
 def _of_graders(who: list[str], skill: Skill | None) -> dict[str, Any]:
@@ -339,10 +294,11 @@ def _of_graders(who: list[str], skill: Skill | None) -> dict[str, Any]:
         return {name: None for name in who}
     of_lenses = zip(skill.of_lenses, *graders.credible(skill.found, skill.lenses), strict=True)
     of_nones = zip(skill.of_nones, *graders.credible(skill.cleared, skill.nones), strict=True)
-    counts = zip(*skill, strict=True)
     return {
-        name: {"of_lenses": lens, "of_nones": none, **dict(zip(Skill._fields, count, strict=True))}
-        for name, lens, none, count in zip(who, of_lenses, of_nones, counts, strict=True)
+        name: {"of_lenses": lens, "of_nones": none, **count}
+        for (name, count), lens, none in zip(
+            _counts(who, skill).items(), of_lenses, of_nones, strict=True
+        )
     }
 
 

@@ -74,7 +74,7 @@ def infer(config: InferenceConfig) -> Outcome:
     if config.max_false_discovery is not None:
         trust.number_drawn(config.calibration, source.given)
     if config.controls is not None:
-        controls.check(config, str(config.data), source, config.top, config.seed)
+        controls.check(config, str(config.data), source, config.ask or config.top, config.seed)
     cascade = None
     if config.cascade is not None:
         spec = pipeline.input_spec(source, members.preprocessings, config.fit)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lensjax import runtime
 from lensjax.cutouts import Cutouts
+from lensjax.data.levels import are_levels
 from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.source import Source
 from lensjax.data.zero_points import parse_zero_points
@@ -85,9 +86,11 @@ def find_hosts(source: Source, survey: Survey, most: int, seed: int) -> Hosts:
     left_out["of another size or pixel scale"] = len(cutouts) - len(alike)
     del cutouts
     flux, snr = central_flux(images, scale, survey.selection_index)
-    # A band without data has a sky without noise.
-    seen = (snr >= LEAST_SNR) & (sky_of(images)[1] > 1e-11).all(axis=1)
-    left_out["without a galaxy seen in the middle"] = int((~seen).sum())
+    # As that of a band without data.
+    silent = ~(sky_of(images)[1] > 1e-11).all(axis=1)
+    seen = (snr >= LEAST_SNR) & ~silent
+    left_out["whose sky has no noise"] = int(silent.sum())
+    left_out["without a galaxy seen in the middle"] = int((~seen & ~silent).sum())
     if not seen.any():
         raise _no_host(source, left_out)
     _check_units(images[seen], survey, scale)
@@ -203,7 +206,7 @@ def inject(
 def _check_units(images: Array, survey: Survey, pixel_scale: float) -> None:
     """Raises UsageError where the noise of cutouts is not that of the survey, by far, or they are
     pictures of 8 bits."""
-    if (images == np.round(images)).all() and np.nanmin(images) >= 0 and np.nanmax(images) <= 255:
+    if are_levels(images):
         raise UsageError("--data holds pictures of 8 bits, not fluxes: give FITS files or a stack")
     expected = np.array(survey.sky_sigma) * pixel_scale / survey.pixel_scale
     off = float(np.median(np.exp(np.log(sky_of(images)[1] / expected).mean(axis=1))))

@@ -22,6 +22,7 @@ from lensjax import (
     results,
     runtime,
 )
+from lensjax.data.planes import Cutout
 from lensjax.data.preprocess import Preprocessing, doubts, fields_of_view
 from lensjax.data.source import Source
 from lensjax.ensemble.stack import fused_validation
@@ -76,7 +77,7 @@ class Outcome:
         if self.metrics:
             lines += ["", metrics.table(self.metrics), ""]
         lines += self.run["notes"]
-        names = ("candidates.csv", "mosaic.png", "report.html", controls.PAGE, "ask.html")
+        names = ("candidates.csv", "mosaic.png", "report.html", controls.PAGE, asking.PAGE)
         lines += [f"{output / name}" for name in names if (output / name).exists()]
         return "\n".join(lines)
 
@@ -169,8 +170,7 @@ def write(
         record["peak_memory_bytes"] = runtime.peak_memory_bytes()
         attempt("run.json", results.write_json, config.folder / "run.json", record)
         if config.ask:
-            given = config.folder, config, config.data, source, members, predictions
-            attempt("ask.html", asking.write, *given)
+            attempt(asking.PAGE, _write_asked, config, source, members, predictions)
         if config.cutouts:
             attempt("cutouts", cutout_files.write, config.folder, source, ranking[: config.cutouts])
         attempt("pictures", draw, config, source, best, predictions, record, found, said.columns)
@@ -272,22 +272,49 @@ def draw(
             rejects=rejects,
             metrics=found,
         )
-        if config.controls is not None:
-            attempt(
-                controls.PAGE,
-                controls.write,
-                config.folder,
-                config,
-                str(config.data),
-                source,
-                ranking,
-                cutouts,
-                inspection.kinds_of(config.impostors),
-                config.seed,
-            )
+        if config.controls is not None and not config.ask:
+            candidates = dict(zip(ranking.tolist(), cutouts, strict=False))
+            given = config, controls.PAGE, source, ranking, candidates, config.seed
+            attempt(controls.PAGE, _plant, *given)
         if "calibration" in promised and "label" not in source.table.colnames:
             drawn = promised["calibration"][ranking]
             attempt("inspection.html", _write_inspection, config, source, ranking, drawn)
+
+
+def _write_asked(
+    config: InferenceConfig, source: Source, members: Members, predictions: Predictions
+) -> None:
+    """Writes ask.html and ask.csv: the cutouts that the options ask for. The page knows no scores.
+
+    Controls are made of cutouts that nobody has graded: graders would know them again. Where more
+    have been graded others are drawn, and the page has other names.
+    """
+    rows = asking.rows_to_ask(config, source, members, predictions)
+    if config.controls is None:
+        inspection.write_blind(
+            config.folder, source, rows, Path(asking.PAGE).stem, config.impostors, config.data
+        )
+        return
+    from lensjax import report
+
+    ranking, graded = predictions.ranking(), asking.graded(config, source)
+    candidates = {row: report.look(source, row) for row in rows.tolist()}
+    open_, seed = ranking[~graded[ranking]], config.seed + int(graded.sum())
+    report.write_list((config.folder / asking.PAGE).with_suffix(".csv"), source.table[rows])
+    _plant(config, asking.PAGE, source, open_, candidates, seed)
+
+
+def _plant(
+    config: InferenceConfig,
+    page: str,
+    source: Source,
+    ranking: np.ndarray,
+    candidates: Mapping[int, Cutout | None],
+    seed: int,
+) -> None:
+    """Writes a page with controls, of rows of the ranking, among the candidates."""
+    kinds, data = inspection.kinds_of(config.impostors), str(config.data)
+    controls.write(config.folder / page, config, data, source, ranking, candidates, kinds, seed)
 
 
 def _write_inspection(

@@ -4,6 +4,7 @@ All that is known lies in files, of each round in a folder of its number:
 
     results/     what `infer` writes, with ask.html, the page to grade
     grades/      what graders have exported from that page, put there by people
+    controls.csv the truth about all controls so far, where there are any
     graded.csv   all grades so far, merged
     members/     the first members as they have learned from all grades so far
     next/        links to the members that score the next round
@@ -12,9 +13,10 @@ A step is done where what it writes last is there: a command that was killed goe
 """
 
 import itertools
+import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from astropy.table import Table
 
-from lensjax import results
+from lensjax import controls, results
 from lensjax.asking import AskOptions
+from lensjax.controls import ControlOptions
 from lensjax.data.catalog import DataOptions
 from lensjax.data.formats.tables import read_table, texts
 from lensjax.ensemble import checkpoint
@@ -36,6 +39,7 @@ from lensjax.settings import differences, write_settings
 from lensjax.train.verdict import sentence, speaks_for
 from lensjax.training import train
 from lensjax.training_config import TrainConfig
+from lensjax.trust.graders import Skill
 
 TOP = 100
 LEDGER, SETTINGS = "rounds.csv", "settings.json"
@@ -43,7 +47,7 @@ METRICS = ("auroc", "log_loss")
 
 
 @dataclass(frozen=True)
-class RoundConfig(AskOptions):
+class RoundConfig(AskOptions, ControlOptions):
     """Options of scripts/round.py."""
 
     data: str | None = None
@@ -78,8 +82,12 @@ class RoundConfig(AskOptions):
 
     def __post_init__(self) -> None:
         """Raises UsageError for settings that make no sense."""
-        super().__post_init__()
+        for options in (AskOptions, ControlOptions):
+            options.__post_init__(self)
         wrong = {
+            "--zero-point is for --controls: give that too": (
+                self.zero_point is not None and self.controls is None
+            ),
             "--data and --replay are both needed": self.data is None or self.replay is None,
             "--ask must be at least 1: rounds are about what people grade": self.ask < 1,
         }
@@ -88,7 +96,8 @@ class RoundConfig(AskOptions):
     def scoring(self, here: "Round") -> InferenceConfig:
         """Returns the options of `infer` in a round: those of the first members, or of those that
         the round before has left."""
-        given = {field.name: getattr(self, field.name) for field in fields(AskOptions)}
+        names = [field.name for kind in (AskOptions, ControlOptions) for field in fields(kind)]
+        given = {name: getattr(self, name) for name in names}
         config = InferenceConfig(
             **given,
             checkpoints=self.checkpoints,
@@ -129,6 +138,7 @@ class Round(NamedTuple):
     number: int
     results: Path
     grades: Path
+    controls: Path
     graded: Path
     members: Path
     next: Path
@@ -136,7 +146,7 @@ class Round(NamedTuple):
 
 def round_of(root: Path, number: int) -> Round:
     """Returns a round of those in the folder `root`."""
-    names = ("results", "grades", "graded.csv", "members", "next")
+    names = ("results", "grades", controls.TRUTH, "graded.csv", "members", "next")
     return Round(number, *(root / str(number) / name for name in names))
 
 
@@ -218,11 +228,12 @@ def _learn(options: RoundConfig, here: Round) -> Iterator[str]:
 def _merge(options: RoundConfig, here: Round) -> str:
     """Merges all grades so far into graded.csv, and returns what is to be said of them. What has
     been learned from others, before a further file came, is deleted."""
+    so_far = [round_of(options.output, number) for number in range(1, here.number + 1)]
     files = [options.graded] if options.graded else []
-    for number in range(1, here.number + 1):
-        files += sorted(round_of(options.output, number).grades.glob("*.csv"))
+    files += [file for each in so_far for file in sorted(each.grades.glob("*.csv"))]
     draft = here.graded.with_name(".graded.csv")
-    said, _, _ = merge(files, GradesConfig(output=draft, run=here.results)).rpartition("\n")
+    config = GradesConfig(output=draft, run=here.results, controls=_truth(here, so_far))
+    said, _, _ = merge(files, config).rpartition("\n")
     if not here.graded.exists() or here.graded.read_bytes() != draft.read_bytes():
         remove(here.members)
     for suffix in (".json", ".csv"):
@@ -230,11 +241,25 @@ def _merge(options: RoundConfig, here: Round) -> str:
     return said
 
 
+def _truth(here: Round, so_far: Sequence[Round]) -> Path | None:
+    """Writes the truth about the controls of all rounds so far, and returns where; None where there
+    are none."""
+    # Of a cutout that a control of an earlier round was, the latest round has its say.
+    paths = (each.results / controls.TRUTH for each in reversed(so_far))
+    truths = [controls.read_truth(path) for path in paths if path.exists()]
+    if not truths:
+        return None
+    controls.write_truth(here.controls, truths)
+    return here.controls
+
+
 def ledger(output: Path) -> Table:
     """Returns a row for each round that has been scored, from its files.
 
     `asked`, and of these `graded` and `lenses` by the grades of the round; `lenses_in_total` of all
-    graded so far; of the grades held back `held_back` and `held_back_lenses`, and on them METRICS
+    graded so far; on all controls so far and by all graders together the `completeness` among so
+    many `control_lenses` and the `false_positive_rate` among `control_others`; of the grades held
+    back `held_back` and `held_back_lenses`, and on them METRICS
     `_before` and `_after` learning, means over members (NaN: not known); their `verdict`; which
     members `score_next`; and what the best TOP of the round's list are by all grades that there are
     now, so that rounds can be compared: `top_lenses`, `top_others`, and `top_open`, which nobody
@@ -267,10 +292,27 @@ def _row(here: Round, known: Mapping[str, int]) -> dict[str, Any]:
         "graded": len(answers),
         "lenses": answers.count(1),
         "lenses_in_total": list(own.values()).count(1),
+        **_on_controls(here),
         **_learned(here),
         "top_lenses": top[1],
         "top_others": top[0],
         "top_open": top[-1],
+    }
+
+
+def _on_controls(here: Round) -> dict[str, Any]:
+    """Returns how graders did on the controls so far, all together."""
+    path = here.graded.with_suffix(".json")
+    said = json.loads(path.read_text()) if path.exists() else {}
+    counted = said.get("on_controls") or {}
+    found, lenses, cleared, nones = (
+        sum(counts[name] for counts in counted.values()) for name in Skill._fields
+    )
+    return {
+        "control_lenses": int(lenses),
+        "completeness": round(found / lenses, 4) if lenses else float("nan"),
+        "control_others": int(nones),
+        "false_positive_rate": round(1 - cleared / nones, 4) if nones else float("nan"),
     }
 
 

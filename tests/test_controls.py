@@ -17,7 +17,8 @@ from lensjax.injection import Hosts
 from lensjax.report.page import graded_page, write_page
 from lensjax.report.pixels import packed
 from lensjax.sky.stamps import Stamps
-from lensjax.sky.survey import Survey
+from lensjax.sky.survey import GROUND, Survey
+from tests.report.test_pixels import steps
 from tests.test_injection import SCALE, galaxies
 
 COUNT, TOP, BANDS = 40, 12, ("r", "g")
@@ -33,9 +34,10 @@ def sky(folder: Path, images: np.ndarray, **columns: np.ndarray) -> Path:
 def written(data: Path, folder: Path, seed: int = 0, share: float = 0.5) -> Table:
     """Returns the truth about the page that is written."""
     source = open_source(data, needed=BANDS)
-    best = [source[row] for row in RANKING[:TOP]]
+    best = {row: source[row] for row in RANKING[:TOP].tolist()}
+    page = folder / "grading.html"
     options = ControlOptions(controls=share)
-    page, truth = controls.write(folder, options, str(data), source, RANKING, best, ["ring"], seed)
+    page, truth = controls.write(page, options, str(data), source, RANKING, best, ["ring"], seed)
     assert page == folder / "grading.html" and truth == folder / "controls.csv"
     return controls.read_truth(truth)
 
@@ -115,13 +117,41 @@ def test_the_pixels_of_a_simulated_lens_are_its_hosts_and_an_arc(run) -> None:
         assert same == (row["truth"] != "lens")
 
 
+def shown_as_pictures() -> np.ndarray:
+    """Returns the galaxies as 8-bit pictures: linear, a noise of six levels about a grey of ten."""
+    levels = 10 + 6 * (galaxies(COUNT) - 7) / GROUND.sky_sigma
+    return np.clip(levels, 0, 255).round().astype(np.uint8)
+
+
+def test_arcs_in_pictures_are_whole_levels_and_all_else_stays(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(injection, "inject", brighter)
+    pictures = shown_as_pictures()
+    truth = written(sky(tmp_path, pictures), tmp_path)
+    data = {each["id"]: each["pixels"] for each in shown(tmp_path)["candidates"]}
+    assert len({tuple(pixels) for pixels in data.values()}) == 1
+    assert all(pixels["levels"] for pixels in data.values())
+    lenses = truth[truth["truth"] == "lens"]
+    assert len(lenses) == 3
+    for row in lenses:
+        before = pictures[np.flatnonzero(row["cutout"] == IDS)[0]][..., [1, 0]].astype(int)
+        after = 128 + np.moveaxis(steps(data[row["id"]]), 0, 2)
+        kept = np.arange(len(before)) != 3
+        np.testing.assert_array_equal(after[kept], before[kept])
+        assert (after[3] >= before[3]).all() and after.max() <= 255
+        # An arc of 100 flux units is one of so many sigmas, and of as many levels times six, less
+        # by what is compressed at the bright end.
+        linear = 6 * 100 * 1.0 / np.array(GROUND.sky_sigma)[[1, 0]]
+        assert (linear * 0.5 < (after - before)[3].mean(0)).all()
+        assert ((after - before)[3].mean(0) < linear * 1.1).all()
+
+
 def test_labelled_non_lenses_are_controls_and_an_older_page_keeps_its_truth(tmp_path) -> None:
     label = np.full(COUNT, -1)
     label[RANKING[TOP : TOP + 4]] = 0
     label[RANKING[:2]] = 0  # which are candidates
     data = sky(tmp_path, galaxies(COUNT), label=label)
     source = open_source(data, needed=BANDS)
-    pool, origin = controls.non_lenses(source, RANKING, TOP)
+    pool, origin = controls.non_lenses(source, RANKING, RANKING[:TOP])
     assert origin == "labelled" and set(pool) == set(RANKING[TOP : TOP + 4])
     named = {"aa": Shown(source[0], 0), "bb": Shown(source[1], 1, "none", "labelled")}
     controls._write_truth(tmp_path / "controls.csv", named, source)
@@ -143,12 +173,18 @@ def test_names_depend_on_pixels_and_seed() -> None:
 
 
 def test_what_cannot_be_planted_is_refused_before_anything_is_scored(tmp_path) -> None:
-    pictures = np.clip(galaxies(COUNT), 0, 255).astype(np.uint8)
+    pictures = shown_as_pictures()
     data = sky(tmp_path, pictures)
     source = open_source(data, needed=BANDS)
-    with pytest.raises(UsageError, match="8 bits"):
-        controls.check(ControlOptions(controls=0.1), str(data), source, TOP, 0)
-    with pytest.raises(UsageError, match="--top 40, and there are 40"):
+    options = ControlOptions(controls=0.1, zero_point="25")
+    with pytest.raises(UsageError, match="--zero-point is for fluxes, and --data holds pictures"):
+        controls.check(options, str(data), source, TOP, 0)
+    black = sky(tmp_path, np.where(pictures > 60, pictures, 0))
+    with pytest.raises(UsageError, match="40 whose sky has no noise"):
+        controls.check(ControlOptions(controls=0.1), str(black), source, TOP, 0)
+    data = sky(tmp_path, galaxies(COUNT))
+    source = open_source(data, needed=BANDS)
+    with pytest.raises(UsageError, match="not among the 40 to be graded, and there are 40"):
         controls.check(ControlOptions(controls=0.1), str(data), source, COUNT, 0)
     with pytest.raises(UsageError, match="no band r, g"):
         controls.check(ControlOptions(controls=1, survey="euclid"), str(data), source, TOP, 0)
@@ -157,6 +193,6 @@ def test_what_cannot_be_planted_is_refused_before_anything_is_scored(tmp_path) -
             ControlOptions(**wrong)
     with pytest.raises(LensjaxError, match="0 non-lenses"):
         controls.write(
-            tmp_path, ControlOptions(controls=0.1), str(data), source, RANKING[:1],
-            [source[RANKING[0]]], [], 0,
+            tmp_path / "p.html", ControlOptions(controls=0.1), str(data), source, RANKING[:1],
+            {int(RANKING[0]): source[RANKING[0]]}, [], 0,
         )  # fmt: skip

@@ -4,7 +4,7 @@ Imports matplotlib: import it where something is about to be drawn, not at start
 """
 
 from lensjax.report.figures import Scored, write_figures
-from lensjax.report.inspection import write_inspection
+from lensjax.report.inspection import write_inspection, write_list
 from lensjax.report.page import write_report
 from lensjax.report.pictures import colour, look, picture, write_mosaic
 
@@ -15,6 +15,7 @@ __all__ = [
     "picture",
     "write_figures",
     "write_inspection",
+    "write_list",
     "write_mosaic",
     "write_report",
 ]

@@ -30,22 +30,26 @@ def write_inspection(
     data: object,
     name: str = "inspection",
 ) -> tuple[Path, Path]:
-    """Writes NAME.html and NAME.csv, and returns their paths.
+    """Writes NAME.html and NAME.csv, see `write_list`, and returns their paths.
 
-    `shown` has a row for each of the cutouts, in these `bands`, with `id` and, where they are
-    known, `ra`, `dec` and `path`. The page has no score and no rank of them; it exports a CSV with
-    grades. In NAME.csv, for other tools, `label` is to be filled in: 1 a lens, 0 none, -1 not
-    looked at. `impostors` are the kinds of non-lens that can be named, `data` is where the cutouts
-    come from. Raises LensjaxError where they cannot be written.
+    `shown` has a row for each of the cutouts, in these `bands`. The page has no score and no rank
+    of them; it exports a CSV with grades. `impostors` are the kinds of non-lens that can be named,
+    `data` is where the cutouts come from. Raises LensjaxError where they cannot be written.
     """
-    table = shown[[column for column in COLUMNS if column in shown.colnames]]
     paths = folder / f"{name}.html", folder / f"{name}.csv"
-    table["label"] = _known_labels(paths[1], table)
-    places = [place_of(row) for row in table]
+    write_list(paths[1], shown)
+    places = [place_of(row) for row in shown]
     write_page(paths[0], graded=graded_page(name, data, places, cutouts, bands, impostors))
-    with replacing(paths[1]) as file:
-        arrow.write_csv(file, table)
     return paths
+
+
+def write_list(path: Path, shown: Table) -> None:
+    """Writes a CSV of the cutouts `shown`, for other tools: their `id` and, where they are known,
+    `ra`, `dec` and `path`, and a `label` to be filled in: 1 a lens, 0 none, -1 not looked at."""
+    table = shown[[column for column in COLUMNS if column in shown.colnames]]
+    table["label"] = _known_labels(path, table)
+    with replacing(path) as file:
+        arrow.write_csv(file, table)
 
 
 def _known_labels(path: Path, table: Table) -> Array:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.special import expit
 
+from lensjax.data.levels import are_levels
 from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.source import Source
 from lensjax.files import replacing
@@ -265,12 +266,7 @@ def _groups(count: int) -> list[list[int]]:
 def is_picture(image: Array) -> bool:
     """Returns whether these are the 8-bit levels of a finished picture, whatever type holds
     them."""
-    if image.dtype == np.uint8:
-        return True
-    values = image[np.isfinite(image)]
-    if not values.size or values.min() < 0 or not 64 <= values.max() <= 255:
-        return False
-    return bool((values == np.round(values)).all())
+    return image.dtype == np.uint8 or (are_levels(image) and bool(np.nanmax(image) >= 64))
 
 
 def _levels(plane: Array) -> tuple[float, float, float]:

@@ -16,6 +16,9 @@ LEAST_GRADERS = 3
 """Of one candidate, for which skills can be found without controls: two graders' votes have three
 degrees of freedom, two skills each and the share of lenses are five."""
 ROUNDS, CLOSE = 2000, 1e-9
+LEAST_RATIO = 5.0
+"""Share of votes for a lens by the rate of false positives that controls leave open, from which on
+they say how far grades can be relied upon. Chosen."""
 
 
 class Skill(NamedTuple):
@@ -129,28 +132,44 @@ def votes_for_lens(votes: Votes) -> Array:
 
 
 def conclusion(votes: Votes, skill: Skill | None, prior: float | None) -> Conclusion:
-    """Returns the consensus on candidates, by the `skill` that controls have shown where there are
-    any; the `prior` (None: estimated) is the share of lenses among them.
+    """Returns the consensus on candidates, by the `skill` that controls have shown where they are
+    enough (`are_enough`) or a prior is given; the `prior` (None: estimated) is the share of lenses
+    among them.
 
     Without controls skill is found by agreement where three graders have looked at one candidate.
     With fewer it cannot be known: that two differ does not say which of them is right. A prior then
     means nothing, and UsageError is raised.
     """
+    about = "there are no controls"
     if skill is not None:
+        about = "there are too few controls to weigh grades by"
+    if skill is not None and (prior is not None or are_enough(votes, skill)):
         share = estimated_prior(votes, skill) if prior is None else prior
         origin = "graders count by their skill on the controls"
         return Conclusion(consensus(votes, skill, share), share, skill, origin)
     if (votes >= 0).sum(1).max() >= LEAST_GRADERS:
         skill, share = without_controls(votes, prior)
-        origin = "there are no controls: graders count by how they agree with each other"
+        origin = f"{about}: graders count by how they agree with each other"
         return Conclusion(consensus(votes, skill, share), share, skill, origin)
     if prior is not None:
         raise UsageError("--prior needs controls, or three graders of a candidate: leave it out")
     probability = votes_for_lens(votes)
     origin = (
-        "no skill can be known without controls or three graders of a candidate: all count alike"
+        f"{about} and no three graders of one candidate: no skill can be known, all count alike"
     )
     return Conclusion(probability, share_of_lenses(probability), None, origin)
+
+
+def are_enough(votes: Votes, skill: Skill) -> bool:
+    """Returns whether the controls of any grader say how many of the votes for a lens are false.
+
+    Of n non-lenses all of which are cleared the posterior has 1 / (n + 2) false positives. Where
+    that is not far below the share of votes for a lens, which is low where lenses are, each of
+    them could be false, and a share of lenses of nothing would be the likeliest.
+    """
+    given = votes >= 0
+    share = (votes == 1).sum(0) / np.maximum(given.sum(0), 1)
+    return bool((share * (skill.nones + 2) >= LEAST_RATIO).any())
 
 
 def cohen_kappa(mine: NDArray[np.integer], theirs: NDArray[np.integer]) -> float:

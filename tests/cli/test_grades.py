@@ -129,6 +129,16 @@ def test_controls_measure_graders_and_are_in_no_catalogue(graded_run, tmp_path) 
     assert by_id["j2"]["group"] == "7" and by_id["j2"]["path"] == str(tmp_path / "sky.npz[1]")
 
 
+def test_grades_of_candidates_that_are_not_on_the_page_count_too(graded_run, tmp_path) -> None:
+    truth = (graded_run / "controls.csv").read_text().splitlines()
+    (graded_run / "controls.csv").write_text("\n".join(row for row in truth if row[:2] != "p4"))
+    file = exported(graded_run / "ann.csv", "Ann", "l0 A", "l1 X", "n0 X", "p1 A", "j4 X")
+    said, rows, record = merged([file], graded_run, run=graded_run)
+    assert {row["id"]: row["label"] for row in rows} == {"j1": "1", "j4": "0"}
+    assert record["on_controls"] == {"Ann": {"found": 1, "lenses": 2, "cleared": 1, "nones": 1}}
+    assert "there are too few controls" in said and "completeness 0.50" in said
+
+
 def test_training_and_evaluation_take_the_catalogue(graded_run) -> None:
     files = [exported(graded_run / "ann.csv", "Ann", "p1 A", "p2 X", "p4 C", "l0 A", "n0 X")]
     merged(files, graded_run, run=graded_run)
@@ -182,8 +192,12 @@ def test_wrong_use_is_said(run, graded_run, tmp_path) -> None:
     assert "j9 was graded, and is no candidate of" in ended.error
 
 
+@pytest.mark.parametrize(
+    ("asked", "named", "other"),
+    [((), "grading.html", "ask.html"), (("--ask", 8, "--by", "score"), "ask.html", "grading.html")],
+)
 def test_controls_are_planted_graded_and_merged_and_in_no_catalogue(
-    run, members, tmp_path, monkeypatch
+    run, members, tmp_path, monkeypatch, asked, named, other
 ) -> None:
     """Scored, planted, graded and merged, as a user does it."""
     offset = 0.2 * (np.arange(16) - 7.5)
@@ -196,10 +210,10 @@ def test_controls_are_planted_graded_and_merged_and_in_no_catalogue(
     planted = tmp_path / "planted"
     ended = run(
         infer.main, "--data", cutouts.save(tmp_path / "sky.npz"), "--checkpoints", members,
-        "--mc-samples", "1", "--top", "8", "--controls", "0.5", "--output", planted,
+        "--mc-samples", "1", "--top", "8", "--controls", "0.5", "--output", planted, *asked,
     )  # fmt: skip
     assert ended.status == 0 and "30 scored + 0 rejected = 30 given" in ended.out
-    assert str(planted / "grading.html") in ended.out
+    assert str(planted / named) in ended.out and not (planted / other).exists()
     for form in ("csv", "parquet", "fits"):
         candidates = Table.read(planted / f"candidates.{form}")
         assert sorted(candidates["id"].tolist()) == list(range(30))

@@ -4,16 +4,19 @@ step."""
 import csv
 import dataclasses
 import functools
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lensjax import rounds
+from lensjax import controls, injection, rounds
 from lensjax.cli import round as command
 from lensjax.cutouts import Cutouts
 from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
+from lensjax.sky.survey import GROUND
 from lensjax.train.verdict import speaks_for
 from tests.ensemble.members import random_member
 from tests.train.small import UNCHANGED_VALUES
@@ -36,14 +39,19 @@ def cutouts(count: int, seed: int) -> tuple[Cutouts, dict[str, int]]:
 
 
 @pytest.fixture
-def sky(tmp_path) -> dict[str, int]:
-    """Writes members, a sky to replay and cutouts to search; returns which of these are lenses."""
+def first(tmp_path) -> None:
+    """Writes members and a sky to replay."""
     for seed in (3, 4):
         folder = tmp_path / "first" / "vit_s16" / str(seed)
         checkpoint.save_member(folder, random_member("vit_s16", seed, SEEN))
     known, labels = cutouts(48, 1)
     known.columns["label"] = np.array(list(labels.values()))
     known.save(tmp_path / "known.npz")
+
+
+@pytest.fixture
+def sky(first, tmp_path) -> dict[str, int]:
+    """Writes cutouts to search, too; returns which of these are lenses."""
     searched, truth = cutouts(240, 2)
     searched.save(tmp_path / "survey.npz")
     return truth
@@ -163,6 +171,82 @@ def test_a_loop_that_is_killed_after_every_step_loses_nothing(run, sky, tmp_path
 
     other = on(2, "--replay", tmp_path / "survey.npz").error
     assert "holds rounds with replay" in other and "give another --output" in other
+
+
+def arcs(hosts, survey, count, seed, sources) -> Cutouts:
+    """Stands in for `inject`, which takes long to compile: hosts with a bright line."""
+    images = hosts.images.copy()
+    images[:, 2] += 500 + seed
+    columns = {"host": hosts.id, **dict.fromkeys(controls.OF_ARCS, hosts.magnitude)}
+    return Cutouts(images, survey.bands, hosts.pixel_scale, columns)
+
+
+@pytest.mark.slow
+def test_controls_measure_the_grader_of_each_round_and_nobody_learns_them(
+    run, first, tmp_path, killed, monkeypatch
+):
+    monkeypatch.setattr(injection, "inject", arcs)
+    plain, sky = cutouts(240, 2)
+    names, images = list(sky), np.repeat(plain.images, 3, axis=3) * GROUND.sky_sigma
+    offset = np.hypot(*np.mgrid[-7.5:8:1, -7.5:8:1])[..., None]
+    images += 20 * np.exp(-0.5 * (offset / 3) ** 2) * GROUND.sky_sigma  # a galaxy in each
+    searched = Cutouts(images.astype(np.float32), GROUND.bands, 0.2, plain.columns)
+    searched.save(tmp_path / "survey.npz")
+    here = tmp_path / "rounds"
+    typed = (
+        *("--data", tmp_path / "survey.npz", "--replay", tmp_path / "known.npz"),
+        *("--checkpoints", tmp_path / "first", "--output", here, "--ask", 60),
+        *("--mc-samples", 2, "--validation-fraction", 0.5, "--replay-share", 0.5),
+        *("--controls", 0.5),
+    )
+
+    def on(status: int = 0) -> str:
+        ended = run(command.main, *typed)
+        assert ended.status == status, ended.error
+        return ended.out
+
+    def grade_all(number: int) -> dict[str, int]:
+        """The grader misses every eighth simulated lens, and takes every eighth other for one."""
+        folder, rows = here / str(number), []
+        truth = rows_of(folder / "results" / "controls.csv")
+        page = (folder / "results" / "ask.html").read_text()
+        shown = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])["candidates"]
+        assert [each["id"] for each in shown] == [row["id"] for row in truth]
+        assert not any(f'"{name}"' in page for name in names)
+        of_kind = {kind: [r for r in truth if r["truth"] == kind] for kind in ("lens", "none", "")}
+        assert [len(rows) for rows in of_kind.values()] == [15, 15, 60]
+        grades = {row["id"]: "X" if k % 8 == 0 else "A" for k, row in enumerate(of_kind["lens"])}
+        grades |= {row["id"]: "A" if k % 8 == 0 else "X" for k, row in enumerate(of_kind["none"])}
+        asked = {row["id"]: row["cutout"] for row in of_kind[""]}
+        assert {*asked.values()} == {r["id"] for r in rows_of(folder / "results" / "ask.csv")}
+        grades |= {name: "A" if sky[cutout] else "X" for name, cutout in asked.items()}
+        rows = [("id", "grade", "grader"), *((*each, "oracle") for each in grades.items())]
+        with (folder / "grades" / "oracle.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+        return {cutout: sky[cutout] for cutout in asked.values()}
+
+    on()
+    assert not (here / "1" / "results" / "grading.html").exists()
+    early = grade_all(1)
+    killed += ["merge", "infer"]
+    assert (on(1), on(1)) and not killed
+    on()
+    late = grade_all(2)
+    said = on()
+    assert "oracle: completeness 0.87" in said and "(26 of 30)" in said and "(4 of 30)" in said
+    for number, graded in ((1, early), (2, early | late)):
+        rows = rows_of(here / str(number) / "graded.csv")
+        assert {row["id"]: int(row["label"]) for row in rows} == graded
+    ledger = rows_of(here / "rounds.csv")
+    told = ("control_lenses", "completeness", "control_others", "false_positive_rate")
+    assert [[row[name] for name in told] for row in ledger] == [
+        ["15", "0.8667", "15", "0.1333"], ["30", "0.8667", "30", "0.1333"], ["0", "", "0", ""],
+    ]  # fmt: skip
+    planted = [rows_of(here / str(n) / "results" / "controls.csv") for n in (1, 2)]
+    ids = [{row["id"] for row in rows} for rows in planted]
+    assert not ids[0] & ids[1]
+    # Nothing that has been graded is a control: graders would know it again.
+    assert not {row["cutout"] for row in planted[1] if row["truth"]} & {*early}
 
 
 def test_a_sky_without_labels_is_refused_before_anything_is_scored(run, sky, tmp_path, killed):

@@ -62,6 +62,21 @@ def test_the_consensus_is_right_as_often_as_it_says(controls: bool) -> None:
     assert ((probability > 0.5) == truth).mean() > (majority == truth).mean()
 
 
+def test_few_controls_measure_but_overrule_no_grades() -> None:
+    """A grader without a fault on ten controls of each kind, and one vote for a lens in 20."""
+    votes = (np.arange(200) % 20 == 0).astype(int)[:, None]
+    few, many = (graders.Skill(*np.full((4, 1), float(n))) for n in (10, 100))
+    told = graders.consensus(votes, few, graders.estimated_prior(votes, few))
+    assert (told < 0.4).all()  # by these controls alone all votes could be false
+    found = graders.conclusion(votes, few, None)
+    assert (found.probability > 0.6).tolist() == (votes[:, 0] == 1).tolist()
+    assert "too few controls" in found.origin and found.skill is None
+    found = graders.conclusion(votes, many, None)
+    np.testing.assert_array_equal(found.probability, graders.consensus(votes, many, found.share))
+    assert (found.probability > 0.6).tolist() == (votes[:, 0] == 1).tolist()
+    assert graders.conclusion(votes, few, 0.05).skill is few  # a share that is given tells enough
+
+
 def test_a_stated_share_of_lenses_stays() -> None:
     votes = votes_on((np.arange(300) % 3 == 0).astype(int), np.random.default_rng(0))
     assert graders.without_controls(votes, 0.01)[1] == 0.01
