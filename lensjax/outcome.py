@@ -64,8 +64,8 @@ class Outcome:
         lines = [f"{counts} = {self.run['given']} given; {self.run['data']}"]
         lines += _most_rejected(self.run["rejected_for"], self.run["rejected"])
         if "reused" in self.run:
-            known, in_part = self.run["reused"], self.run["reused_in_part"]
-            lines.append(f"logits were kept of {known} cutouts, of some members of {in_part} more")
+            whole, in_part = self.run["reused"], self.run["reused_in_part"]
+            lines.append(f"logits were kept of {whole} cutouts, of some members of {in_part} more")
         rates = self.run.get("benchmark")
         if rates:
             lines.append(
