@@ -22,6 +22,7 @@ from lensjax import __version__, runtime, stored
 from lensjax.columns import FOUND, describe
 from lensjax.data import identity
 from lensjax.data.bands import parse, reddest
+from lensjax.data.designations import designations
 from lensjax.data.footprints import once
 from lensjax.data.formats import arrow
 from lensjax.data.objects_in_tiles import planes_of
@@ -303,17 +304,3 @@ def _catalogue(
             table[name] = values
             describe(table[name], meaning)
     return table
-
-
-def designations(ra: np.ndarray, dec: np.ndarray) -> Iterator[str]:
-    """Yields names by places (n,) in degrees, `J102233.45-051234.5`: cut off, not rounded, as the
-    IAU has it. Where a name has been given, a number is added."""
-    given: Counter[str] = Counter()
-    time = np.floor(np.mod(ra, 360) / 15 * 360_000).astype(np.int64)  # in hundredths of a second
-    arc = np.floor(np.abs(dec) * 36_000).astype(np.int64)  # in tenths of an arcsec
-    for t, a, is_south in zip(time.tolist(), arc.tolist(), (dec < 0).tolist(), strict=True):
-        hours = f"{t // 360_000:02}{t // 6000 % 60:02}{t // 100 % 60:02}.{t % 100:02}"
-        degrees = f"{a // 36_000:02}{a // 600 % 60:02}{a // 10 % 60:02}.{a % 10}"
-        name = f"J{hours}{'-' if is_south else '+'}{degrees}"
-        given[name] += 1
-        yield name if given[name] == 1 else f"{name}-{given[name]}"

@@ -22,6 +22,7 @@ from lensjax import (
     results,
     runtime,
 )
+from lensjax.data.bands import colours
 from lensjax.data.planes import Cutout
 from lensjax.data.preprocess import Preprocessing, doubts, fields_of_view
 from lensjax.data.source import Source
@@ -155,6 +156,7 @@ def write(
         **said.record,
         "warnings": warnings,
         "notes": [
+            *colours(source.bands, source.bands_from),
             *said.notes,
             *results.notes(best, int(readable.sum())),
             *metrics.caveats(predictions.scores.probability, labels),

@@ -9,7 +9,7 @@ def statistics(image: np.ndarray) -> dict[str, float]:
     image = np.asarray(image, np.float64)
     level = np.median(image, (0, 1))
     noise = 1.4826 * np.median(np.abs(image - level), (0, 1))
-    high = np.percentile(image, 99.5, (0, 1))
+    low, high = np.percentile(image, (0.5, 99.5), (0, 1))
     assert (high > level).all() and image[..., 0].size <= 2048
     unit = np.maximum(noise, (high - level) / 256)
     pixels = np.clip((image - level) / unit, -1e4, 1e4)
@@ -17,12 +17,20 @@ def statistics(image: np.ndarray) -> dict[str, float]:
     some = pixels[::2, ::2]
     bright = some > 5
     alone = [bright[..., n] & ~(np.delete(some, n, -1) >= 2).any(-1) for n in range(len(level))]
+    brightest = pixels.max((0, 1))
+    side = len(pixels) // 8
+    start = (len(pixels) - side) // 2
+    middle = pixels[start : start + side, start : start + side].mean((0, 1)).max()
+    is_whole = (np.round(2 * level) == 2 * level).all()
     return {
+        "picture": float(is_whole and low.min() >= 0 and high.max() <= 255),
         "roughness": rough.mean(),
         "roughness_ratio": rough.max() / rough.min(),
         "equal": equal.max(),
-        "noise_ratio": unit.max() / unit.min(),
         "signal": bright.mean(),
+        "dark": (some < -5).mean(),
+        "plateau": (some >= brightest - 0.02 * np.maximum(brightest, 1)).mean(),
+        "middle": max(middle, 0) / (1 + max(middle, 0)),
         "one_band": max(each.mean() for each in alone),
         "column": max(_line(pixels), _line(pixels.swapaxes(0, 1))),
     }

@@ -94,7 +94,7 @@ def import_member(options: ImportConfig) -> str:
     )
     member = dataclasses.replace(member, info=info)
     if options.calibrated_on is not None:
-        known = _pixel_statistics(options.calibrated_on, member)
+        known = _known_pixels(options.calibrated_on, member)
         member = dataclasses.replace(member, pixels=known)
         adapted = (*adapted, f"it knows the pixels of {len(known)} cutouts")
     info = checkpoint.save_member(folder, member, options.store)
@@ -175,16 +175,19 @@ def _converted(
     return Member(info, checkpoint.state_of(model)), adapted
 
 
-def _pixel_statistics(data: str, member: Member) -> np.ndarray:
+def _known_pixels(data: str, member: Member) -> np.ndarray:
     """Returns the `Member.pixels` of labelled cutouts: of those that the member was validated on,
     where some are."""
     from lensjax.train.data import read_labelled
+    from lensjax.train.known_pixels import known_pixels
 
-    fit, preprocessing = member.info.training.get("fit", "auto"), member.info.preprocessing
+    training, preprocessing = member.info.training, member.info.preprocessing
     source = DataOptions().opened(data, preprocessing.bands)
-    found = read_labelled(source, preprocessing, fit)
+    found = read_labelled(source, preprocessing, training.get("fit", "auto"))
     validated = np.isin(found.id, member.validation["id"] if member.validation else [])
-    return (found.take(validated) if validated.any() else found).observed().pixel_statistics()
+    found = found.observed()
+    rows = np.flatnonzero(validated) if validated.any() else np.arange(len(found))
+    return known_pixels(found.take(rows), training.get("pictures", False))
 
 
 def _text(path: Path) -> str:

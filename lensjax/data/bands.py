@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from lensjax.data.planes import COLOURS, MAX_VALUES, Names
+from lensjax.data.planes import COLOURS, MAX_VALUES, Names, place_of
 from lensjax.errors import UsageError
 
 PICTURE_BANDS = ("i", "r", "g")
@@ -102,6 +102,18 @@ def short_name(name: str) -> str:
     words = _without_image_words(name).split("_")
     # Filters are numbered and described behind the letter, surveys named before it.
     return words[0] if words[0].lower() in _LETTERS else words[-1]
+
+
+def colours(bands: Sequence[str], places: Sequence[str]) -> list[str]:
+    """Returns a note on which colours of a picture are taken as which bands, by where each is in a
+    file; none of other files."""
+    found = [
+        f"{colour} as {band}"
+        for channel, colour in enumerate(COLOURS)
+        for band, found_in in zip(bands, places, strict=False)
+        if found_in == place_of("channel", channel, colour)
+    ]
+    return [f"colour pictures: {', '.join(found)} (--bands says otherwise)"] if found else []
 
 
 def reddest(bands: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from astropy.table import Table
 
 from lensjax.columns import IN_TILES, describe
 from lensjax.data.bands import Wanted
+from lensjax.data.designations import designations
 from lensjax.data.footprints import Matched, around, footprint, matched
 from lensjax.data.formats import tile_files
 from lensjax.data.formats.hats_catalogue import Found, read_hats
@@ -153,7 +154,9 @@ def _objects(path: Path, planes: Sequence[Planes]) -> Found:
         lacks = f"no column {' and '.join(missing)}" if missing else "no rows"
         raise UsageError(f"--catalogue {path} has {lacks}")
     if "id" not in table.colnames:
-        table["id"] = np.arange(len(table))
+        # Which row it is says nothing of an object where not all are read.
+        places = (np.asarray(table[name]) for name in ("ra", "dec"))
+        table["id"] = list(designations(*places)) if found.part else np.arange(len(table))
     return found._replace(table=table)
 
 

@@ -1,7 +1,7 @@
 """A few numbers that say how the pixels of a cutout were made: noise, gaps, artefacts.
 
-They do not depend on the unit of flux, and hardly on what is in the middle. They are measured in
-the compiled step, of what a member sees before it is stretched.
+They do not depend on the unit of flux in any band, and little on what is in the middle. They are
+measured in the compiled step, of what a member sees before it is stretched.
 """
 
 import jax.numpy as jnp
@@ -12,11 +12,14 @@ from lensjax.data.brightness import LEVEL, noise_unit
 from lensjax.data.on_device import Inputs, completed, on_grid
 
 STATISTICS = {
+    "picture": "whether it is an 8-bit picture",
     "roughness": "noise of neighbouring pixels, 1 where it is independent",
-    "roughness_ratio": "roughest band's noise of neighbouring pixels over the smoothest band's",
+    "roughness_ratio": "noise of neighbouring pixels in the roughest band over the smoothest",
     "equal": "share of neighbouring pixels that are equal",
-    "noise_ratio": "noise of the noisiest band over that of the quietest",
     "signal": "share of pixels above five times the noise",
+    "dark": "share of pixels below minus five times the noise",
+    "plateau": "share of pixels as bright as the brightest",
+    "middle": "how far the middle stands out of the noise, from 0 to 1",
     "one_band": "share of pixels that are bright in one band only",
     "column": "height of a line of pixels along an edge, over the noise",
 }
@@ -25,6 +28,10 @@ STATISTICS = {
 SKY, BRIGHT, FAINT = 3.0, 5.0, 2.0
 # Neighbours that differ by less of the noise are equal: resampling rounds.
 EQUAL = 1e-5
+# Of what the brightest pixel rises above the sky: what is as bright. Resampling rounds here, too.
+AS_BRIGHT = 0.02
+# Of the side: the width of the middle.
+MIDDLE = 8
 # Of the side: how far a line reaches from the edge, and how far from it its surroundings are.
 LENGTH, APART = 6, 16
 # Smoother than any noise that is resampled.
@@ -47,9 +54,13 @@ def statistics_of(images: ArrayLike, brightness: ArrayLike, resampling: float = 
 
     With pixels in units of the noise above the level of the sky:
 
+    - `picture`: 1 where each band lies between 0 and 255 and its level is a whole number, or half
+      of one, else 0. Of fluxes with more zeros than data some of these are negative.
     - `roughness`: mean squared difference of neighbours of which both are sky, over twice the
       noise's variance (von Neumann 1941, Ann. Math. Stat. 12, 367); the mean over bands.
     - `equal`: of the band with the largest share.
+    - `signal`, `dark`, `plateau`: the mean over bands.
+    - `middle`: b / (1 + b) for the mean b of the middle, of the band with the largest.
     - `one_band`: bright in a band, and not even faint in any other; of the band with the largest
       share. Zero where there is but one.
     - `column`: the most by which a row or column of pixels that reaches the edge of the cutout
@@ -63,18 +74,22 @@ def statistics_of(images: ArrayLike, brightness: ArrayLike, resampling: float = 
     pixels = jnp.clip((images - brightness[None, None, :, LEVEL]) / unit[None, None], -MOST, MOST)
     rows, columns = pixels[::2], pixels[:, ::2]
     neighbours = [(rows[:, 1:], rows[:, :-1]), (columns[1:], columns[:-1])]
-    some = rows[:, ::2]
+    some, brightest = rows[:, ::2], pixels.max((0, 1))
+    plateau = brightest - AS_BRIGHT * jnp.maximum(brightest, 1)
     roughness = jnp.stack([_roughness(*pair) for pair in neighbours]).mean(0)
     roughness = jnp.maximum(roughness, SMOOTHEST)
     equal = jnp.stack([_share(jnp.abs(a - b) < EQUAL) for a, b in neighbours]).mean(0)
     lines = jnp.stack([_along_edge(each) for each in (pixels, pixels.swapaxes(0, 1))])
     return jnp.stack(
         [
+            _is_picture(brightness),
             roughness.mean(0),
             roughness.max(0) / roughness.min(0),
             equal.max(0),
-            unit.max(0) / unit.min(0),
             _share(some > BRIGHT).mean(0),
+            _share(some < -BRIGHT).mean(0),
+            _share(some >= plateau[None, None]).mean(0),
+            _middle(pixels).max(0),
             _in_one_band(some).max(0),
             lines.max((0, 1)),
         ]
@@ -84,6 +99,23 @@ def statistics_of(images: ArrayLike, brightness: ArrayLike, resampling: float = 
 def _share(chosen: Array) -> Array:
     """Returns the share (band, batch) of pixels (S, S, band, batch)."""
     return chosen.mean((0, 1), dtype=jnp.float32)
+
+
+def _is_picture(brightness: Array) -> Array:
+    """Returns 1 for pictures, and 0 for others, (batch,) float32, by a brightness (band, 4,
+    batch)."""
+    level, _, low, high = jnp.moveaxis(brightness, 1, 0)
+    is_whole = 2 * level == jnp.round(2 * level)
+    return (is_whole & (low >= 0) & (high <= 255)).all(0).astype(jnp.float32)
+
+
+def _middle(pixels: Array) -> Array:
+    """Returns the share (band, batch) of the brightness of the middle in its sum with the noise."""
+    side = max(1, pixels.shape[0] // MIDDLE)
+    start = (pixels.shape[0] - side) // 2
+    inner = slice(start, start + side)
+    brightness = jnp.maximum(pixels[inner, inner].mean((0, 1)), 0.0)
+    return brightness / (1 + brightness)
 
 
 def _roughness(pixels: Array, following: Array) -> Array:

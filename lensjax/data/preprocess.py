@@ -231,10 +231,15 @@ def doubts(
     doubtful = counts["half or less"] + counts["twice or more"]
     if doubtful:
         furthest = field[np.nanargmax(np.abs(np.log2(field)))]
+        meaning = (
+            "they are resized to it, and their scores may be far off"
+            if how == "resize"
+            else "of the larger only the middle is scored, the smaller are filled up with sky, and "
+            "scores are far off if the pixel scale is wrong (--pixel-scale)"
+        )
         told.append(
             f"{doubtful} of {len(field)} cutouts show half or less, or twice or more, of the field "
-            f"of view that a member was trained on (up to {furthest:.3g} times): their scores may "
-            "be far off"
+            f"of view that a member was trained on (up to {furthest:.3g} times): {meaning}"
         )
     scales = {p.pixel_scale for p in preprocessings} - {None}
     unknown = np.isnan(field) & (bool(scales) | (action == "resized"))

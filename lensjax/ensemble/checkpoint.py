@@ -184,7 +184,7 @@ def save_member(folder: Path, member: Member, store: Store = "float32") -> Membe
             np.savez(draft / "validation.npz", allow_pickle=False, **member.validation)
         if member.pixels is not None:
             arrays = {"pixels": member.pixels, "statistics": list(STATISTICS)}
-            np.savez(draft / "pixels.npz", allow_pickle=False, **arrays)  # type: ignore[arg-type]
+            np.savez_compressed(draft / "pixels.npz", allow_pickle=False, **arrays)  # type: ignore[arg-type]
         (draft / "member.json").write_text(json.dumps(record, indent=2) + "\n")
         card = model_card(record, state, member.validation)
         (draft / "README.md").write_text(card, encoding="utf-8")

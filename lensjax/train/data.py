@@ -22,8 +22,7 @@ from lensjax.data import pipeline
 from lensjax.data.brightness import measure
 from lensjax.data.formats.tables import UNKNOWN_LABEL
 from lensjax.data.noise_free import noise_of
-from lensjax.data.on_device import ImageSpec, Inputs, Transform, seen
-from lensjax.data.pixel_statistics import pixel_statistics
+from lensjax.data.on_device import ImageSpec, Transform, seen
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.data.source import Picked, Source
 from lensjax.data.splits import held_back
@@ -33,7 +32,6 @@ from lensjax.memory import host_bytes_left
 from lensjax.sky.noise import with_noise
 
 READING_BATCH = 256
-MOST_KNOWN = 4000
 MEASURED = 1024
 
 # Of the noise that noise-free cutouts have in validation; not a seed that a user is likely to give.
@@ -161,21 +159,6 @@ class Labelled:
         named = {name: getattr(self, name) for name in ("id", "group", "weight", "has_artefact")}
         of_rows = {name: known[rows] for name, known in named.items() if known is not None}
         return dataclasses.replace(self, arrays=arrays, **of_rows)
-
-    def pixel_statistics(self) -> np.ndarray:
-        """Returns the `pixel_statistics` (m, statistic) float32 of those without an artefact, at
-        most MOST_KNOWN of them, drawn by a fixed seed."""
-        rows = (
-            np.flatnonzero(~self.has_artefact)
-            if self.has_artefact is not None
-            else np.arange(len(self))
-        )
-        rows = np.sort(np.random.default_rng(0).permutation(rows)[:MOST_KNOWN])
-        data, parts = self.take(rows), []
-        for batch in data.in_order(min(READING_BATCH, len(rows))):
-            images, brightness = batch["images"], batch["brightness"]
-            parts.append(_pixel_statistics(Inputs((images,), (brightness,), (self.transform,))))
-        return np.concatenate(parts, axis=1)[:, : len(rows)].T if parts else np.empty((0, 0))
 
 
 @dataclass(frozen=True)
@@ -336,9 +319,6 @@ def read_labelled(source: Source, preprocessing: Preprocessing, how: str) -> Lab
     if "artefact" in source.table.colnames:
         of_rows["has_artefact"] = np.asarray(source.table["artefact"])[rows] != ""
     return Labelled(transform, arrays, ids, group, flagged=flagged, threads=threads, **of_rows)
-
-
-_pixel_statistics = jax.jit(pixel_statistics)
 
 
 def split(data: Labelled, fraction: float) -> tuple[Labelled, Labelled]:

@@ -23,6 +23,7 @@ from lensjax.ensemble import calibration, checkpoint
 from lensjax.ensemble.checkpoint import Member, MemberInfo, State
 from lensjax.train.data import Labelled
 from lensjax.train.finish import as_member
+from lensjax.train.known_pixels import PICTURE, known_pixels
 from lensjax.train.replay import Replayed
 
 Array = NDArray[np.floating]
@@ -99,7 +100,10 @@ def learn_head(start: Path, info: MemberInfo, seed: int, data: Replayed) -> Memb
         KERNEL: (held.state[KERNEL] + added[:, None]).astype(np.float32),
         BIAS: (held.state[BIAS] + change.bias - centre @ added).astype(np.float32),
     }
-    return as_member(info, state, logits, seed, data, data.pixel_statistics())
+    # What the features know stays known.
+    knows_pictures = held.pixels is not None and bool(held.pixels[:, PICTURE].any())
+    pixels = known_pixels(data, knows_pictures)
+    return as_member(info, state, logits, seed, data, pixels)
 
 
 def features_of(member: Member, transform: Transform, data: Labelled) -> Array:

@@ -24,6 +24,7 @@ from lensjax.train import snapshots as on_disk
 from lensjax.train.config import Hyperparameters
 from lensjax.train.data import Labelled, on_devices, prefetched
 from lensjax.train.finish import as_member
+from lensjax.train.known_pixels import known_pixels
 from lensjax.train.member_step import StepConfig, TrainBatch
 from lensjax.train.metric_logger import MetricLogger
 from lensjax.train.plan import abstract_members, groups_of_run
@@ -148,7 +149,7 @@ def train_members(
                 if (best.stale_epochs >= patience).all():
                     break
     graph = setup.config.graph
-    pixels = validation.pixel_statistics()
+    pixels = known_pixels(validation, hyperparameters.pictures)
     return [
         _finish(info, graph, best, index, seed, validation, pixels)
         for index, seed in enumerate(seeds)

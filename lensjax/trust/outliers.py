@@ -4,7 +4,7 @@ The score is of a few statistics of the pixels. The members' features were tried
 them, and told none of these apart that the pixels do not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +19,15 @@ LEAST_REFERENCE = 20
 UNLIKE = 0.01
 """A cutout is said to be unlike the reference where its p-value is at most this."""
 
-# Added before the logarithm is taken: shares of pixels and heights may be zero.
-_ADDED = {"equal": 1e-3, "signal": 1e-3, "one_band": 1e-3, "column": 1.0}
+# Added before the logarithm is taken: shares and heights may be zero.
+_ADDED = {
+    **dict.fromkeys(("equal", "signal", "dark", "one_band"), 1e-3),
+    **{"plateau": 0.01, "middle": 0.05, "column": 1.0},
+}
+_KIND = list(STATISTICS).index("picture")
 # A run differs where so large a share of its cutouts lies outside the central part of calibration's
-# that holds all but TAILS of them.
-TAILS, DIFFERS = 0.02, 0.25
+# that holds all but TAILS of them, by at least this factor of that range's limits.
+TAILS, DIFFERS, FACTOR = 0.02, 0.25, 1.5
 
 
 class Outliers(NamedTuple):
@@ -89,16 +93,21 @@ def said(pixels: NDArray[np.floating], reference: NDArray[np.floating] | None) -
     like = reference if reference is not None and known else pixels[readable]
     if len(like) < LEAST_REFERENCE or not readable.any():
         return Said({}, {}, [])
-    found = outlier_scores(features_of(like), features_of(pixels))
+    found = Outliers(*np.full((2, len(pixels)), np.nan))
+    kinds = list(of_one_kind(pixels, like))
+    for rows, alike in kinds:
+        of_kind = outlier_scores(features_of(alike), features_of(pixels[rows]))
+        found.distance[rows], found.p_value[rows] = of_kind
     columns = {
         "outlier_distance": np.ma.masked_invalid(found.distance.astype(np.float32)),
         "outlier_p_value": np.ma.masked_invalid(found.p_value.astype(np.float32)),
     }
     unlike = int((found.p_value[readable] <= UNLIKE).sum())
     record: dict[str, Any] = {"reference": "validation data" if known else "this run"}
-    record |= {"reference_cutouts": len(like), "pixels": _medians(pixels[readable])}
+    compared = np.concatenate([alike for _, alike in kinds] or [like])
+    record |= {"reference_cutouts": len(compared), "pixels": _medians(pixels[readable])}
     if known:
-        record |= {"unlike": unlike, "reference_pixels": _medians(like)}
+        record |= {"unlike": unlike, "reference_pixels": _medians(compared)}
         note = (
             f"{unlike:,} of {readable.sum():,} cutouts are unlike the members' validation data "
             f"(`outlier_p_value` of at most {UNLIKE}, as a share {UNLIKE} of similar cutouts has)"
@@ -106,44 +115,65 @@ def said(pixels: NDArray[np.floating], reference: NDArray[np.floating] | None) -
     else:
         note = (
             "`outlier_p_value` compares cutouts with the others of this run: the members keep no "
-            "statistics of the pixels that they were calibrated on (import_weights.py "
-            "--calibrated-on adds them)"
+            "statistics, or those of another version, of the pixels that they were calibrated on "
+            "(import_weights.py --calibrated-on adds them)"
         )
     return Said(columns, {"outliers": record}, [note], unlike_pixels(pixels, reference))
 
 
+def of_one_kind(
+    pixels: NDArray[np.floating], reference: NDArray[np.floating]
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.floating]]]:
+    """Yields which cutouts (n,) are fluxes, and which pictures, by STATISTICS (n, statistic), and
+    with what of a reference (m, statistic) they are to be compared: with its cutouts of that kind,
+    or with all where these are too few."""
+    for kind in np.unique(pixels[np.isfinite(pixels).all(axis=1), _KIND]):
+        alike = reference[reference[:, _KIND] == kind]
+        yield pixels[:, _KIND] == kind, alike if len(alike) >= LEAST_REFERENCE else reference
+
+
 def features_of(pixels: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Returns STATISTICS (n, statistic) on a scale where distances mean something: logarithms."""
-    return np.log(np.asarray(pixels, np.float64) + [_ADDED.get(name, 0.0) for name in STATISTICS])
+    """Returns STATISTICS (n, statistic) on a scale where distances mean something: logarithms,
+    without the kind of the cutout."""
+    added = [_ADDED.get(name, 0.0) for name in STATISTICS]
+    return np.log(np.delete(np.asarray(pixels, np.float64) + added, _KIND, axis=1))
 
 
 def unlike_pixels(
     pixels: NDArray[np.floating], reference: NDArray[np.floating] | None
 ) -> list[str]:
-    """Returns a warning where STATISTICS of a run (n, statistic) differ from those (m, statistic)
-    that the members' calibration knew.
+    """Returns warnings where STATISTICS of a run (n, statistic) differ from those (m, statistic)
+    that the members' calibration knew: one for fluxes, and one for pictures.
 
     One differs where clearly more than DIFFERS of the run's cutouts, by the lower 95 % limit of
-    Clopper & Pearson, lie outside the range that holds all but TAILS of the reference.
+    Clopper & Pearson, lie outside the range that holds all but TAILS of the reference, by FACTOR:
+    what is rounded is no difference.
     """
-    pixels = pixels[np.isfinite(pixels).all(axis=1)]
-    if reference is None or len(reference) < LEAST_REFERENCE or not len(pixels):
+    if reference is None or len(reference) < LEAST_REFERENCE:
         return []
+    kinds = of_one_kind(pixels, reference)
+    different = ["; ".join(_different(pixels[rows], alike)) for rows, alike in kinds]
+    return [
+        f"the pixels differ from those of the members' validation data in {statistics}: "
+        "probabilities and what is certified by validation may not hold here; check --bands and "
+        "--pixel-scale, and calibrate on labelled cutouts of this survey"
+        for statistics in different
+        if statistics
+    ]
+
+
+def _different(pixels: NDArray[np.floating], reference: NDArray[np.floating]) -> list[str]:
+    """Returns which STATISTICS of cutouts (n, statistic) differ from a reference, in words."""
     low, high = np.quantile(reference, (TAILS / 2, 1 - TAILS / 2), axis=0)
-    outside = ((pixels < low) | (pixels > high)).sum(axis=0)
-    least, _ = share_interval(outside, len(pixels))
+    added = np.array([_ADDED.get(name, 0.0) for name in STATISTICS])
+    is_low = pixels + added < (low + added) / FACTOR
+    is_high = pixels + added > (high + added) * FACTOR
+    least, _ = share_interval((is_low | is_high).sum(axis=0), len(pixels))
     middle = np.median(pixels, axis=0)
-    different = [
+    return [
         f"{meaning} ({middle[n]:.2g}, there {low[n]:.2g} to {high[n]:.2g})"
         for n, meaning in enumerate(STATISTICS.values())
         if np.asarray(least)[n] > DIFFERS
-    ]
-    if not different:
-        return []
-    return [
-        "the pixels differ from those of the members' validation data in "
-        f"{'; '.join(different)}: probabilities and what is certified by validation may not hold "
-        "here; check --bands and --pixel-scale, and calibrate on labelled cutouts of this survey"
     ]
 
 

@@ -16,6 +16,7 @@ from astropy.wcs import WCS
 
 from lensjax import objects
 from lensjax.cli import infer
+from lensjax.data.designations import designations
 from lensjax.data.formats.tables import read_table
 from lensjax.errors import Interrupted, LensjaxError, UsageError
 from lensjax.inference_config import InferenceConfig
@@ -340,7 +341,7 @@ def test_without_sep_one_line_says_how_to_get_it(run, members, survey, tmp_path,
 
 def test_objects_are_named_by_their_places():
     ra = np.array([155.6394, 155.6394, 0.0, 359.99999])
-    names = objects.designations(ra, np.array([-5.2096, -5.2096, 0.5, -0.00001]))
+    names = designations(ra, np.array([-5.2096, -5.2096, 0.5, -0.00001]))
     assert list(names) == [
         *("J102233.45-051234.5", "J102233.45-051234.5-2"),
         *("J000000.00+003000.0", "J235959.99-000000.0"),

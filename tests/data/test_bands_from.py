@@ -4,6 +4,7 @@ import numpy as np
 from astropy.io import fits
 from PIL import Image
 
+from lensjax.data.bands import colours
 from lensjax.data.catalog import open_source
 from lensjax.data.formats.shards import pack
 
@@ -27,7 +28,12 @@ def test_of_files(tmp_path):
     fits.writeto(tmp_path / "c.fits", PLANES[:2])
     assert bands_from(tmp_path / "c.fits") == {"g": "plane 1", "r": "plane 2"}
     Image.fromarray(np.moveaxis(PLANES, 0, 2).astype(np.uint8)).save(tmp_path / "d.png")
-    assert bands_from(tmp_path / "d.png") == {"g": "channel 3 (blue)", "r": "channel 2 (green)"}
+    taken = bands_from(tmp_path / "d.png")
+    assert taken == {"g": "channel 3 (blue)", "r": "channel 2 (green)"}
+    assert colours([*taken], [*taken.values()]) == [
+        "colour pictures: green as r, blue as g (--bands says otherwise)"
+    ]
+    assert colours(["r", "g"], ["plane 1 (red)", "plane 2 (green)"]) == []
 
 
 def test_of_the_first_file_that_has_them(tmp_path):

@@ -146,6 +146,9 @@ def test_what_is_doubtful_is_counted_and_told_once():
     assert (
         "3 of 6 cutouts show half or less, or twice or more" in first and "up to 3 times" in first
     )
+    assert "only the middle is scored" in first and "resized to it" not in first
+    (line,) = doubts(field, action, [MEMBER], "resize")
+    assert "resized to it" in line and "only the middle" not in line
     assert "pixel scale of the cutouts is not known: 1 of 6" in second and "--pixel-scale" in second
     assert doubts(field[:1], action[:1], [MEMBER], "auto") == []
     assert doubts(field[5:], action[5:], [MEMBER], "resize") == []

@@ -69,16 +69,18 @@ def test_cutouts_without_features_have_no_score_and_few_are_refused():
         outlier_scores(reference[:20], reference)
 
 
-def pixels(rng, count, **changed):
+def pixels(rng, count, picture=0.0, **changed):
     """Statistics of pixels, log-normal; those that are named are multiplied."""
     factors = [changed.get(name, 1.0) for name in STATISTICS]
-    return np.exp(rng.normal(size=(count, len(STATISTICS)))) * factors
+    found = np.exp(rng.normal(size=(count, len(STATISTICS)))) * factors
+    found[:, list(STATISTICS).index("picture")] = picture
+    return found
 
 
 def test_cutouts_unlike_the_calibration_are_counted_and_the_unreadable_masked():
     rng = np.random.default_rng(0)
     reference, run = pixels(rng, 2000), pixels(rng, 300)
-    run[:40] *= 1e3
+    run[:40, 1:] *= 1e3
     run[-1] = np.nan
     said = outliers.said(run, reference)
     p_value = said.columns["outlier_p_value"]
@@ -97,7 +99,7 @@ def test_of_a_run_without_a_cutout_that_can_be_read_nothing_is_said():
 def test_without_a_reference_a_run_ranks_itself_and_says_so():
     rng = np.random.default_rng(1)
     run = pixels(rng, 400)
-    run[7] *= 1e3
+    run[7, 1:] *= 1e3
     said = outliers.said(run, None)
     assert np.argmax(said.columns["outlier_distance"]) == 7
     assert "of this run" in said.notes[0] and "--calibrated-on" in said.notes[0]
@@ -114,5 +116,26 @@ def test_a_run_of_other_pixels_is_warned_of_and_what_differs_named():
     assert STATISTICS["roughness"] in warning and STATISTICS["signal"] not in warning
     # A fifth that are artefacts are no other survey.
     few = pixels(rng, 500)
-    few[:100] *= 1e3
+    few[:100, 1:] *= 1e3
     assert outliers.unlike_pixels(few, reference) == [] == outliers.unlike_pixels(few, None)
+
+
+def test_pictures_are_compared_with_pictures_where_the_members_know_any():
+    rng = np.random.default_rng(3)
+    fluxes, pictures = pixels(rng, 2000), pixels(rng, 2000, picture=1.0, equal=1e4)
+    run = np.vstack([pixels(rng, 600), pixels(rng, 400, picture=1.0, equal=1e4)])
+    said = outliers.said(run, np.vstack([fluxes, pictures]))
+    p_value = np.asarray(said.columns["outlier_p_value"])
+    for rows in (slice(600), slice(600, None)):
+        assert stats.kstest(p_value[rows], "uniform").pvalue > 1e-3
+    assert said.warnings == []
+    # A flux with pixels like those of pictures is none the less odd.
+    run[:50] = pixels(rng, 50, equal=1e4)
+    p_value = outliers.said(run, np.vstack([fluxes, pictures])).columns["outlier_p_value"]
+    assert (p_value[:50] <= outliers.UNLIKE).mean() > 0.9
+    record = outliers.said(run[600:], np.vstack([fluxes, pictures])).record["outliers"]
+    assert record["reference_cutouts"] == 2000 and record["reference_pixels"]["picture"] == 1
+    said = outliers.said(run[600:], fluxes)
+    assert said.record["outliers"]["unlike"] > 360
+    (warning,) = said.warnings
+    assert STATISTICS["picture"] in warning and STATISTICS["equal"] in warning

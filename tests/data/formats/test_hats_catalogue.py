@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.table import Table
 from astropy.wcs import WCS
 
@@ -120,6 +121,19 @@ def test_objects_in_the_tiles_are_those_of_the_table(form, survey, bucket, monke
     assert held[1].sum() < len(found) < 300
     assert "pixels of the catalogue (those beyond the tiles are not given)" in found.description
     assert len(content_sha256(found)) == 64
+
+
+def test_objects_without_an_id_are_called_by_their_place(survey):
+    """The name of each is the same whatever part of the catalogue is read."""
+    for path in survey.rglob("Npix=*.parquet"):
+        table = Table.read(path)
+        table.remove_column("id")
+        results._write_parquet(path, table)
+    found = opened(survey, survey).table
+    for name, ra, dec in found["id", "ra", "dec"]:
+        place = SkyCoord(name, unit=("hourangle", "deg"))
+        assert place.separation(SkyCoord(ra, dec, unit="deg")).arcsec < 0.2
+    assert len(set(found["id"])) == len(found) > 20
 
 
 def test_a_catalogue_that_cannot_be_used_is_one_line(survey, monkeypatch, tmp_path):
