@@ -84,6 +84,11 @@ CARRIED = {
     "path": Meaning("", "meta.ref;meta.file", "file of the cutout, and its place in it"),
     "label": Meaning("", "meta.code.class", "1 a lens, 0 none, -1 not known"),
 }
+# Where objects lie in tiles.
+IN_TILES = {
+    "tile": Meaning("", "meta.id;obs.field", "tile that the cutout is from"),
+    "edge_distance": Meaning("arcsec", "pos.angDistance", "how far the edge of the tile is away"),
+}
 # What --detect measures of the objects that it finds.
 FOUND = {
     "ra": COLUMNS["ra"],
@@ -93,7 +98,11 @@ FOUND = {
     "half_light_radius": Meaning("arcsec", "phys.angSize", "half-light radius, not deconvolved"),
     "size_ratio": Meaning("", "stat.value", "half-light radius in units of that of the stars"),
     "colour": Meaning("mag", "phot.color", "colour"),
-    "sep_flag": Meaning("", "meta.code.qual", "flags of sep: 1 a blend, 2 cut off by the edge"),
+    "sep_flag": Meaning(
+        "",
+        "meta.code.qual",
+        "flags of sep: 1 a blend, 2 or 16 cut off by the edge, 32 with masked pixels",
+    ),
     "found_in": Meaning("", "meta.id;obs.field", "tile in which the object was found"),
 }
 

@@ -23,8 +23,9 @@ def write(folder: Path, source: Source, rows: Sequence[int]) -> None:
     """Writes the cutouts of some rows, best first, to `cutouts/RANK_ID.fits` in a folder.
 
     A file has an extension a band (EXTNAME), in the tile's unit of flux, NaN where a pixel is
-    masked, and says of which tile and object it is. Bands that lie on one grid are as the tile has
-    them, to the bit. A cutout that can no longer be read is left out.
+    masked, and says of which tile and object it is, and what magnitude (MAGZERO) one unit has where
+    that is known. Bands that lie on one grid are as the tile has them, to the bit. A cutout that
+    can no longer be read is left out.
     """
     assert source.tiles is not None
     with gathering() as attempt:
@@ -46,14 +47,19 @@ def _write_one(path: Path, source: Source, row: int, rank: int) -> None:
     except Unreadable:
         return
     one, primary = source.table[row], fits.PrimaryHDU()
-    for key, value in (("RANK", rank), ("OBJECT", one["id"]), ("TILE", one["tile"])):
+    primary.header["RANK"] = rank
+    for key, value in (("OBJECT", one["id"]), ("TILE", one["tile"])):
         primary.header[key] = value.item() if isinstance(value, np.generic) else str(value)
     primary.header["RA_OBJ"], primary.header["DEC_OBJ"] = float(one["ra"]), float(one["dec"])
     header = header_of(source.tiles, row, float(one["ra"]), float(one["dec"]))
-    images = [
-        fits.ImageHDU(np.ascontiguousarray(cutout.image[..., number]), header, name=band)
-        for number, band in enumerate(source.bands)
-    ]
+    planes = source.tiles.planes[source.tiles.tile[row]]
+    assert planes is not None
+    images = []
+    for number, (band, stored) in enumerate(zip(source.bands, planes.stored, strict=True)):
+        pixels = np.ascontiguousarray(cutout.image[..., number])
+        images.append(fits.ImageHDU(pixels, header, name=band))
+        if stored.zero_point is not None:
+            images[-1].header["MAGZERO"] = stored.zero_point, "magnitude of one unit"
     with replacing(path) as file:
         fits.HDUList([primary, *images]).writeto(cast(IO[bytes], file))
 

@@ -87,7 +87,7 @@ def left_out(
     A size that is not known leaves none out, a magnitude or a colour that is not known does.
     """
     colour = options.colour_range()
-    tests = {}
+    tests = {f"saturated in {band}": found["saturated"], "masked at the centre": found["masked"]}
     if options.faintest is not None:
         tests[f"fainter than {options.faintest:g} in {band}"] = ~(found["mag"] <= options.faintest)
     tests[f"S/N below {options.least_snr:g}"] = ~(found["snr"] >= options.least_snr)

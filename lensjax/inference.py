@@ -7,7 +7,6 @@ for a notebook is `lensjax.load_ensemble`.
 
 import functools
 import platform
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -98,7 +97,7 @@ def infer(config: InferenceConfig) -> Outcome:
         outcome = write(config, members, source, predictions, record, cascade, lenses)
         ledger.finish()
     if not outcome.run["scored"]:
-        reason = Counter(predictions.reason.tolist()).most_common(1)[0][0]
+        reason = next(iter(outcome.run["rejected_for"]))
         raise LensjaxError(
             f"none of the {outcome.run['given']} cutouts could be scored ({reason}): "
             f"{config.folder / 'rejects.csv'} has the reason for each"

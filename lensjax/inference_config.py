@@ -57,10 +57,16 @@ class InferenceConfig(AskOptions, ControlOptions, KnownOptions, DetectOptions):
         for options in (AskOptions, ControlOptions, KnownOptions, DetectOptions):
             options.__post_init__(self)
         are_tiles = self.catalogue is not None or self.detect
+        of_tiles = {
+            "--cutouts": self.cutouts != 0,
+            "--field": self.field is not None,
+            "--north-up": self.north_up,
+            "--mask-bits": self.mask_bits != InferenceConfig.mask_bits,
+        }
+        given = next((option for option, is_given in of_tiles.items() if is_given), "")
         wrong = {
             "--top must be at least 1": self.top < 1,
-            "--cutouts is for tiles: give --catalogue or --detect": self.cutouts != 0
-            and not are_tiles,
+            f"{given} is for tiles: give --catalogue or --detect": bool(given) and not are_tiles,
             "--zero-point is for --controls and --detect: give one of them": (
                 self.zero_point is not None and self.controls is None and not self.detect
             ),

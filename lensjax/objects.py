@@ -28,7 +28,7 @@ from lensjax.data.formats import arrow
 from lensjax.data.objects_in_tiles import planes_of
 from lensjax.data.photometry import APERTURE
 from lensjax.data.planes import Unreadable
-from lensjax.data.tile_search import Search, search
+from lensjax.data.tile_search import SATURATED, Search, search
 from lensjax.data.tiles import Planes
 from lensjax.data.zero_points import KEYWORDS, parse_zero_points
 from lensjax.detection import Colour, left_out
@@ -133,6 +133,7 @@ def _survey(config: InferenceConfig, bands: Sequence[str]) -> Survey:
     states = dict(identity.states(dict.fromkeys(file for each in files for file in each)))
     search_by = {
         **how._asdict(),
+        "saturated": SATURATED,
         "bands": [names[plane] for plane in how.planes],
         "version": __version__,
         "sep": version("sep"),

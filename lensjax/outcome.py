@@ -1,8 +1,9 @@
-"""What a run leaves: the catalogue, the record of the run, pictures and pages."""
+"""What a run leaves: the catalogue, the record of the run, and what `pages` draws."""
 
+import functools
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,13 @@ from lensjax import (
     controls,
     coverage,
     cutout_files,
-    inspection,
     known,
     metrics,
+    pages,
     results,
     runtime,
 )
 from lensjax.data.bands import colours
-from lensjax.data.planes import Cutout
 from lensjax.data.preprocess import Preprocessing, doubts, fields_of_view
 from lensjax.data.source import Source
 from lensjax.ensemble.stack import fused_validation
@@ -39,6 +39,9 @@ from lensjax.trust.run import Said
 
 if TYPE_CHECKING:
     from mocpy import MOC
+
+REASONS, REASONS_SHOWN = 20, 3
+"""So many of the reasons for which cutouts were rejected are in run.json, and in the summary."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,10 @@ class Outcome:
             )
         counts = f"{self.run['scored']} scored + {self.run['rejected']} rejected"
         lines = [f"{counts} = {self.run['given']} given; {self.run['data']}"]
+        lines += _most_rejected(self.run["rejected_for"], self.run["rejected"])
+        if "reused" in self.run:
+            whole, in_part = self.run["reused"], self.run["reused_in_part"]
+            lines.append(f"logits were kept of {whole} cutouts, of some members of {in_part} more")
         rates = self.run.get("benchmark")
         if rates:
             lines.append(
@@ -73,6 +80,14 @@ class Outcome:
         names = ("candidates.csv", "mosaic.png", "report.html", controls.PAGE, asking.PAGE)
         lines += [f"{output / name}" for name in names if (output / name).exists()]
         return "\n".join(lines)
+
+
+def _most_rejected(reasons: Mapping[str, int], rejected: int) -> list[str]:
+    """Returns how many cutouts were rejected for each of the most common `reasons`, in words."""
+    shown = list(reasons.items())[:REASONS_SHOWN]
+    others = rejected - sum(count for _, count in shown)
+    lines = [f"{count} rejected: {reason}" for reason, count in shown]
+    return [*lines, f"{others} rejected for other reasons: see rejects.csv"] if others else lines
 
 
 def write(
@@ -96,8 +111,10 @@ def write(
         rate = scoring.get("images_per_second")
         said = trust.together(trust_cascade.said(cascade, predictions, rate), said)
     unsearched = scoring.get("detection", {}).get("not_searched", {})
-    searched = source, predictions, ensemble.preprocessings, unsearched
-    area = _searched(*searched) if lenses is not None and source.tiles is not None else None
+    searched = functools.cache(
+        functools.partial(_searched, source, predictions, ensemble.preprocessings, unsearched)
+    )
+    area = searched() if lenses is not None and source.tiles is not None else None
     said = trust.together(said, known.said(predictions, lenses, config.known_radius, area))
     top = ranking[: max(config.top, results.LISTED)]
     best = results.candidate_table(table, predictions, top, trust=said.columns)
@@ -133,6 +150,7 @@ def write(
         "scored": int(readable.sum()),
         "flagged": int((flag != "").sum()),
         "rejected": int((~readable).sum()),
+        "rejected_for": dict(Counter(predictions.reason[~readable].tolist()).most_common(REASONS)),
         **scoring,
         **said.record,
         "warnings": warnings,
@@ -148,15 +166,17 @@ def write(
         attempt("catalogue", results.write_outputs, config.folder, table, predictions, said.columns)
         if config.hats:
             attempt("hats", _write_hats, config.folder, table, predictions, said.columns)
-        attempt("searched.moc.*", _write_searched, config.folder, *searched)
+        attempt("searched.moc.*", _write_searched, config.folder, searched)
         # Pictures last: drawing takes memory of its own, and the catalogue must not be lost.
         record["peak_memory_bytes"] = runtime.peak_memory_bytes()
         attempt("run.json", results.write_json, config.folder / "run.json", record)
         if config.ask:
-            attempt(asking.PAGE, _write_asked, config, source, members, predictions)
+            attempt(asking.PAGE, pages.ask, config, source, members, predictions)
         if config.cutouts:
             attempt("cutouts", cutout_files.write, config.folder, source, ranking[: config.cutouts])
-        attempt("pictures", draw, config, source, best, predictions, record, found, said.columns)
+        attempt(
+            "pictures", pages.draw, config, source, best, predictions, record, found, said.columns
+        )
     return Outcome(record, found)
 
 
@@ -204,115 +224,11 @@ def _searched(
     return coverage.searched(predictions.ra[rows], predictions.dec[rows], widths)
 
 
-def _write_searched(folder: Path, *searched: Any) -> None:
-    coverage.write_searched(folder, _searched(*searched))
+def _write_searched(folder: Path, searched: Callable[[], "MOC | None"]) -> None:
+    coverage.write_searched(folder, searched())
 
 
 def _write_hats(
     folder: Path, catalogue: Table, predictions: Predictions, columns: Mapping[str, np.ndarray]
 ) -> None:
     results.write_hats(folder, results.candidate_table(catalogue, predictions, trust=columns))
-
-
-def draw(
-    config: InferenceConfig,
-    source: Source,
-    best: Table,
-    predictions: Predictions,
-    record: Mapping[str, Any],
-    found: Mapping[str, Metrics],
-    promised: Mapping[str, np.ndarray],
-) -> None:
-    """Writes mosaic.png, report.html and the pages to grade that are asked for; the `best` cutouts
-    are read once more, and black where they cannot be."""
-    from lensjax import report
-
-    ranking = predictions.ranking()
-    cutouts = [report.look(source, row) for row in ranking[: config.top]]
-    pictures = [report.picture(cutout, source.bands) for cutout in cutouts]
-    rejected, purity = ~predictions.readable, promised.get("purity_at_least")
-    scored = report.Scored(
-        {name: values[~rejected] for name, values in predictions.probabilities().items()},
-        labels=source.table["label"][~rejected] if "label" in source.table.colnames else None,
-        logit=predictions.scores.logit[~rejected],
-        logit_std=predictions.scores.logit_std[~rejected],
-        purity_at_least=purity if purity is None else purity[ranking],
-    )
-    rejects = zip(source.table["id"][rejected], predictions.reason[rejected], strict=True)
-    with gathering() as attempt:
-        mosaic = config.folder / "mosaic.png"
-        attempt("mosaic.png", report.write_mosaic, mosaic, pictures, best, record["scored"])
-        attempt(
-            "report.html",
-            report.write_report,
-            config.folder,
-            best=best,
-            scored=scored,
-            cutouts=cutouts,
-            bands=source.bands,
-            impostors=inspection.kinds_of(config.impostors),
-            run=record,
-            rejects=rejects,
-            metrics=found,
-        )
-        if config.controls is not None and not config.ask:
-            candidates = dict(zip(ranking.tolist(), cutouts, strict=False))
-            given = config, controls.PAGE, source, ranking, candidates, config.seed
-            attempt(controls.PAGE, _plant, *given)
-        if "calibration" in promised and "label" not in source.table.colnames:
-            drawn = promised["calibration"][ranking]
-            attempt("inspection.html", _write_inspection, config, source, ranking, drawn)
-
-
-def _write_asked(
-    config: InferenceConfig, source: Source, members: Members, predictions: Predictions
-) -> None:
-    """Writes ask.html and ask.csv: the cutouts that the options ask for. The page knows no scores.
-
-    Controls are made of cutouts that nobody has graded: graders would know them again. Where more
-    have been graded others are drawn, and the page has other names.
-    """
-    rows = asking.rows_to_ask(config, source, members, predictions)
-    if config.controls is None:
-        inspection.write_blind(
-            config.folder, source, rows, Path(asking.PAGE).stem, config.impostors, config.data
-        )
-        return
-    from lensjax import report
-
-    ranking, graded = predictions.ranking(), asking.graded(config, source)
-    candidates = {row: report.look(source, row) for row in rows.tolist()}
-    open_, seed = ranking[~graded[ranking]], config.seed + int(graded.sum())
-    report.write_list((config.folder / asking.PAGE).with_suffix(".csv"), source.table[rows])
-    _plant(config, asking.PAGE, source, open_, candidates, seed)
-
-
-def _plant(
-    config: InferenceConfig,
-    page: str,
-    source: Source,
-    ranking: np.ndarray,
-    candidates: Mapping[int, Cutout | None],
-    seed: int,
-) -> None:
-    """Writes a page with controls, of rows of the ranking, among the candidates."""
-    kinds, data = inspection.kinds_of(config.impostors), str(config.data)
-    controls.write(config.folder / page, config, data, source, ranking, candidates, kinds, seed)
-
-
-def _write_inspection(
-    config: InferenceConfig, source: Source, ranking: np.ndarray, calibration: np.ndarray
-) -> None:
-    """Writes what is to be looked at before a list is certified."""
-    from lensjax.trust import certificate
-
-    inspection.write(
-        config.folder,
-        source,
-        ranking,
-        np.asarray(calibration),
-        most=certificate.INSPECTED,
-        seed=config.seed,
-        impostors=config.impostors,
-        data=config.data,
-    )

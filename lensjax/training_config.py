@@ -107,6 +107,9 @@ def check(options: TrainConfig) -> None:
         "--teacher-ensemble chooses among --teachers: give that too": (
             options.teachers is None and options.teacher_ensemble is not None
         ),
+        "--teacher-features is the weight of what --teachers see, 0 or more: give these too": (
+            options.teacher_features < 0 or (options.teacher_features > 0 and not options.teachers)
+        ),
         "--micro-batches must be at least 1": options.micro_batches < 1,
         "--member-shards must be at least 1": options.member_shards < 1,
         "--fsdp must be at least 1": options.fsdp < 1,

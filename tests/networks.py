@@ -12,7 +12,7 @@ from flax import nnx
 from lensjax.ensemble import checkpoint
 from lensjax.models import registry
 from lensjax.models.hybrid import HybridTransformer
-from lensjax.models.network import Head
+from lensjax.models.network import Head, Layers, Network
 from lensjax.models.norm import ConvNorm
 from lensjax.models.vit import VisionTransformer
 
@@ -53,7 +53,7 @@ def _built(builds: Mapping[str, Callable[..., nnx.Module]]) -> Iterator[None]:
     checkpoint._abstract_model.cache_clear()
 
 
-class Convolutional(nnx.Module):
+class Convolutional(Network):
     """Two convolutions with batch normalisation, and a head with dropout."""
 
     DEPTHS = {"first": 0, "second": 1, "head": 2}
@@ -65,6 +65,7 @@ class Convolutional(nnx.Module):
         self.second = ConvNorm(width, 2 * width, 3, stride=2, rngs=rngs)
         self.head = Head(2 * width, dropout, rngs=rngs)
 
-    def __call__(self, images, *, rngs=None, train=False):
-        features = self.second(nnx.relu(self.first(images, train=train)), train=train)
-        return self.head(nnx.relu(features).mean((1, 2)), rngs=rngs)
+    def layers(self, images, *, rngs=None, train=False):
+        first = nnx.relu(self.first(images, train=train))
+        second = nnx.relu(self.second(first, train=train))
+        return Layers(second.mean((1, 2)), (first, second))

@@ -7,7 +7,7 @@ import pytest
 from astropy.table import Table
 
 import lensjax
-from lensjax import outcome
+from lensjax import pages
 from lensjax.data.pixel_statistics import STATISTICS
 from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
@@ -93,7 +93,7 @@ def test_a_trained_member_knows_the_pixels_of_what_validated_it(labelled, folder
 
 
 def test_candidates_in_a_notebook_are_those_of_a_run(sky, tmp_path, monkeypatch):
-    monkeypatch.setattr(outcome, "draw", lambda *_: None)  # pictures take most of the time
+    monkeypatch.setattr(pages, "draw", lambda *_: None)  # pictures take most of the time
     rng, label = np.random.default_rng(0), np.arange(60) % 2
     sees = Preprocessing.unnormalised(sky.bands, 16, None, "asinh", 2.0)
     reference = np.exp(rng.normal(size=(60, len(STATISTICS)))).astype(np.float32)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from flax import nnx
 
 from lensjax import config, runtime
@@ -56,7 +55,7 @@ class ImportConfig:
     store: checkpoint.Store = "float32"
     """How the member is stored; int8 takes a quarter of the space and changes scores a little."""
     calibrated_on: str | None = None
-    """Labelled cutouts like those that a member was calibrated on: the statistics of their pixels
+    """Labelled cutouts on which to calibrate and measure the member; the statistics of their pixels
     are stored with it, by which scoring knows what is unlike them."""
     notes: Path | None = None
     """Markdown file of what the model card is to say as well."""
@@ -94,9 +93,8 @@ def import_member(options: ImportConfig) -> str:
     )
     member = dataclasses.replace(member, info=info)
     if options.calibrated_on is not None:
-        known = _known_pixels(options.calibrated_on, member)
-        member = dataclasses.replace(member, pixels=known)
-        adapted = (*adapted, f"it knows the pixels of {len(known)} cutouts")
+        member, note = _calibrated(options.calibrated_on, member)
+        adapted = (*adapted, note)
     info = checkpoint.save_member(folder, member, options.store)
     lines = [f"{folder}: {info.architecture}, weights sha256 {info.weights_sha256[:12]}"]
     return "\n".join([*lines, *(f"  {note}" for note in adapted)])
@@ -175,19 +173,22 @@ def _converted(
     return Member(info, checkpoint.state_of(model)), adapted
 
 
-def _known_pixels(data: str, member: Member) -> np.ndarray:
-    """Returns the `Member.pixels` of labelled cutouts: of those that the member was validated on,
-    where some are."""
-    from lensjax.train.data import read_labelled
+def _calibrated(data: str, member: Member) -> tuple[Member, str]:
+    """Returns the member calibrated and measured on labelled cutouts, whose pixels it then knows,
+    and a note on them. Raises UsageError unless there are both lenses and others."""
+    from lensjax.train.data import check_classes, read_labelled
+    from lensjax.train.finish import as_member
+    from lensjax.train.head import features_of, logits_of
     from lensjax.train.known_pixels import known_pixels
 
     training, preprocessing = member.info.training, member.info.preprocessing
     source = DataOptions().opened(data, preprocessing.bands)
-    found = read_labelled(source, preprocessing, training.get("fit", "auto"))
-    validated = np.isin(found.id, member.validation["id"] if member.validation else [])
-    found = found.observed()
-    rows = np.flatnonzero(validated) if validated.any() else np.arange(len(found))
-    return known_pixels(found.take(rows), training.get("pictures", False))
+    found = read_labelled(source, preprocessing, training.get("fit", "auto")).observed()
+    check_classes("--calibrated-on", found.labels)
+    logits = logits_of(member.state, features_of(member, found.transform, found))
+    pixels = known_pixels(found, training.get("pictures", False))
+    member = as_member(member.info, member.state, logits, training.get("seed", 0), found, pixels)
+    return member, f"calibrated on {len(found)} cutouts, {int(found.labels.sum())} of them lenses"
 
 
 def _text(path: Path) -> str:

@@ -80,7 +80,7 @@ class DataOptions:
         member all that it sees; None where that is not known."""
         sides = [p.field for p in preprocessings if p.field is not None]
         seen = max(sides, default=None) if self.catalogue else None
-        return replace(self, field=self.field or seen)
+        return replace(self, field=seen if self.field is None else self.field)
 
     def opened(self, data: str, needed: Sequence[str] | None, part: Part = WHOLE) -> Source:
         """Returns the cutouts at `data`, as `open_source` does."""

@@ -6,6 +6,7 @@ is scored together lies together; those that no tile holds come last. Only heade
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import Table
 
+from lensjax.columns import IN_TILES, describe
 from lensjax.data.bands import Wanted
 from lensjax.data.designations import designations
 from lensjax.data.footprints import Matched, around, footprint, matched
@@ -85,7 +87,7 @@ def open_tiles(
     if one is not None:
         words.append(f"cutouts of {one.size}x{one.size} pixels, {one.pixel_scale:.4g} arcsec/pixel")
     damaged = [each.wrong for each in found if each.wrong]
-    words += [f"{len(damaged)} tiles cannot be read ({damaged[0]})"] if damaged else []
+    words += [f"tiles that cannot be read: {len(damaged)} ({damaged[0]})"] if damaged else []
 
     def all_files() -> Iterable[str]:
         yield from objects
@@ -109,15 +111,17 @@ def planes_of(data: str, wanted: Wanted) -> tuple[tuple[str, ...], list[Planes]]
     `tile_files.tile_files` does."""
     bands, files = tile_files.tile_files(data, wanted)
     with ThreadPoolExecutor(HEADERS_AT_ONCE) as threads:
-        return bands, list(threads.map(_planes, files))
+        return bands, list(threads.map(partial(_planes, bands), files))
 
 
-def _planes(files: TileFiles) -> Planes:
+def _planes(bands: tuple[str, ...], files: TileFiles) -> Planes:
     """Returns what the headers of a tile say."""
     stored, lie, wrong = [], [], ""
-    for file in files.planes:
+    for band, file in zip(bands, files.planes, strict=True):
         name = Path(tile_files.split(file)[0]).name
         try:
+            if not file:
+                raise Unreadable(f"it has no file for {band}")
             said = tile_files.stored(file)
             wrong = wrong or ("" if said.is_whole else f"{name}: {tile_files.TRUNCATED}")
             try:
@@ -206,12 +210,12 @@ def _kept(
     ra: np.ndarray,
     dec: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tile of each object, -1 where none holds its cutout, and the reasons for that."""
+    """Returns the tile of each object, -1 where none holds its cutout, and the reasons for that:
+    few different ones, so that they can be counted."""
     tile, reason = match.tile.copy(), np.full(len(ra), "", object)
     reason[tile < 0] = f"in none of the {len(planes)} tiles{_nowhere(planes)}"
     reason[~located(ra, dec)] = "no position"
-    for number, (each, size) in enumerate(zip(planes, sizes, strict=True)):
-        of = np.flatnonzero(match.tile == number)
+    for of, each, size in zip(_by_tile(match.tile, len(planes)), planes, sizes, strict=True):
         if size is None:
             tile[of], reason[of] = -1, each.wrong
             continue
@@ -219,12 +223,15 @@ def _kept(
         out = of[((corner < 0) | (corner + size > each.footprint.shape)).any(axis=1)]
         tile[out] = -1
         needed = size * each.footprint.pixel_scale / 2
-        reason[out] = [
-            f"{depth:.1f} arcsec from the edge of tile {each.files.name}: the cutout needs "
-            f"{needed:.1f}"
-            for depth in match.depth[out]
-        ]
+        reason[out] = f"less than {needed:.1f} arcsec from the edge of tile {each.files.name}"
     return tile, reason
+
+
+def _by_tile(tile: np.ndarray, count: int) -> list[np.ndarray]:
+    """Returns for each of `count` tiles which objects it holds, ascending; `tile` (n,) is -1 where
+    none does."""
+    order = np.argsort(tile, kind="stable")
+    return np.split(order, np.searchsorted(tile[order], np.arange(count + 1)))[1:-1]
 
 
 def _placed(
@@ -240,8 +247,8 @@ def _placed(
     corner = np.zeros((len(tile), bands, 2), np.int32)
     maps = np.zeros((len(tile), bands, 2, 3), np.float32)
     regions = [(0,) * bands] * len(planes)
-    for number, (each, size) in enumerate(zip(planes, sizes, strict=True)):
-        of = np.flatnonzero(tile == number)
+    for number, of in enumerate(_by_tile(tile, len(planes))):
+        each, size = planes[number], sizes[number]
         if each is None or size is None:
             continue
         along = [one.is_grid_of(each.footprint) and not north_up for one in each.footprints]
@@ -311,18 +318,27 @@ def _forms(
 def _described(table: Table, tiles: Tiles, match: Matched, order: np.ndarray) -> Table:
     """Returns the objects with the tile that each is cut from, and where: `path` is a section of
     the file as cfitsio and DS9 have it, `edge_distance` in arcsec."""
-    for name in ("path", "tile", "edge_distance"):
+    for name in ("path", *IN_TILES):
         if name in table.colnames:
             table.rename_column(name, f"{name}_input")
     of, names = match.tile[order], np.array([*tiles.names, ""], object)
     paths = np.full(len(table), "", object)
-    for row in np.flatnonzero(tiles.tile >= 0).tolist():
-        planes = tiles.planes[tiles.tile[row]]
-        assert planes is not None
-        down, across = tiles.region(row, planes.own)
-        section = f"[{across.start + 1}:{across.stop},{down.start + 1}:{down.stop}]"
-        paths[row] = planes.files.planes[planes.own] + section
+    rows_of = _by_tile(tiles.tile, len(tiles.names))
+    for rows, planes, form in zip(rows_of, tiles.planes, tiles.forms, strict=True):
+        if planes is None or form is None:
+            continue
+        side = form.sheets.regions[planes.own] or form.size
+        down, across = (_ranges(each, side) for each in tiles.corner[rows, planes.own].T)
+        paths[rows] = f"{planes.files.planes[planes.own]}[" + across + "," + down + "]"
     table["path"] = paths
     table["tile"] = names[of].astype(str)
     table["edge_distance"] = match.depth[order]
+    for name, meaning in IN_TILES.items():
+        describe(table[name], meaning)
     return table
+
+
+def _ranges(starts: np.ndarray, side: int) -> np.ndarray:
+    """Returns pixels (n,) as `first:last`, counted from one; each text is made once."""
+    known, of = np.unique(starts, return_inverse=True)
+    return np.array([f"{start + 1}:{start + side}" for start in known.tolist()], object)[of]

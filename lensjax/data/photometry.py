@@ -97,7 +97,8 @@ def sources(plane: Subtracted, sigma: float) -> Sources:
 def measured(plane: Subtracted, them: Sources, pixel_scale: float) -> Mapping[str, np.ndarray]:
     """Returns columns (n,) of the sources in a plane: `x` and `y`, pixels from zero; `flux` in the
     Kron ellipse, or the APERTURE where there is none; `snr`, by the noise of the sky there;
-    `half_light_radius`, arcsec; `size_ratio` as `size_ratios` has it; `sep_flag`."""
+    `half_light_radius`, arcsec; `size_ratio` as `size_ratios` has it; `sep_flag`; `masked`, whether
+    all pixels at the centre are bad."""
     found, pixels, bad = them.found, plane.pixels, plane.bad
     x, y, major, minor = (np.asarray(found[name], np.float64) for name in ("x", "y", "a", "b"))
     angle = np.clip(found["theta"], -np.pi / 2, np.pi / 2)  # of float32 it may be beyond
@@ -124,7 +125,22 @@ def measured(plane: Subtracted, them: Sources, pixel_scale: float) -> Mapping[st
         "half_light_radius": radius * pixel_scale,
         "size_ratio": size_ratios(radius, snr, clean),
         "sep_flag": (found["flag"] | flag).astype(np.int16),
+        "masked": _without_centre(bad, x, y),
     }
+
+
+def _without_centre(bad: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns at which places (n,) the nearest pixel of a plane and all eight around it are `bad`:
+    of a star, as a rule, whose saturated pixels are masked, and less often for a cosmic ray."""
+    steps = np.mgrid[-1:2, -1:2].reshape(2, -1, 1)
+    rows, columns = np.rint([y, x])[:, None].astype(np.int64) + steps
+    height, width = bad.shape
+    return bad[np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)].all(axis=0)
+
+
+def touched(them: Sources, pixels: np.ndarray) -> np.ndarray:
+    """Returns which sources (n,) bool have one of these `pixels` (height, width) bool."""
+    return np.isin(them.own["seg_id"], them.segments[pixels])
 
 
 def size_ratios(radius: np.ndarray, snr: np.ndarray, clean: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The sources in one survey tile: where they are on the sky, how bright, how large and how red."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,10 @@ from lensjax.data.formats.reader_warnings import silenced
 from lensjax.data.formats.tile_files import in_flux
 from lensjax.data.photometry import Subtracted
 from lensjax.data.tiles import Planes
+
+SATURATED = 0.95
+"""Share of a header's SATURATE from which a pixel counts as saturated: compression and the
+subtraction of the sky move such pixels below it (chosen)."""
 
 
 class Search(NamedTuple):
@@ -34,23 +39,28 @@ class Search(NamedTuple):
 
 def search(tile: Planes, how: Search) -> dict[str, np.ndarray]:
     """Returns columns (n,) of the sources in a tile: `ra` and `dec`, degrees; `mag` (Kron), `snr`,
-    `half_light_radius` (arcsec), `size_ratio` and `sep_flag` as `photometry.measured` has them;
-    `colour`, within photometry.APERTURE. NaN where not known. Raises `Unreadable`."""
-    plane, scale = _subtracted(tile, how.band, how), tile.footprints[how.band].pixel_scale
+    `half_light_radius` (arcsec), `size_ratio`, `sep_flag` and `masked` as `photometry.measured` has
+    them; `colour`, within photometry.APERTURE; `saturated`, by the header. NaN where not known.
+    Raises `Unreadable`."""
+    flux, scale = _flux(tile, how.band, how), tile.footprints[how.band].pixel_scale
+    is_saturated = flux >= SATURATED * (tile.stored[how.band].saturation or math.inf)
+    plane = photometry.subtracted(flux)
     them = photometry.sources(plane, how.sigma)
     found = dict(photometry.measured(plane, them, scale))
-    flux, nothing = found.pop("flux"), np.full(len(them.found), np.nan)
-    found["mag"] = _magnitudes(flux, how.zero_point(tile, how.band))
+    nothing = np.full(len(them.found), np.nan)
+    found["mag"] = _magnitudes(found.pop("flux"), how.zero_point(tile, how.band))
+    found["saturated"] = photometry.touched(them, is_saturated)
     found["colour"] = nothing if how.colour is None else _colours(tile, plane, them, how)
     with silenced():
         found["ra"], found["dec"] = tile.footprints[how.band].sky(found.pop("x"), found.pop("y"))
     return found
 
 
-def _subtracted(tile: Planes, band: int, how: Search) -> Subtracted:
+def _flux(tile: Planes, band: int, how: Search) -> np.ndarray:
+    """Returns the pixels (height, width) float32 of a plane, NaN where they cannot be used."""
     stored = tile.stored[band]
     pixels = in_flux(tile.pixels(band, how.bits), stored.scale, stored.zero)
-    return photometry.subtracted(pixels.astype(np.float32, copy=False))
+    return pixels.astype(np.float32, copy=False)
 
 
 def _colours(tile: Planes, plane: Subtracted, them: photometry.Sources, how: Search) -> np.ndarray:
@@ -60,7 +70,10 @@ def _colours(tile: Planes, plane: Subtracted, them: photometry.Sources, how: Sea
     own = tile.footprints[how.band]
     if not all(tile.footprints[band].is_grid_of(own) for band in how.colour):
         return np.full(len(them.found), np.nan)
-    both = [plane if band == how.band else _subtracted(tile, band, how) for band in how.colour]
+    both = [
+        plane if band == how.band else photometry.subtracted(_flux(tile, band, how))
+        for band in how.colour
+    ]
     bad = both[0].bad | both[1].bad
     blue, red = (
         _magnitudes(

@@ -1,4 +1,5 @@
-"""What AB magnitude one unit of flux has: by what a user says, or by the header of an image."""
+"""What AB magnitude one unit of flux has: by what a user says, or by the header of an image; and
+where the header says that pixels saturate."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,13 @@ def zero_point(header: Mapping[str, Any]) -> float | None:
     if flux is not None and flux > 0:
         return 2.5 * math.log10(flux)
     return UNITS.get(str(header.get("BUNIT", "")).strip())
+
+
+def saturation(header: Mapping[str, Any]) -> float | None:
+    """Returns the value at which pixels saturate by the header of an image (SATURATE), None where
+    it says none above zero."""
+    value = _number(header, "SATURATE")
+    return value if value is not None and value > 0 else None
 
 
 def _number(header: Mapping[str, Any], keyword: str) -> float | None:

@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from lensjax.models.network import Head, Network
+from lensjax.models.network import Head, Layers, Network
 from lensjax.models.norm import ConvNorm
-from lensjax.models.vit import Block, run_blocks, stacked
+from lensjax.models.vit import Block, maps_of, run_blocks, stacked
 
 # The sides of an image are as long as so many tokens of a plain grid, whatever its size: a place in
 # the sky has one code at all resolutions.
@@ -67,16 +67,16 @@ class HybridTransformer(Network):
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
         self.head = Head(width, dropout, rngs=rngs)
 
-    def features(
-        self, images: Array, *, rngs: nnx.Rngs | None = None, train: bool = False
-    ) -> Array:
-        """Returns the features (batch, width) of images (batch, S, S, band), of any size S."""
+    def layers(self, images: Array, *, rngs: nnx.Rngs | None = None, train: bool = False) -> Layers:
+        """Returns the features (batch, width) of images (batch, S, S, band), of any size S: the
+        mean token; and the maps of the tokens, each normalised, of S/8."""
         grid_of_tokens = self.stem(images, train=train)
         batch, grid, _, width = grid_of_tokens.shape
         code = jnp.asarray(sine_positions(grid, width)[None], grid_of_tokens.dtype)
         tokens = grid_of_tokens.reshape(batch, grid**2, width) + code
         skipped = self.skipped if train else ()
-        return self.norm(run_blocks(self.blocks, tokens, rngs=rngs, skipped=skipped)).mean(1)
+        tokens, after = run_blocks(self.blocks, tokens, rngs=rngs, skipped=skipped)
+        return Layers(self.norm(tokens).mean(1), maps_of(after))
 
 
 def sine_positions(grid: int, width: int) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""What every network is: features of images, and a head that makes one logit of them."""
+"""What every network is: layers that make features of images, and a head that makes one logit of
+them."""
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -22,6 +25,14 @@ class Head(nnx.Module):
         return self.linear(features)[:, 0]
 
 
+class Layers(NamedTuple):
+    """What a network computes of images: their features (batch, feature), and maps (batch, y, x,
+    channel) of what it has after about a third and two thirds of its layers."""
+
+    features: Array
+    maps: tuple[Array, ...]
+
+
 class Network(nnx.Module):
     """Base class of the architectures.
 
@@ -31,11 +42,14 @@ class Network(nnx.Module):
     head: Head
     block_dropout: float = 0.0
 
-    def features(
-        self, images: Array, *, rngs: nnx.Rngs | None = None, train: bool = False
-    ) -> Array:
-        """Returns the features (batch, feature) of images (batch, S, S, band)."""
+    def layers(self, images: Array, *, rngs: nnx.Rngs | None = None, train: bool = False) -> Layers:
+        """Returns what the network computes of images (batch, S, S, band) before its head; what of
+        it is not used costs nothing where this is compiled."""
         raise NotImplementedError
+
+    def features(self, images: Array) -> Array:
+        """Returns the features (batch, feature) of images (batch, S, S, band), without dropout."""
+        return self.layers(images).features
 
     def __call__(
         self, images: Array, *, rngs: nnx.Rngs | None = None, train: bool = False
@@ -46,4 +60,4 @@ class Network(nnx.Module):
         takes the batch's own statistics and updates the running ones; without it the running ones
         are used and kept.
         """
-        return self.head(self.features(images, rngs=rngs, train=train), rngs=rngs)
+        return self.head(self.layers(images, rngs=rngs, train=train).features, rngs=rngs)

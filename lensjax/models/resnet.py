@@ -11,7 +11,7 @@ from flax import nnx
 from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
-from lensjax.models.network import Head, Network
+from lensjax.models.network import Head, Layers, Network
 from lensjax.models.norm import ConvNorm
 
 
@@ -89,14 +89,15 @@ class ResNet(Network):
         )
         self.head = Head(widths[-1], dropout, rngs=rngs)
 
-    def features(
-        self, images: Array, *, rngs: nnx.Rngs | None = None, train: bool = False
-    ) -> Array:
+    def layers(self, images: Array, *, rngs: nnx.Rngs | None = None, train: bool = False) -> Layers:
+        """Returns the features of images (batch, S, S, band), and the maps after the second and the
+        third stage, of S/8 and S/16."""
         del rngs
-        images = self.stem(images, train=train)
+        images, maps = self.stem(images, train=train), []
         for stage in self.stages:
             images = stage(images, train=train)
-        return images.mean(axis=(1, 2))
+            maps.append(images)
+        return Layers(images.mean(axis=(1, 2)), tuple(maps[1:3]))
 
 
 def max_pool(images: Array) -> Array:

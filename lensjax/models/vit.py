@@ -5,6 +5,7 @@ one block with stacked parameters, run by `lax.scan`: they compile once, whateve
 last block computes what the logit depends on, the class token, and nothing else.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -18,7 +19,7 @@ from jax.typing import ArrayLike
 
 from lensjax.errors import UsageError
 from lensjax.models import initial
-from lensjax.models.network import Head, Network
+from lensjax.models.network import Head, Layers, Network
 from lensjax.models.product import Linear
 
 PATCH_SIZE = 16
@@ -127,23 +128,24 @@ class VisionTransformer(Network):
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, rngs=rngs)
         self.head = Head(width, dropout, rngs=rngs)
 
-    def features(
-        self, images: Array, *, rngs: nnx.Rngs | None = None, train: bool = False
-    ) -> Array:
-        """Returns the features (batch, width) of images (batch, S, S, band): the class token.
+    def layers(self, images: Array, *, rngs: nnx.Rngs | None = None, train: bool = False) -> Layers:
+        """Returns the features (batch, width) of images (batch, S, S, band), the class token, and
+        the maps of the other tokens, each normalised, of S/16.
 
         Raises UsageError where 16 does not divide S. At another S than the model's input size the
         position embedding is interpolated.
         """
         del train  # no layer keeps statistics
-        tokens = run_blocks(self.blocks, self.embedding(images), rngs=rngs)
-        return self.norm(self.last(tokens, rngs=rngs, outputs=1))[:, 0]
+        tokens, after = run_blocks(self.blocks, self.embedding(images), rngs=rngs)
+        features = self.norm(self.last(tokens, rngs=rngs, outputs=1))[:, 0]
+        return Layers(features, maps_of(after[:, :, 1:]))
 
 
 def run_blocks(
     blocks: Block, tokens: Array, *, rngs: nnx.Rngs | None, skipped: Sequence[float] = ()
-) -> Array:
-    """Returns tokens (batch, token, width) after blocks with stacked parameters (block, ...).
+) -> tuple[Array, Array]:
+    """Returns tokens (batch, token, width) after blocks with stacked parameters (block, ...), and
+    what they were after each of these (block, batch, token, width).
 
     `skipped`: the share of images that skip each block, where `rngs` are given; the others take so
     much more of it that the mean is the same. Empty for none.
@@ -156,7 +158,7 @@ def run_blocks(
 
     def run(
         tokens: Array, block: tuple[nnx.State, Array | None, Array | None]
-    ) -> tuple[Array, None]:
+    ) -> tuple[Array, Array]:
         parameters, key, rate = block
         block_rngs = None if key is None else nnx.Rngs(dropout=key)
         after = nnx.merge(graphdef, parameters)(tokens, rngs=block_rngs)
@@ -164,9 +166,20 @@ def run_blocks(
             # Drawn after the masks, from the same stream: no key is used twice.
             taken = jax.random.bernoulli(block_rngs.dropout(), 1 - rate, (len(tokens), 1, 1))
             after = tokens + (after - tokens) * (taken / (1 - rate)).astype(tokens.dtype)
-        return checkpoint_name(after, "block"), None
+        after = checkpoint_name(after, "block")
+        return after, after
 
-    return lax.scan(run, tokens, (parameters, keys, rates))[0]
+    return lax.scan(run, tokens, (parameters, keys, rates))
+
+
+def maps_of(after: Array) -> tuple[Array, ...]:
+    """Returns maps (batch, y, x, width) of the tokens of a square grid after a third and two thirds
+    of the blocks (block, batch, token, width), each token normalised over its channels."""
+    blocks, batch, count, width = after.shape
+    grid = math.isqrt(count)
+    chosen = after[np.array([blocks // 3, 2 * blocks // 3])].astype(jnp.float32)
+    normalised = jax.nn.standardize(chosen, epsilon=1e-6)
+    return tuple(normalised.reshape(2, batch, grid, grid, width))
 
 
 def patch_grid(size: int) -> int:

@@ -73,6 +73,9 @@ class Hyperparameters(Augmentation):
     """Which members of --teachers, as --ensemble of infer.py names them (None: all)."""
     teacher_weight: float = 0.5
     """Weight of the teachers in the loss; that of the labels is the rest."""
+    teacher_features: float = 0.0
+    """Weight, beside these, of how unlike the teachers' layers those of the student are: 3 lets a
+    transformer learn from far fewer cutouts."""
     freeze: str | None = None
     """Weights to freeze, by the beginning of their names: stem,stages.0."""
     layer_decay: float = 1.0

@@ -28,6 +28,19 @@ def distillation_loss(logits: Array, teacher_logits: Array) -> Array:
     return optax.sigmoid_binary_cross_entropy(logits, targets)
 
 
+def unlike(features: Array, others: Array) -> Array:
+    """Returns how much two networks' features of the same images differ, (n, p) and (n, q): from 0,
+    where a rotation and one factor make the same of both, to 1.
+
+    One less the linear centred kernel alignment of Kornblith et al. (2019), "Similarity of neural
+    network representations revisited", table 1. It needs no weights between the two.
+    """
+    x, y = (each - each.mean(0, keepdims=True) for each in (features, others))
+    covariances = (a.T @ b / len(features) for a, b in ((x, y), (x, x), (y, y)))
+    shared, own, other = (jnp.square(covariance).sum() for covariance in covariances)
+    return 1 - shared / jnp.sqrt(own * other + 1e-9)
+
+
 def consistency(logits: Array) -> Array:
     """Returns how much the predictions of several scales (scale, batch) differ, (batch,) in nats.
 

@@ -20,13 +20,15 @@ import optax
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 
 from lensjax.data.on_device import Transform, seen
 from lensjax.ensemble.step import Precision
+from lensjax.models.network import Network
 from lensjax.train.augment import Augmentation, augmented, flip_bits, flipped
 from lensjax.train.losses import consistency, distillation_loss
 from lensjax.train.state import Average, TrainState
-from lensjax.train.teachers import Teacher, mean_logits
+from lensjax.train.teachers import Teacher, taught_by, unlike_teachers
 
 
 class TrainBatch(NamedTuple):
@@ -36,9 +38,8 @@ class TrainBatch(NamedTuple):
     that of each example in the loss, (batch,) float32, one as a rule, of a member; (member, batch)
     of all. `flips` (batch, 3): how each image is turned. `logit_gradient` (batch, scale): of what
     the loss depends on beside a group's own scales. `teachers`: the weights of each teacher;
-    `teacher_logits` (batch,): what they say of the augmented images. `sky` (batch, band, 3): the
-    noise that noise-free images are to get, as `noise_free.noise_of` has it. Each is None where
-    there is none.
+    `taught`: what they make of the augmented images. `sky` (batch, band, 3): the noise that
+    noise-free images are to get, as `noise_free.noise_of` has it. Each is None where there is none.
     """
 
     images: Any
@@ -48,7 +49,7 @@ class TrainBatch(NamedTuple):
     flips: Any = None
     logit_gradient: Any = None
     teachers: Any = ()
-    teacher_logits: Any = None
+    taught: Any = None
     sky: Any = None
 
 
@@ -59,8 +60,8 @@ class StepConfig:
     `transforms`: what each scale takes of a batch, from the smallest to the largest. `loss`: from
     logits (..., batch) and labels (batch,) to losses in the logits' shape. `average_decay`: of the
     moving average. `augmentation`: of each batch, for all scales alike. `teacher_weight`: of what
-    the `teachers` say, that of the labels being the rest. Parameters are float32 whatever the
-    `precision` of the rest.
+    the `teachers` say, that of the labels being the rest; `teacher_features`: of how unlike theirs
+    its layers are, beside both. Parameters are float32 whatever the `precision` of the rest.
     """
 
     graph: nnx.GraphDef
@@ -74,8 +75,9 @@ class StepConfig:
     augmentation: Augmentation = Augmentation()
     teachers: tuple[Teacher, ...] = ()
     teacher_weight: float = 0.0
+    teacher_features: float = 0.0
 
-    def model(self, params: Any, batch_stats: Any) -> nnx.Module:
+    def model(self, params: Any, batch_stats: Any) -> Network:
         """Returns a network of these weights, in the precision of the computation."""
         narrow = jax.tree.map(lambda leaf: leaf.astype(self.precision), params)
         return nnx.merge(self.graph, narrow, batch_stats, copy=True)
@@ -125,9 +127,19 @@ def augment_batch(
         batch = batch._replace(images=images, brightness=brightness, flips=flips, sky=None)
     if config.teachers:
         look_at = functools.partial(shown, batch=batch)
-        said = mean_logits(config.teachers, batch.teachers, look_at)
-        batch = batch._replace(teachers=(), teacher_logits=said)
+        taught = taught_by(config.teachers, batch.teachers, look_at)
+        batch = batch._replace(teachers=(), taught=taught)
     return batch, dropout_key
+
+
+class Passed(NamedTuple):
+    """A training pass at the scales of a group: logits (batch, scale), the batch statistics of all
+    scales, new for those of the group, and how unlike its teachers' layers those of the network
+    are, summed over the scales; 0 where this does not count."""
+
+    logits: Array
+    batch_stats: tuple[Any, ...]
+    unlike: ArrayLike
 
 
 def forward(
@@ -136,33 +148,35 @@ def forward(
     state: TrainState,
     batch: TrainBatch,
     dropout_key: Array | None,
-) -> tuple[Array, tuple[Any, ...]]:
-    """Returns the logits (batch, scale) of a training pass at the scales of a group, and the batch
-    statistics of all scales, new for those of the group."""
+) -> Passed:
+    """Returns a training pass at the scales of a group."""
 
-    def run(scale: int, params: Any, batch_stats: Any, images: Array) -> tuple[Array, Any]:
+    def run(scale: int, params: Any, batch_stats: Any, images: Array) -> tuple[Array, Any, Any]:
         model, rngs = config.model(params, batch_stats), None
         if dropout_key is not None:
             rngs = nnx.Rngs(dropout=jax.random.fold_in(dropout_key, scale))
-        logits = model(images.astype(config.precision), rngs=rngs, train=True)
-        return logits, nnx.state(model, nnx.BatchStat)
+        layers = model.layers(images.astype(config.precision), rngs=rngs, train=True)
+        logits = model.head(layers.features, rngs=rngs)
+        unlike = unlike_teachers(layers, batch.taught.layers) if config.teacher_features else 0.0
+        return logits, nnx.state(model, nnx.BatchStat), unlike
 
     if group.remat:
         keep = jax.checkpoint_policies.save_only_these_names("block")
         run = jax.checkpoint(run, policy=keep, static_argnums=0)
-    logits, batch_stats = [], list(state.batch_stats)
+    logits, batch_stats, unlike = [], list(state.batch_stats), 0.0
     for scale in group.scales:
         images = config.images(scale, batch)
-        found, batch_stats[scale] = run(scale, state.params, batch_stats[scale], images)
+        found, batch_stats[scale], differs = run(scale, state.params, batch_stats[scale], images)
         logits.append(found)
-    return jnp.stack(logits, axis=1), tuple(batch_stats)
+        unlike += differs
+    return Passed(jnp.stack(logits, axis=1), tuple(batch_stats), unlike)
 
 
 def example_losses(config: StepConfig, logits: Array, batch: TrainBatch) -> Array:
     """Returns the weighted losses (scale, batch) of logits (batch, scale)."""
     losses = config.loss(logits.T, batch.label)
-    if batch.teacher_logits is not None:
-        taught = distillation_loss(logits.T, batch.teacher_logits)
+    if batch.taught is not None:
+        taught = distillation_loss(logits.T, batch.taught.logits)
         losses += config.teacher_weight * (taught - losses)
     return losses * batch.weight[None]
 
@@ -221,8 +235,10 @@ def group_gradient(
 
     def gradient(state: TrainState, batch: TrainBatch, key: Array | None) -> Any:
         def loss(params: Any) -> Any:
-            logits, new = forward(config, group, state._replace(params=params), batch, key)
-            return group_loss(config, group, scale_count, logits, batch) / examples, (logits, new)
+            logits, new, unlike = forward(config, group, state._replace(params=params), batch, key)
+            found = group_loss(config, group, scale_count, logits, batch) / examples
+            found += config.teacher_features * unlike / (scale_count * group.micro_batches)
+            return found, (logits, new)
 
         found, (logits, new) = jax.grad(loss, has_aux=True)(state.params)
         return found, logits, new
@@ -243,7 +259,7 @@ def group_logits(
     """Returns the logits (batch, scale) that `group_gradient` will have."""
 
     def logits(state: TrainState, batch: TrainBatch, key: Array | None) -> Any:
-        return (), *forward(config, group, state, batch, key)
+        return (), *forward(config, group, state, batch, key)[:2]
 
     augmented_batch = augment_batch(config, state.step, batch, key)
     return over_micro_batches(group.micro_batches, logits, (), state, *augmented_batch)[1]

@@ -112,6 +112,7 @@ def set_up(
         augmentation=hyperparameters.augmentation(),
         teachers=taught_by,
         teacher_weight=hyperparameters.teacher_weight,
+        teacher_features=hyperparameters.teacher_features,
     )
     setup = TrainSetup(
         info.architecture,

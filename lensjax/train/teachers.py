@@ -1,14 +1,16 @@
-"""Teachers: trained members whose logits are learnt beside the labels.
+"""Teachers: trained members whose logits, and what they see on the way to them, are learnt beside
+the labels.
 
-Hinton et al. (2015), "Distilling the knowledge in a neural network". Teachers see each batch as it
-was augmented for the student, each by its own preprocessing, in the same compiled step.
+Hinton et al. (2015), "Distilling the knowledge in a neural network"; Romero et al. (2015),
+"FitNets". Teachers see each batch as it was augmented for the student, each by its own
+preprocessing, in the same compiled step.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,9 @@ from lensjax.data.preprocess import geometry
 from lensjax.ensemble import checkpoint, sharding
 from lensjax.ensemble.checkpoint import MemberInfo
 from lensjax.errors import UsageError
+from lensjax.models.network import Layers
 from lensjax.train.config import Hyperparameters
+from lensjax.train.losses import unlike
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,17 +41,64 @@ class Teacher:
     intercept: float
 
 
-def mean_logits(
+class Taught(NamedTuple):
+    """What teachers make of a batch: the mean of their calibrated logits, (batch,) float32, and the
+    layers of each, every channel of mean 0 and spread 1 over the batch."""
+
+    logits: Array
+    layers: tuple[Layers, ...]
+
+
+def taught_by(
     teachers: Sequence[Teacher], states: Sequence[Any], images: Callable[[Transform], Array]
-) -> Array:
-    """Returns the mean of the teachers' calibrated logits, (batch,) float32, by their weights, with
-    running statistics and no dropout. `images` makes what each sees."""
-    logits = []
+) -> Taught:
+    """Returns what teachers of these weights make of a batch, with running statistics and no
+    dropout. `images` makes what each sees."""
+    logits, layers = [], []
     for teacher, state in zip(teachers, states, strict=True):
         narrow = images(teacher.transform).astype(jax.tree.leaves(state)[0].dtype)
-        logit = nnx.merge(teacher.graph, state)(narrow).astype(jnp.float32)
-        logits.append(teacher.slope * logit + teacher.intercept)
-    return jnp.stack(logits).mean(0)
+        network = nnx.merge(teacher.graph, state)
+        found = network.layers(narrow)
+        logits.append(teacher.slope * network.head(found.features, rngs=None) + teacher.intercept)
+        layers.append(jax.tree.map(_standardised, found))
+    return Taught(jnp.stack(logits).mean(0), tuple(layers))
+
+
+def _standardised(features: Array) -> Array:
+    return jax.nn.standardize(features.astype(jnp.float32), range(features.ndim - 1), epsilon=1e-6)
+
+
+def unlike_teachers(layers: Layers, teachers: Sequence[Layers]) -> Array:
+    """Returns how much the layers of a student differ from those of its teachers, from 0 to 1: the
+    mean of `losses.unlike` over the maps, place by place, the features, and the teachers."""
+    pairs = [(layers.features, teacher.features) for teacher in teachers]
+    for teacher in teachers:
+        pairs += map(_on_one_grid, layers.maps, teacher.maps)
+    return jnp.stack([unlike(*map(_as_rows, pair)) for pair in pairs]).mean()
+
+
+def _as_rows(features: Array) -> Array:
+    return features.reshape(-1, features.shape[-1]).astype(jnp.float32)
+
+
+def _on_one_grid(one: Array, other: Array) -> tuple[Array, Array]:
+    """Returns two maps (batch, y, x, channel) on the coarser of their grids: of the finer one, the
+    places within one of the coarser become channels. Raises UsageError where they do not fit."""
+    sides = one.shape[1], other.shape[1]
+    coarse = min(sides)
+    if max(sides) % coarse:
+        raise UsageError(
+            f"--teacher-features: {sides[0]} x {sides[0]} places of the student cannot be compared "
+            f"with {sides[1]} x {sides[1]} of a teacher: choose --scales that give a multiple"
+        )
+    return _folded(one, coarse), _folded(other, coarse)
+
+
+def _folded(image: Array, grid: int) -> Array:
+    batch, side, _, channels = image.shape
+    inner = side // grid
+    blocks = image.reshape(batch, grid, inner, grid, inner, channels).transpose(0, 1, 3, 2, 4, 5)
+    return blocks.reshape(batch, grid, grid, -1)
 
 
 def folders(of: Hyperparameters) -> list[Path]:

@@ -85,13 +85,13 @@ def said(pixels: NDArray[np.floating], reference: NDArray[np.floating] | None) -
     (n, statistic), NaN where a cutout is not readable.
 
     The `reference` (m, statistic) are those that the members' calibration knew. Without it, the run
-    itself is the reference: then p-values only rank its cutouts. Without enough of either nothing
-    is said.
+    itself is the reference: then p-values only rank its cutouts. Without enough of either, or any
+    cutout, nothing is said.
     """
     readable = np.isfinite(pixels).all(axis=1)
     known = reference is not None and len(reference) >= LEAST_REFERENCE
     like = reference if reference is not None and known else pixels[readable]
-    if len(like) < LEAST_REFERENCE:
+    if len(like) < LEAST_REFERENCE or not readable.any():
         return Said({}, {}, [])
     found = Outliers(*np.full((2, len(pixels)), np.nan))
     kinds = list(of_one_kind(pixels, like))

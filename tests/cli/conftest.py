@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from lensjax import launch, outcome
+from lensjax import launch, pages
 from lensjax.cluster import ray_engine
 from lensjax.data.preprocess import Preprocessing
 from lensjax.ensemble import checkpoint
@@ -51,7 +51,7 @@ def run(capsys) -> Callable[..., Ended]:
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     """Has scoring draw no pictures, which take as long as all the rest of a small run."""
-    monkeypatch.setattr(outcome, "draw", lambda *_: None)
+    monkeypatch.setattr(pages, "draw", lambda *_: None)
 
 
 @contextmanager

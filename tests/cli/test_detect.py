@@ -157,6 +157,37 @@ def test_selections_leave_out_what_they_say(find, survey):
         find(colour="g-i=,1.0")
 
 
+def test_what_saturates_or_has_its_centre_masked_is_left_out(find, survey, tmp_path):
+    folder, level = tmp_path / "survey", 40.0
+    shutil.copytree(survey, folder)
+    truth = Table.read(survey / "truth.fits")
+    sigma = np.where(truth["galaxy"], GALAXY, STAR)
+    peak = 10 ** (-0.4 * (truth["mag"] - ZERO_POINTS[2])) / (2 * np.pi * sigma**2)
+    near = (np.abs(peak / (0.95 * level) - 1) < 0.05).sum()
+    for name in ("a", "b"):
+        fits.setval(folder / f"{name}_i.fits", "SATURATE", value=level)
+    everything = {"faintest": None, "least_size": 0}
+    record, found = find(folder, **everything)
+    assert 20 < len(found) < 85 and abs(len(found) - (peak < 0.95 * level).sum()) <= near
+    assert record["left_out"]["saturated in i"] >= (peak > level).sum()
+
+    for name in ("a", "b"):
+        pixels, header = fits.getdata(folder / f"{name}_i.fits", header=True)
+        del header["SATURATE"]
+        mask = (pixels > 0.95 * level).astype(np.uint8)
+        fits.writeto(folder / f"{name}_mask.fits", mask)
+        fits.writeto(folder / f"{name}_i.fits", pixels, header, overwrite=True)
+    table = Table.read(folder / "tiles.csv")
+    table["mask"] = [f"{name}_mask.fits" for name in TILES]
+    table.write(folder / "tiles.csv", overwrite=True)
+    record, found = find(folder, output=tmp_path / "masked", **everything)
+    sky, centres = (SkyCoord(of["ra"], of["dec"], unit="deg") for of in (found, truth))
+    kept = centres.match_to_catalog_sky(sky)[1].arcsec < 1
+    # Of so many pixels the block at the centre is one.
+    assert kept[peak < 0.9 * level].all() and not kept[peak > 2.5 * level].any()
+    assert record["left_out"]["masked at the centre"] >= (peak > 2.5 * level).sum() > 0
+
+
 def test_tiles_are_searched_once_whatever_happens(find, survey, tmp_path, monkeypatch, searched):
     folder, search = tmp_path / "survey", objects.search
     shutil.copytree(survey, folder)

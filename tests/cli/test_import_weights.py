@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save_file
+from scipy import special
+from sklearn.metrics import roc_auc_score
 
+import lensjax
 from lensjax.cli import import_weights, infer
 from lensjax.cutouts import Cutouts
 from lensjax.data.pixel_statistics import STATISTICS
-from lensjax.ensemble import checkpoint
+from lensjax.ensemble import calibration, checkpoint
 from tests import networks, pixels
 from tests.models.drawn_weights import images, state_dict
 
@@ -124,24 +127,30 @@ def test_a_member_is_made_compact_and_stays_what_it_is(run, members, tmp_path):
         )
 
 
-def test_a_member_gets_to_know_the_pixels_of_cutouts_like_those_that_calibrated_it(
-    run, members, images, tmp_path
-):
-    """Of those that it was validated on, where some of them are there."""
+def test_a_member_is_calibrated_and_measured_on_other_cutouts(run, members, images, tmp_path):
+    """By its own logits there, whose pixels it then knows."""
     label = np.arange(len(images)) % 2
+    data = Cutouts(images, ("g", "r", "i"), 0.2, {"id": np.arange(len(images)), "label": label})
+    data, before = data.save(tmp_path / "data.npz"), members / "vit_s16" / "0"
+    command = ("--weights", before, "--output", tmp_path, "--calibrated-on")
+    with networks.small():
+        ended = run(import_weights.main, *command, data)
+        assert ended.status == 0, ended
+        assert "calibrated on 22 cutouts, 11 of them lenses" in ended.out
+        found, old = (checkpoint.load_member(each) for each in (tmp_path / "vit_s16" / "0", before))
+        scored = lensjax.load_ensemble(members, "vit_s16", mc_samples=1).score(data).candidates
+    assert found.info.weights_sha256 == old.info.weights_sha256
+    logit = dict(zip(found.validation["id"], found.validation["logit"], strict=True))
+    raw = special.logit(scored["vit_s16.0_probability"]) - old.info.calibration["intercept"]
+    raw /= old.info.calibration["slope"]
+    np.testing.assert_allclose([logit[n] for n in scored["id"]], raw, atol=1e-3)
+    in_order = [logit[n] for n in range(len(images))]
+    assert found.info.metrics["auroc"]["value"] == pytest.approx(roc_auc_score(label, in_order))
+    slope, intercept = calibration.platt(np.array(in_order), label)
+    assert found.info.calibration["slope"] == pytest.approx(slope)
+    assert found.info.calibration["intercept"] == pytest.approx(intercept)
     by_hand = [[pixels.statistics(image)[name] for name in STATISTICS] for image in images]
-    # The member was validated on what is called 0 to 199.
-    for name, first, count in (("some", 190, 10), ("others", 200, len(images))):
-        ids = first + np.arange(len(images))
-        data = Cutouts(images, ("g", "r", "i"), 0.2, {"id": ids, "label": label})
-        path, output = data.save(tmp_path / f"{name}.npz"), tmp_path / name
-        command = ("--weights", members / "vit_s16" / "0", "--output", output)
-        with networks.small():
-            ended = run(import_weights.main, *command, "--calibrated-on", path)
-            assert ended.status == 0, ended
-            found = checkpoint.load_member(output / "vit_s16" / "0").pixels
-        assert f"it knows the pixels of {count} cutouts" in ended.out
-        np.testing.assert_allclose(found, by_hand[:count], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found.pixels, by_hand, rtol=1e-5, atol=1e-6)
 
 
 def test_wrong_use_is_one_clear_line(run, weights, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from astropy.table import Table
 from PIL import Image
 
-from lensjax import inference, ledger, outcome, results
+from lensjax import inference, ledger, pages, results
 from lensjax.cli import infer
 from lensjax.data.planes import Cutout, Unreadable
 from lensjax.data.source import Source
@@ -203,7 +203,7 @@ def test_a_cutout_that_cannot_be_read_again_is_a_blank_tile(tmp_path):
     predictions = scored(3, probability=np.array([0.9, 0.8, 0.7]))
     candidates = results.candidate_table(source.table, predictions)
     options = inference.InferenceConfig(output=tmp_path)
-    outcome.draw(options, source, candidates, predictions, {"scored": 3}, {}, {})
+    pages.draw(options, source, candidates, predictions, {"scored": 3}, {}, {})
     mosaic = np.asarray(Image.open(tmp_path / "mosaic.png").convert("L"), int)
     middles = [mosaic[118:178, 14 + 190 * row :][:, 30:146] for row in range(3)]
     assert [bool((middle > 100).any()) for middle in middles] == [False, True, False]

@@ -11,7 +11,7 @@ import pytest
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from lensjax import inference, ledger, outcome, results
+from lensjax import inference, ledger, pages, results
 from lensjax.cli import infer
 from tests import processes
 from tests.data import skies
@@ -30,7 +30,7 @@ def score(arguments: list[str], errors: Path, parts: int, seconds: float) -> Non
     them are there; or while it writes the results. Nothing is drawn, which is not what is
     tested."""
     ledger.SAVE_INTERVAL_SECONDS = -1.0
-    outcome.draw = lambda *_: None
+    pages.draw = lambda *_: None
     save = ledger.Ledger.save
 
     def save_and_end(rows: ledger.Ledger) -> None:

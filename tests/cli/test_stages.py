@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from astropy.table import Table
 
-from lensjax import inference, outcome
+from lensjax import inference, outcome, pages
 from lensjax.ensemble import checkpoint
 from lensjax.errors import UsageError
 from tests import networks
@@ -24,7 +24,7 @@ ALONE = f"scored by {CHEAP} alone"
 @pytest.fixture(scope="module")
 def undrawn_pictures():
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(outcome, "draw", lambda *_: None)
+        patched.setattr(pages, "draw", lambda *_: None)
         yield
 
 

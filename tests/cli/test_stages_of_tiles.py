@@ -9,7 +9,7 @@ from astropy.io import fits
 from astropy.table import Table, vstack
 from astropy.wcs import WCS
 
-from lensjax import outcome
+from lensjax import pages
 from lensjax.inference import infer
 from lensjax.inference_config import InferenceConfig
 from tests import networks
@@ -29,7 +29,7 @@ CASCADE = {"cascade": "auto", "cascade_loss": 0.1}  # the promise takes 29 lense
 @pytest.fixture(scope="module", autouse=True)
 def small_and_undrawn():
     with networks.small(), pytest.MonkeyPatch.context() as patched:
-        patched.setattr(outcome, "draw", lambda *_: None)
+        patched.setattr(pages, "draw", lambda *_: None)
         yield
 
 

@@ -3,6 +3,7 @@ that is interrupted within a tile."""
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from mocpy import MOC
 
 from lensjax import ledger
 from lensjax.cli import infer
+from lensjax.data import tile_areas
 from lensjax.ensemble import scoring
-from lensjax.errors import LensjaxError
+from lensjax.errors import LensjaxError, UsageError
+from lensjax.inference_config import InferenceConfig
 from tests.data import skies
 
 SHAPE, BANDS = (100, 120), ("g", "r", "i")
@@ -33,6 +36,8 @@ def survey(tmp_path_factory):
     }
     skies.write(folder, headers, SHAPE, BANDS)
     (folder / "lost_r.fits").unlink()
+    for name in ("one", "two"):
+        fits.setval(folder / f"{name}_r.fits", "MAGZERO", value=29.5)
     rng = np.random.default_rng(2)
     sky = []
     for name, count in (("one", COUNT), ("two", COUNT), ("lost", 3)):
@@ -52,8 +57,12 @@ def options(survey, members, output, *more):
     )
 
 
-def test_objects_in_tiles_are_scored_as_their_cutouts_are(run, members, survey, tmp_path):
+def test_objects_in_tiles_are_scored_as_their_cutouts_are(
+    run, members, survey, tmp_path, monkeypatch
+):
     (tmp_path / "known.csv").write_text("ra,dec\n0,10\n45,0\n")
+    areas, searched = [], tile_areas.searched
+    monkeypatch.setattr(tile_areas, "searched", lambda *of: areas.append(searched(*of)) or areas[0])
     more = ("--cutouts", 3, "--known", tmp_path / "known.csv")
     ended = run(infer.main, *options(survey, members, tmp_path / "tiles", *more))
     assert ended.status == 0, ended.error
@@ -65,6 +74,13 @@ def test_objects_in_tiles_are_scored_as_their_cutouts_are(run, members, survey, 
     assert sum("tile lost: lost_r.fits: no such file" in each for each in reasons.values()) == 3
     assert reasons[f"object {given - 1}"].startswith("in none of the 3 tiles")
     assert sum("from the edge of tile" in each for each in reasons.values()) == len(rejects) - 4
+
+    counts = Counter(reasons.values())
+    record = json.loads((tmp_path / "tiles" / "run.json").read_text())
+    assert record["rejected_for"] == counts
+    for reason, count in counts.most_common(3):
+        assert f"{count} rejected: {reason}" in ended.out
+    assert (found["edge_distance"].unit, found["tile"].unit) == (u.arcsec, None)
 
     images = skies.cutouts(survey, found, 16, BANDS)
     np.savez(tmp_path / "x.npz", images=images, id=found["id"], pixel_scale=0.2, bands=BANDS)
@@ -79,15 +95,16 @@ def test_objects_in_tiles_are_scored_as_their_cutouts_are(run, members, survey, 
     for path, one, image in zip(files, found, images, strict=False):
         with fits.open(path) as hdus:
             assert [hdu.name.lower() for hdu in hdus[1:]] == list(BANDS)
-            assert hdus[0].header["OBJECT"] == one["id"]
+            assert (hdus[0].header["OBJECT"], hdus[0].header["RANK"]) == (one["id"], one["rank"])
+            assert [hdu.header.get("MAGZERO") for hdu in hdus[1:]] == [None, 29.5, None]
             np.testing.assert_array_equal(np.stack([h.data for h in hdus[1:]], -1), image)
             x, y = WCS(hdus[1].header).all_world2pix(one["ra"], one["dec"], 0)
             assert abs(x - 7.5) <= 0.5001 and abs(y - 7.5) <= 0.5001
-    record = json.loads((tmp_path / "tiles" / "run.json").read_text())
     assert record["config"]["field"] == pytest.approx(3.2)
     assert record["known"]["in_area"] == 1
     # Both tiles that can be read overlap; of each, half a cutout is missing at each edge.
     moc = MOC.load(str(tmp_path / "tiles" / "searched.moc.fits"), "fits")
+    assert areas == [moc]
     assert moc.contains_lonlat(found["ra"].data * u.deg, found["dec"].data * u.deg).all()
     one = (SHAPE[0] - 15) * (SHAPE[1] - 15) * (0.2 / 3600) ** 2
     assert one < moc.sky_fraction * 4 * np.pi * np.degrees(1) ** 2 < 2 * one
@@ -149,6 +166,7 @@ def test_paths_may_be_relative(run, undrawn, members, survey, tmp_path, monkeypa
     ("more", "message"),
     [
         (("--field", 100), "far|arcsec"),
+        (("--field", 0), "give --field"),
         (("--bands", "u,v,w"), "bands"),
     ],
 )
@@ -156,3 +174,11 @@ def test_what_tiles_cannot_do_is_one_line(more, message, run, members, survey, t
     ended = run(infer.main, *options(survey, members, tmp_path / "no", *more))
     assert ended.status == 2 and len(ended.error.strip().splitlines()) == 1
     assert re.search(message, ended.error)
+
+
+@pytest.mark.parametrize("more", [("cutouts", 3), ("field", 5.0), ("north_up", True)])
+def test_what_is_for_tiles_alone_is_refused_without(more):
+    option = f"--{more[0].replace('_', '-')}"
+    with pytest.raises(UsageError, match=f"^{option} is for tiles: give --catalogue or --detect$"):
+        InferenceConfig(data="cutouts", **dict([more]))
+    InferenceConfig(data="tiles.csv", catalogue="objects.csv", **dict([more]))

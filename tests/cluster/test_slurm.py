@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 
-from lensjax import outcome
+from lensjax import pages
 from lensjax.cli import infer, train
 from lensjax.cluster import hosts, jobs
 from tests import networks, processes
@@ -20,10 +20,10 @@ from tests.cluster import slurm, test_hosts
 
 # Draws no pictures, which take as long as all the rest.
 LENSJAX = """
-from lensjax import __main__, outcome
+from lensjax import __main__, pages
 from tests import networks
 
-outcome.draw = lambda *_: None
+pages.draw = lambda *_: None
 with networks.small():
     __main__.main()
 """
@@ -65,7 +65,7 @@ def test_an_array_job_gives_the_catalogue_of_one_run(
     options = ["--checkpoints", str(members), "--data", str(stack_file), "--mc-samples", "2"]
     outputs = [tmp_path / "my local run", tmp_path / "my array's run"]
     commands = [["infer", *options, "--output", str(output)] for output in outputs]
-    with networks.small(), mock.patch.object(outcome, "draw", lambda *_: None):
+    with networks.small(), mock.patch.object(pages, "draw", lambda *_: None):
         infer.main(commands[0][1:])
     jobs.write(
         jobs.LaunchConfig(nodes=3, output=tmp_path / "jobs", command=shlex.join(commands[1]))

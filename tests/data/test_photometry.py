@@ -118,6 +118,23 @@ def test_pixels_that_cannot_be_used_are_no_sources():
     assert np.isnan(found["size_ratio"]).all()
 
 
+def test_a_source_whose_centre_is_masked_or_that_touches_a_pixel_is_told():
+    x, y = np.array([100.0, 300.0, 100.0, 300.0]), np.array([100.0, 100.0, 300.0, 300.0])
+    image = skies.gaussians(SHAPE, x, y, np.full(4, 2e4), np.full(4, 4.0))
+    image[98:103, 98:103] = np.nan  # of a star that saturates
+    image[100, 300] = np.nan  # of a cosmic ray
+    image += np.random.default_rng(4).normal(0, NOISE, SHAPE)
+    plane = photometry.subtracted(image.astype(np.float32))
+    them = photometry.sources(plane, 5.0)
+    found = photometry.measured(plane, them, SCALE)
+    row, distance = nearest(found, x, y)
+    assert sorted(row) == [0, 1, 2, 3] and distance.max() < 0.5
+    assert found["masked"][row].tolist() == [True, False, False, False]
+    pixels = np.zeros(SHAPE, bool)
+    pixels[305, 97] = pixels[200, 200] = True
+    assert photometry.touched(them, pixels)[row].tolist() == [False, False, True, False]
+
+
 def test_the_size_of_stars_is_that_of_the_many_small_bright_sources():
     rng = np.random.default_rng(5)
     radius = np.concatenate([rng.normal(2.0, 0.04, 30), rng.uniform(2.5, 9.0, 120), [0.5] * 50])

@@ -1,13 +1,14 @@
 """Tiles: each object once, where it lies deepest, and what the step cuts is what Cutout2D cuts."""
 
 import gzip
+from pathlib import Path
 
 import fsspec
 import jax
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.table import Table
+from astropy.table import Table, vstack
 from astropy.wcs import WCS
 from scipy.ndimage import map_coordinates
 
@@ -143,6 +144,34 @@ def test_each_object_lies_in_the_tile_that_a_loop_over_all_finds(tmp_path):
                 source[row]
             assert at < FIELD / 2 + 0.3
     assert 20 < (source.tiles.tile >= 0).sum() < 190
+
+
+def test_paths_are_the_sections_of_files_and_reasons_are_few(tmp_path):
+    headers = {n: skies.header(10.0, d, SHAPE) for n, d in (("a", 0.0), ("b", 1.0), ("c", 2.0))}
+    skies.write(tmp_path, headers, SHAPE)
+    # Of the middle tile there are no objects.
+    tables = [
+        Table.read(skies.objects(tmp_path / f"{n}.csv", headers[n], *spread(60, seed)))
+        for seed, n in enumerate("ca")
+    ]
+    both = vstack(tables)
+    both["ra"][7] = np.nan
+    both.write(tmp_path / "objects.csv")
+    source = opened(tmp_path, field=25 * skies.SCALE)
+    held = source.tiles.tile >= 0
+    for row in np.flatnonzero(held).tolist():
+        name, _, section = source.table["path"][row].rpartition("[")
+        x, y = (slice(int(a) - 1, int(b)) for a, b in
+                (of.split(":") for of in section.rstrip("]").split(",")))  # fmt: skip
+        np.testing.assert_array_equal(source[row].image[..., 0], fits.getdata(name)[y, x])
+        assert Path(name).name == f"{source.table['tile'][row]}_g.fits"
+    assert set(source.table["path"][~held]) == {""}
+    assert set(source.tiles.reason[held]) == {""}
+    assert set(source.tiles.reason[~held]) == {
+        "no position",
+        "less than 2.5 arcsec from the edge of tile a",
+        "less than 2.5 arcsec from the edge of tile c",
+    }
 
 
 def test_masked_pixels_and_damaged_tiles_are_as_in_cutouts_of_files(tmp_path):
@@ -304,6 +333,17 @@ def test_tiles_are_found_by_template_and_in_a_folder(tmp_path):
         other = opened(tmp_path, data=data)
         assert other.table["path"].tolist() == by_table.table["path"].tolist()
         assert other.bands == ("g", "r") and other.tiles.names == ("a",)
+
+
+def test_a_tile_is_named_by_its_file_and_what_it_lacks_by_its_band(tmp_path):
+    header = skies.header(10.0, 0.0, SHAPE)
+    skies.write(tmp_path, {"a": header, "b": skies.header(20.0, 0.0, SHAPE)}, SHAPE)
+    skies.objects(tmp_path / "objects.csv", header, *spread(3))
+    assert opened(tmp_path, data="a_{band}.fits").tiles.names == ("a_g",)
+    (tmp_path / "tiles.csv").write_text("tile,g,r\na,a_g.fits,\nb,b_g.fits,b_r.fits\n")
+    lacking = opened(tmp_path)
+    assert set(lacking.tiles.reason) == {"tile a: it has no file for r"}
+    assert "tiles that cannot be read: 1 (tile a: it has no file for r)" in lacking.description
 
 
 @pytest.mark.parametrize(

@@ -33,12 +33,13 @@ def test_units_are_what_astropy_makes_of_them(unit):
 
 def test_the_first_header_of_a_file_counts_where_that_of_the_image_says_nothing(tmp_path):
     first, image = fits.PrimaryHDU(), fits.ImageHDU(np.zeros((4, 5), np.float32), name="SCI")
-    first.header["MAGZERO"] = 27.0
+    first.header["MAGZERO"], first.header["SATURATE"] = 27.0, 5e4
     fits.HDUList([first, image]).writeto(tmp_path / "a.fits")
-    image.header["MAGZERO"] = 25.0
+    image.header["MAGZERO"], image.header["SATURATE"] = 25.0, -1
     fits.HDUList([first, image]).writeto(tmp_path / "b.fits")
-    found = [tile_files.stored(str(tmp_path / name)).zero_point for name in ("a.fits", "b.fits")]
-    assert found == [27.0, 25.0]
+    found = [tile_files.stored(str(tmp_path / name)) for name in ("a.fits", "b.fits")]
+    assert [said.zero_point for said in found] == [27.0, 25.0]
+    assert [said.saturation for said in found] == [5e4, 5e4]  # -1 is none
 
 
 def test_one_number_is_for_all_bands_and_several_are_one_a_band():

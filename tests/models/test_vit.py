@@ -79,7 +79,7 @@ def test_scanned_blocks_equal_a_loop(images):
     tokens = expected = model.embedding(images)
     for index in range(3):
         expected = after_block(model.blocks, index, expected)
-    scanned = jax.jit(lambda tokens: run_blocks(model.blocks, tokens, rngs=None))(tokens)
+    scanned = jax.jit(lambda tokens: run_blocks(model.blocks, tokens, rngs=None)[0])(tokens)
     np.testing.assert_allclose(scanned, expected, atol=1e-5)
 
 
@@ -104,7 +104,7 @@ def test_block_dropout_draws_anew_in_every_block_and_for_every_key(images):
     @nnx.jit
     def mask(blocks, bias):
         blocks.contract.bias[...] = bias
-        return run_blocks(blocks, jnp.zeros((1, 5, 32)), rngs=nnx.Rngs(dropout=0))
+        return run_blocks(blocks, jnp.zeros((1, 5, 32)), rngs=nnx.Rngs(dropout=0))[0]
 
     first, second = (mask(blocks, jnp.eye(3)[:, [i] * 32]) for i in (0, 1))
     assert set(np.unique(first)) == set(np.unique(second)) == {0, 2}

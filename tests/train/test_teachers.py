@@ -15,12 +15,13 @@ from lensjax.data.on_device import Transform, seen
 from lensjax.data.preprocess import Preprocessing, geometry
 from lensjax.ensemble import checkpoint
 from lensjax.errors import UsageError
+from lensjax.models.network import Layers
 from lensjax.train import teachers
 from lensjax.train.config import Hyperparameters
-from lensjax.train.losses import distillation_loss
+from lensjax.train.losses import distillation_loss, unlike
 from lensjax.train.member_step import ResolutionGroup, StepConfig, TrainBatch, augment_batch, shown
 from lensjax.train.step import train_step
-from lensjax.train.teachers import transform_of
+from lensjax.train.teachers import transform_of, unlike_teachers
 from tests.ensemble.members import PREPROCESSING, random_member
 from tests.train.small import BATCH, MEMBERS, MESH, TRANSFORM, config_and_state, transformer
 
@@ -89,7 +90,7 @@ def test_they_see_the_augmented_cutouts_each_in_its_own_way(taught):
     assert np.abs(changed.images - IMAGES).max() > 1 and np.asarray(changed.flips).any()
     arrays = (np.asarray(part) for part in (changed.images, changed.brightness, changed.flips))
     expected = expected_logits(members, *arrays)
-    np.testing.assert_allclose(changed.teacher_logits, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(changed.taught.logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -119,6 +120,83 @@ def test_the_step_goes_down_the_gradient_of_the_mixed_loss(taught):
     moved = [each.params["head"]["linear"]["bias"][...] for each in (state, after)]
     np.testing.assert_allclose(
         (moved[0] - moved[1])[:, 0], (weight * (p - t)).mean(1), rtol=1e-3, atol=1e-6
+    )
+
+
+def alignment(one, other, xp=np):
+    """Returns the centred alignment of the kernels of two linear maps of the same rows (Kornblith
+    et al. 2019, equation 2), of which `unlike` never makes the kernels."""
+    flat = (xp.reshape(each, (-1, each.shape[-1])) for each in (one, other))
+    centred = (each - each.mean(0, keepdims=True) for each in flat)
+    mine, its = (each @ each.T for each in centred)
+    return (mine * its).sum() / xp.sqrt((mine * mine).sum() * (its * its).sum())
+
+
+def test_features_are_alike_that_a_rotation_makes_the_same():
+    one, other = RNG.normal(0, 1, (40, 6)), RNG.normal(0, 2, (40, 3)) + 5
+    other[:, 0] += one[:, 1]
+    assert 0.05 < alignment(one, other) < 0.9
+    found = unlike(jnp.asarray(one), jnp.asarray(other))
+    np.testing.assert_allclose(found, 1 - alignment(one, other), atol=1e-5)
+    rotation, _ = np.linalg.qr(RNG.normal(0, 1, (6, 6)))
+    np.testing.assert_allclose(unlike(jnp.asarray(one), 3 * one @ rotation - 7), 0, atol=1e-5)
+    assert unlike(jnp.zeros((40, 6)), jnp.asarray(other)) == 1  # a network that sees nothing yet
+
+
+def test_maps_are_compared_on_the_coarser_grid():
+    """What lies within one place of it are its channels."""
+    coarse, fine = RNG.normal(0, 1, (5, 2, 2, 3)), RNG.normal(0, 1, (5, 6, 6, 2))
+    folded = [
+        fine[n, 3 * y : 3 * y + 3, 3 * x : 3 * x + 3].ravel() for n, y, x in np.ndindex(5, 2, 2)
+    ]
+    features = np.ones((5, 4))
+    student, teacher = Layers(features, (coarse,)), Layers(RNG.normal(0, 1, (5, 2)), (fine,))
+    expected = (1 + 1 - alignment(coarse, np.array(folded))) / 2
+    np.testing.assert_allclose(unlike_teachers(student, [teacher]), expected, atol=1e-5)
+    with pytest.raises(UsageError, match="2 x 2 places of the student .* 3 x 3 of a teacher"):
+        unlike_teachers(student, [teacher._replace(maps=(fine[:, :3, :3],))])
+
+
+@pytest.mark.slow
+def test_the_step_goes_down_the_gradient_of_how_unlike_the_layers_are(taught):
+    hyperparameters, (_, member) = taught
+    hyperparameters = dataclasses.replace(hyperparameters, teacher_ensemble="vit_ti16")
+    plain, state = config_and_state(transformer, consistency_weight=0.0)
+    found, weights = teachers.load(hyperparameters, TRANSFORM, MESH)
+    config = dataclasses.replace(plain, teachers=found, teacher_features=2.0)
+    images, label = IMAGES[..., :2], np.zeros(BATCH, np.float32)
+    batch = TrainBatch(
+        images, measure(images, *TRANSFORM.measured), label, np.ones((MEMBERS, BATCH), np.float32)
+    )
+    taught_batch = batch._replace(teachers=weights)
+    groups, copies = [ResolutionGroup((1,))], jax.tree.map(jnp.copy, state)  # 2 x 2 places, as it
+    after, _ = train_step(config, groups, copies, taught_batch, None)
+
+    model = member.info.abstract_model()
+    model = nnx.merge(nnx.graphdef(model), checkpoint.nnx_state(model, member.state))
+    theirs = jax.jit(lambda x: model.layers(x))(shown(found[0].transform, batch))
+    # Channels count alike, whatever their size.
+    theirs = jax.tree.map(
+        lambda each: (
+            (each - each.mean(range(each.ndim - 1), keepdims=True))
+            / each.std(range(each.ndim - 1), keepdims=True)
+        ),
+        theirs,
+    )
+
+    def loss(params):
+        student = plain.model(params, {})
+        layers = student.layers(shown(plain.transforms[1], batch))
+        pairs = [(layers.features, theirs.features), *zip(layers.maps, theirs.maps, strict=True)]
+        differ = sum(1 - alignment(*pair, xp=jnp) for pair in pairs) / 3
+        return plain.loss(student.head(layers.features, rngs=None), label).mean() + 2 * differ
+
+    expected = jax.jit(jax.vmap(jax.grad(loss)))(state.params)
+    moved = jax.tree.map(lambda old, new: old - new, state.params, after.params)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-2, atol=2e-4),
+        moved,
+        expected,
     )
 
 

@@ -9,6 +9,7 @@ from lensjax.data.pixel_statistics import STATISTICS
 from lensjax.errors import UsageError
 from lensjax.trust import outliers
 from lensjax.trust.outliers import outlier_scores
+from lensjax.trust.run import Said
 
 
 def features(rng, count, shift=0.0):
@@ -88,6 +89,11 @@ def test_cutouts_unlike_the_calibration_are_counted_and_the_unreadable_masked():
     ]
     assert 40 <= said.record["outliers"]["unlike"] <= 50 and "unlike" in said.notes[0]
     assert said.record["outliers"]["reference"] == "validation data" and said.warnings == []
+
+
+def test_of_a_run_without_a_cutout_that_can_be_read_nothing_is_said():
+    like = np.random.default_rng(0).uniform(1, 2, (300, len(STATISTICS)))
+    assert outliers.said(np.full((4, len(STATISTICS)), np.nan), like) == Said({}, {}, [])
 
 
 def test_without_a_reference_a_run_ranks_itself_and_says_so():

@@ -14,7 +14,7 @@ from lensjax.data.formats.reader_warnings import silenced
 from lensjax.data.parts import WHOLE, Part, Rows, rows_of
 from lensjax.data.planes import refusing
 from lensjax.errors import UsageError
-from lensjax.places import paths_below
+from lensjax.places import is_local, paths_below
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 VOTABLE_SUFFIXES = (".vot", ".votable", ".xml")
@@ -54,9 +54,11 @@ def read_table(path: Path) -> Table:
 def read_rows(path: Path, part: Part = WHOLE) -> Rows:
     """Returns the rows of a catalogue file that a part takes, their values as in the file.
 
-    Of CSV as `arrow.read_csv` has it. Raises `UsageError` for a file that cannot be read as a table
-    and for a column that occurs twice.
+    Of CSV as `arrow.read_csv` has it. Raises `UsageError` for a file that is not there or cannot be
+    read as a table, and for a column that occurs twice.
     """
+    if is_local(path) and not path.exists():
+        raise UsageError(f"{path}: no such file")
     with refusing(f"{path} cannot be read as a table"):
         if has_suffix(path, FITS_SUFFIXES):
             return _astropy_table(path, part, "fits", memmap=False)
@@ -79,7 +81,7 @@ def read_catalogue(path: Path, part: Part) -> tuple[Rows, Callable[[], Iterable[
     if name is None:
         raise UsageError(
             f"{path} has no column {' or '.join(SPELLINGS['path'])}; its columns are "
-            f"{', '.join(raw.colnames) or 'none'}"
+            f"{', '.join(raw.colnames) or 'none'}; with survey tiles give --catalogue or --detect"
         )
     if not count:
         raise UsageError(f"{path} has no rows")

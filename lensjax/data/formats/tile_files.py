@@ -3,7 +3,7 @@ pixels as they are stored."""
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -17,7 +17,7 @@ from lensjax.data.formats.pictures import FITS_SUFFIXES, has_suffix, stem
 from lensjax.data.formats.reader_warnings import silenced
 from lensjax.data.formats.tables import read_table, texts
 from lensjax.data.planes import Unreadable, short
-from lensjax.data.zero_points import zero_point
+from lensjax.data.zero_points import saturation, zero_point
 from lensjax.errors import LensjaxError, UsageError
 from lensjax.places import (
     entries,
@@ -63,8 +63,8 @@ class TileFiles(NamedTuple):
 class Stored(NamedTuple):
     """How a file stores a plane: `shape` (height, width), the `header`, and the type in which its
     pixels are kept, of which the flux is scale * pixel + zero. `is_whole`: whether the file is as
-    long as its header says. `zero_point`: the magnitude of one unit of flux, None where neither the
-    header nor the file's first one says it."""
+    long as its header says. `zero_point`: the magnitude of one unit of flux, and `saturation`: the
+    largest value of a pixel, None where neither the header nor the file's first one says it."""
 
     shape: tuple[int, int]
     header: fits.Header
@@ -73,6 +73,7 @@ class Stored(NamedTuple):
     zero: float = 0.0
     is_whole: bool = True
     zero_point: float | None = None
+    saturation: float | None = None
 
 
 class Section(NamedTuple):
@@ -126,7 +127,9 @@ def tile_files(data: str, wanted: Wanted) -> tuple[tuple[str, ...], list[TileFil
     ]
     return bands, [
         TileFiles(
-            names[row] if names else stem(Path(split(columns[chosen[0]][row])[0]).name) or str(row),
+            (names[row] if names else "")
+            or stem(Path(split(columns[chosen[0]][row])[0]).name)
+            or str(row),
             tuple(columns[name][row] for name in chosen),
             tuple(
                 tuple((kind, columns[name][row]) for kind, name in each if columns[name][row])
@@ -205,8 +208,6 @@ def _image(file: str) -> Iterator[tuple[fits.ImageHDU, fits.Header]]:
     path, extension = split(file)
     where = place(path)
     try:
-        if not path:
-            raise Unreadable("no file is named")
         with silenced(), reached(where), _opened(where) as hdus:
             hdu = _named(hdus, extension) if extension else next(images(hdus), None)
             if hdu is None or not hdu.is_image or len(lengths(hdu.shape)) != 2:
@@ -262,9 +263,13 @@ def _stored(hdu: fits.ImageHDU, first: fits.Header, file: str) -> Stored:
         kept = _KEPT[header["BITPIX"]]
     else:
         scale, zero = 1.0, 0.0
-    magnitudes = (zero_point(each) for each in (header, first))
-    magnitude = next((each for each in magnitudes if each is not None), None)
-    return Stored((height, width), header, kept, scale, zero, is_whole, magnitude)
+    said = (_said(value, header, first) for value in (zero_point, saturation))
+    return Stored((height, width), header, kept, scale, zero, is_whole, *said)
+
+
+def _said(value: Callable[[fits.Header], float | None], *headers: fits.Header) -> float | None:
+    """Returns a value by the first of some headers that has it, None where none does."""
+    return next((found for header in headers if (found := value(header)) is not None), None)
 
 
 def section(file: str, rows: slice, columns: slice = slice(None)) -> Section:

@@ -153,6 +153,12 @@ def test_files_that_are_no_tables(tmp_path, name, content):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.vot", "a.fits", "a"])
+def test_a_table_that_is_not_there_is_missed_in_these_words(tmp_path, name):
+    with pytest.raises(UsageError, match=f"^{tmp_path / name}: no such file$"):
+        read_table(tmp_path / name)
+
+
 @pytest.mark.parametrize("text", ["", ".", "+", "e5"])
 def test_text_without_a_digit_is_no_number(tmp_path, text):
     (tmp_path / "a.csv").write_text(f'path,artefact\na.fits,"{text}"\nb.fits,"{text}"\n')
