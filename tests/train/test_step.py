@@ -89,7 +89,7 @@ def test_the_whole_loss_is_what_it_says(batch):
 
         def loss(params):
             given = config, ResolutionGroup((0, 1, 2)), own._replace(params=params), shown, key
-            logits, statistics = member_step.forward(*given)
+            logits, statistics, _ = member_step.forward(*given)
             logits = logits.T
             entropies = jnp.stack(
                 [(weight * config.loss(each, batch.label)).mean() for each in logits]
