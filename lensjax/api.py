@@ -129,7 +129,8 @@ def load_ensemble(folder: str | Path, ensemble: str | None = None, **options: An
     """Returns the ensemble of the members that a folder holds.
 
     `ensemble` chooses among them: "resnet18:2,vit_b16" is two of the one architecture and all of
-    the other; by default all score. `options` are those of `inference.ScoringOptions`, as
+    the other, "all" is every member; by default those of architectures score that have a share in
+    the stacked score. `options` are those of `inference.ScoringOptions`, as
     `mc_samples=1` for no dropout, `fusion="mean_prob"` or `precision="bfloat16"`.
 
     Raises UsageError where there are no such members, LensjaxError where one is damaged.

@@ -29,6 +29,7 @@ from lensjax.data.noise_free import refuse_noise_free
 from lensjax.data.parts import WHOLE, Part
 from lensjax.data.source import Source
 from lensjax.ensemble import scoring, sharding
+from lensjax.ensemble.checkpoint import ALL
 from lensjax.ensemble.plan import CompiledStep
 from lensjax.ensemble.staged import Staged
 from lensjax.ensemble.step import Weights
@@ -52,6 +53,9 @@ def infer(config: InferenceConfig) -> Outcome:
     from there. Raises UsageError for options that cannot be carried out, LensjaxError where the run
     fails.
     """
+    if config.cascade is not None and config.ensemble is None:
+        # Its first member need not have a share in the score.
+        config = replace(config, ensemble=ALL)
     if config.checkpoints is None or config.data is None:
         raise UsageError("--checkpoints and --data are both needed")
     _check_apart(place(config.data), config.folder)

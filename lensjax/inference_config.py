@@ -19,9 +19,9 @@ class InferenceConfig(AskOptions, ControlOptions, KnownOptions, DetectOptions):
     """A run: which members score which cutouts, how, and where the results go."""
 
     ensemble: str | None = None
-    """Architectures, comma separated; resnet18:4 takes four members (None: all members of the
-    folder). There are: resnet18, resnet18_x0_25, resnet34, vit_ti16, vit_s16, vit_b16,
-    light_transformer, trans_enc_s."""
+    """Architectures, comma separated; resnet18:4 takes four members, `all` every one in the folder
+    (None: the architectures that have a share in the stacked score). There are: resnet18,
+    resnet18_x0_25, resnet34, vit_ti16, vit_s16, vit_b16, light_transformer, trans_enc_s."""
     checkpoints: Path | None = None
     """Folder of the members (None: checkpoints)."""
     data: str | None = None

@@ -67,6 +67,8 @@ class Members:
     pixels: np.ndarray | None = None
     """(n, statistic), the pixels' statistics that calibration knew: those of a member that sees the
     first of the preprocessings. None where none of them keeps any."""
+    left_out: tuple[str, ...] = ()
+    """Further members in the folder, which nobody named and the stacked score does not need."""
 
     @functools.cached_property
     def ensemble(self) -> Ensemble:
@@ -76,7 +78,7 @@ class Members:
 
 
 def find_members(checkpoints: Path, ensemble: str | None) -> Members:
-    """Returns the members that `ensemble` (`resnet18:2,vit_b16`; None: all) names in a folder.
+    """Returns the members that `ensemble` names in a folder, as `checkpoint.find_members` has it.
 
     Raises UsageError where there are none or too few, LensjaxError where one is damaged.
     """
@@ -88,7 +90,9 @@ def find_members(checkpoints: Path, ensemble: str | None) -> Members:
     alike = (n for n, info in infos.items() if info.preprocessing == preprocessings[0])
     known = (checkpoint.read_pixels(folders[name]) for name in alike)
     pixels = next((each for each in known if each is not None), None)
-    return Members(folders, infos, validations, preprocessings, tuple(bands), pixels)
+    everyone = () if ensemble else checkpoint.find_members(checkpoints, checkpoint.ALL)
+    left_out = tuple(name for name in everyone if name not in folders)
+    return Members(folders, infos, validations, preprocessings, tuple(bands), pixels, left_out)
 
 
 def compile_step(

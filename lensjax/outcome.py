@@ -74,6 +74,9 @@ class Outcome:
             )
         shares = ", ".join(f"{m['name']} {m['share']:.2f}" for m in self.run["members"])
         lines.append(f"shares in the stacked score: {shares} ({self.run['shares_from']})")
+        if self.run["left_out"]:
+            others = ", ".join(self.run["left_out"])
+            lines.append(f"left out, for without a share: {others}; --ensemble all has them score")
         if self.metrics:
             lines += ["", metrics.table(self.metrics), ""]
         lines += self.run["notes"]
@@ -139,6 +142,7 @@ def write(
             for name, info in members.infos.items()
         ],
         "shares_from": ensemble.weights_origin,
+        "left_out": members.left_out,
         "data": source.description,
         "bands_from": dict(zip(source.bands, source.bands_from, strict=False)),
         "flags": dict(Counter(flag[flag != ""].tolist())),

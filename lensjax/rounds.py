@@ -60,7 +60,8 @@ class RoundConfig(AskOptions, ControlOptions):
     checkpoints: Path = Path("checkpoints")
     """Folder of the first members: each round they learn from all grades so far."""
     ensemble: str | None = None
-    """Which of them, as --ensemble of infer.py names them (None: all)."""
+    """Which of them, as --ensemble of infer.py names them (None: those with a share in the
+    stacked score)."""
     ask: int = 200
     """Cutouts to grade in each round."""
     graded: Path | None = None
@@ -108,7 +109,9 @@ class RoundConfig(AskOptions, ControlOptions):
         if here.number == 1:
             return config
         before = round_of(self.output, here.number - 1)
-        return replace(config, checkpoints=before.next, ensemble=None, graded=before.graded)
+        return replace(
+            config, checkpoints=before.next, ensemble=checkpoint.ALL, graded=before.graded
+        )
 
     def learning(self, here: "Round", architecture: str, members: int) -> TrainConfig:
         """Returns the options of `train` in a round, for so many of the first members of an
@@ -205,9 +208,11 @@ def _learn(options: RoundConfig, here: Round) -> Iterator[str]:
     and yields lines about it."""
     yield _merge(options, here)
     first = checkpoint.find_members(options.checkpoints, options.ensemble)
-    former = options.scoring(here)
-    scores_next = checkpoint.find_members(former.checkpoints or Path(), former.ensemble)
     architectures = Counter(name.partition(".")[0] for name in first)
+    scores_next = dict(first)
+    if here.number > 1:
+        before = round_of(options.output, here.number - 1)
+        scores_next = checkpoint.find_members(before.next, checkpoint.ALL)
     learned = (train(options.learning(here, *each)) for each in architectures.items())
     for name, trained in zip(first, itertools.chain.from_iterable(learned), strict=True):
         verdict = trained.info.verdict

@@ -23,8 +23,8 @@ class ExportConfig(StepOptions):
     """Options of scripts/export.py."""
 
     ensemble: str | None = None
-    """Architectures, comma separated; resnet18:4 takes four members (None: all members of the
-    folder)."""
+    """Architectures, comma separated; resnet18:4 takes four members, `all` every one in the folder
+    (None: the architectures that have a share in the stacked score)."""
     checkpoints: Path = Path("checkpoints")
     """Folder of the members."""
     output: Path = Path("ensemble.npz")

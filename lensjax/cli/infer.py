@@ -9,7 +9,7 @@ from lensjax import __version__, config, inference, runtime
 from lensjax.data.formats import shards
 from lensjax.data.formats.shards import Encoding
 from lensjax.data.parts import rows_of
-from lensjax.ensemble.checkpoint import find_members, member_folders, parse_ensemble
+from lensjax.ensemble.checkpoint import ALL, find_members, member_folders, parse_ensemble
 from lensjax.errors import UsageError
 from lensjax.inference import InferenceConfig
 from lensjax.places import is_local
@@ -59,7 +59,7 @@ def _with_defaults(options: InferConfig) -> InferConfig:
     if options.data is None and options.checkpoints is not None and not options.smoke:
         raise UsageError("--data is missing: name the cutouts, or leave out --checkpoints too")
     checkpoints, ensemble = options.checkpoints or CHECKPOINTS, options.ensemble
-    if ensemble is not None and (options.smoke or options.data is None):
+    if ensemble not in (None, ALL) and (options.smoke or options.data is None):
         ensemble = _available(checkpoints, ensemble)
     data = options.data
     if data is None:

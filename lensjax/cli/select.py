@@ -45,7 +45,7 @@ class SelectConfig(DataOptions, ScoringOptions):
     output: Path = Path("selection")
     """Folder of the results."""
     ensemble: str | None = None
-    """Architectures, comma separated (None: all members of the folder)."""
+    """Architectures, comma separated (None: those with a share in the stacked score)."""
     checkpoints: Path = CHECKPOINTS
     """Folder of the members."""
     cut: float = 0.0

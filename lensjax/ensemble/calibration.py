@@ -1,6 +1,6 @@
 """Calibration and weights of members, from their validation data. On the host, in float64."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +64,22 @@ def stacking(logits: np.ndarray, labels: np.ndarray) -> Stacking:
     return Stacking(slope * of_mean, bias, share)
 
 
+def member_stacking(
+    slope: np.ndarray,
+    intercept: np.ndarray,
+    validations: Sequence[Mapping[str, np.ndarray] | None],
+) -> tuple[Stacking, str]:
+    """Returns the Stacking of members of these calibrations (member,), from the data on which they
+    were validated, and where it comes from."""
+    labels = shared_labels(validations)
+    if labels is None:
+        origin = "equal weights: the members share no validation data"
+        return equal_stacking(len(validations)), origin
+    logits = np.stack([each["logit"] for each in validations if each])
+    calibrated = slope[:, None] * logits + intercept[:, None]
+    return stacking(calibrated, labels), f"stacking on {labels.size} validation objects"
+
+
 def useful_members(logits: np.ndarray, labels: np.ndarray) -> list[int]:
     """Returns the members, best first, that the stacked score should use.
 
@@ -91,7 +107,7 @@ def equal_stacking(members: int) -> Stacking:
     return Stacking(equal, 0.0, equal)
 
 
-def shared_labels(validations: Sequence[dict[str, np.ndarray] | None]) -> np.ndarray | None:
+def shared_labels(validations: Sequence[Mapping[str, np.ndarray] | None]) -> np.ndarray | None:
     """Returns the labels (n,) if all members were validated on the same objects, else None."""
     first = validations[0]
     if first is None:

@@ -22,12 +22,15 @@ from flax import nnx
 
 from lensjax.data.pixel_statistics import STATISTICS
 from lensjax.data.preprocess import Preprocessing
+from lensjax.ensemble import calibration
 from lensjax.ensemble.quantisation import SCALES, quantised, quantised_form
 from lensjax.errors import LensjaxError, UsageError, one_line, unknown
 from lensjax.files import replacing_folder, standing_folders
 from lensjax.memory import aligned_zeros
 from lensjax.models import registry
 
+ALL = "all"
+"""An ensemble of every member in a folder."""
 LEARNED = (nnx.Param, nnx.BatchStat)
 # A file that has more gets no further array, or part of one, and none of these is larger: all files
 # are below 48 MiB, as hosts of repositories want it.
@@ -247,10 +250,13 @@ def find_members(checkpoints: Path, ensemble: str | None) -> dict[str, Path]:
     """Returns the folders of the members that `ensemble` names, by column name, in its order.
 
     `ensemble` is `resnet18,vit_b16` or `resnet18:4,vit_b16:2`; an architecture without a number
-    takes all that are found, and None all that the folder holds. Raises UsageError where an
-    architecture is unknown, or has no members or too few.
+    takes all that are found, `all` is every member of the folder, and None those of the
+    architectures that have a share in the stacked score, which is the same without the others.
+    Raises UsageError where an architecture is unknown, or has no members or too few.
     """
     if ensemble is None:
+        return _with_a_share(find_members(checkpoints, ALL))
+    if ensemble == ALL:
         held = [name for name in standing_folders(checkpoints) if member_folders(checkpoints, name)]
         if not held:
             raise UsageError(_lacks(checkpoints, "holds no members", "<architecture>"))
@@ -276,6 +282,23 @@ def find_members(checkpoints: Path, ensemble: str | None) -> dict[str, Path]:
         )
         found |= dict(zip(names, folders, strict=True))
     return found
+
+
+def _with_a_share(folders: Mapping[str, Path]) -> dict[str, Path]:
+    """Returns those of all members whose architecture has a share in the stacked score. Members of
+    one architecture stay together, for what their seeds change says how sure they are."""
+    infos = [read_info(folder) for folder in folders.values()]
+    slope, intercept = (
+        np.array([info.calibration[key] for info in infos]) for key in ("slope", "intercept")
+    )
+    validations = [read_validation(folder) for folder in folders.values()]
+    (_, _, shares), _ = calibration.member_stacking(slope, intercept, validations)
+    kept = {info.architecture for info, share in zip(infos, shares, strict=True) if share}
+    return {
+        name: folder
+        for (name, folder), info in zip(folders.items(), infos, strict=True)
+        if info.architecture in kept
+    }
 
 
 def member_folders(checkpoints: Path, architecture: str) -> list[Path]:

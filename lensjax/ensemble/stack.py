@@ -144,15 +144,7 @@ def fit_fusion_params(
     """Returns what the members' validation data say, and where the stacking weights come from."""
     slope = np.array([info.calibration["slope"] for info in infos])
     intercept = np.array([info.calibration["intercept"] for info in infos])
-    labels = calibration.shared_labels(validations)
-    if labels is not None:
-        logits = np.stack([validation["logit"] for validation in validations if validation])
-        calibrated = slope[:, None] * logits + intercept[:, None]
-        stacking = calibration.stacking(calibrated, labels)
-        origin = f"stacking on {labels.size} validation objects"
-    else:
-        stacking = calibration.equal_stacking(len(infos))
-        origin = "equal weights: the members share no validation data"
+    stacking, origin = calibration.member_stacking(slope, intercept, validations)
     error = np.array([info.calibration["brier"] for info in infos])
     arrays = (slope, intercept, *stacking, error)
     return FusionParams(*(jnp.asarray(np.asarray(array, np.float32)) for array in arrays)), origin

@@ -1,5 +1,6 @@
 """scripts/infer.py as its user sees it: what it writes, resumes, rejects and refuses."""
 
+import dataclasses
 import json
 import re
 import resource
@@ -15,8 +16,10 @@ from PIL import Image
 
 from lensjax import demonstration, inference, ledger
 from lensjax.cli import infer
-from lensjax.ensemble import scoring
+from lensjax.ensemble import checkpoint, scoring
+from tests import networks
 from tests.cli.conftest import CUTOUTS
+from tests.ensemble.members import random_member
 
 pytestmark = pytest.mark.usefixtures("undrawn")  # but what `results` shares is drawn
 SCORES = [
@@ -373,6 +376,28 @@ def test_without_an_ensemble_all_members_that_there_are_score(run, members, stac
     assert ended.status == 0, ended
     record = json.loads((tmp_path / "r" / "run.json").read_text())
     assert [member["name"] for member in record["members"]] == ["vit_s16.0", "vit_s16.1"]
+    assert record["left_out"] == [] and "left out" not in ended.out
+
+
+def test_the_stacked_score_is_the_same_without_an_architecture_that_has_no_share(
+    run, members, stack_file, tmp_path
+):
+    shutil.copytree(members, tmp_path / "members")
+    useless = checkpoint.load_member(members / "vit_s16" / "1")
+    with networks.small():
+        other = random_member("light_transformer", 5, useless.info.preprocessing)
+    other = dataclasses.replace(other, validation=useless.validation)
+    checkpoint.save_member(tmp_path / "members" / "light_transformer" / "0", other)
+    command = ("--checkpoints", tmp_path / "members", "--data", stack_file, "--batch-size", 8)
+    for name, more in (("useful", ()), ("everyone", ("--ensemble", "all"))):
+        ended = run(infer.main, *command, "--output", tmp_path / name, *more)
+        assert ended.status == 0, ended
+        told = "left out, for without a share: light_transformer; --ensemble all has them score"
+        assert (told in ended.out) == (name == "useful")
+    useful, everyone = (predictions_of(tmp_path / name) for name in ("useful", "everyone"))
+    assert "light_transformer_probs" in everyone.keys() - useful.keys()
+    found, wanted = useful["ensemble_logits"], everyone["ensemble_logits"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_smoke_run_takes_the_members_that_there_are_and_data_where_they_are_named(

@@ -2,6 +2,7 @@
 what a cascade drops those of its first member."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -130,6 +131,18 @@ def test_the_catalogue_is_the_same_from_ranges_of_ray(
     run = inference.infer(options).run
     assert_close(read(tmp_path / "r"), read(cascaded.folder))
     assert run["cascade"] == cascaded.outcome.run["cascade"]
+
+
+def test_the_first_member_of_a_cascade_needs_no_share_in_the_score(pair, stack_file, tmp_path):
+    folder, rng = tmp_path / "members", np.random.default_rng(1)
+    shutil.copytree(pair, folder)
+    cheap = checkpoint.load_member(folder / CHEAP / "0")
+    label = cheap.validation["label"]
+    logit = cheap.validation["logit"] + rng.normal(0, 6, label.size)
+    save(folder, cheap, logit, label)
+    assert list(checkpoint.find_members(folder, None)) == [OTHER]
+    outcome = inference.infer(config(folder, stack_file, tmp_path / "r", cascade="auto", **LOSS))
+    assert outcome.run["cascade"]["member"] == CHEAP
 
 
 def test_a_cascade_compiles_two_steps(cascaded):

@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from lensjax import members
 from lensjax.ensemble import checkpoint
 from lensjax.ensemble.checkpoint import Member, find_members, load_member, save_member
 from lensjax.errors import LensjaxError, UsageError
@@ -242,13 +243,53 @@ def test_no_members_name_the_three_ways_on(tmp_path):
         assert way in str(caught.value)
 
 
-def test_without_an_ensemble_all_members_of_the_folder_are_taken(tmp_path):
+def test_all_members_of_a_folder_are_taken(tmp_path):
     fake_members(tmp_path, "vit_s16", "0")
     fake_members(tmp_path, "resnet18", "1", "0", ".0-half-written")
     fake_members(tmp_path, ".trash", "0")
-    assert list(find_members(tmp_path, None)) == ["resnet18.0", "resnet18.1", "vit_s16"]
+    assert list(find_members(tmp_path, "all")) == ["resnet18.0", "resnet18.1", "vit_s16"]
     with pytest.raises(UsageError, match="holds no members .*--checkpoints a folder"):
         find_members(tmp_path / "none", None)
+
+
+@pytest.fixture
+def validated(member, tmp_path):
+    """Saves members of a good architecture, its two seeds validated on the same 200 objects as a
+    useless one, or on others."""
+
+    def save(others=0):
+        rng, label = np.random.default_rng(0), np.arange(200) % 2
+        for architecture, name, strength in (
+            *(("vit_s16", "0", 4.0), ("vit_s16", "1", 0.0)),
+            ("light_transformer", "0", 0.0),
+        ):
+            first = others if architecture == "light_transformer" else 0
+            logit = strength * (label - 0.5) + rng.normal(0, 0.5, 200)
+            found = {"id": first + np.arange(200), "label": label, "logit": logit}
+            info = dataclasses.replace(member.info, architecture=architecture)
+            kept = dataclasses.replace(member, info=info, validation=found)
+            save_member(tmp_path / architecture / name, kept)
+        return tmp_path
+
+    return save
+
+
+def test_an_architecture_without_a_share_is_left_out_where_nobody_names_it(validated):
+    folder = validated()
+    assert list(find_members(folder, None)) == ["vit_s16.0", "vit_s16.1"]
+    everyone = ["light_transformer", "vit_s16.0", "vit_s16.1"]
+    assert list(find_members(folder, "all")) == everyone
+    assert list(find_members(folder, "light_transformer")) == everyone[:1]
+    found = members.find_members(folder, None)
+    assert (tuple(found.folders), found.left_out) == (
+        ("vit_s16.0", "vit_s16.1"),
+        ("light_transformer",),
+    )
+    assert members.find_members(folder, "vit_s16:1").left_out == ()
+
+
+def test_all_are_taken_of_members_that_share_no_validation_data(validated):
+    assert len(find_members(validated(others=1000), None)) == 3
 
 
 def test_the_hash_sees_names_shapes_and_values():
@@ -385,7 +426,7 @@ def test_a_draft_is_no_member_and_what_was_set_aside_is_one(tmp_path):
     fake_members(tmp_path, "resnet18", "2", "10", ".10-ab12", ".7.node.4711", ".1.old", ".2.old")
     folders = checkpoint.member_folders(tmp_path, "resnet18")
     assert [path.name for path in folders] == [".1.old", "2", "10"]
-    assert list(find_members(tmp_path, None).values()) == folders
+    assert list(find_members(tmp_path, "all").values()) == folders
 
 
 def test_a_folder_of_an_unknown_architecture_is_named(tmp_path):
