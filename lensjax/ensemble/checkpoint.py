@@ -284,6 +284,13 @@ def find_members(checkpoints: Path, ensemble: str | None) -> dict[str, Path]:
     return found
 
 
+def members_at(folder: Path, ensemble: str | None) -> list[Path]:
+    """Returns the folder of a member, if it is one, else those that `find_members` finds in it."""
+    if (folder / "member.json").is_file():
+        return [folder]
+    return list(find_members(folder, ensemble).values())
+
+
 def _with_a_share(folders: Mapping[str, Path]) -> dict[str, Path]:
     """Returns those of all members whose architecture has a share in the stacked score. Members of
     one architecture stay together, for what their seeds change says how sure they are."""

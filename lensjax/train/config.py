@@ -51,8 +51,8 @@ class Hyperparameters(Augmentation):
     micro_batches: int = 1
     """Parts of a batch, computed one after the other, whose gradients are added."""
     start_from: str | None = None
-    """Folder of members to start from; their input size, pixel scale, stretch and dropout are kept
-    too where no option says otherwise."""
+    """Folder of members, or of one, to start from; their input size, pixel scale, stretch and
+    dropout are kept too where no option says otherwise."""
     keep_start: float = 0.0
     """Share of the weights of --start-from in those that are saved; the rest are what was learnt.
     Half keeps more of what the members could do on other data."""

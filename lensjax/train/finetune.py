@@ -44,7 +44,11 @@ def origins(of: Hyperparameters, architecture: str) -> list[Path]:
         return [folder]
     if of.start_from is None:
         return []
-    return list(checkpoint.find_members(Path(of.start_from), architecture).values())
+    found = checkpoint.members_at(Path(of.start_from), architecture)
+    known = checkpoint.read_info(found[0]).architecture
+    if known != architecture:
+        raise UsageError(f"--start-from {of.start_from}: a {known} is no {architecture}")
+    return found
 
 
 def starts(

@@ -106,10 +106,7 @@ def folders(of: Hyperparameters) -> list[Path]:
     a folder of members, of which `--teacher-ensemble` chooses. Raises UsageError without any."""
     if of.teachers is None:
         return []
-    folder = Path(of.teachers)
-    if (folder / "member.json").is_file():
-        return [folder]
-    return list(checkpoint.find_members(folder, of.teacher_ensemble).values())
+    return checkpoint.members_at(Path(of.teachers), of.teacher_ensemble)
 
 
 def record(of: Hyperparameters) -> list[dict[str, Any]]:

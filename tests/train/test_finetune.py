@@ -56,6 +56,16 @@ def test_seeds_start_from_the_members_in_turn(tmp_path):
         np.testing.assert_array_equal(leaf[1], held[0].state[name], err_msg=name)
 
 
+def test_one_member_is_named_by_its_folder(tmp_path):
+    held = [member(tmp_path, "light_transformer", seed) for seed in range(2)]
+    folder = tmp_path / "light_transformer" / "1"
+    found = started(folder, held[1].info, 0)
+    for name, leaf in held[1].state.items():
+        np.testing.assert_array_equal(found[name][0], leaf, err_msg=name)
+    with pytest.raises(UsageError, match=f"--start-from {folder}: a light_transformer is no vit_s"):
+        origins(Hyperparameters(start_from=str(folder)), "vit_s16")
+
+
 @pytest.mark.parametrize("architecture", ["light_transformer", "vit_s16"])
 def test_the_first_layer_fits_other_bands(architecture, tmp_path):
     held = member(tmp_path, architecture, 0)
