@@ -14,7 +14,7 @@ FOLDER holds sets of real images, each of which may be missing:
 import dataclasses
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,10 +76,15 @@ def main(argv: Sequence[str]) -> None:
     found = of_pictures(finder, options.images) | of_arcs(finder, options.images)
     if not found:
         raise UsageError(f"--images {options.images} holds too few of the sets to compare any")
+    print(table(found))
+
+
+def table(found: Mapping[str, Mapping[str, str]]) -> str:
+    """Returns a Markdown table: a line a figure, a column a score."""
     names = next(iter(found.values()))
-    print("| | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
-    for figure, values in found.items():
-        print(f"| {figure} | " + " | ".join(values.values()) + " |")
+    lines = ["| | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
+    lines += [f"| {figure} | " + " | ".join(told.values()) + " |" for figure, told in found.items()]
+    return "\n".join(lines)
 
 
 def sets_in(images: Path) -> list[str]:
@@ -117,10 +122,10 @@ def of_arcs(finder: LensFinder, images: Path) -> dict[str, dict[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         backgrounds = str(images / GALAXIES)
         simulate_survey(dataclasses.replace(ARCS, backgrounds=backgrounds, output=Path(folder)))
-        table = finder.score(Path(folder) / "test.npz").candidates
+        scored = finder.score(Path(folder) / "test.npz").candidates
     faintest, brightest = ARC_SNR
-    arcs = table[(table["arc_snr"] >= faintest) & (table["arc_snr"] <= brightest)]
-    bare = table[table["label"] == 0]
+    arcs = scored[(scored["arc_snr"] >= faintest) & (scored["arc_snr"] <= brightest)]
+    bare = scored[scored["label"] == 0]
     what = f"galaxies with an arc of S/N {faintest} to {brightest}"
     return {
         f"{what} against bare ones, AUROC": compared(auroc, arcs, bare),
