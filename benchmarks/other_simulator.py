@@ -31,7 +31,7 @@ SIZE, ARCSEC = 72, 0.2
 LENS, ALONE, BESIDE = "lens", "alone", "beside"
 SNR = 12.0, 120.0
 """Of the arcs, uniform in its logarithm; a source beside a galaxy has the same."""
-FAINT, WIDE = 30, 1.0
+BRIGHT, WIDE = 30, 1.0
 """S/N and Einstein radius, in arcsec, from which on lenses are told apart."""
 
 
@@ -62,12 +62,12 @@ def main(argv: Sequence[str]) -> None:
 def figures(scored: Table) -> dict[str, dict[str, str]]:
     """Returns the figures of scored cutouts, with their 95 % intervals, by score."""
     lenses, others = scored[scored["label"] == 1], scored[scored["label"] == 0]
-    bright = lenses[lenses["arc_snr"] >= FAINT]
+    bright = lenses[lenses["arc_snr"] >= BRIGHT]
     wide = bright[bright["einstein_radius"] >= WIDE]
     kinds = {
         "all lenses": lenses,
-        f"S/N of {FAINT} and more": bright,
-        f"S/N of {FAINT} and more, Einstein radius of {WIDE:.0f} arcsec and more": wide,
+        f"S/N of {BRIGHT} and more": bright,
+        f"S/N of {BRIGHT} and more, Einstein radius of {WIDE:.0f} arcsec and more": wide,
     }
     found = {
         f"{kind}, against {against}, AUROC": compared(auroc, of_kind, rows)

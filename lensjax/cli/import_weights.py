@@ -39,7 +39,7 @@ class ImportConfig:
     input_size: int | None = None
     """Pixels across (None: the architecture's own)."""
     pixel_scale: float | None = None
-    """Arcsec/pixel that the member expects."""
+    """Arcsec/pixel that the member expects; of a member: another one, for a wider field."""
     stretch: Stretch = "none"
     """Brightness scale of the input; none: pixels as they are."""
     softening: float = 2.0
@@ -75,6 +75,8 @@ def import_member(options: ImportConfig) -> str:
     """
     if options.weights is None:
         raise UsageError("--weights is missing: give a .safetensors or .pth file, or hf://...")
+    if options.pixel_scale is not None and not options.pixel_scale > 0:
+        raise UsageError(f"--pixel-scale {options.pixel_scale} must be above 0")
     path, source, default_name = _located(options.weights)
     is_member = (path / "member.json").is_file()
     info = _info_of_member(options, path) if is_member else _info(options, source)
@@ -88,10 +90,7 @@ def import_member(options: ImportConfig) -> str:
         raise UsageError(f"{folder} exists; give another --name or --output, or delete it")
     if options.notes is not None:
         info = dataclasses.replace(info, notes=_text(options.notes))
-    member, adapted = (
-        (checkpoint.load_member(path), ()) if is_member else _converted(options, path, info)
-    )
-    member = dataclasses.replace(member, info=info)
+    member, adapted = _of_member(path, info) if is_member else _converted(options, path, info)
     if options.calibrated_on is not None:
         member, note = _calibrated(options.calibrated_on, member)
         adapted = (*adapted, note)
@@ -115,14 +114,29 @@ def _located(weights: str) -> tuple[Path, dict[str, str], str]:
 
 
 def _info_of_member(options: ImportConfig, folder: Path) -> MemberInfo:
-    """Returns what the member in `folder` is; it stays that, whatever else the options say."""
+    """Returns what the member in `folder` is, at the pixel scale that the options say. All else it
+    stays, whatever they say."""
     for field in dataclasses.fields(options):
         is_default = getattr(options, field.name) == field.default
-        kept = ("weights", "output", "name", "store", "calibrated_on", "notes")
-        if field.name not in kept and not is_default:
+        used = ("weights", "output", "name", "pixel_scale", "store", "calibrated_on", "notes")
+        if field.name not in used and not is_default:
             option = field.name.replace("_", "-")
             raise UsageError(f"--{option} does not go with a member: {folder}/member.json says it")
-    return checkpoint.read_info(folder)
+    info = checkpoint.read_info(folder)
+    if options.pixel_scale is None:
+        return info
+    preprocessing = dataclasses.replace(info.preprocessing, pixel_scale=options.pixel_scale)
+    return dataclasses.replace(info, preprocessing=preprocessing, metrics={}, verdict={})
+
+
+def _of_member(folder: Path, info: MemberInfo) -> tuple[Member, tuple[str, ...]]:
+    """Returns the member in a folder as `info` describes it, and what was adapted in words. What
+    was measured at another pixel scale is left out."""
+    member = checkpoint.load_member(folder)
+    if info.preprocessing == member.info.preprocessing:
+        return dataclasses.replace(member, info=info), ()
+    field = f"sees {info.preprocessing.field:.3g} arcsec"
+    return Member(info, member.state), (f"{field}; what was measured at its old scale is left out",)
 
 
 def _info(options: ImportConfig, source: dict[str, str]) -> MemberInfo:
@@ -131,9 +145,6 @@ def _info(options: ImportConfig, source: dict[str, str]) -> MemberInfo:
     bands = tuple(band.strip() for band in options.bands.split(","))
     wrong = {
         f"--bands {options.bands} has an empty name": not all(bands),
-        f"--pixel-scale {options.pixel_scale} must be above 0": (
-            options.pixel_scale is not None and options.pixel_scale <= 0
-        ),
         f"--dropout {options.dropout} must lie in 0..1, below 1": not 0 <= options.dropout < 1,
     }
     refuse(wrong)

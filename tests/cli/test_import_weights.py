@@ -127,6 +127,28 @@ def test_a_member_is_made_compact_and_stays_what_it_is(run, members, tmp_path):
         )
 
 
+def test_a_member_may_see_a_wider_field(run, members, images, tmp_path):
+    """It scores as it would cutouts of half the pixel scale."""
+    before, folder = members / "vit_s16" / "0", tmp_path / "wide" / "vit_s16" / "0"
+    command = ("--weights", before, "--output", tmp_path / "wide", "--pixel-scale")
+    with networks.small():
+        assert "must be above 0" in run(import_weights.main, *command, 0).error
+        scale = checkpoint.read_info(before).preprocessing.pixel_scale
+        ended = run(import_weights.main, *command, 2 * scale)
+        assert ended.status == 0 and "arcsec; what was measured at its old scale" in ended.out
+        wide, old = (checkpoint.load_member(each) for each in (folder, before))
+        assert wide.info.preprocessing.pixel_scale == 2 * scale
+        assert wide.validation is None and wide.info.calibration == old.info.calibration
+        at = {members: 0.2, tmp_path / "wide": 0.4}
+        found = [
+            lensjax.load_ensemble(checkpoints, "vit_s16:1", mc_samples=1)
+            .score(Cutouts(images, ("g", "r", "i"), pixel_scale))
+            .candidates["vit_s16_probability"]
+            for checkpoints, pixel_scale in at.items()
+        ]
+    np.testing.assert_array_equal(*found)
+
+
 def test_a_member_is_calibrated_and_measured_on_other_cutouts(run, members, images, tmp_path):
     """By its own logits there, whose pixels it then knows."""
     label = np.arange(len(images)) % 2
