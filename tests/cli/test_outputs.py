@@ -46,7 +46,8 @@ def written(
         preprocessings=(Preprocessing.unnormalised(("g", "r", "i"), 64, 0.2, "asinh", 2.0),),
     )
     options = inference.InferenceConfig(output=folder / "results")
-    members = SimpleNamespace(infos=infos, validations={}, pixels=None, ensemble=ensemble)
+    known = {"infos": infos, "validations": {}, "pixels": None, "left_out": ()}
+    members = SimpleNamespace(**known, ensemble=ensemble)
     return outcome.write(options, members, source, predictions, {})
 
 
