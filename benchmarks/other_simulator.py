@@ -12,7 +12,6 @@ of the sky and of the galaxy.
 """
 
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from lenstronomy.SimulationAPI.sim_api import SimAPI
 
 from benchmarks.real_lenses import auroc, compared, table
 from lensjax import config, launch, load_ensemble, metrics, runtime
+from lensjax.cutouts import Cutouts
 
 BANDS, YEARS = "gri", 2
 SIZE, ARCSEC = 72, 0.2
@@ -32,7 +32,7 @@ LENS, ALONE, BESIDE = "lens", "alone", "beside"
 SNR = 12.0, 120.0
 """Of the arcs, uniform in its logarithm; a source beside a galaxy has the same."""
 BRIGHT, WIDE = 30, 1.0
-"""S/N and Einstein radius, in arcsec, from which on lenses are told apart."""
+"""S/N and Einstein radius, in arcsec, from which on lenses have lines of their own."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,7 @@ def main(argv: Sequence[str]) -> None:
     """Prints the table: a line a figure, a column a score."""
     options = config.parse(OtherSimulator, argv, description=__doc__.split("\n", 1)[0])
     finder = load_ensemble(options.checkpoints, options.ensemble, mc_samples=1)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "lenstronomy.npz"
-        np.savez(path, **drawn(options.count, options.seed))
-        scored = finder.score(path).candidates
+    scored = finder.score(drawn(options.count, options.seed)).candidates
     print(table(figures(scored)))
 
 
@@ -87,9 +84,9 @@ def calibration_error(lenses: Table, others: Table, name: str) -> float:
     return metrics.values(scores, labels)["expected_calibration_error"]
 
 
-def drawn(count: int, seed: int) -> dict[str, Any]:
-    """Returns a stack of so many cutouts, as `--data` takes it: `images` in electrons a second, the
-    `kind` and the `label`, and of lenses `arc_snr` and `einstein_radius` in arcsec (else NaN)."""
+def drawn(count: int, seed: int) -> Cutouts:
+    """Returns so many cutouts, in electrons a second, with columns: the `kind`, the `label`, and of
+    lenses `arc_snr` and `einstein_radius` in arcsec (else NaN)."""
     rng, kinds = np.random.default_rng(seed), np.resize([LENS, ALONE, LENS, BESIDE], count)
     rows = []
     with runtime.progress("drawing", count, "cutouts") as advance:
@@ -97,15 +94,13 @@ def drawn(count: int, seed: int) -> dict[str, Any]:
             rows.append(cutout(rng, kind))
             advance(1)
     images, snr, radius = zip(*rows, strict=True)
-    return {
-        "images": np.stack(images).astype(np.float32),
+    columns = {
         "kind": kinds,
         "label": (kinds == LENS).astype(int),
         "arc_snr": np.array(snr),
         "einstein_radius": np.array(radius),
-        "bands": np.array([*BANDS]),
-        "pixel_scale": np.array(ARCSEC),
     }
+    return Cutouts(np.stack(images).astype(np.float32), (*BANDS,), ARCSEC, columns)
 
 
 def cutout(rng: np.random.Generator, kind: str) -> tuple[np.ndarray, float, float]:

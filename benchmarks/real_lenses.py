@@ -59,7 +59,7 @@ class RealLenses:
     checkpoints: Path = Path("checkpoints")
     """Folder of the members."""
     ensemble: str | None = None
-    """Which of them, as --ensemble of infer.py names them (None: all)."""
+    """Which of them, as --ensemble of infer.py names them."""
     symmetries: Literal[1, 8] = 1
     """8: logits are the mean over rotations and mirror images."""
 

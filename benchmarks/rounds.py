@@ -54,7 +54,7 @@ class RoundsConfig:
     checkpoints: Path = Path("checkpoints")
     """Folder of the first members."""
     ensemble: str | None = None
-    """Which of them, as --ensemble of infer.py names them (None: all)."""
+    """Which of them, as --ensemble of infer.py names them."""
     count: int = 8000
     """Cutouts of each sky."""
     rounds: int = 3

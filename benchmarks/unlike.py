@@ -56,7 +56,7 @@ class UnlikeConfig:
     checkpoints: Path = Path("checkpoints")
     """Folder of the members."""
     ensemble: str | None = None
-    """Which of them, as --ensemble of infer.py names them (None: all)."""
+    """Which of them, as --ensemble of infer.py names them."""
     count: int = 300
     """Simulated cutouts of each kind: about as many."""
 

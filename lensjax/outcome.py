@@ -76,7 +76,7 @@ class Outcome:
         lines.append(f"shares in the stacked score: {shares} ({self.run['shares_from']})")
         if self.run["left_out"]:
             others = ", ".join(self.run["left_out"])
-            lines.append(f"left out, for without a share: {others}; --ensemble all has them score")
+            lines.append(f"without a share, so not run: {others} (--ensemble all runs them too)")
         if self.metrics:
             lines += ["", metrics.table(self.metrics), ""]
         lines += self.run["notes"]

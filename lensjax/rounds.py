@@ -208,11 +208,9 @@ def _learn(options: RoundConfig, here: Round) -> Iterator[str]:
     and yields lines about it."""
     yield _merge(options, here)
     first = checkpoint.find_members(options.checkpoints, options.ensemble)
+    former = options.scoring(here)
+    scores_next = checkpoint.find_members(former.checkpoints or Path(), former.ensemble)
     architectures = Counter(name.partition(".")[0] for name in first)
-    scores_next = dict(first)
-    if here.number > 1:
-        before = round_of(options.output, here.number - 1)
-        scores_next = checkpoint.find_members(before.next, checkpoint.ALL)
     learned = (train(options.learning(here, *each)) for each in architectures.items())
     for name, trained in zip(first, itertools.chain.from_iterable(learned), strict=True):
         verdict = trained.info.verdict

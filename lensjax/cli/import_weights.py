@@ -39,7 +39,7 @@ class ImportConfig:
     input_size: int | None = None
     """Pixels across (None: the architecture's own)."""
     pixel_scale: float | None = None
-    """Arcsec/pixel that the member expects; of a member: another one, for a wider field."""
+    """Arcsec/pixel that the member expects (with the folder of a member: in place of its own)."""
     stretch: Stretch = "none"
     """Brightness scale of the input; none: pixels as they are."""
     softening: float = 2.0

@@ -65,18 +65,18 @@ def stacking(logits: np.ndarray, labels: np.ndarray) -> Stacking:
 
 
 def member_stacking(
-    slope: np.ndarray,
-    intercept: np.ndarray,
+    slope: Sequence[float],
+    intercept: Sequence[float],
     validations: Sequence[Mapping[str, np.ndarray] | None],
 ) -> tuple[Stacking, str]:
-    """Returns the Stacking of members of these calibrations (member,), from the data on which they
-    were validated, and where it comes from."""
+    """Returns the Stacking of members of these calibrations, from the data on which they were
+    validated, and where it comes from."""
     labels = shared_labels(validations)
     if labels is None:
         origin = "equal weights: the members share no validation data"
         return equal_stacking(len(validations)), origin
     logits = np.stack([each["logit"] for each in validations if each])
-    calibrated = slope[:, None] * logits + intercept[:, None]
+    calibrated = np.c_[slope] * logits + np.c_[intercept]
     return stacking(calibrated, labels), f"stacking on {labels.size} validation objects"
 
 

@@ -295,12 +295,11 @@ def _with_a_share(folders: Mapping[str, Path]) -> dict[str, Path]:
     """Returns those of all members whose architecture has a share in the stacked score. Members of
     one architecture stay together, for what their seeds change says how sure they are."""
     infos = [read_info(folder) for folder in folders.values()]
-    slope, intercept = (
-        np.array([info.calibration[key] for info in infos]) for key in ("slope", "intercept")
-    )
+    slope = [info.calibration["slope"] for info in infos]
+    intercept = [info.calibration["intercept"] for info in infos]
     validations = [read_validation(folder) for folder in folders.values()]
-    (_, _, shares), _ = calibration.member_stacking(slope, intercept, validations)
-    kept = {info.architecture for info, share in zip(infos, shares, strict=True) if share}
+    stacking, _ = calibration.member_stacking(slope, intercept, validations)
+    kept = {info.architecture for info, share in zip(infos, stacking.share, strict=True) if share}
     return {
         name: folder
         for (name, folder), info in zip(folders.items(), infos, strict=True)

@@ -142,10 +142,10 @@ def fit_fusion_params(
     infos: Sequence[MemberInfo], validations: Sequence[Validation | None]
 ) -> tuple[FusionParams, str]:
     """Returns what the members' validation data say, and where the stacking weights come from."""
-    slope = np.array([info.calibration["slope"] for info in infos])
-    intercept = np.array([info.calibration["intercept"] for info in infos])
+    slope = [info.calibration["slope"] for info in infos]
+    intercept = [info.calibration["intercept"] for info in infos]
     stacking, origin = calibration.member_stacking(slope, intercept, validations)
-    error = np.array([info.calibration["brier"] for info in infos])
+    error = [info.calibration["brier"] for info in infos]
     arrays = (slope, intercept, *stacking, error)
     return FusionParams(*(jnp.asarray(np.asarray(array, np.float32)) for array in arrays)), origin
 

@@ -70,7 +70,7 @@ class Hyperparameters(Augmentation):
     teachers: str | None = None
     """Folder of members, or of one, whose mean logit is learnt beside the labels."""
     teacher_ensemble: str | None = None
-    """Which members of --teachers, as --ensemble of infer.py names them (None: all)."""
+    """Which members of --teachers, as --ensemble of infer.py names them."""
     teacher_weight: float = 0.5
     """Weight of the teachers in the loss; that of the labels is the rest."""
     teacher_features: float = 0.0

@@ -23,13 +23,15 @@ def bands_of(simulator, kind, seed):
 
 def test_half_are_lenses_and_they_alone_have_an_arc(simulator):
     found = simulator.drawn(8, seed=1)
-    assert found["images"].shape == (8, 72, 72, 3) and np.isfinite(found["images"]).all()
-    assert found["label"].tolist() == [1, 0] * 4
+    assert found.images.shape == (8, 72, 72, 3) and np.isfinite(found.images).all()
+    assert found.columns["label"].tolist() == [1, 0] * 4
     for known in ("arc_snr", "einstein_radius"):
-        np.testing.assert_array_equal(np.isfinite(found[known]), found["label"] == 1)
+        np.testing.assert_array_equal(
+            np.isfinite(found.columns[known]), found.columns["label"] == 1
+        )
     low, high = simulator.SNR
-    assert ((found["arc_snr"][::2] > low) & (found["arc_snr"][::2] < high)).all()
-    np.testing.assert_array_equal(simulator.drawn(8, seed=1)["images"], found["images"])
+    assert ((found.columns["arc_snr"][::2] > low) & (found.columns["arc_snr"][::2] < high)).all()
+    np.testing.assert_array_equal(simulator.drawn(8, seed=1).images, found.images)
 
 
 def test_images_of_a_lens_lie_about_its_einstein_ring(simulator):

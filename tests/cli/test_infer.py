@@ -376,7 +376,7 @@ def test_without_an_ensemble_all_members_that_there_are_score(run, members, stac
     assert ended.status == 0, ended
     record = json.loads((tmp_path / "r" / "run.json").read_text())
     assert [member["name"] for member in record["members"]] == ["vit_s16.0", "vit_s16.1"]
-    assert record["left_out"] == [] and "left out" not in ended.out
+    assert record["left_out"] == [] and "not run" not in ended.out
 
 
 def test_the_stacked_score_is_the_same_without_an_architecture_that_has_no_share(
@@ -392,7 +392,7 @@ def test_the_stacked_score_is_the_same_without_an_architecture_that_has_no_share
     for name, more in (("useful", ()), ("everyone", ("--ensemble", "all"))):
         ended = run(infer.main, *command, "--output", tmp_path / name, *more)
         assert ended.status == 0, ended
-        told = "left out, for without a share: light_transformer; --ensemble all has them score"
+        told = "without a share, so not run: light_transformer (--ensemble all runs them too)"
         assert (told in ended.out) == (name == "useful")
     useful, everyone = (predictions_of(tmp_path / name) for name in ("useful", "everyone"))
     assert "light_transformer_probs" in everyone.keys() - useful.keys()
